@@ -15,7 +15,7 @@ import os
 import pathlib
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ def _measure_steps(
     key = jax.device_put(jax.random.key(options.seed or 0), meshes.replicated(mesh))
     stepper = Stepper(train.programs, state, key)
     batches: Any = (
-        Constant(synthetic_batches(benchmark, benchmark.batch_size, mesh))
+        Constant(synthetic_batches(benchmark.examples(), benchmark.batch_size, mesh))
         if folder is None
         else train_feed(benchmark, options, mesh, folder)
     )
@@ -215,7 +215,9 @@ def _evaluate(
     benchmark, mesh = assembly.benchmark, assembly.mesh
     view = assembly.eval_view(state)
     mask = jax.device_put(np.ones(benchmark.eval_batch, bool), meshes.batch_sharding(mesh))
-    batches = itertools.cycle(synthetic_batches(benchmark, benchmark.eval_batch, mesh))
+    batches = itertools.cycle(
+        synthetic_batches(benchmark.eval_examples(), benchmark.eval_batch, mesh)
+    )
 
     def window(count: int) -> float:
         begin = time.perf_counter()
@@ -270,9 +272,9 @@ class Constant:
 
 
 def synthetic_batches(
-    benchmark: Benchmark, batch_size: int, mesh: Any
+    examples: Sequence[Example], batch_size: int, mesh: Any
 ) -> list[dict[str, jax.Array]]:
-    """A random batch for each of the benchmark's shapes, made where it lives.
+    """A random batch for each of these shapes, made where it lives.
 
     Floats are normal, bytes uniform; other integers are 0 or 1, which every label and id may be.
     """
@@ -288,7 +290,7 @@ def synthetic_batches(
         jax.jit(lambda key, example=example: make(example, key), out_shardings=sharding)(
             jax.random.key(index)
         )
-        for index, example in enumerate(benchmark.examples())
+        for index, example in enumerate(examples)
     ]
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.ops.embedding_plan import Store
 
 Shape = jax.ShapeDtypeStruct
 Example = Mapping[str, Shape]
@@ -80,10 +81,15 @@ class Start:
             to a function of index slices that returns that part, so that no host holds a whole model.
             Paths left out keep their random initialisation.
         optimizer_step: what the optimizer's own count starts from; schedules read it.
+        moments: the optimizer's arrays of one per parameter, by their name in its state ("mu" and "nu"
+            of Adam) and the parameter's path; a replaced optimizer without that name begins afresh.
     """
 
     weights: Mapping[str, np.ndarray | Reader]
     optimizer_step: int = 0
+    moments: Mapping[str, Mapping[str, np.ndarray | Reader]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True)
@@ -106,12 +112,21 @@ class Table:
         rows, width: the table is [rows, width].
         init: (key, shape, dtype) -> initial rows.
         optimizer: a row optimizer of `mlperf_jax.optimizers.rows`.
+        store: None, or the `mlperf_jax.ops.embedding_plan.Store` of bags whose tables share this array.
+            The loss then finds the sums [B, T, width] of the rows looked up and not the rows, which
+            leave the devices that hold them only as sums; the store says where the array lives.
     """
 
     rows: int
     width: int
     init: Callable[..., jax.Array]
     optimizer: Any
+    store: Store | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Trained weights: not those that only fill up a store's bins."""
+        return self.rows * self.width if self.store is None else self.store.parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +144,8 @@ class Benchmark:
     parameters: ClassVar[int]  # trained ones at full size, as the reference counts them
     frozen: ClassVar[tuple[str, ...]] = ()
     rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    # whether `train_data(...).ready(seed)` works out the order, from metadata alone, before the clock
+    ready_ahead: ClassVar[bool] = False
 
     # fields every benchmark has
     size: str = "full"
@@ -186,6 +203,10 @@ class Benchmark:
         """Shape and dtype of one example by name; a tuple where batches come in bucket shapes."""
         raise NotImplementedError
 
+    def eval_example(self) -> Example | tuple[Example, ...]:
+        """As `example`, of evaluation's batches, where they are not of training's shape."""
+        return self.example()
+
     def model(self, rngs: Any) -> Any:
         """The Flax NNX module, freshly initialised."""
         raise NotImplementedError
@@ -203,7 +224,11 @@ class Benchmark:
         return {}
 
     def lookups(self, batch: Batch) -> Mapping[str, jax.Array]:
-        """Ids [B, K] by table. The loss finds the rows [B, K, width] in `batch["rows"][table]`."""
+        """Ids [B, K] by table; the loss finds what was looked up in `batch["rows"][table]`.
+
+        Rows [B, K, width] of a plain table. Of a store's table the ids count within their own tables,
+        in the store's order, and the loss finds the sums [B, T, width] of their bags.
+        """
         raise NotImplementedError
 
     def start(self, data_dir: str) -> Start | None:
@@ -215,6 +240,10 @@ class Benchmark:
     def predict(self, model: Any, batch: Batch, key: jax.Array) -> Any:
         """What the metric adds up: arrays with leading axis B. `model` is the evaluation view."""
         raise NotImplementedError
+
+    def diverged(self, quality: Mapping[str, float]) -> bool:
+        """Whether an evaluation says that the run is beyond hope; it is then given up."""
+        return False
 
     def eval_steps(self) -> Iterator[int]:
         """Increasing, endless step numbers after which quality is evaluated."""
@@ -306,8 +335,11 @@ class Benchmark:
 
     def examples(self) -> tuple[Example, ...]:
         """`example()` as a tuple of bucket shapes."""
-        one = self.example()
-        return (one,) if isinstance(one, Mapping) else tuple(one)
+        return _as_tuple(self.example())
+
+    def eval_examples(self) -> tuple[Example, ...]:
+        """`eval_example()` as a tuple of bucket shapes."""
+        return _as_tuple(self.eval_example())
 
     @property
     def is_tiny(self) -> bool:
@@ -320,6 +352,10 @@ class Benchmark:
     def config(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {"benchmark": self.name, **dataclasses.asdict(self)}
+
+
+def _as_tuple(examples: Example | tuple[Example, ...]) -> tuple[Example, ...]:
+    return (examples,) if isinstance(examples, Mapping) else tuple(examples)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class Evaluator:
         view = self.assembly.eval_view(state)
         key = jax.random.fold_in(stream(self.seed, "evaluation"), number)
         found: list[Any] = []
-        examples, sharding = benchmark.examples(), meshes.batch_sharding(mesh)
+        examples, sharding = benchmark.eval_examples(), meshes.batch_sharding(mesh)
         masked = "mask" in examples[0]
         with feed.Feed(
             self.batches(), benchmark.eval_batch, sharding, examples, padded=True
@@ -99,7 +99,7 @@ def compile_predict(assembly: Assembly) -> dict[Any, Any]:
     predict = step.jit_predict_step(assembly)
     mask = jax.ShapeDtypeStruct((benchmark.eval_batch,), bool, sharding=sharding)
     programs = {}
-    for example in benchmark.examples():
+    for example in benchmark.eval_examples():
         batch = step.abstract_batch(example, benchmark.eval_batch, sharding)
         key = jax.eval_shape(lambda: jax.random.key(0))
         programs[shape_key(batch)] = assembly.compile(

@@ -320,6 +320,8 @@ class Loop:
         if all(target.met(self.quality) for target in run.benchmark.targets):
             self.status = "success"
             self.kept, self.kept_step = state, evaluated
+        elif run.benchmark.diverged(self.quality):
+            self.status, self.reason = "aborted", "the model has diverged"
 
     # -- checkpoints ---------------------------------------------------------------------------
 

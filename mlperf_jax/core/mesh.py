@@ -7,12 +7,14 @@ PartitionSpec or function) pairs, first match wins, each written for ONE layer: 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mlperf_jax.errors import UserError
@@ -67,8 +69,41 @@ def make_mesh(text: str | None = None, devices: Sequence[Any] | None = None) -> 
         raise UserError(
             f"mesh {text} has {wanted} devices; with several processes it must use all {len(devices)}"
         )
-    return jax.make_mesh(
-        shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted]
+    axis_types = (AxisType.Auto,) * len(AXES)
+    if devices[0].platform == "tpu":  # jax.make_mesh refuses some meshes there, and several slices
+        return Mesh(arrange(shape, devices[:wanted]), AXES, axis_types=axis_types)
+    return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices[:wanted])
+
+
+def arrange(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """TPU devices as an array of this shape, neighbours in it being neighbours in the network.
+
+    An axis of the mesh takes whole axes of the network where that goes, and parts of them where not;
+    `data`, or else `fsdp`, spans the slices.
+
+    Raises:
+        UserError: neither axis is divided by the number of slices.
+    """
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices > 1:
+        each = _within_slices(shape, slices)
+        over = tuple(whole // part for whole, part in zip(shape, each))
+        make = functools.partial(mesh_utils.create_hybrid_device_mesh, each, over)
+    else:
+        make = functools.partial(mesh_utils.create_device_mesh, shape)
+    try:
+        return make(devices=devices)
+    except NotImplementedError:
+        return make(devices=devices, allow_split_physical_axes=True)
+
+
+def _within_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
+    """The mesh of one slice: `data`, or else `fsdp`, spans the slices."""
+    for axis in (0, 1):
+        if shape[axis] % slices == 0:
+            return tuple(n // slices if i == axis else n for i, n in enumerate(shape))
+    raise UserError(
+        f"{slices} slices must divide the data or fsdp axis of the mesh, which alone may span them"
     )
 
 

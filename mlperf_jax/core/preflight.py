@@ -182,6 +182,7 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     check_batches(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
     assembly = states.assemble(benchmark, mesh, optimizer)
+    assembly.check_room()
     processes.from_primary(lambda: check_room(options, assembly))
     text = describe_optimizer(given)
     return Plan(benchmark, options, division, data_dir, assembly, text)

@@ -214,6 +214,9 @@ class Run:
         )
 
     def end_init(self) -> None:
+        """The order of the samples is worked out, where that takes long, and `init_stop` written."""
+        if self.benchmark.ready_ahead:
+            self.train_data().ready(self.seed)
         if not self.started:
             self.log.stop("init_stop")
 

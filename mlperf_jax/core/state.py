@@ -11,6 +11,7 @@ file and `ops/stack.py` are the only places that split or merge a module.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from jax.sharding import Mesh
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark, Start
 from mlperf_jax.errors import UserError
+from mlperf_jax.ops import embedding, embedding_plan
 from mlperf_jax.optimizers import clipping
 from mlperf_jax.optimizers import tree as trees
 
@@ -60,11 +62,37 @@ class Assembly:
     abstract: State
 
     @property
+    def parameters(self) -> int:
+        """Trained weights, tables included."""
+        tables = self.benchmark.tables().values()
+        return self.tree.count() + sum(table.parameters for table in tables)
+
+    @property
     def shardings(self) -> State:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
+    def check_room(self) -> None:
+        """Nothing, if the embedding tables that are spread over the mesh fit its devices.
+
+        Raises:
+            UserError: they do not; says by how much and what would.
+        """
+        tables = list(self.benchmark.tables().values())
+        stores = [table.store for table in tables if table.store is not None]
+        room = _memory(self.mesh)
+        if not stores or room is None:
+            return
+        itemsize = 8 if self.benchmark.dtype == "float64" else 4
+        row = round(tables[0].width * itemsize * (1 + tables[0].optimizer.accumulators))
+        embedding_plan.check_fit(stores, row, embedding.devices_of(self.mesh), room)
+
     def create(self, seed: int) -> State:
-        """The initial state, each leaf created on the devices that hold it."""
+        """The initial state, each leaf created on the devices that hold it.
+
+        Raises:
+            UserError: the embedding tables do not fit.
+        """
+        self.check_room()
         shardings = self.shardings
         if not shardings["frozen"]:
             return self._create(self._init, shardings, seed)
@@ -124,6 +152,19 @@ class Assembly:
         return view
 
 
+def _memory(mesh: Mesh) -> float | None:
+    """Bytes of memory of one device of the mesh, None where nobody says; CPUs share their host's."""
+    local = list(mesh.local_devices)
+    if not local:
+        return None
+    if local[0].platform == "cpu":
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(local)
+        except (AttributeError, OSError, ValueError):
+            return None
+    return (local[0].memory_stats() or {}).get("bytes_limit")
+
+
 def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembly:
     """Works out the program of a run from shapes alone; nothing is allocated.
 
@@ -146,13 +187,32 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
         tree = trees.ParamTree.from_params(parts["params"])
         tx = make_optimizer(benchmark, tree, optimizer)
         abstract = jax.eval_shape(lambda key: initial_state(benchmark, tx, key), key)
-    shardings = meshes.state_shardings(abstract, benchmark.rules, mesh)
+    rules = (*_store_rules(benchmark, mesh), *benchmark.rules)
+    shardings = meshes.state_shardings(abstract, rules, mesh)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
         shardings,
     )
     return Assembly(benchmark, found["graphdef"], tree, tx, mesh, abstract)
+
+
+def _store_rules(benchmark: Benchmark, mesh: Mesh) -> list[tuple[str, Any]]:
+    """Sharding rules for the tables whose stores say where they live.
+
+    Raises:
+        UserError: the mesh does not divide a store.
+    """
+    found = []
+    for name, table in benchmark.tables().items():
+        if (store := table.store) is not None:
+            embedding.check_mesh(store, mesh)
+
+            def spec(shape: Any, mesh: Mesh, store: Any = store) -> Any:
+                return embedding.spec(store, len(shape))
+
+            found.append((rf"{re.escape(name)}/.*", spec))
+    return found
 
 
 def initial_state(benchmark: Benchmark, tx: Any, key: jax.Array) -> State:
@@ -313,6 +373,8 @@ def begin_from(state: State, start: Start) -> State:
         state["ema"] = jax.tree.map(jnp.copy, state["params"])
     if start.optimizer_step:
         state["opt"] = set_optimizer_step(state["opt"], start.optimizer_step)
+    if start.moments:
+        state["opt"] = set_moments(state["opt"], start.moments)
     for part in ("params", "frozen", "stats", "tables"):
         state.setdefault(part, {})
     return state
@@ -330,6 +392,26 @@ def _read_leaf(path: str, leaf: jax.Array, source: Any) -> jax.Array:
         return np.asarray(values).astype(leaf.dtype)
 
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+
+
+def set_moments(opt: Any, moments: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The optimizer's state with these arrays in place of its own, by name and parameter path.
+
+    Raises:
+        UserError: a moment that the state has lacks a parameter, or its shape differs.
+    """
+
+    def value(path: Any, leaf: jax.Array) -> jax.Array:
+        names = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
+        known = [at for at, name in enumerate(names) if name in moments]
+        if not known:
+            return leaf
+        name, parameter = names[known[0]], "/".join(names[known[0] + 1 :])
+        if parameter not in moments[name]:
+            raise UserError(f"start checkpoint has no {name!r} of {parameter!r}")
+        return _read_leaf(f"{name} of {parameter}", leaf, moments[name][parameter])
+
+    return jax.tree_util.tree_map_with_path(value, opt)
 
 
 def set_optimizer_step(opt: Any, step: int) -> Any:

@@ -15,6 +15,7 @@ import optax
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.benchmark import Weighted
+from mlperf_jax.ops import embedding
 
 State = states.State
 Metrics = dict[str, jax.Array]
@@ -33,7 +34,7 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
     def step(state: State, batch: Any, key: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(key, state["step"])
         ids = benchmark.lookups(batch) if state["tables"] else {}
-        rows = {name: state["tables"][name]["rows"][ids[name]] for name in ids}
+        rows = _look_up(assembly, state["tables"], ids)
         total = _gradients(assembly, state, batch, rows, key, micro)
         used = total["used"]  # micro-batches that count: all, unless bad ones are skipped
         loss = total["loss"] / total["weight"]
@@ -52,9 +53,9 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
         if benchmark.nonfinite == "skip":  # a batch with no finite micro-batch changes nothing
             old = {part: state[part] for part in new}
             new = jax.tree.map(lambda a, b: jnp.where(used > 0, a, b), new, old)
-            ids = _nowhere_unless(used > 0, ids, state["tables"])
+            ids = _nowhere_unless(used > 0, ids, benchmark.tables() if ids else {})
             finite, loss = state["finite"], jnp.where(used > 0, loss, jnp.nan)
-        tables = _update_tables(benchmark, state["tables"], ids, row_grads)
+        tables = _update_tables(assembly, state["tables"], ids, row_grads)
         new = {**state, **new, "tables": tables, "step": state["step"] + 1, "finite": finite}
         scalars = jax.tree.map(lambda s: s / jnp.maximum(used, 1), total["scalars"])
         return new, {"loss": loss, "finite": finite, **scalars}
@@ -140,20 +141,39 @@ def _loss_parts(loss: Any) -> tuple[jax.Array, jax.Array, Metrics]:
     return loss, jnp.ones((), loss.dtype), dict(scalars)
 
 
-def _update_tables(benchmark: Any, tables: State, ids: Any, row_grads: Any) -> State:
-    specs = benchmark.tables() if tables else {}
-    return {
-        name: specs[name].optimizer.update(tables[name], ids[name], row_grads[name])
-        for name in tables
-    }
+def _look_up(assembly: states.Assembly, tables: State, ids: Any) -> dict[str, jax.Array]:
+    """Rows [B, K, width] of plain tables, sums of bags [B, T, width] of a store's."""
+    specs = assembly.benchmark.tables() if ids else {}
+    found = {}
+    for name, at in ids.items():
+        rows, store = tables[name]["rows"], specs[name].store
+        found[name] = rows[at] if store is None else embedding.pool(store, rows, at, assembly.mesh)
+    return found
 
 
-def _nowhere_unless(used: jax.Array, ids: Any, tables: State) -> Any:
+def _update_tables(assembly: states.Assembly, tables: State, ids: Any, row_grads: Any) -> State:
+    specs = assembly.benchmark.tables() if tables else {}
+
+    def updated(name: str, table: State) -> State:
+        spec, grads = specs[name], row_grads[name]
+        if spec.store is None:
+            return spec.optimizer.update(table, ids[name], grads)
+        step = spec.optimizer.step
+        return embedding.update(spec.store, table, ids[name], grads, step, assembly.mesh)
+
+    return {name: updated(name, table) for name, table in tables.items()}
+
+
+def _nowhere_unless(used: jax.Array, ids: Any, specs: Any) -> Any:
     """The ids, or row numbers past the table's end: updates of those are dropped.
 
-    Choosing between the old and the new table instead would keep both in memory.
+    Choosing between the old and the new table instead would keep both in memory. Bags keep their ids:
+    their gradients are zero, with which a row optimizer changes nothing.
     """
-    return {name: jnp.where(used, ids[name], tables[name]["rows"].shape[0]) for name in ids}
+    return {
+        name: jnp.where(used, at, specs[name].rows) if specs[name].store is None else at
+        for name, at in ids.items()
+    }
 
 
 def _average(decay: float, old: Any, new: Any) -> Any:
@@ -169,7 +189,7 @@ def make_predict_step(
     def predict(view: State, batch: Any, mask: jax.Array, key: jax.Array) -> Any:
         if view["tables"]:
             ids = benchmark.lookups(batch)
-            batch = {**batch, "rows": {n: view["tables"][n]["rows"][ids[n]] for n in ids}}
+            batch = {**batch, "rows": _look_up(assembly, view["tables"], ids)}
         outputs = benchmark.predict(assembly.eval_model(view), batch, key)
         return outputs if benchmark.metric.rows else benchmark.metric.sums(outputs, mask)
 

@@ -1,8 +1,9 @@
 """Optimizers for embedding tables that touch only the rows a batch used.
 
-A table is a dict: `rows` [R, D] and the optimizer's slots. `update(table, ids, grads)` takes ids of any
-shape and gradients [*ids.shape, D]; repeated ids are summed first, as a dense gradient would be, so a
-row is updated once per step. Nothing of size [R, D] is made besides the table itself.
+A table is a dict: `rows` [R, W] and the optimizer's slots. `update(table, ids, grads)` takes ids of any
+shape and gradients [*ids.shape, W]; repeated ids are summed first, as a dense gradient would be, so a
+row is updated once per step. Nothing of size [R, W] is made besides the table itself. For sums of rows
+spread over a mesh `ops.embedding.update` takes the gradients of the sums and the optimizer's `step`.
 """
 
 from __future__ import annotations
@@ -13,71 +14,65 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from mlperf_jax.ops import embedding_rows
+
 TableState = dict[str, jax.Array]
+Mean = Callable[[jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
 class RowOptimizer:
-    """`init(rows) -> slots` and `update(table, ids, grads) -> table`."""
+    """A rule for rows; a gradient of zero must change nothing.
+
+    Attributes:
+        init: rows [R, W] -> slots, [R, W] or [R] each.
+        step: (slots of n rows, their gradients [n, W], mean) -> (change of the rows [n, W], new slots).
+            `mean` [n, W] -> [n] is over the whole width, also where a device holds some columns.
+        accumulators: slots per weight, for plans.
+    """
 
     init: Callable[[jax.Array], TableState]
-    update: Callable[[TableState, jax.Array, jax.Array], TableState]
+    step: Callable[[TableState, jax.Array, Mean], tuple[jax.Array, TableState]]
+    accumulators: float = 0.0
 
+    def update(self, table: TableState, ids: jax.Array, grads: jax.Array) -> TableState:
+        """The table after one step; an id of R or more is ignored.
 
-def sum_duplicates(ids: jax.Array, grads: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
-    """Each used id once, with the sum of its gradients.
-
-    Args:
-        ids: [...] row numbers.
-        grads: [..., D].
-        rows: R; unused places of the result get this id, which a scatter in "drop" mode ignores.
-
-    Returns:
-        ids [M] and gradients [M, D], where M is the number of look-ups.
-    """
-    flat = ids.reshape(-1)
-    order = jnp.argsort(flat)
-    sorted_ids = flat[order]
-    first = jnp.concatenate([jnp.ones(1, bool), sorted_ids[1:] != sorted_ids[:-1]])
-    segment = jnp.cumsum(first) - 1
-    sums = jax.ops.segment_sum(
-        grads.reshape(flat.shape[0], -1)[order],
-        segment,
-        num_segments=flat.shape[0],
-        indices_are_sorted=True,
-    )
-    unique = jnp.full_like(flat, rows).at[segment].set(sorted_ids)
-    return unique, sums
+        All look-ups at once and not in chunks: the compiler may spread this over a mesh, and would put
+        exchanges into a loop over chunks.
+        """
+        flat = jnp.asarray(ids).reshape(-1)
+        grads = jnp.asarray(grads).reshape(flat.shape[0], -1)
+        count = table["rows"].shape[0]
+        flat = jnp.where(flat < count, flat, count + jnp.arange(flat.shape[0], dtype=flat.dtype))
+        unique, sums = embedding_rows.sum_duplicates(flat, grads, count)
+        return embedding_rows.step_rows(table, unique, sums, self.step)
 
 
 def sgd(learning_rate: float) -> RowOptimizer:
     """Plain gradient descent on the rows used."""
 
-    def update(table: TableState, ids: jax.Array, grads: jax.Array) -> TableState:
-        flat = grads.reshape(-1, grads.shape[-1])
-        return {"rows": table["rows"].at[ids.reshape(-1)].add(-learning_rate * flat)}
+    def step(slots: TableState, grads: jax.Array, mean: Mean) -> tuple[jax.Array, TableState]:
+        return -learning_rate * grads, {}
 
-    return RowOptimizer(lambda rows: {}, update)
+    return RowOptimizer(lambda rows: {}, step)
 
 
 def adagrad(learning_rate: float, epsilon: float = 1e-8, initial: float = 0.0) -> RowOptimizer:
     """Adagrad with one accumulator per element: a += g²; row -= lr·g / (√a + ε).
 
-    The form DLRM-DCNv2's closed rules fix (torch.optim.Adagrad: ε outside the root).
+    The form of torch.optim.Adagrad: ε outside the root.
     """
 
     def init(rows: jax.Array) -> TableState:
         return {"accumulator": jnp.full_like(rows, initial)}
 
-    def update(table: TableState, ids: jax.Array, grads: jax.Array) -> TableState:
-        count = table["rows"].shape[0]
-        unique, sums = sum_duplicates(ids, grads, count)
-        squares = table["accumulator"].at[unique].add(sums**2, mode="drop")
-        seen = squares.at[unique].get(mode="fill", fill_value=1.0)
-        step = -learning_rate * sums / (jnp.sqrt(seen) + epsilon)
-        return {"rows": table["rows"].at[unique].add(step, mode="drop"), "accumulator": squares}
+    def step(slots: TableState, grads: jax.Array, mean: Mean) -> tuple[jax.Array, TableState]:
+        squares = slots["accumulator"] + grads**2
+        change = -learning_rate * grads / (jnp.sqrt(squares) + epsilon)
+        return change, {"accumulator": squares}
 
-    return RowOptimizer(init, update)
+    return RowOptimizer(init, step, accumulators=1.0)
 
 
 def rowwise_adagrad(
@@ -88,11 +83,9 @@ def rowwise_adagrad(
     def init(rows: jax.Array) -> TableState:
         return {"accumulator": jnp.full(rows.shape[:1], initial, rows.dtype)}
 
-    def update(table: TableState, ids: jax.Array, grads: jax.Array) -> TableState:
-        unique, sums = sum_duplicates(ids, grads, table["rows"].shape[0])
-        squares = table["accumulator"].at[unique].add(jnp.mean(sums**2, -1), mode="drop")
-        seen = squares.at[unique].get(mode="fill", fill_value=1.0)
-        step = -learning_rate * sums / (jnp.sqrt(seen) + epsilon)[:, None]
-        return {"rows": table["rows"].at[unique].add(step, mode="drop"), "accumulator": squares}
+    def step(slots: TableState, grads: jax.Array, mean: Mean) -> tuple[jax.Array, TableState]:
+        squares = slots["accumulator"] + mean(grads**2)
+        change = -learning_rate * grads / (jnp.sqrt(squares) + epsilon)[:, None]
+        return change, {"accumulator": squares}
 
-    return RowOptimizer(init, update)
+    return RowOptimizer(init, step)

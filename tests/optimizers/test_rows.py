@@ -38,14 +38,6 @@ def optimized(optimizer, steps=3):
     return start, table, seen
 
 
-def test_duplicates_are_summed_and_spare_places_point_past_the_table():
-    ids = jnp.array([[5, 2], [5, 5]])
-    grads = jnp.arange(4.0).reshape(2, 2, 1)
-    unique, sums = rows.sum_duplicates(ids, grads, R)
-    assert unique.tolist() == [2, 5, R, R]
-    assert sums[:2, 0].tolist() == [1.0, 5.0]
-
-
 def test_sgd_equals_the_dense_step():
     start, table, grads = optimized(rows.sgd(0.5))
     np.testing.assert_allclose(table["rows"], start - 0.5 * sum(grads), rtol=1e-5, atol=1e-6)

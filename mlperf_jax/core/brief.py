@@ -1,0 +1,37 @@
+"""A brief training on one device, without clock, log or evaluation: how tiny start checkpoints are made."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+
+from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import preflight, step
+from mlperf_jax.core import state as states
+
+
+def train_briefly(benchmark: Any, data_dir: str, steps: int, seed: int = 0) -> states.State:
+    """The state of a benchmark after some steps from random weights.
+
+    Args:
+        benchmark: its `start` is left aside.
+        data_dir: its data; not read for 0 steps.
+        steps: 0 for the random weights themselves.
+        seed: of weights, data order and dropout.
+    """
+    assembly = states.assemble(preflight.resolve_dtype(benchmark), meshes.make_mesh("data=1"))
+    state = assembly.create(seed)
+    if not steps:
+        return state
+    size, key = benchmark.batch_size, jax.random.key(seed)
+    train = step.jit_train_step(assembly)
+    sharding = meshes.batch_sharding(assembly.mesh)
+    batches = benchmark.train_data(data_dir).batches(
+        size, rows=(0, size), seed=seed, start=0, threads=1
+    )
+    for batch in itertools.islice(batches, steps):
+        state, _ = train(state, jax.device_put(batch, sharding), key)
+    batches.close()
+    return state

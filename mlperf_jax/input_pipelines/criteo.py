@@ -1,0 +1,275 @@
+"""Criteo's 1 TB click logs with multi-hot ids, for DLRM-DCNv2: 4.2 G training samples, 89 M to validate.
+
+A folder holds the organisers' day files (`criteo_files`) for days 0 .. 23, or HugeCTR's `train_data.bin`
+and `val_data.bin`. Days 0 .. 22 are shuffled already and are read as they lie, in large blocks from memory
+maps; validation is the first half of day 23, rounded up. `build` makes the day files from the raw logs, and
+`build(D, tiny=True)` writes a small stand-in of the same form.
+
+Reference: mlcommons/training, recommendation_v2/torchrec_dlrm.
+Shape legend: B rows of a global batch, k ids of a table's bag, K ids of all bags together (214).
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import criteo_files, criteo_tiny, records
+from mlperf_jax.input_pipelines.criteo_log import ClickLog, usable_cores
+
+NAME, TINY_NAME, VERSION = "criteo_multihot", "criteo_tiny", "1.0.0"
+DAYS, VALIDATION_DAY = range(24), 23
+RECORD_FILES = {"train": "train_data.bin", "validation": "val_data.bin"}
+# fmt: off
+ROWS = (
+    40_000_000, 39_060, 17_295, 7_424, 20_265, 3, 7_122, 1_543, 63, 40_000_000, 3_067_956, 405_282, 10,
+    2_209, 11_938, 155, 4, 976, 14, 40_000_000, 40_000_000, 40_000_000, 590_152, 12_973, 108, 36,
+)
+BAGS = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
+# fmt: on
+_LOOKED_AT = 4096  # samples at either end of a part that `check` reads
+_HASHED = 1 << 34  # bytes of the largest file whose checksum `check` computes unasked
+TINY_ROWS, TINY_BAGS = criteo_tiny.ROWS, criteo_tiny.BAGS
+COUNTS = {
+    NAME: {"train": 4_195_197_692, "validation": 89_137_319},
+    TINY_NAME: {"train": 73_728, "validation": 8_193},
+}
+
+
+# -- what is in a folder -----------------------------------------------------------------------
+
+
+def train(
+    data_dir: str | os.PathLike,
+    rows: Sequence[int] = ROWS,
+    bags: Sequence[int] = BAGS,
+    *,
+    tiny: bool = False,
+) -> ClickLog:
+    """The training samples, in the order of the files: days 0 .. 22, or `train_data.bin`.
+
+    Args:
+        data_dir: the folder with the files, or one that holds `criteo_multihot` (tiny:
+            `criteo_tiny/1.0.0`).
+        rows: of each table.
+        bags: bag size of each table.
+        tiny: read the small stand-in.
+
+    Raises:
+        UserError: a file is missing, cut short, or of other bag sizes.
+    """
+    folder, form = locate(data_dir, tiny=tiny)
+    if form == "records":
+        parts = (criteo_files.open_records(f"{folder}/{RECORD_FILES['train']}", bags),)
+    else:
+        days = [day for day in _days(tiny) if day != VALIDATION_DAY]
+        parts = tuple(criteo_files.open_day(folder, day, bags) for day in days)
+    return ClickLog(parts, tuple(rows), tuple(bags))
+
+
+def validation(
+    data_dir: str | os.PathLike,
+    rows: Sequence[int] = ROWS,
+    bags: Sequence[int] = BAGS,
+    *,
+    tiny: bool = False,
+) -> ClickLog:
+    """The validation samples: the first half of day 23, rounded up, or `val_data.bin`; as `train`."""
+    folder, form = locate(data_dir, tiny=tiny)
+    if form == "records":
+        part = criteo_files.open_records(f"{folder}/{RECORD_FILES['validation']}", bags)
+    else:
+        day = criteo_files.open_day(folder, VALIDATION_DAY, bags)
+        part = day.head((day.rows + 1) // 2)
+    return ClickLog((part,), tuple(rows), tuple(bags))
+
+
+def counts(
+    data_dir: str | os.PathLike, *, tiny: bool = False, bags: Sequence[int] | None = None
+) -> dict[str, int]:
+    """Returns {"train": n, "validation": n} from headers and sizes alone.
+
+    Args:
+        bags: bag sizes, which a file of records needs; the benchmark's by default.
+
+    Raises:
+        UserError: as `train`.
+    """
+    bags = bags or (TINY_BAGS if tiny else BAGS)
+    rows = (1,) * len(bags)  # ids are not looked at
+    splits = {"train": train, "validation": validation}
+    return {split: len(open_(data_dir, rows, bags, tiny=tiny)) for split, open_ in splits.items()}
+
+
+def _days(tiny: bool) -> tuple[int, ...]:
+    return tuple(criteo_tiny.DAYS) if tiny else tuple(DAYS)
+
+
+def locate(
+    data_dir: str | os.PathLike, *, tiny: bool = False
+) -> tuple[str, Literal["days", "records"]]:
+    """Returns the folder that holds the files, and their form.
+
+    Raises:
+        UserError: there is no data set, or some of its files are missing; says which and how to get them.
+    """
+    if os.fspath(data_dir).startswith("gs://"):
+        raise UserError(
+            f"{data_dir}: click logs are memory-mapped; copy them to a local disk, or mount the bucket with "
+            "gcsfuse and give the mounted folder"
+        )
+    data_dir = records.local(data_dir)
+    wanted = [name for day in _days(tiny) for name in criteo_files.day_files(day)]
+    folders = (data_dir, f"{data_dir}/{_folder_name(tiny)}")
+    have = {folder: records.listing(folder) or {} for folder in folders}
+    for folder in folders:
+        if all(name in have[folder] for name in wanted):
+            return folder, "days"
+        if not tiny and all(name in have[folder] for name in RECORD_FILES.values()):
+            return folder, "records"
+    for folder in folders:
+        missing = [name for name in wanted if name not in have[folder]]
+        if len(missing) < len(wanted):
+            raise UserError(
+                f"{folder} lacks {len(missing)} of {len(wanted)} files, the first is {missing[0]}; copy or "
+                "build the rest"
+            )
+        missing = [name for name in RECORD_FILES.values() if name not in have[folder]]
+        if not tiny and len(missing) == 1:
+            raise UserError(f"{folder} lacks {missing[0]}; copy it too")
+    raise UserError(_missing(data_dir, tiny))
+
+
+def _folder_name(tiny: bool) -> str:
+    return f"{TINY_NAME}/{VERSION}" if tiny else NAME
+
+
+def _missing(data_dir: str, tiny: bool) -> str:
+    if tiny:
+        return (
+            f"no {_folder_name(tiny)} in {data_dir}; write it (a second, no download) with: "
+            f"mlperf-jax data build dlrm_dcnv2 --tiny --data-dir {data_dir}"
+        )
+    return (
+        f"no multi-hot Criteo click logs in {data_dir}: expected day_0_labels.npy, day_0_dense.npy, "
+        "day_0_sparse_multi_hot.npz, … for days 0 to 23, or HugeCTR's train_data.bin and val_data.bin. Fetch "
+        "them with the MLCommons downloader (dlrmv2-preprocessed-criteo-click-logs), or build them from the "
+        f"raw logs: mlperf-jax data build dlrm_dcnv2 --data-dir {data_dir} --source FOLDER"
+    )
+
+
+def build(
+    data_dir: str | os.PathLike,
+    *,
+    tiny: bool = False,
+    source: str | os.PathLike | None = None,
+    rows: Sequence[int] | None = None,
+    bags: Sequence[int] | None = None,
+    round_ids: bool = True,
+) -> str:
+    """Writes the day files and returns their folder; does nothing if they are there already.
+
+    Args:
+        data_dir: `criteo_multihot` (tiny: `criteo_tiny/1.0.0`) is made in it.
+        tiny: write the small stand-in, in about a second.
+        source: folder with the raw logs `day_0` .. `day_23` (or `.gz`), or with the one-hot arrays
+            `day_0_sparse.npy`, …; `data_dir` by default.
+        rows, bags: of each table; the benchmark's by default.
+        round_ids: round the training days' ids above 2^24 as float32 does, before the modulo. The
+            official data, and with it every reference convergence point, has this rounding; without it
+            training and validation agree on what an id means.
+
+    Raises:
+        UserError: nothing to build from, or not enough room on the disk.
+    """
+    try:
+        return locate(data_dir, tiny=tiny)[0]
+    except UserError:
+        pass
+    folder = f"{records.local(data_dir)}/{_folder_name(tiny)}"
+    if not tiny:
+        return _build_full(folder, data_dir, source, rows or ROWS, bags or BAGS, round_ids)
+    try:
+        pathlib.Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        criteo_tiny.write(folder, rows or TINY_ROWS, bags or TINY_BAGS)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _build_full(
+    folder: str,
+    data_dir: str | os.PathLike,
+    source: str | os.PathLike | None,
+    rows: Sequence[int],
+    bags: Sequence[int],
+    round_ids: bool,
+) -> str:
+    from mlperf_jax.input_pipelines import criteo_builder, criteo_plan
+
+    place = records.local(source or data_dir)
+    plan = criteo_plan.Plan(place, folder, tuple(DAYS), tuple(rows), tuple(bags), round_ids)
+    try:
+        return criteo_builder.write(plan.with_processes(usable_cores()))
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def check(
+    data_dir: str | os.PathLike,
+    *,
+    tiny: bool = False,
+    rows: Sequence[int] | None = None,
+    bags: Sequence[int] | None = None,
+    whole: bool = False,
+) -> list[str]:
+    """Opens every file, reads the first and last samples of each part, and compares checksums.
+
+    Args:
+        whole: compare all files that have a published checksum, a third of a terabyte and more; else
+            the labels and dense features of days 0 and 23, 23 GB.
+        data_dir, tiny, rows, bags: as for `build`.
+
+    Returns:
+        A report, line by line; lines that begin with "problem:" need mending, those with "warning:" say
+        that a file differs from the published one.
+    """
+    from mlperf_jax.input_pipelines import criteo_builder
+
+    rows, bags = rows or (TINY_ROWS if tiny else ROWS), bags or (TINY_BAGS if tiny else BAGS)
+    folder, form = locate(data_dir, tiny=tiny)
+    report = [f"{folder} ({form})"]
+    for split, open_ in {"train": train, "validation": validation}.items():
+        try:
+            log = open_(data_dir, rows, bags, tiny=tiny)
+        except UserError as error:
+            report.append(f"problem: {error}")
+            continue
+        expected = COUNTS[TINY_NAME if tiny else NAME][split]
+        report.append(f"{split}: {len(log):,} samples in {len(log.parts)} parts")
+        if len(log) != expected:
+            report.append(f"problem: {split} has {len(log):,} samples, expected {expected:,}")
+        problems = [p for p in (_problem(log, a, b) for a, b in _ends(log)) if p]
+        report += [f"problem: {p}" for p in problems]
+    return report + criteo_builder.verify(folder, 1 << 62 if whole else _HASHED)
+
+
+def _ends(log: ClickLog) -> Iterator[tuple[int, int]]:
+    """The first and the last samples of every part."""
+    start = 0
+    for part in log.parts:
+        few = min(part.rows, _LOOKED_AT)
+        yield start, start + few
+        start += part.rows
+        yield start - few, start
+
+
+def _problem(log: ClickLog, first: int, last: int) -> str | None:
+    try:
+        log.read(first, last, log.empty(last - first))
+    except UserError as error:
+        return str(error)
+    return None
