@@ -24,8 +24,9 @@ from jax.sharding import PartitionSpec as P
 from mlperf_jax.errors import UserError
 from mlperf_jax.models.decoder_config import DecoderConfig, Lora, RopeScaling
 from mlperf_jax.models.lora import FROZEN, LoraBranch, dropped
+from mlperf_jax.models.quantised import QuantisedLinear
 from mlperf_jax.ops import attention as attentions
-from mlperf_jax.ops import stack
+from mlperf_jax.ops import dense, stack
 from mlperf_jax.ops.shard import shard
 
 __all__ = ["FROZEN", "RULES", "Decoder", "DecoderConfig", "Lora", "RopeScaling"]
@@ -35,8 +36,8 @@ __all__ = ["FROZEN", "RULES", "Decoder", "DecoderConfig", "Lora", "RopeScaling"]
 RULES = (
     (r"(embed|positions)/embedding", P(None, ("tensor", "fsdp"))),
     (r"head/kernel", P("fsdp", "tensor")),
-    (r".*/(query|key|value|gate|up)/kernel", P("fsdp", "tensor")),
-    (r".*/(out|down)/kernel", P("tensor", "fsdp")),
+    (r".*/(query|key|value|gate|up)/kernel(_scale)?", P("fsdp", "tensor")),
+    (r".*/(out|down)/kernel(_scale)?", P("tensor", "fsdp")),
     (r".*/(query|key|value|up)/bias", P("tensor")),
     (r".*/qkv_lora/a", P("fsdp", None)),
     (r".*/out_lora/a", P(("tensor", "fsdp"), None)),
@@ -144,10 +145,10 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs):
         width, queries, shared = config.width, config.query_width, config.kv_width
-        self.query = _linear(width, queries, config, dtype, rngs=rngs)
-        self.key = _linear(width, shared, config, dtype, rngs=rngs)
-        self.value = _linear(width, shared, config, dtype, rngs=rngs)
-        self.out = _linear(queries, width, config, dtype, std=config.output_std, rngs=rngs)
+        self.query = _column_split(width, queries, config, dtype, rngs=rngs)
+        self.key = _column_split(width, shared, config, dtype, rngs=rngs)
+        self.value = _column_split(width, shared, config, dtype, rngs=rngs)
+        self.out = _row_split(queries, width, config, dtype, rngs=rngs)
 
         def branch(inputs, *outputs):
             lora = config.lora
@@ -186,12 +187,12 @@ class SwiGLU(nnx.Module):
 
     def __init__(self, config: DecoderConfig, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.hidden
-        self.gate = _linear(width, hidden, config, dtype, rngs=rngs)
-        self.up = _linear(width, hidden, config, dtype, rngs=rngs)
-        self.down = _linear(hidden, width, config, dtype, std=config.output_std, rngs=rngs)
+        self.gate = _column_split(width, hidden, config, dtype, rngs=rngs)
+        self.up = _column_split(width, hidden, config, dtype, rngs=rngs)
+        self.down = _row_split(hidden, width, config, dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = nnx.silu(self.gate(x)) * self.up(x)
+        hidden = _lean(lambda gate, up: nnx.silu(gate) * up)(self.gate(x), self.up(x))
         return self.down(shard(hidden, _ROWS, "context", "tensor"))
 
 
@@ -200,12 +201,17 @@ class Gelu(nnx.Module):
 
     def __init__(self, config: DecoderConfig, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.hidden
-        self.up = _linear(width, hidden, config, dtype, rngs=rngs)
-        self.down = _linear(hidden, width, config, dtype, std=config.output_std, rngs=rngs)
+        self.up = _column_split(width, hidden, config, dtype, rngs=rngs)
+        self.down = _row_split(hidden, width, config, dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = nnx.gelu(self.up(x), approximate=True)
+        hidden = _lean(nnx.gelu)(self.up(x))  # the tanh approximation
         return self.down(shard(hidden, _ROWS, "context", "tensor"))
+
+
+def _lean(elementwise: Any) -> Any:
+    """The function, keeping for the backward pass its arguments alone and none of its own steps."""
+    return jax.checkpoint(elementwise, prevent_cse=False)
 
 
 # A feed-forward part maps [B, T, D] to [B, T, D]; a mixture of experts joins here.
@@ -402,5 +408,18 @@ def _linear(inputs, outputs, config, dtype, *, std: float | None = None, rngs) -
         dtype=dtype,
         param_dtype=_kept(config, dtype),
         kernel_init=nnx.initializers.normal(config.init_std if std is None else std),
+        dot_general=dense.dot_general,
         rngs=rngs,
     )
+
+
+def _column_split(inputs, outputs, config, dtype, *, rngs) -> nnx.Linear | QuantisedLinear:
+    """A projection that begins a residual branch, its outputs split over `tensor`."""
+    linear = _linear(inputs, outputs, config, dtype, rngs=rngs)
+    return QuantisedLinear(linear, (None, "tensor")) if config.quantised else linear
+
+
+def _row_split(inputs, outputs, config, dtype, *, rngs) -> nnx.Linear | QuantisedLinear:
+    """A projection that ends a residual branch, its inputs split over `tensor`."""
+    linear = _linear(inputs, outputs, config, dtype, std=config.output_std, rngs=rngs)
+    return QuantisedLinear(linear, ("tensor", None)) if config.quantised else linear

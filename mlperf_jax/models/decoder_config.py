@@ -34,15 +34,25 @@ class Lora:
 
     One adapter serves the fused query, key and value projection (one A, one B over all three) and one
     the output projection. The branch adds `alpha / rank * B(A(dropout(x)))`.
+
+    Attributes:
+        rank, alpha, dropout: of the branch.
+        base_bits: 8 keeps the matrices of the frozen layers as int8 with a scale per 128 weights
+            (extra `quantised`); None keeps them in the compute dtype, as the reference does.
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.1
+    base_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"lora: rank is {self.rank}; give at least 1.")
+        if self.base_bits not in (None, 8):
+            raise UserError(
+                f"lora: base_bits is {self.base_bits}; choose 8, or None for the compute dtype."
+            )
         _check_share("lora dropout", self.dropout)
 
     @property
@@ -204,6 +214,11 @@ class DecoderConfig:
     @property
     def kv_width(self) -> int:
         return self.kv_heads * self.head_dim
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the matrices of the layers are kept in 8 bits."""
+        return self.lora is not None and self.lora.base_bits == 8
 
     @property
     def has_dropout(self) -> bool:

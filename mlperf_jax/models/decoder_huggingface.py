@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.models import quantised
 from mlperf_jax.models.decoder_config import DecoderConfig
 
 _IGNORED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers of old files
@@ -112,6 +113,8 @@ def readers(
 ) -> dict[str, Reader]:
     """Path -> reader of every base parameter; checked by names and shapes, nothing is read.
 
+    Kernels that the config keeps in 8 bits are quantised part by part as they are read.
+
     Args:
       tensors: name -> array or lazy slice (`safe_open(...).get_slice(name)`, see `open_folder`).
       config: of the model to fill.
@@ -124,13 +127,14 @@ def readers(
     fused = "model.layers.0.self_attn.qkv_proj.weight" in tensors
     leaves = list(_leaves(config, fused=fused, prefix="" if bare else "transformer."))
     _check(tensors, config, leaves, cut_vocab)
-    return {leaf.path: Reader(leaf, tensors, config) for leaf in leaves}
+    found = {leaf.path: Reader(leaf, tensors, config) for leaf in leaves}
+    return quantised.quantised_readers(found) if config.quantised else found
 
 
 def from_huggingface(
     tensors: Mapping[str, Any], config: DecoderConfig, *, cut_vocab: bool = False
 ) -> dict[str, Any]:
-    """All base parameters as a nested dict of NumPy arrays, in the dtypes of the source.
+    """All base parameters as a nested dict of NumPy arrays, in the dtypes of the source or 8 bits.
 
     For models that fit one host; `start_weights` streams larger ones. Arguments and faults as in
     `readers`. Adapters are not part of a checkpoint: `config.lora` keeps its fresh ones.
@@ -210,6 +214,10 @@ def to_huggingface(params: Mapping[str, Any], config: DecoderConfig) -> dict[str
     tensors: dict[str, np.ndarray] = {}
     if "qkv_lora" in params["blocks"]["layers"]["attention"]:
         raise UserError("export: these parameters hold adapters; merge them first (lora.merge).")
+    if quantised.SCALE in params["blocks"]["layers"]["attention"]["query"]:
+        raise UserError(
+            "export: these parameters are in 8 bits; dequantise them first (quantised.dequantised)."
+        )
     for leaf in _leaves(config):
         value: Any = params
         for name in leaf.path.split("/"):

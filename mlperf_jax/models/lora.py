@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.models import quantised
 from mlperf_jax.models.decoder_config import DecoderConfig, Lora
 
 # `Benchmark.frozen` of a model with adapters: every path without a component that ends in _lora
@@ -150,13 +151,16 @@ def adapter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 def merge(params: Mapping[str, Any], config: DecoderConfig) -> dict[str, Any]:
     """The base with the adapters added into its kernels, for `config.replace(lora=None)`.
 
-    Sums are taken in at least float32 and kept in the kernel's own dtype.
+    Sums are taken in at least float32 and kept in the kernel's own dtype; an 8-bit base is
+    dequantised to that of its embedding first.
 
     Args:
       params: base and adapters, nested; arrays of NumPy or JAX.
       config: with its `lora`.
     """
     shapes, merged = adapter_shapes(config), _copied(params)
+    if config.quantised:
+        merged = quantised.dequantised(params, params["embed"]["embedding"].dtype)
     attention = merged
     for name in _ATTENTION:
         attention = attention[name]

@@ -16,11 +16,13 @@ from jax.sharding import AxisType, PartitionSpec
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import splash
+from mlperf_jax.ops.pretend import pretended
 from mlperf_jax.ops.shard import platform, shard
 
 BACKENDS = ("auto", "xla", "cudnn", "splash", "splash_interpret")
 NAME = splash.NAME  # a remat policy that keeps this name does not attend twice
 _ROWS = ("data", "fsdp")
+_PRETENDED = {"gpu": (9, 0)}  # the CUDA capability of a GPU that is not here
 
 
 def attention(
@@ -71,6 +73,8 @@ def attention(
     chosen = _choose(backend, q, k, segments, parts.get("context", 1))
     if chosen == "xla":
         return checkpoint_name(_xla(q, k, v, causal, segments, scale), NAME)
+    if pretended() is not None:
+        return checkpoint_name(_shapes_of_flash(q, k, v), NAME)
     if chosen == "cudnn":
         return checkpoint_name(_cudnn(q, k, v, causal, segments, scale, parts), NAME)
     return _splash(q, k, v, causal, segments, scale, parts, chosen == "splash_interpret")
@@ -119,7 +123,7 @@ def _choose(backend: str, q, k, segments, ways: int) -> str:
 
 def _cudnn_misfit(dtype, queries: int, keys: int, head: int, masked: bool) -> str | None:
     """What cuDNN's flash attention would refuse, in words, or None."""
-    capability = _cuda_capability()
+    capability = _PRETENDED.get(pretended() or "") or _cuda_capability()
     if capability is None or capability < (8, 0):
         return "this device: it needs an NVIDIA GPU of compute capability 8.0 or newer"
     if dtype not in (jnp.bfloat16, jnp.float16):
@@ -156,12 +160,28 @@ def _xla(q, k, v, causal, segments, scale) -> jax.Array:
     grouped = q.reshape(batch, queries, k.shape[2], -1, head)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=wide) * scale
     mask = _mask(jnp.arange(queries), k.shape[1], causal, segments, segments)
-    if mask is not None:
-        scores = jnp.where(mask[:, :, None], scores, jnp.finfo(wide).min)  # over G
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = _softmax(scores, mask if mask is None else mask[:, :, None]).astype(v.dtype)  # over G
     out = jnp.einsum("bkgts,bskh->btkgh", weights, v, preferred_element_type=wide)
     out = out.reshape(batch, queries, heads, head).astype(q.dtype)
     return shard(out, _ROWS, "context", "tensor")
+
+
+@jax.custom_jvp
+def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Softmax over the last axis where the mask, of which no row is empty, is true.
+
+    The backward pass keeps the result alone: JAX's own softmax keeps three arrays of its size.
+    """
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+@_softmax.defjvp
+def _softmax_jvp(primals, tangents):
+    weights = _softmax(*primals)
+    moved = weights * tangents[0]  # nothing where the mask is false
+    return weights, moved - weights * moved.sum(-1, keepdims=True)
 
 
 def _mask(positions, keys: int, causal: bool, q_segments, k_segments) -> jax.Array | None:
@@ -198,6 +218,31 @@ def _cudnn(q, k, v, causal, segments, scale, parts: dict[str, int]) -> jax.Array
         )
 
     return _over_mesh(local, parts, q, k, v, segments)
+
+
+@jax.custom_vjp
+def _shapes_of_flash(q, k, v) -> jax.Array:
+    """What a flash kernel makes and keeps, of the right shapes and wrong values; see `ops.pretend`."""
+    return _like_flash(q, k, v)[0]
+
+
+def _like_flash(q, k, v):
+    keys, values = (shard(x, _ROWS, None, "tensor").mean((1, 2), keepdims=True) for x in (k, v))
+    touched = keys + values
+    out = shard(q + touched.astype(q.dtype), _ROWS, "context", "tensor")
+    kept = jnp.max(out, -1).astype(jnp.promote_types(q.dtype, jnp.float32))  # log-sum-exp [B, T, N]
+    return out, (q, k, v, out, kept)
+
+
+def _like_flash_backward(saved, slope):
+    q, k, v, out, kept = saved
+    delta = jnp.sum((out * slope).astype(kept.dtype), -1) + kept
+    per_row = delta.mean((1, 2))[:, None, None, None]
+    of_q = slope + q * delta[..., None].astype(q.dtype)
+    return of_q, *(shard((x * per_row.astype(x.dtype)), _ROWS, "context", "tensor") for x in (k, v))
+
+
+_shapes_of_flash.defvjp(_like_flash, _like_flash_backward)
 
 
 def _splash(q, k, v, causal, segments, scale, parts: dict[str, int], interpret) -> jax.Array:

@@ -111,6 +111,13 @@ def test_keys_and_values_are_not_repeated_in_memory():
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * q.size * 4  # repeated: 3 x q
 
 
+def test_the_backward_pass_keeps_the_weights_alone(capsys):
+    q, k, v = tensors(1, 24, 4, 2, 8)
+    jax.ad_checkpoint.print_saved_residuals(lambda *a: attention(*a).sum(), q, k, v)
+    kept = capsys.readouterr().out
+    assert kept.count("[1,2,2,24,24]") == 1  # JAX's softmax and `where` keep five
+
+
 @pytest.fixture
 def blocks_of_128(monkeypatch):
     """Short sequences in several blocks; sets whether the backward pass is fused."""
