@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from mlperf_jax.input_pipelines.examples import Examples
 from mlperf_jax.input_pipelines.megatron import IGNORED
 
 NAME, TINY_NAME = "govreport", "tiny_govreport"
+TINY_ROWS = {"train": 448, "validation": 28}  # of 256 tokens; what any version of Python fills
 LENGTH = 8192
 SHARDS = {"train": 8, "validation": 2}  # processes of the reference: each packs a contiguous share
 _BATCH = 1000  # documents that are concatenated; what follows them begins a new row
@@ -103,6 +104,7 @@ def build(
     *,
     length: int = LENGTH,
     name: str = NAME,
+    rows: Mapping[str, int] | None = None,
 ) -> str:
     """Writes the packed rows below `data_dir` and returns it; what is there already is kept.
 
@@ -112,9 +114,10 @@ def build(
         tokenizer: Llama 2's, file or folder.
         length: L.
         name: of the files.
+        rows: keep only so many of each split.
 
     Raises:
-        UserError: a file is missing or damaged, or does not fill a row.
+        UserError: a file is missing or damaged, or does not fill a row, or as many as are kept.
     """
     folder, source = records.local(data_dir), records.local(source)
     reader = text.open_tokenizer(tokenizer)
@@ -123,8 +126,13 @@ def build(
             pairs: Iterator = text.read_lines(f"{source}/{split}.jsonl", ["input", "output"])
             documents = encode(pairs, reader, mask_prompt=split == "validation")
             inputs, labels = pack(documents, length, SHARDS[split])
-            if not len(inputs):
-                raise UserError(f"{source}/{split}.jsonl does not fill one row of {length} tokens")
+            wanted = rows[split] if rows else 1
+            if len(inputs) < wanted:
+                raise UserError(
+                    f"{source}/{split}.jsonl fills {len(inputs)} rows of {length} tokens, not {wanted}"
+                )
+            if rows:
+                inputs, labels = inputs[:wanted], labels[:wanted]
             _save(folder, name, split, inputs, labels)
     return folder
 
@@ -292,7 +300,8 @@ def build_tiny(data_dir: str | os.PathLike, vocabulary: int = 512, length: int =
             if number % 16 in remainders
         ]
         pathlib.Path(target, f"{split}.jsonl").write_text("\n".join(lines))
-    return build(target, target, tokenizer, length=length, name=TINY_NAME)
+    rows = {split: count * 256 // length for split, count in TINY_ROWS.items()}
+    return build(target, target, tokenizer, length=length, name=TINY_NAME, rows=rows)
 
 
 def _titled(texts: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -26,7 +26,7 @@ import shutil
 import sysconfig
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mlperf_jax.errors import UserError
@@ -252,6 +252,42 @@ def build(
     return megatron_file.TokenFile(prefix)
 
 
+def build_c4(
+    source: str | os.PathLike,
+    data_dir: str | os.PathLike,
+    groups: Mapping[str, int],
+    validation: str,
+    *,
+    validation_files: Sequence[str] = (),
+    documents: int | None = C4_VALIDATION_DOCUMENTS,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Writes token files of the organisers' groups of C4, and of its validation documents.
+
+    Args:
+        source: folder with C4's json.gz files and a tokenizer.
+        data_dir: where the pairs go.
+        groups: name of each training pair -> number of its group of 128 files.
+        validation: name of the validation pair.
+        validation_files: names below `source`; C4's own by default.
+        documents: of the validation files, the first so many.
+        report: is told how far the build has come.
+
+    Raises:
+        UserError: as `build`.
+    """
+    folder = records.local(data_dir)
+    tokenizer = open_tokenizer(source).path
+    wanted = {name: c4_train_files(source, group) for name, group in groups.items()}
+    if validation_files:
+        held_out = [f"{records.local(source)}/{name}" for name in validation_files]
+    else:
+        held_out = c4_validation_files(source)
+    build(held_out, f"{folder}/{validation}", tokenizer, documents=documents, report=report)
+    for name, files in wanted.items():
+        build(files, f"{folder}/{name}", tokenizer, report=report)
+
+
 def _recipe(paths: Sequence[str], tokenizer: str, field: str, documents: int | None) -> str:
     """A short digest of what the parts depend on, so that those of another build are never joined."""
     digest = hashlib.sha256(pathlib.Path(tokenizer).read_bytes())
@@ -317,6 +353,8 @@ def _tokenize(task: _Task) -> None:
 
 TINY = {
     "train": "docstrings.train_text_document",
+    "train_0": "docstrings.train_0_text_document",
+    "train_1": "docstrings.train_1_text_document",
     "validation": "docstrings.validation_text_document",
 }
 _TINY_MODULES = """_pydecimal _pyio argparse ast asyncio/base_events asyncio/events bdb codecs
@@ -389,7 +427,8 @@ def build_tiny(data_dir: str | os.PathLike, vocabulary: int = 512) -> dict[str, 
     """Writes `tiny_text_<vocabulary>` below `data_dir`: docstrings as token files, and their tokenizer.
 
     Returns:
-        "train", "validation" -> prefix, "tokenizer" -> file. What is there already is kept.
+        "train", its halves "train_0" and "train_1", "validation" -> prefix, "tokenizer" -> file. What is
+        there already is kept.
     """
     folder = f"{records.local(data_dir)}/tiny_text_{vocabulary}"
     paths = {split: f"{folder}/{name}" for split, name in TINY.items()}
@@ -406,9 +445,13 @@ def build_tiny(data_dir: str | os.PathLike, vocabulary: int = 512) -> dict[str, 
 def _write_tiny(folder: str, paths: dict[str, str], vocabulary: int) -> None:
     texts = docstrings()
     train_tokenizer(texts, vocabulary, paths["tokenizer"])
-    parts = {"train": [], "validation": []}
+    parts = {split: [] for split in TINY}
     for number, text in enumerate(texts):
-        parts["train" if (number + 1) % _TINY_HELD_OUT else "validation"].append(text)
+        if (number + 1) % _TINY_HELD_OUT:
+            parts["train"].append(text)
+            parts[f"train_{number % 2}"].append(text)
+        else:
+            parts["validation"].append(text)
     for split, part in parts.items():
         lines = pathlib.Path(f"{folder}/{split}.json")
         lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in part))

@@ -1,0 +1,275 @@
+"""GPT3 175B, continued on C4 from a common checkpoint: MLPerf Training v3.0 to v4.1.
+
+Begin from weights and Adam moments 6.1 M sequences into a training, and go on until the log perplexity
+of the validation documents is at most 2.69.
+References: mlcommons/training, retired_benchmarks/gpt3 (paxml and megatron-lm); reference convergence
+points of ruleset 4.1.0. Data are Megatron's: windows without an extra token, documents in file order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import optax
+
+from mlperf_jax.benchmarks import language_model
+from mlperf_jax.core import brief
+from mlperf_jax.core.benchmark import Start, Target
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import megatron, megatron_file, text
+from mlperf_jax.models import decoder, decoder_paxml
+from mlperf_jax.optimizers import schedules, tree
+
+_GPT3 = decoder.DecoderConfig.gpt3_175b()
+_TINY_STEPS = 40  # that the tiny start checkpoint is trained for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpt3(language_model.Pretraining):
+    """The defaults are the reference convergence point for batch 1,536; the schedule counts samples."""
+
+    name = "gpt3"
+    ruleset = "4.1.0"  # last round that ran it
+    architecture = _GPT3
+    parameters = 174_615_846_912
+
+    # hyperparameters
+    batch_size: int = 1536
+    base_lr: float = 2e-5
+    end_lr_factor: float = 0.1
+    warmup_samples: int = 265 * 1536
+    schedule_samples: int = 108_600 * 1536
+    start_samples: int = 4000 * 1536  # where in the schedule the checkpoint stands
+    beta_1: float = 0.9
+    beta_2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+    eval_every: int = 24_576  # sequences
+    # 400 evaluations, some twelve times the expected; the order of the samples is made for them
+    sample_limit: int | None = 400 * 24_576
+    # sizes: what tiny() shrinks
+    sequence_length: int = 2048
+    layers: int = _GPT3.layers
+    width: int = _GPT3.width
+    heads: int = _GPT3.heads
+    kv_heads: int = _GPT3.kv_heads
+    head_dim: int = _GPT3.head_dim
+    hidden: int = _GPT3.hidden
+    vocab: int = _GPT3.vocab
+    max_positions: int = 2048
+    init_std: float = _GPT3.init_std  # of random weights, which only a training from scratch has
+    weights: str = "checkpoint_00004000"  # folder of paxml's arrays below the data's
+    train_samples: int = 108_600 * 1536
+    eval_samples: int = 5662  # windows of 2,048 tokens
+    eval_documents: int = 24_567  # what accepted logs state as eval_samples
+    train_files: tuple[str, ...] = (
+        "c4_en_6_c4_spm_text_document",
+        "c4_en_7_c4_spm_text_document",
+    )
+    validation_file: str = "c4_en_validation_subset_c4_spm_text_document"
+    targets: tuple[Target, ...] = (Target("log_perplexity", at_most=2.69, above=2.6),)
+
+    def decoder(self) -> decoder.DecoderConfig:
+        return super().decoder().replace(max_positions=self.max_positions, init_std=self.init_std)
+
+    @property
+    def warmup_steps(self) -> int:
+        return -(-self.warmup_samples // self.batch_size)
+
+    @property
+    def decay_steps(self) -> int:
+        return -(-self.schedule_samples // self.batch_size)
+
+    @property
+    def start_step(self) -> int:
+        return -(-self.start_samples // self.batch_size)
+
+    def learning_rate(self) -> schedules.Schedule:
+        """Update count -> rate; the count goes on from `start_step`, where the rate is 0.997 of base."""
+        return schedules.warmup_cosine(
+            self.base_lr,
+            self.warmup_steps,
+            self.decay_steps,
+            end_lr=self.end_lr_factor * self.base_lr,
+            hold_steps=1,
+        )
+
+    def optimizer(self, tree: Any) -> optax.GradientTransformation:
+        """AdamW that decays all weights: a gain is stored as an offset from 1 and decays towards 1."""
+        return optax.adamw(
+            self.learning_rate(),
+            self.beta_1,
+            self.beta_2,
+            self.epsilon,
+            weight_decay=self.weight_decay,
+        )
+
+    def requested_samples(self) -> int:
+        return -(-self.last_sample // self.batch_size) * self.batch_size
+
+    def train_data(self, data_dir: str) -> megatron.GptTraining:
+        return megatron.GptTraining(
+            tuple(self.prefix(data_dir, name) for name in self.train_files),
+            self.sequence_length,
+            self.requested_samples(),
+            vocabulary=self.vocab,
+            extra_token=False,
+            shuffle_documents=False,
+        )
+
+    def eval_data(self, data_dir: str) -> Any:
+        """Every token once; the last window is short and its rest masked."""
+        return megatron.gpt_validation(
+            self.prefix(data_dir, self.validation_file),
+            self.sequence_length,
+            vocabulary=self.vocab,
+            extra_token=False,
+        )
+
+    def eval_steps(self) -> Iterator[int]:
+        return schedules.every_samples(self.eval_every, self.batch_size)
+
+    @property
+    def last_sample(self) -> int:
+        return self.sample_limit or self.schedule_samples - self.start_samples
+
+    @property
+    def flops_per_sample(self) -> float:
+        """The whole attention matrix counts, as published figures of GPT3 have it."""
+        tokens = self.sequence_length
+        return tokens * self.decoder().flops_per_token(tokens, causal=False)
+
+    def log(self) -> Mapping[str, Any]:
+        return {
+            "eval_samples": self.eval_documents,
+            "max_sequence_length": self.sequence_length,
+            "init_checkpoint_step": self.start_step,
+            "opt_name": "adam",
+            "opt_base_learning_rate": self.base_lr,
+            "opt_end_learning_rate": self.end_lr_factor * self.base_lr,
+            "opt_learning_rate_warmup_steps": self.warmup_steps,
+            "opt_learning_rate_decay_steps": self.decay_steps,
+            "opt_learning_rate_decay_schedule": "cosine with linear warmup",
+            "opt_adam_beta_1": self.beta_1,
+            "opt_adam_beta_2": self.beta_2,
+            "opt_adam_epsilon": self.epsilon,
+            "opt_weight_decay": self.weight_decay,
+            "opt_gradient_clip_norm": self.clip_norm,
+        }
+
+    @classmethod
+    def recipes(cls) -> Mapping[int, Self]:
+        """The reference convergence points of ruleset 4.1.0; schedules follow from the batch size."""
+        rates = {1536: 2e-5, 2048: 2e-5, 3072: 2e-5, 4096: 3e-5, 6144: 3e-5, 8192: 3e-5}
+        return {size: cls(batch_size=size, base_lr=rate) for size, rate in rates.items()}
+
+    # -- start ---------------------------------------------------------------------------------
+
+    def start(self, data_dir: str) -> Start:
+        """Weights and moments of paxml's checkpoint; the update count is that of this batch size."""
+        folder = self.prefix(data_dir, self.weights)
+        return Start(
+            decoder_paxml.start_weights(folder, self.decoder()),
+            self.start_step,
+            decoder_paxml.start_moments(folder, self.decoder()),
+        )
+
+    # -- data ----------------------------------------------------------------------------------
+
+    def counts(self, data_dir: str) -> dict[str, int]:
+        """Windows of the validation file; the start checkpoint's names and shapes are checked too."""
+        for name in self.train_files:
+            megatron_file.TokenFile(self.prefix(data_dir, name))
+        self.start(data_dir)
+        return {"train": self.train_samples, "validation": len(self.eval_data(data_dir))}
+
+    def prepare(self, data_dir: str, source: str | None = None) -> None:
+        """Tokenizes C4: two groups of 128 training files, and the 24,567 validation documents.
+
+        Args:
+            data_dir: where the token files go; the organisers' own may lie there instead.
+            source: folder with C4's json.gz files, c4-validation_24567exp.json and the SentencePiece
+                model.
+        """
+        if self.is_tiny:
+            text.build_tiny(data_dir, self.vocab)
+            self._cut_validation(data_dir)
+            self._write_start(data_dir)
+            return
+        if source is None:
+            raise UserError(
+                "gpt3 is made from C4: give --source, a folder with its en/*.json.gz, "
+                "c4-validation_24567exp.json and c4_en_301_5Mexp2_spm.model; or put the organisers' token "
+                f"files ({', '.join(self.train_files)}, {self.validation_file}: .bin and .idx) into "
+                f"{data_dir}, and {self.weights} of gs://mlperf-llm-public2 beside them"
+            )
+        text.build_c4(
+            source,
+            data_dir,
+            dict(zip(self.train_files, (6, 7))),
+            self.validation_file,
+            validation_files=("c4-validation_24567exp.json",),
+            documents=None,
+        )
+
+    def _cut_validation(self, data_dir: str) -> None:
+        """The tiny validation file: docstrings up to a number of tokens that leaves a short window."""
+        prefix = self.prefix(data_dir, self.validation_file)
+        if os.path.exists(f"{prefix}.idx"):
+            return
+        whole = megatron_file.TokenFile(text.build_tiny(data_dir, self.vocab)["validation"])
+        tokens = self.eval_samples * self.sequence_length - self.sequence_length // 3
+        ids = whole.read([0], [tokens])
+        with megatron_file.Writer(prefix, megatron_file.dtype_for(self.vocab)) as writer:
+            writer.add(ids)
+
+    def _write_start(self, data_dir: str) -> None:
+        """A checkpoint in paxml's form from a brief training of this model."""
+        folder = self.prefix(data_dir, self.weights)
+        if os.path.exists(f"{folder}/step/.zarray"):
+            return
+        state = brief.train_briefly(self.replace(start_samples=0), data_dir, _TINY_STEPS)
+        adam = next(part for part in state["opt"][1] if hasattr(part, "mu"))
+        flat = {
+            name: {path: np.asarray(leaf) for path, leaf in tree.flatten_paths(part).items()}
+            for name, part in (("params", state["params"]), ("mu", adam.mu), ("nu", adam.nu))
+        }
+        moments = {"mu": flat["mu"], "nu": flat["nu"]}
+        decoder_paxml.save(folder, flat["params"], moments, self.decoder(), _TINY_STEPS)
+
+    def tiny(self) -> Self:
+        """Docstrings, as for llama31_8b, from a checkpoint that was trained for 40 steps."""
+        return self.replace(
+            size="tiny",
+            sequence_length=64,
+            layers=2,
+            width=96,
+            heads=3,
+            kv_heads=3,
+            head_dim=32,
+            hidden=384,
+            vocab=512,
+            max_positions=64,
+            init_std=0.05,
+            remat=None,
+            weights="tiny_gpt3/checkpoint_00000040",
+            train_files=tuple(f"tiny_text_512/docstrings.train_{i}_text_document" for i in (0, 1)),
+            validation_file="tiny_text_512/docstrings.cut_text_document",
+            train_samples=9600,
+            eval_samples=120,
+            eval_documents=120,
+            batch_size=16,
+            base_lr=4e-3,
+            warmup_samples=480,
+            schedule_samples=32_000,
+            start_samples=_TINY_STEPS * 16,
+            sample_limit=9600,
+            eval_every=800,
+            # counts of pairs of tokens, smoothed, reach 3.60 on this text
+            targets=(Target("log_perplexity", at_most=3.55),),
+        )

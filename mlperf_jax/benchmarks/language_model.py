@@ -1,0 +1,154 @@
+"""What the benchmarks on one decoder share: batches of tokens, the model by its sizes, loss and quality.
+
+Shape legend: B rows · S tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mlperf_jax import metrics
+from mlperf_jax.core import brief
+from mlperf_jax.core.benchmark import Benchmark, Example, Weighted, i32
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import megatron, megatron_file
+from mlperf_jax.models import decoder, decoder_huggingface
+from mlperf_jax.ops import cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(Benchmark):
+    """A decoder that predicts the next token; the concrete benchmark says which and on what.
+
+    The sizes are the `DecoderConfig`'s, whose other fields are `architecture`'s.
+    """
+
+    metric = metrics.LogPerplexity()
+    rules = decoder.RULES
+    architecture: ClassVar[decoder.DecoderConfig]
+
+    # sizes
+    sequence_length: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    # what the forward pass keeps per layer for the backward one, see `DecoderConfig.remat`
+    remat: str | None = "full"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limit = self.decoder().max_positions
+        if self.sequence_length < 2 or (limit is not None and self.sequence_length > limit):
+            raise UserError(
+                f"sequence_length must be from 2 to {limit or 'any length'}, not {self.sequence_length}"
+                + (": the model has no more positions" if limit else "")
+            )
+
+    def decoder(self) -> decoder.DecoderConfig:
+        """The model's configuration."""
+        sizes = ("layers", "width", "heads", "kv_heads", "head_dim", "hidden", "vocab", "remat")
+        return self.architecture.replace(**{name: getattr(self, name) for name in sizes})
+
+    def example(self) -> Example:
+        return {"inputs": i32(self.sequence_length), "labels": i32(self.sequence_length)}
+
+    def model(self, rngs: Any) -> decoder.Decoder:
+        return decoder.Decoder(self.decoder(), self.dtype, rngs=rngs)
+
+    def loss(self, model: Any, batch: Any, key: Any) -> Weighted:
+        hidden = model.hidden(batch["inputs"], key=key)  # [B, S, width]
+        total, count = cross_entropy.chunked_xent(hidden, model.head_kernel(), batch["labels"])
+        return Weighted(total, count)
+
+    def predict(self, model: Any, batch: Any, key: Any) -> Any:
+        hidden = model.hidden(batch["inputs"])
+        return cross_entropy.sequence_xent(hidden, model.head_kernel(), batch["labels"])
+
+    @property
+    def flops_per_sample(self) -> float:
+        """Half of the attention matrix counts, being causal."""
+        return self.sequence_length * self.decoder().flops_per_token(self.sequence_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(LanguageModel):
+    """A language model on windows of token files.
+
+    `train_files` and `validation_file` are prefixes of `.bin`/`.idx` pairs below the data folder;
+    several training files are blended in equal parts. `train_samples` is what accepted logs state; how
+    often the files are repeated follows from the samples a run asks for.
+    """
+
+    ready_ahead = True
+
+    train_files: tuple[str, ...]
+    validation_file: str
+
+    def prefix(self, data_dir: str, name: str) -> str:
+        """The path of a token file without its ending."""
+        return f"{str(data_dir).rstrip('/')}/{name}"
+
+    def requested_samples(self) -> int:
+        """Windows that the run's order is made for; it depends on their number."""
+        raise NotImplementedError
+
+    def train_data(self, data_dir: str) -> megatron.GptTraining:
+        return megatron.GptTraining(
+            tuple(self.prefix(data_dir, name) for name in self.train_files),
+            self.sequence_length,
+            self.requested_samples(),
+            vocabulary=self.vocab,
+        )
+
+    def eval_data(self, data_dir: str) -> Any:
+        """The first windows in file order; whole batches, as the reference evaluates them."""
+        windows = -(-self.eval_samples // self.batch_size) * self.batch_size
+        return megatron.gpt_validation(
+            self.prefix(data_dir, self.validation_file),
+            self.sequence_length,
+            windows,
+            vocabulary=self.vocab,
+        )
+
+    def counts(self, data_dir: str) -> dict[str, int]:
+        """Windows in the validation file, at most those evaluated; `train_samples` is no count of it.
+
+        Raises:
+            UserError: a file is missing, damaged, or too short.
+        """
+        for name in self.train_files:
+            megatron_file.TokenFile(self.prefix(data_dir, name))
+        file = megatron_file.TokenFile(self.prefix(data_dir, self.validation_file))
+        windows = (file.tokens - 1) // self.sequence_length
+        return {"train": self.train_samples, "validation": min(windows, self.eval_samples)}
+
+    def check_data(self, data_dir: str) -> list[str]:
+        """Reads windows of every file; ids beyond the vocabulary are named by file and byte."""
+        found = []
+        for name in (*self.train_files, self.validation_file):
+            file = megatron_file.TokenFile(self.prefix(data_dir, name), self.vocab)
+            found.append(f"{name}: {file.documents:,} documents, {file.tokens:,} tokens")
+            windows = megatron.FileOrder(file, self.sequence_length, None)
+            try:
+                for index in range(0, len(windows), max(1, len(windows) // 64)):
+                    windows[index]
+            except UserError as error:
+                found.append(f"problem: {error}")
+        return found
+
+
+def save_huggingface(
+    benchmark: LanguageModel, folder: str, data_dir: str = "", steps: int = 0
+) -> None:
+    """Writes weights as `transformers` stores them, random or briefly trained; kept if they are there."""
+    if os.path.exists(f"{folder}/model.safetensors"):
+        return
+    params = brief.train_briefly(benchmark, data_dir, steps)["params"]
+    tensors = decoder_huggingface.to_huggingface(params, benchmark.decoder())
+    decoder_huggingface.save_folder(folder, tensors)

@@ -1,0 +1,172 @@
+"""Llama 3.1 8B pretraining on C4: MLPerf Training v5.1 to v6.1.
+
+Train from random weights until the log perplexity of 1,024 validation windows is at most 3.3.
+Reference: mlcommons/training, small_llm_pretraining/nemo; reference convergence points of ruleset 6.1.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import optax
+
+from mlperf_jax.benchmarks import language_model
+from mlperf_jax.core.benchmark import Target
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import text
+from mlperf_jax.models import decoder
+from mlperf_jax.optimizers import schedules
+
+_LLAMA = decoder.DecoderConfig.llama31_8b()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama31_8B(language_model.Pretraining):
+    """The defaults are the reference convergence point for batch 16."""
+
+    name = "llama31_8b"
+    ruleset = "6.1.0"
+    architecture = _LLAMA
+    parameters = 8_030_261_248
+
+    # hyperparameters
+    batch_size: int = 16
+    base_lr: float = 4e-4
+    end_lr_factor: float = 0.1
+    warmup_samples: int = 256
+    max_steps: int = 1_200_000  # of the schedule and of the order of the samples
+    beta_1: float = 0.9
+    beta_2: float = 0.95
+    epsilon: float = 1e-5
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+    eval_every: int = 12_288  # sequences
+    # sizes: what tiny() shrinks
+    sequence_length: int = 8192
+    layers: int = _LLAMA.layers
+    width: int = _LLAMA.width
+    heads: int = _LLAMA.heads
+    kv_heads: int = _LLAMA.kv_heads
+    head_dim: int = _LLAMA.head_dim
+    hidden: int = _LLAMA.hidden
+    vocab: int = _LLAMA.vocab
+    train_samples: int = 1_574_207_408  # as accepted logs state it
+    eval_samples: int = 1024
+    train_files: tuple[str, ...] = ("c4-train.en_6_text_document",)
+    validation_file: str = "c4-validation-91205-samples.en_text_document"
+    targets: tuple[Target, ...] = (Target("log_perplexity", at_most=3.3),)
+
+    @property
+    def warmup_steps(self) -> int:
+        return -(-self.warmup_samples // self.batch_size)
+
+    def learning_rate(self) -> schedules.Schedule:
+        """Step -> rate: NeMo's warm-up, then half a cosine over `max_steps`, nearly flat in a run."""
+        return schedules.warmup_cosine(
+            self.base_lr,
+            self.warmup_steps,
+            self.max_steps,
+            end_lr=self.end_lr_factor * self.base_lr,
+            form="nemo",
+        )
+
+    def optimizer(self, tree: Any) -> optax.GradientTransformation:
+        """AdamW; gains of norms are not decayed, embedding and head are (Megatron's default)."""
+        return optax.adamw(
+            self.learning_rate(),
+            self.beta_1,
+            self.beta_2,
+            self.epsilon,
+            weight_decay=self.weight_decay,
+            mask=~(tree.norms | tree.biases),
+        )
+
+    def requested_samples(self) -> int:
+        return self.max_steps * self.batch_size
+
+    def eval_steps(self) -> Iterator[int]:
+        return schedules.every_samples(self.eval_every, self.batch_size)
+
+    @property
+    def last_sample(self) -> int:
+        return self.sample_limit or self.max_steps * self.batch_size
+
+    def log(self) -> Mapping[str, Any]:
+        return {
+            "max_sequence_length": self.sequence_length,
+            "max_steps": self.max_steps,
+            "opt_name": "adamw",
+            "opt_base_learning_rate": self.base_lr,
+            "opt_end_learning_rate": self.end_lr_factor * self.base_lr,
+            "opt_learning_rate_warmup_steps": self.warmup_steps,
+            "opt_learning_rate_decay_steps": self.max_steps - self.warmup_steps,
+            "opt_learning_rate_decay_schedule": "cosine with linear warmup",
+            "opt_adamw_beta_1": self.beta_1,
+            "opt_adamw_beta_2": self.beta_2,
+            "opt_adamw_epsilon": self.epsilon,
+            "opt_adamw_weight_decay": self.weight_decay,
+            "opt_gradient_clip_norm": self.clip_norm,
+        }
+
+    @classmethod
+    def recipes(cls) -> Mapping[int, Self]:
+        """The reference convergence points of ruleset 6.1.0."""
+        points = (
+            (16, 4e-4, 256),
+            (32, 8e-4, 4096),
+            (64, 8e-4, 6144),
+            (96, 1e-3, 16_348),
+            (128, 2e-3, 32_768),
+        )
+        return {
+            size: cls(batch_size=size, base_lr=rate, warmup_samples=warmup)
+            for size, rate, warmup in points
+        }
+
+    # -- data ----------------------------------------------------------------------------------
+
+    def prepare(self, data_dir: str, source: str | None = None) -> None:
+        """Tokenizes the organisers' C4: 128 training files, and 91,205 validation documents.
+
+        Args:
+            data_dir: where the token files go; the organisers' own may lie there instead.
+            source: folder with C4's json.gz files and the model's tokenizer.json.
+        """
+        if self.is_tiny:
+            text.build_tiny(data_dir, self.vocab)
+            return
+        if source is None:
+            raise UserError(
+                f"{self.name} is made from C4: give --source, a folder with its en/*.json.gz and Llama 3.1's "
+                "tokenizer.json; or put the organisers' token files "
+                f"({self.train_files[0]}.bin and .idx, {self.validation_file}.bin and .idx) into {data_dir}"
+            )
+        text.build_c4(source, data_dir, dict(zip(self.train_files, (6,))), self.validation_file)
+
+    def tiny(self) -> Self:
+        """Docstrings of the standard library, a vocabulary of 512 byte pairs: half a minute on two cores."""
+        return self.replace(
+            size="tiny",
+            sequence_length=64,
+            layers=2,
+            width=96,
+            heads=3,
+            kv_heads=1,
+            head_dim=32,
+            hidden=256,
+            vocab=512,
+            remat=None,
+            train_files=("tiny_text_512/docstrings.train_text_document",),
+            validation_file="tiny_text_512/docstrings.validation_text_document",
+            train_samples=9600,
+            eval_samples=128,
+            batch_size=16,
+            base_lr=4e-3,
+            warmup_samples=480,
+            max_steps=600,
+            eval_every=800,
+            # counts of pairs of tokens, smoothed, reach 3.60 on this text
+            targets=(Target("log_perplexity", at_most=3.5),),
+        )

@@ -1,0 +1,197 @@
+"""Llama 3.1 8B: recipes, rates, optimizer, evaluation, log and data against rules and fact sheet."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks.llama31_8b import Llama31_8B
+from mlperf_jax.core import preflight
+from mlperf_jax.core.benchmark import Target
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import text
+from tests.benchmarks.language_models import assert_adamw, first_steps, points, write_tokens
+
+
+def test_recipes_equal_the_reference_convergence_points() -> None:
+    official = points("llama31_8b", "6.1.0")
+    assert set(Llama31_8B.recipes()) == set(official)
+    for size, recipe in Llama31_8B.recipes().items():
+        wanted = official[size].hyperparameters
+        assert recipe.base_lr == wanted["opt_base_learning_rate"]
+        assert recipe.warmup_samples == wanted["opt_learning_rate_warmup_samples"]
+    assert Llama31_8B() == Llama31_8B.recipes()[16]
+
+
+def test_learning_rate() -> None:
+    """NeMo's warm-up (t + 1) / (W + 1), then a cosine whose horizon is in steps at any batch size."""
+    for size in (16, 96):
+        recipe = Llama31_8B.recipes()[size]
+        rate, base = recipe.learning_rate(), recipe.base_lr
+        warm = -(-recipe.warmup_samples // size)
+        for t in (0, 1, warm - 1, warm):
+            np.testing.assert_allclose(rate(t), base * (t + 1) / (warm + 1), rtol=1e-6)
+        middle = (1_200_000 + warm) // 2
+        np.testing.assert_allclose(rate(middle), 0.55 * base, rtol=1e-4)
+        np.testing.assert_allclose(rate(1_200_000), 0.1 * base, rtol=1e-3)
+
+
+def test_adamw_decays_matrices_embedding_and_head_only() -> None:
+    benchmark = Llama31_8B(warmup_samples=0)
+    assert (benchmark.epsilon, benchmark.weight_decay, benchmark.clip_norm) == (1e-5, 0.1, 1.0)
+    assert_adamw(benchmark, decayed={"kernel", "embedding"})
+
+
+def test_evaluation_every_12_288_sequences() -> None:
+    assert first_steps(Llama31_8B()) == [768, 1536, 2304]
+    assert first_steps(Llama31_8B.recipes()[96]) == [128, 256, 384]
+    assert first_steps(Llama31_8B(batch_size=40)) == [308, 616, 924]
+
+
+def test_whole_batches_of_the_first_windows_are_evaluated(tmp_path) -> None:
+    """GBS * ceil(n / GBS) windows in file order, on into a second copy of the documents."""
+    write_tokens(tmp_path / "valid", [50, 33, 20])
+    small = (
+        Llama31_8B()
+        .tiny()
+        .replace(validation_file="valid", eval_samples=12, batch_size=8, sequence_length=8)
+    )
+    data = small.eval_data(str(tmp_path))
+    assert len(data) == 16
+    file = np.fromfile(tmp_path / "valid.bin", np.uint16)
+    stream = np.concatenate([file, file]).astype(np.int32)
+    rows = [r for b in data.eval_batches(8, rows=(0, 8), threads=1) for r in b["inputs"]]
+    np.testing.assert_array_equal(np.concatenate(rows), stream[: 16 * 8])
+    labels = [r for b in data.eval_batches(8, rows=(0, 8), threads=1) for r in b["labels"]]
+    np.testing.assert_array_equal(np.concatenate(labels), stream[1 : 16 * 8 + 1])
+
+
+def test_order_follows_steps_batch_and_seed(tmp_path) -> None:
+    """The order depends on the samples of the whole schedule (facts: llama31 section 3b)."""
+    write_tokens(tmp_path / "train", [30] * 9)
+    small = Llama31_8B().tiny().replace(train_files=("train",), sequence_length=8, max_steps=50)
+
+    def first(benchmark, seed):
+        data = benchmark.train_data(str(tmp_path)).ready(seed)
+        return next(iter(data.batches(8, rows=(0, 8), seed=seed, start=0, threads=1)))["inputs"]
+
+    wanted = first(small.replace(batch_size=8), 1)
+    assert small.replace(batch_size=8).requested_samples() == 400
+    np.testing.assert_array_equal(first(small.replace(batch_size=8), 1), wanted)
+    assert (first(small.replace(batch_size=8), 2) != wanted).any()
+    assert (first(small.replace(batch_size=16), 1) != wanted).any()
+
+
+def test_logged_keys_and_values() -> None:
+    assert preflight.full_log(Llama31_8B.recipes()[32]) == {
+        "global_batch_size": 32,
+        "gradient_accumulation_steps": 1,
+        "train_samples": 1_574_207_408,
+        "eval_samples": 1024,
+        "max_sequence_length": 8192,
+        "max_steps": 1_200_000,
+        "opt_name": "adamw",
+        "opt_base_learning_rate": 8e-4,
+        "opt_end_learning_rate": 8e-5,
+        "opt_learning_rate_warmup_steps": 128,
+        "opt_learning_rate_decay_steps": 1_199_872,
+        "opt_learning_rate_decay_schedule": "cosine with linear warmup",
+        "opt_adamw_beta_1": 0.9,
+        "opt_adamw_beta_2": 0.95,
+        "opt_adamw_epsilon": 1e-5,
+        "opt_adamw_weight_decay": 0.1,
+        "opt_gradient_clip_norm": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"sequence_length": 4096}, "max_sequence_length"),
+        ({"epsilon": 1e-8}, "epsilon"),
+        ({"beta_2": 0.999}, "beta_2"),
+        ({"weight_decay": 0.0}, "weight_decay"),
+        ({"clip_norm": 2.0}, "clip_norm"),
+        ({"max_steps": 100_000}, "max_steps"),
+        ({"end_lr_factor": 0.0}, "end_learning_rate"),
+        ({"eval_samples": 512}, "eval_samples"),
+        ({"eval_every": 6144}, "evaluat"),
+        ({"vocab": 128_000}, "vocab"),
+        ({"layers": 30}, "layers"),
+        ({"targets": (Target("log_perplexity", at_most=3.4),)}, "3.3"),
+    ],
+)
+def test_closed_refuses_what_the_rules_do_not_allow(changes, word) -> None:
+    changed = Llama31_8B(**changes)
+    with pytest.raises(UserError, match=word):
+        preflight.resolve_division(changed, benchmarks.RunOptions(division="closed"))
+    assert preflight.resolve_division(changed, benchmarks.RunOptions(division="open")) == "open"
+
+
+def test_flops_count_half_of_attention() -> None:
+    assert Llama31_8B().flops_per_sample == pytest.approx(421.65e12, rel=1e-4)
+
+
+def test_missing_damaged_and_short_data_are_named(tmp_path) -> None:
+    tiny = Llama31_8B().tiny().replace(train_files=("train",), validation_file="valid")
+    with pytest.raises(UserError, match=r"train\.bin is missing"):
+        tiny.counts(str(tmp_path))
+    write_tokens(tmp_path / "train", [3000])
+    write_tokens(tmp_path / "valid", [3 * 64 + 1])
+    assert tiny.counts(str(tmp_path)) == {"train": 9600, "validation": 3}
+    with pytest.raises(UserError, match="holds 3 validation samples and llama31_8b expects 128"):
+        preflight.check_counts(tiny, str(tmp_path))
+    whole = (tmp_path / "train.bin").read_bytes()
+    (tmp_path / "train.bin").write_bytes(whole[:-10])
+    with pytest.raises(UserError, match=r"train\.bin.*bytes"):
+        tiny.counts(str(tmp_path))
+
+
+def test_ids_beyond_the_vocabulary_are_named_by_file_and_byte(tmp_path) -> None:
+    write_tokens(tmp_path / "train", [3000])
+    write_tokens(tmp_path / "valid", [3000])
+    raw = np.fromfile(tmp_path / "train.bin", np.uint16)
+    raw[70] = 600
+    raw.tofile(tmp_path / "train.bin")
+    tiny = Llama31_8B().tiny().replace(train_files=("train",), validation_file="valid")
+    found = tiny.check_data(str(tmp_path))
+    problems = [line for line in found if line.startswith("problem:")]
+    assert len(problems) == 1
+    assert "train.bin" in problems[0] and "600" in problems[0] and "byte 140" in problems[0]
+
+
+def test_sequences_beyond_two_tokens() -> None:
+    with pytest.raises(UserError, match="sequence_length must be from 2"):
+        Llama31_8B(sequence_length=1)
+
+
+def test_without_a_source_the_sentence_says_what_to_fetch(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"--source.*tokenizer\.json.*c4-train\.en_6_text_document"):
+        Llama31_8B().prepare(str(tmp_path))
+
+
+def test_builds_from_the_organisers_c4(tmp_path, capsys) -> None:
+    """128 training files of group 6 in order, and only the first 91,205 validation documents."""
+    source, out = tmp_path / "en", tmp_path / "out"
+    source.mkdir()
+    texts = [f"document {number} of the crawl" for number in range(128)]
+    text.train_tokenizer(texts, 300, source / "tokenizer.json")
+    for number, line in enumerate(texts):
+        name = f"c4-train.{768 + number:05d}-of-01024.json.gz"
+        (source / name).write_bytes(gzip.compress(json.dumps({"text": line}).encode()))
+    for number in range(8):
+        lines = "".join(json.dumps({"text": f"held out {number}"}) + "\n" for _ in range(12_000))
+        name = f"c4-validation.{number:05d}-of-00008.json.gz"
+        (source / name).write_bytes(gzip.compress(lines.encode(), 1))
+    benchmark = Llama31_8B()
+    benchmark.prepare(str(out), str(source))
+    from mlperf_jax.input_pipelines import megatron_file
+
+    reader = text.open_tokenizer(source)
+    train = megatron_file.TokenFile(out / benchmark.train_files[0])
+    assert train.documents == 128
+    first = train.read([0], [int(train.lengths[0])])
+    assert reader.decode(first.tolist()) == texts[0]
+    assert megatron_file.TokenFile(out / benchmark.validation_file).documents == 91_205
