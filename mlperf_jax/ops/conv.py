@@ -1,8 +1,8 @@
-"""Two-dimensional convolution and pooling, in the form that the platform computes fastest.
+"""Convolution and pooling in two and three dimensions, in the form that the platform computes fastest.
 
 All forms of one operation are exactly equivalent; they differ in the order of floating-point sums.
 
-B batch · H, W image height and width · C input channels · F output features · k kernel side
+B batch · D depth · H, W height and width · C input channels · F output features · k kernel side
 """
 
 from __future__ import annotations
@@ -85,6 +85,63 @@ def conv2d(
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def conv3d(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
+    """Convolves x with a cube of odd side, k // 2 zeros around it on all six sides (torch's padding).
+
+    On XLA:CPU the k planes under the kernel become channels, and the depth rows of a two-dimensional
+    convolution. Forward and both gradients of a 3x3x3 took, in ms on 2 cores, plain and folded:
+
+        [8, 16, 16, 16, 8] -> 8                166    5.4
+        [8, 16, 16, 16, 8] -> 16, stride 2     454    2.0
+        [8, 8, 8, 8, 16] -> 16                  34    1.5
+
+    Args:
+      x: [B, D, H, W, C].
+      kernel: [k, k, k, C, F] of the same dtype.
+      stride: in all three directions.
+
+    Returns:
+      [B, D', H', W', F]; a side n becomes (n - 1) // stride + 1.
+    """
+    size, pad = kernel.shape[0], kernel.shape[0] // 2
+    if size == 1 and stride == 1:
+        return x @ kernel[0, 0, 0]
+    if platform() != "cpu":
+        layout = ("NDHWC", "DHWIO", "NDHWC")
+        pads = ((pad, pad),) * 3
+        return lax.conv_general_dilated(x, kernel, (stride,) * 3, pads, dimension_numbers=layout)
+    depth = (x.shape[1] - 1) // stride + 1
+    last = (depth - 1) * stride + 1
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0), (0, 0)))
+    planes = [lax.slice_in_dim(padded, i, i + last, stride, axis=1) for i in range(size)]
+    folded = jnp.concatenate(planes, axis=-1)  # [B, D', H, W, k C]
+    flat = folded.reshape(-1, *folded.shape[2:])
+    square = kernel.transpose(1, 2, 0, 3, 4).reshape(size, size, -1, kernel.shape[-1])
+    y = conv2d(flat, square, stride=stride, padding=pad)
+    return y.reshape(x.shape[0], depth, *y.shape[1:])
+
+
+def double3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Doubles the sides: torch's transposed convolution with kernel 2, stride 2 and no padding.
+
+    Its windows do not overlap, so every voxel becomes its own 2x2x2 block, and all blocks together
+    are one matrix product, on every platform.
+
+    Args:
+      x: [B, D, H, W, C].
+      kernel: [2, 2, 2, C, F] of the same dtype.
+
+    Returns:
+      [B, 2 D, 2 H, 2 W, F].
+    """
+    batch, depth, height, width, channels = x.shape
+    features = kernel.shape[-1]
+    blocks = x @ kernel.transpose(3, 0, 1, 2, 4).reshape(channels, -1)
+    blocks = blocks.reshape(batch, depth, height, width, 2, 2, 2, features)
+    spread = blocks.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return spread.reshape(batch, 2 * depth, 2 * height, 2 * width, features)
 
 
 def max_pool(x: jax.Array, size: int, *, stride: int, padding: Padding = "SAME") -> jax.Array:

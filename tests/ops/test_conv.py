@@ -65,6 +65,51 @@ def test_conv2d(side, size, stride, padding):
     )
 
 
+CUBE = ("NDHWC", "DHWIO", "NDHWC")
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "stride"),
+    [
+        ((4, 5, 6), 3, 1),
+        ((4, 6, 8), 3, 2),  # padded (1, 1): "SAME" would pad even sides (0, 1)
+        ((5, 3, 4), 3, 2),
+        ((2, 2, 2), 3, 2),
+        ((3, 4, 5), 1, 1),
+    ],
+)
+def test_conv3d(sides, size, stride):
+    pads = ((size // 2, size // 2),) * 3
+    x, kernel = normal(0, (2, *sides, 3)), normal(1, (size, size, size, 3, 4))
+    assert_same(
+        lambda x, k: conv.conv3d(x, k, stride=stride),
+        lambda x, k: lax.conv_general_dilated(x, k, (stride,) * 3, pads, dimension_numbers=CUBE),
+        x,
+        kernel,
+    )
+
+
+def test_conv3d_is_the_plain_one_elsewhere(monkeypatch):
+    monkeypatch.setattr(conv, "platform", lambda: "tpu")
+    x, kernel = jnp.zeros((2, 4, 4, 4, 3)), jnp.zeros((3, 3, 3, 3, 4))
+    text = str(jax.make_jaxpr(lambda x, k: conv.conv3d(x, k, stride=2))(x, kernel))
+    assert text.count("conv_general_dilated[") == 1
+    assert "padding=((1, 1), (1, 1), (1, 1))" in text
+    assert "concatenate" not in text
+
+
+def test_double3d_is_a_transposed_convolution():
+    """Kernel 2, stride 2: XLA wants the kernel flipped, or its two channel axes named the other way."""
+    x, kernel = normal(0, (2, 2, 3, 4, 3)), normal(1, (2, 2, 2, 3, 5))
+    theirs = lambda x, k: lax.conv_general_dilated(  # noqa: E731
+        x, k, (1, 1, 1), ((1, 1),) * 3, lhs_dilation=(2, 2, 2), dimension_numbers=CUBE
+    )
+    assert_same(conv.double3d, lambda x, k: theirs(x, k[::-1, ::-1, ::-1]), x, kernel)
+    y = conv.double3d(x, kernel)
+    assert y.shape == (2, 4, 6, 8, 5)
+    np.testing.assert_allclose(y[0, 1, 0, 1], x[0, 0, 0, 0] @ kernel[1, 0, 1], rtol=1e-12)
+
+
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(
     ("side", "size", "stride", "padding"),

@@ -1,0 +1,263 @@
+"""3D U-Net of the KiTS19 benchmark: five halvings, five doublings, instance norm, no dropout.
+
+Reference: mlcommons/training, retired_benchmarks/unet3d/pytorch, model/unet3d.py and model/layers.py.
+
+B batch · D, H, W depth, height and width of a patch · C channels · K classes
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.ops import conv as convs
+from mlperf_jax.ops.instance_norm import InstanceNorm
+
+
+def uniform(fan_in: int) -> nnx.Initializer:
+    """U(-b, b) with b = 1 / sqrt(fan_in): what torch's convolutions start from."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nnx.Module):
+    """A cubic convolution without bias: `kernel` [k, k, k, C, F]."""
+
+    def __init__(self, features_in, features_out, size, *, stride=1, dtype, rngs):
+        kept = jnp.promote_types(dtype, jnp.float32)
+        shape = (size, size, size, features_in, features_out)
+        self.kernel = nnx.Param(uniform(features_in * size**3)(rngs.params(), shape, kept))
+        self.stride = stride
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(self.dtype)
+        return convs.conv3d(x.astype(self.dtype), kernel, stride=self.stride)
+
+
+class Double(nnx.Module):
+    """Transposed convolution, kernel 2, stride 2: `kernel` [2, 2, 2, C, F] and `bias` [F].
+
+    Torch takes F for the fan-in of a transposed convolution, and so do the bounds here.
+    """
+
+    def __init__(self, features_in, features_out, *, dtype, rngs):
+        kept = jnp.promote_types(dtype, jnp.float32)
+        init = uniform(features_out * 8)
+        self.kernel = nnx.Param(init(rngs.params(), (2, 2, 2, features_in, features_out), kept))
+        self.bias = nnx.Param(init(rngs.params(), (features_out,), kept))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = convs.double3d(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y + self.bias[...].astype(self.dtype)
+
+
+class Block(nnx.Module):
+    """Twice: 3x3x3 convolution, instance norm, ReLU. The first convolution carries the stride."""
+
+    def __init__(self, features_in, features_out, *, stride=1, dtype, rngs):
+        self.conv1 = Conv(features_in, features_out, 3, stride=stride, dtype=dtype, rngs=rngs)
+        self.norm1 = InstanceNorm(features_out, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv(features_out, features_out, 3, dtype=dtype, rngs=rngs)
+        self.norm2 = InstanceNorm(features_out, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.norm1(self.conv1(x)))
+        return nnx.relu(self.norm2(self.conv2(x)))
+
+
+class Up(nnx.Module):
+    """Doubles the sides, puts the skip behind the result, and runs a block over both."""
+
+    def __init__(self, features_in, features_out, *, dtype, rngs):
+        self.double = Double(features_in, features_out, dtype=dtype, rngs=rngs)
+        self.block = Block(2 * features_out, features_out, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
+        return self.block(jnp.concatenate([self.double(x), skip], axis=-1))
+
+
+class Head(nnx.Module):
+    """1x1x1 convolution with bias, to class logits in at least float32."""
+
+    def __init__(self, features_in, classes, *, dtype, rngs):
+        kept = jnp.promote_types(dtype, jnp.float32)
+        init = uniform(features_in)
+        self.kernel = nnx.Param(init(rngs.params(), (1, 1, 1, features_in, classes), kept))
+        self.bias = nnx.Param(init(rngs.params(), (classes,), kept))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[0, 0, 0].astype(self.dtype)
+        wide = self.bias[...].dtype
+        return (
+            jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=wide) + self.bias[...]
+        )
+
+
+class UNet3D(nnx.Module):
+    """Patches to class logits.
+
+    >>> model = UNet3D((4, 8), 3, jnp.float32, rngs=nnx.Rngs(0))
+    >>> model(jnp.zeros([2, 16, 16, 16, 1])).shape
+    (2, 16, 16, 16, 3)
+    """
+
+    def __init__(
+        self,
+        filters: Sequence[int],
+        classes: int,
+        dtype: jax.typing.DTypeLike,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the network.
+
+        Args:
+          filters: channels at each resolution from the finest down; the benchmark has (32, 64, 128,
+            256, 320). One more halving, the bottleneck, keeps the last number.
+          classes: K, the background included.
+          dtype: of the computation.
+          rngs: keys.
+        """
+        around = {"dtype": dtype, "rngs": rngs}
+        self.input = Block(1, filters[0], **around)
+        self.down = nnx.List(
+            Block(a, b, stride=2, **around) for a, b in itertools.pairwise(filters)
+        )
+        self.bottleneck = Block(filters[-1], filters[-1], stride=2, **around)
+        wide = [filters[-1], *reversed(filters)]
+        self.up = nnx.List(Up(a, b, **around) for a, b in itertools.pairwise(wide))
+        self.head = Head(filters[0], classes, **around)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, D, H, W, 1] -> [B, D, H, W, K] in at least float32.
+
+        Raises:
+          UserError: a side is not a multiple of 2 to the number of halvings.
+        """
+        times = 2 ** (len(self.down) + 1)
+        if any(side % times for side in x.shape[1:4]):
+            raise UserError(
+                f"unet3d: a patch of {'x'.join(map(str, x.shape[1:4]))} cannot be halved "
+                f"{len(self.down) + 1} times; every side must be a multiple of {times}"
+            )
+        skips = [self.input(x)]
+        for down in self.down:
+            skips.append(down(skips[-1]))
+        y = self.bottleneck(skips[-1])
+        for up, skip in zip(self.up, reversed(skips), strict=True):
+            y = up(y, skip)
+        return self.head(y)
+
+
+class Layer(NamedTuple):
+    """A convolution: cells of its kernel, channels in and out, and its output side over the patch's."""
+
+    taps: int
+    features_in: int
+    features_out: int
+    scale: float
+
+
+def conv_layers(filters: Sequence[int], classes: int) -> Iterator[Layer]:
+    """The convolutions in order; the FLOP count reads this.
+
+    >>> len(list(conv_layers((32, 64, 128, 256, 320), 3)))
+    28
+    """
+
+    def block(features_in: int, features_out: int, scale: float) -> Iterator[Layer]:
+        yield Layer(27, features_in, features_out, scale)
+        yield Layer(27, features_out, features_out, scale)
+
+    before = 1
+    for level, features in enumerate((*filters, filters[-1])):
+        yield from block(before, features, 0.5**level)
+        before = features
+    for level, features in reversed(list(enumerate(filters))):
+        yield Layer(1, before, features, 0.5**level)  # each voxel has one tap of the 2x2x2
+        yield from block(2 * features, features, 0.5**level)
+        before = features
+    yield Layer(1, before, classes, 1.0)
+
+
+def flops_per_sample(filters: Sequence[int], classes: int, patch: Sequence[int]) -> float:
+    """FLOPs to train on one patch: two per multiply-add, forward and both gradients.
+
+    The first convolution needs no gradient of its input.
+
+    >>> round(flops_per_sample((32, 64, 128, 256, 320), 3, (128, 128, 128)) / 1e9)
+    2860
+    """
+    voxels = math.prod(patch)
+    macs = [
+        layer.taps * layer.features_in * layer.features_out * voxels * layer.scale**3
+        for layer in conv_layers(filters, classes)
+    ]
+    return 2 * (3 * sum(macs) - macs[0])
+
+
+def from_torch(state: Mapping[str, np.ndarray], filters: Sequence[int]) -> dict[str, np.ndarray]:
+    """The reference's weights by path in our state.
+
+    Args:
+      state: the reference's `state_dict` as NumPy arrays: convolutions [F, C, k, k, k], transposed
+        ones [C, F, 2, 2, 2].
+      filters: as the model's.
+
+    Returns:
+      Path ("params/down/0/conv1/kernel") -> array in our layout.
+
+    Raises:
+      UserError: a weight is missing, left over, or of another shape.
+    """
+    left, found = dict(state), {}
+
+    def take(name: str, path: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        if name not in left:
+            raise UserError(f"unet3d: the weights lack {name!r}: is this the reference's 3D U-Net?")
+        value = np.asarray(left.pop(name)).transpose(axes)
+        if value.shape != shape:
+            raise UserError(f"unet3d: {name!r} gives {path} the shape {value.shape}, not {shape}")
+        found[f"params/{path}"] = value
+
+    def block(theirs: str, ours: str, features_in: int, features_out: int) -> None:
+        channels = features_in
+        for i in (1, 2):
+            kernel = (3, 3, 3, channels, features_out)
+            take(f"{theirs}.conv{i}.0.weight", f"{ours}/conv{i}/kernel", (2, 3, 4, 1, 0), kernel)
+            take(f"{theirs}.conv{i}.1.weight", f"{ours}/norm{i}/scale", (0,), (features_out,))
+            take(f"{theirs}.conv{i}.1.bias", f"{ours}/norm{i}/bias", (0,), (features_out,))
+            channels = features_out
+
+    block("input_block", "input", 1, filters[0])
+    for i, (a, b) in enumerate(itertools.pairwise(filters)):
+        block(f"downsample.{i}", f"down/{i}", a, b)
+    block("bottleneck", "bottleneck", filters[-1], filters[-1])
+    wide = [filters[-1], *reversed(filters)]
+    for i, (a, b) in enumerate(itertools.pairwise(wide)):
+        theirs, ours = f"upsample.{i}.upsample_conv.0", f"up/{i}/double"
+        take(f"{theirs}.weight", f"{ours}/kernel", (2, 3, 4, 0, 1), (2, 2, 2, a, b))
+        take(f"{theirs}.bias", f"{ours}/bias", (0,), (b,))
+        block(f"upsample.{i}", f"up/{i}/block", 2 * b, b)
+    classes = np.shape(left.get("output.conv.bias", ()))
+    kernel = (1, 1, 1, filters[0], *classes)
+    take("output.conv.weight", "head/kernel", (2, 3, 4, 1, 0), kernel)
+    take("output.conv.bias", "head/bias", (0,), classes)
+    if left:
+        raise UserError(f"unet3d: the weights hold {sorted(left)[0]!r}, which the network has not")
+    return found
