@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlperf_jax
-from mlperf_jax import options, result_commands
+from mlperf_jax import options, plan_commands, result_commands
 from mlperf_jax.errors import UserError
 from mlperf_jax.options import Option
 
@@ -270,6 +270,10 @@ def bench_command(words: Sequence[str]) -> int:
     return 0
 
 
+def plan_command(words: Sequence[str]) -> int:
+    return plan_commands.plan_command(words, parse_benchmark)
+
+
 def evaluate_command(words: Sequence[str]) -> int:
     path = Option("path", help="the output folder of a trained run", metavar="RUN")
     about = "Scores the sealed checkpoints of a run whose benchmark is evaluated after training."
@@ -286,6 +290,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "data check": (data_check_command, "read samples of prepared data and say what is wrong"),
     "check": (result_commands.check_command, "ask the official compliance checker about a log"),
     "bench": (bench_command, "measure a benchmark's speed, without training it"),
+    "plan": (plan_command, plan_commands.ABOUT["plan"]),
+    "doctor": (plan_commands.doctor_command, plan_commands.ABOUT["doctor"]),
     "evaluate": (
         evaluate_command,
         "score the checkpoints of a run that is evaluated after training",

@@ -1,0 +1,166 @@
+"""From the speed of a step to minutes and money: samples to the target, evaluations, price, input.
+
+Samples are those of the reference convergence points, interpolated between batch sizes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.errors import UserError
+from mlperf_jax.planning import devices as names
+from mlperf_jax.planning.timing import StepTime
+from mlperf_jax.results import rcp
+
+INIT_LIMIT = 30.0  # minutes from init_start to init_stop in the closed division, 240 in open
+
+
+@dataclass(frozen=True)
+class ToTarget:
+    """What a run up to its target takes.
+
+    Attributes:
+        samples, spread: the references' mean and standard deviation at this batch size.
+        source: where from.
+        steps, evaluations: up to the mean.
+        minutes: training and evaluation.
+        minutes_low, minutes_high: with the spread of the samples and the error of the step's time.
+        chip_hours: of the mean.
+        price: of the mean, or None.
+    """
+
+    samples: float
+    spread: float
+    source: str
+    steps: int
+    evaluations: int
+    minutes: float
+    minutes_low: float
+    minutes_high: float
+    chip_hours: float
+    price: float | None
+
+    def lines(self) -> Iterator[str]:
+        """For the report."""
+        yield f"{self.samples:,.0f} ± {self.spread:,.0f} samples ({self.source})"
+        yield (
+            f"{self.steps:,} steps, {self.evaluations:,} evaluations: about {_minutes(self.minutes)} "
+            f"({_minutes(self.minutes_low)} to {_minutes(self.minutes_high)})"
+        )
+        price = "" if self.price is None else f", a price of {self.price:,.2f}"
+        yield f"{self.chip_hours:,.1f} chip-hours{price} a run"
+
+
+def _minutes(value: float) -> str:
+    return f"{value / 60:,.1f} hours" if value >= 180 else f"{value:.3g} minutes"
+
+
+def to_target(
+    benchmark: Benchmark, devices: names.Devices, time: StepTime, price: float | None
+) -> tuple[ToTarget | None, str | None]:
+    """The estimate, or a sentence that says why there is none."""
+    if benchmark.is_tiny:
+        return None, "tiny: no reference says how many samples it takes"
+    try:
+        samples, spread, source = samples_to_target(benchmark)
+    except UserError as error:
+        return None, f"no samples to the target: {error}"
+    steps = math.ceil(samples / benchmark.batch_size)
+    due = itertools.takewhile(lambda step: step <= steps, benchmark.eval_steps())
+    evaluations = max(1, sum(1 for _ in due))
+    evaluating = evaluations * (time.evaluation or 0.0)
+
+    def minutes(samples: float, factor: float) -> float:
+        return (samples / benchmark.batch_size * time.seconds + evaluating) * factor / 60
+
+    mean = minutes(samples, 1)
+    hours = mean / 60 * devices.chips
+    found = ToTarget(
+        samples=samples,
+        spread=spread,
+        source=source,
+        steps=steps,
+        evaluations=evaluations,
+        minutes=mean,
+        minutes_low=minutes(max(0.0, samples - spread), 1 / (1 + time.error)),
+        minutes_high=minutes(samples + spread, 1 + time.error),
+        chip_hours=hours,
+        price=None if price is None else hours * price,
+    )
+    return found, None
+
+
+def samples_to_target(benchmark: Benchmark) -> tuple[float, float, str]:
+    """Mean and spread of the samples that the references took at this batch size, and which they are.
+
+    Raises:
+        UserError: there are no points, or none for so large a batch.
+    """
+    points = rcp.references(benchmark.name, benchmark.ruleset)
+    sizes = [point.batch_size for point in points]
+    size = benchmark.batch_size
+    if size > sizes[-1]:
+        raise UserError(
+            f"no reference point reaches batch size {size:,}, the largest is {sizes[-1]:,}"
+        )
+    scale = samples_per_unit(benchmark)
+    mean = float(np.interp(size, sizes, [point.mean for point in points]))
+    spread = float(np.interp(size, sizes, [point.std for point in points]))
+    if size in sizes:
+        source = f"reference points of {benchmark.ruleset}"
+    elif size < sizes[0]:
+        source = f"the smallest reference point's, batch {sizes[0]:,}"
+    else:
+        above = next(i for i, other in enumerate(sizes) if other > size)
+        source = f"interpolated between batches {sizes[above - 1]:,} and {sizes[above]:,}"
+    return mean * scale, spread * scale, source
+
+
+def samples_per_unit(benchmark: Benchmark) -> float:
+    """Samples of what the references count: an epoch, a sample, a step or a token."""
+    unit = rcp.unit(benchmark.name, benchmark.ruleset)
+    if unit == "epochs":
+        return float(benchmark.train_samples)
+    if unit == "steps":
+        return float(benchmark.batch_size)
+    if unit == "tokens":
+        return 1.0 / getattr(benchmark, "sequence_length", 1)
+    return 1.0
+
+
+# -- input -----------------------------------------------------------------------------------------
+
+# Virtual cores of a host, from Cloud TPU's pages; GPU nodes differ.
+_CORES = {"v3": 96, "v4": 240, "v5e": 112, "v5p": 208, "v6e": 180, "tpu7x": 224}
+# Records that one core decodes a second: JPEG to a 224-pixel crop, measured at 300 to 500.
+_DECODED_PER_CORE = {"resnet": 400.0}
+
+
+def input_notes(benchmark: Benchmark, devices: names.Devices, time: StepTime) -> Iterator[str]:
+    """Records and bytes per second that a host must read, and whether its cores carry the decoding."""
+    each = time.samples_per_second / devices.hosts
+    example = benchmark.examples()[0]
+    size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in example.values())
+    yield (
+        f"input: {each:,.{0 if each >= 10 else 2}f} records a second on each of {devices.hosts:,} hosts, "
+        f"{each * size / 1e6:,.3g} MB/s onto its devices"
+    )
+    per_core = _DECODED_PER_CORE.get(benchmark.name)
+    if per_core is None:
+        return
+    name = next(name for name, chip in names.CHIPS.items() if chip is devices.chip)
+    needed, cores = each / per_core, _CORES.get(name)
+    if cores is None:
+        yield f"input: needs {needed:,.0f} cores a host at {per_core:.0f} records a second and core"
+        return
+    verdict = "input bound" if needed > cores / 2 else "carried"  # two virtual cores are one
+    yield (
+        f"input: decoding at {per_core:.0f} a second and core needs {needed:,.0f} of a host's "
+        f"{cores // 2} cores: {verdict}"
+    )

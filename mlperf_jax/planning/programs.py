@@ -1,0 +1,313 @@
+"""The programs of a run, compiled for devices that are not here, and what the compiler says of them.
+
+What is compiled is what `run` compiles: the assembly's own train and predict steps from shapes alone.
+For TPUs by their compiler; for GPUs by the CPU's, over fake devices, with the forms that `ops` choose
+on a GPU: a coarser estimate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from mlperf_jax.core import evaluation, loop
+from mlperf_jax.core import generation as generations
+from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import state as states
+from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.errors import UserError
+from mlperf_jax.ops import pretend
+from mlperf_jax.planning import devices as names
+from mlperf_jax.planning import hlo, messages, work
+
+PARTS = {"params": "parameters", "opt": "optimizer"}  # the rest of the state is "other"
+
+
+@dataclass(frozen=True)
+class Program:
+    """One compiled program, or why there is none.
+
+    Attributes:
+        name: "train", "evaluation" or "generation"; with a number where there are several shapes.
+        outcome: "fits", "too big" or "compiler failed". Only the first two are verdicts on memory.
+        room: bytes that a program may use on one device.
+        total: bytes used; None when the compiler failed.
+        arguments: bytes of the state and the batch; None unless it fits.
+        temporaries: bytes of activations, gradients and other intermediate results.
+        outputs: bytes of results that take no argument's place, and of the program itself.
+        largest: the largest buffers, as (bytes, what).
+        message: the compiler's own words, where it has any.
+        seconds: of compiling.
+        cpu_seconds: processor seconds of it.
+        work: what one call does, or None.
+    """
+
+    name: str
+    outcome: str
+    room: int
+    total: int | None = None
+    arguments: int | None = None
+    temporaries: int | None = None
+    outputs: int | None = None
+    largest: tuple[tuple[int, str], ...] = ()
+    message: str = ""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    work: dict[str, Any] | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.outcome == "fits"
+
+    @property
+    def over(self) -> int:
+        """Bytes beyond the room, 0 if it fits."""
+        return max(0, (self.total or 0) - self.room)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Program:
+        """The inverse of `dataclasses.asdict`, also after JSON."""
+        largest = tuple((int(size), str(what)) for size, what in values["largest"])
+        return cls(**{**values, "largest": largest})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON knows them."""
+        return dataclasses.asdict(self)
+
+
+class Lowering(states.Assembly):
+    """An assembly whose programs stop short of being compiled."""
+
+    def compile(self, jitted: Any, *arguments: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return jitted.lower(*arguments)
+
+
+def assemble(
+    benchmark: Benchmark, devices: names.Devices, sizes: Mapping[str, int], optimizer: Any = None
+) -> Lowering:
+    """The assembly of a run over devices that are not here.
+
+    Raises:
+        UserError: the mesh does not fit the devices, the batch or the model.
+    """
+    mesh = make_mesh(devices, sizes)
+    check_rows(benchmark, mesh)
+    found = states.assemble(benchmark, mesh, optimizer)
+    return Lowering(**{f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
+
+
+def make_mesh(devices: names.Devices, sizes: Mapping[str, int]) -> Mesh:
+    """The mesh over a described topology, or over fake devices for GPUs.
+
+    Raises:
+        UserError: its sizes do not multiply up to the devices, or there is no TPU compiler.
+    """
+    check_sizes(devices, sizes)
+    shape = tuple(sizes.get(axis, 1) for axis in meshes.AXES)
+    axis_types = (AxisType.Auto,) * len(meshes.AXES)
+    if not devices.tpu:
+        return jax.make_mesh(shape, meshes.AXES, axis_types=axis_types)
+    return Mesh(
+        meshes.arrange(shape, describe(devices).devices), meshes.AXES, axis_types=axis_types
+    )
+
+
+def describe(devices: names.Devices) -> Any:
+    """The TPU topology as its compiler knows it.
+
+    Raises:
+        UserError: the compiler is not installed, or refuses the topology.
+    """
+    try:
+        import libtpu  # noqa: F401  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise UserError(
+            "planning for TPUs needs their compiler, libtpu, which runs on any x86-64 Linux: "
+            'pip install "mlperf-jax[plan]"'
+        ) from error
+    try:
+        return topologies.get_topology_desc(platform="tpu", **names.topology_arguments(devices))
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"the TPU compiler does not know {devices.name}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def check_sizes(devices: names.Devices, sizes: Mapping[str, int]) -> None:
+    """The axes multiply up to all devices.
+
+    Raises:
+        UserError: they do not.
+    """
+    product = int(np.prod(list(sizes.values()) or [1]))
+    if product != devices.count:
+        text = ",".join(f"{axis}={n}" for axis, n in sizes.items())
+        raise UserError(
+            f"mesh {text} has {product:,} devices and {devices.name} {devices.count:,}: the sizes must "
+            "multiply up to them"
+        )
+
+
+def check_rows(benchmark: Benchmark, mesh: Mesh) -> None:
+    """Every batch splits over the mesh, also in micro-batches.
+
+    Raises:
+        UserError: one does not.
+    """
+    ways = meshes.batch_ways(mesh)
+    micro = benchmark.batch_size // benchmark.gradient_accumulation_steps
+    for what, rows in (
+        ("batch size", benchmark.batch_size),
+        ("micro-batch of", micro),
+        ("evaluation batch size", benchmark.eval_batch),
+    ):
+        if rows % ways:
+            raise UserError(
+                f"{what} {rows} is not divided by the mesh {meshes.describe(mesh)}, which splits rows "
+                f"{ways} ways: choose a multiple of {ways}, or another --mesh"
+            )
+
+
+# -- what the state takes --------------------------------------------------------------------------
+
+
+def state_bytes(assembly: states.Assembly) -> dict[str, int]:
+    """Bytes on one device by part of the state: "parameters", "optimizer", "other"."""
+    found = {"parameters": 0, "optimizer": 0, "other": 0}
+    for part, leaves in assembly.abstract.items():
+        for leaf in jax.tree.leaves(leaves):
+            size = int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+            found[PARTS.get(part, "other")] += size
+    return found
+
+
+# -- compiling -------------------------------------------------------------------------------------
+
+
+def lowered_programs(assembly: Lowering, only: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Name and lowered form of each program of a run.
+
+    Raises:
+        UserError: the model cannot be laid out over the mesh.
+    """
+    benchmark = assembly.benchmark
+    makers: dict[str, Callable[[], Mapping[Any, Any]]] = {
+        "train": lambda: loop.compile_train(assembly),
+        "evaluation": lambda: evaluation.compile_predict(assembly),
+    }
+    if benchmark.generate is not None:
+        makers["generation"] = lambda: {None: generations.compile_generate(assembly)}
+    for name, make in makers.items():
+        if only not in (None, name):
+            continue
+        try:
+            found = list(make().values())
+        except ValueError as error:
+            raise UserError(
+                f"{benchmark.name} cannot be laid out over the mesh {meshes.describe(assembly.mesh)}: "
+                f"{error}"
+            ) from error
+        for number, lowered in enumerate(found, start=1):
+            yield (f"{name} {number}" if len(found) > 1 else name), lowered
+
+
+def content(devices: names.Devices, lowered: Any) -> str:
+    """A digest of what is compiled, and by what."""
+    digest = hashlib.sha256()
+    parts = (lowered.as_text(), devices.name, *compiler_versions().values())
+    for part in (*parts, os.environ.get("LIBTPU_INIT_ARGS", "") if devices.tpu else ""):
+        digest.update(part.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def compiler_versions() -> dict[str, str]:
+    """Versions that a compiled program depends on; a missing one is empty."""
+    from importlib import metadata
+
+    found = {}
+    for name in ("jax", "jaxlib", "libtpu"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def compile_program(lowered: Any) -> tuple[dict[str, Any], str]:
+    """The compiler's findings as JSON knows them, and the compiled program's text.
+
+    Never raises for the compiler's sake: then there is an "error", and no text.
+    """
+    begin, cpu = time.perf_counter(), time.process_time()
+    found: dict[str, Any] = {"error": None}
+    text = ""
+    try:
+        compiled = lowered.compile()
+    except Exception as error:  # the compiler's own errors have no common type
+        found["error"] = str(error) or repr(error)
+    else:
+        memory = compiled.memory_analysis()
+        found["memory"] = {
+            name: getattr(memory, f"{name}_size_in_bytes")
+            for name in ("argument", "temp", "output", "alias", "generated_code")
+        }
+        text = compiled.as_text()
+    found["seconds"] = time.perf_counter() - begin
+    found["cpu_seconds"] = time.process_time() - cpu
+    return found, text
+
+
+def read_findings(name: str, devices: names.Devices, found: dict[str, Any], text: str) -> Program:
+    """The program that `compile_program` told of."""
+    if found["error"] is not None:
+        failed = messages.failed(name, found["error"], devices.memory)
+        return dataclasses.replace(
+            failed, seconds=found["seconds"], cpu_seconds=found["cpu_seconds"]
+        )
+    memory, module = found["memory"], hlo.parse(text)
+    outputs = memory["output"] - memory["alias"] + memory["generated_code"]
+    total = memory["argument"] + memory["temp"] + outputs
+    return Program(
+        name=name,
+        outcome="fits" if total <= devices.memory else "too big",
+        room=devices.memory,
+        total=total,
+        arguments=memory["argument"],
+        temporaries=memory["temp"],
+        outputs=outputs,
+        largest=hlo.largest_buffers(module),
+        seconds=found["seconds"],
+        cpu_seconds=found["cpu_seconds"],
+        work=_work(module, devices),
+    )
+
+
+def _work(module: hlo.Module, devices: names.Devices) -> dict[str, Any] | None:
+    """What one call does; None for a text that planning cannot read, which costs only the estimates."""
+    try:
+        return work.work(module, devices.count, devices.slices)
+    except (ValueError, KeyError, IndexError, StopIteration):
+        return None
+
+
+@contextlib.contextmanager
+def forms_of(devices: names.Devices) -> Iterator[None]:
+    """While it lasts `ops` choose the forms of these devices, whatever compiles them."""
+    if devices.tpu:
+        yield
+        return
+    with pretend.platform("gpu"):
+        yield

@@ -1,0 +1,188 @@
+"""Other ways to lay a benchmark out: what to try when it does not fit, and a search over them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.errors import UserError
+from mlperf_jax.planning import candidates, compiling, timing
+from mlperf_jax.planning import devices as names
+from mlperf_jax.planning.report import Candidate, gib
+
+REMATS = ("full", "attention", "dots_no_batch", None)  # from the smallest memory to the least work
+MOST_TENSOR = 16  # a product split further has too little left to do
+
+
+# -- what to try -----------------------------------------------------------------------------------
+
+
+def advice(
+    benchmark: Benchmark, devices: names.Devices, found: compiling.Compiled
+) -> Iterator[str]:
+    """What to try when a program does not fit, the likeliest first; nothing when all do."""
+    big = [program for program in found.programs if program.outcome == "too big"]
+    if not big:
+        return
+    if [program.name.split()[0] for program in big] == ["evaluation"]:
+        rows = benchmark.eval_batch // 2
+        yield f"--eval-batch-size {rows}: only the evaluation does not fit"
+    state = sum(found.state.values())
+    if state > devices.memory / 2 and found.mesh.get("data", 1) > 1:
+        yield f"--mesh {_text(_sharded(found.mesh))}: the state takes {gib(state)} GiB on every device"
+    if getattr(benchmark, "remat", "full") != "full":
+        yield "--remat full: keep each layer's input only, and compute the rest again"
+    more = _accumulations(benchmark, found.mesh)
+    if more:
+        yield f"--gradient-accumulation-steps {more[0]}: half of the rows at a time"
+    tensor = found.mesh.get("tensor", 1)
+    ways = found.mesh.get("data", 1) * found.mesh.get("fsdp", 1)
+    if candidates.splits(benchmark, "tensor") and 2 * tensor <= MOST_TENSOR and ways % 2 == 0:
+        yield f"--mesh fsdp={ways // 2},tensor={2 * tensor}: half of each layer's work per device"
+    larger = names.nearest_larger(devices, 2 * devices.chips)
+    if larger:
+        yield f"--on {larger}: twice the chips"
+
+
+def _text(sizes: Mapping[str, int]) -> str:
+    return ",".join(f"{axis}={n}" for axis, n in sizes.items())
+
+
+def _sharded(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The same mesh with `data` turned into `fsdp`."""
+    rest = {axis: n for axis, n in sizes.items() if axis not in ("data", "fsdp")}
+    return {"fsdp": sizes.get("data", 1) * sizes.get("fsdp", 1), **rest}
+
+
+def _accumulations(benchmark: Benchmark, sizes: Mapping[str, int]) -> list[int]:
+    """Numbers of micro-batches above the present one that leave every device a row."""
+    ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    now = benchmark.gradient_accumulation_steps
+    return [
+        2**k * now
+        for k in range(1, 4)
+        if benchmark.batch_size % (2**k * now) == 0
+        and (benchmark.batch_size // (2**k * now)) % ways == 0
+    ]
+
+
+# -- the search ------------------------------------------------------------------------------------
+
+
+def search(
+    benchmark: Benchmark,
+    devices: names.Devices,
+    found: compiling.Compiled,
+    *,
+    optimizer: str | None,
+    say: compiling.Say,
+) -> list[Candidate]:
+    """Compiles other meshes, then remat policies, then micro-batches, each on the best of before.
+
+    Only the train step is compiled. Ranked by the estimated time per step; what does not fit comes
+    last, the nearest to fitting first.
+    """
+    rows: dict[tuple[Any, ...], Candidate] = {}
+    best, sizes = benchmark, dict(found.mesh)
+
+    def measure(configured: Benchmark, mesh: Mapping[str, int]) -> Candidate:
+        settings = _differences(benchmark, configured)
+        key = (_text(mesh), *settings.items())
+        if key not in rows:
+            words = [_text(mesh), *(f"{name}={value}" for name, value in settings.items())]
+            say(f"candidate {len(rows) + 1}: {' '.join(words)}")
+            rows[key] = _candidate(configured, devices, dict(mesh), settings, optimizer, say)
+        return rows[key]
+
+    top = measure(best, sizes)
+    for mesh in meshes_to_try(benchmark, devices):
+        candidate = measure(best, mesh)
+        if _rank(candidate) < _rank(top):
+            top, sizes = candidate, dict(mesh)
+    for changes in _changes_to_try(benchmark, sizes):
+        configured = best.replace(**changes)
+        candidate = measure(configured, sizes)
+        if _rank(candidate) < _rank(top):
+            top, best = candidate, configured
+    return sorted(rows.values(), key=_rank)
+
+
+def meshes_to_try(benchmark: Benchmark, devices: names.Devices) -> Iterator[dict[str, int]]:
+    """Rows over `fsdp`, or a quarter of the ways over `data`; what is left, or more, on `tensor`.
+
+    Where there are sequences to split, also a part of it on `context`: with few key and value heads that
+    moves less between devices than splitting the products does.
+    """
+    most = candidates.row_ways(benchmark, devices)
+    tensor = candidates.splits(benchmark, "tensor")
+    for ways in (most, most // 2, most // 4):
+        rest = devices.count // ways if ways else 0
+        if rest < 1 or rest * ways != devices.count:
+            continue
+        if rest > 1 and (not tensor or rest > MOST_TENSOR):
+            continue
+        others = {"tensor": rest} if rest > 1 else {}
+        yield ({"fsdp": ways} if ways > 1 else {}) | others
+        if not tensor:
+            yield {"data": ways}
+            continue
+        if rest >= 4 and hasattr(benchmark, "sequence_length"):
+            context = 4 if rest >= 16 else 2
+            yield {"fsdp": ways, "tensor": rest // context, "context": context}
+        if ways % 4 == 0 and devices.count > 64:
+            yield {"data": 4, "fsdp": ways // 4, **others}
+
+
+def _changes_to_try(benchmark: Benchmark, sizes: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    if hasattr(benchmark, "remat"):
+        now = getattr(benchmark, "remat", None)
+        yield from ({"remat": policy} for policy in REMATS if policy != now)
+    for steps in _accumulations(benchmark, sizes)[:2]:
+        yield {"gradient_accumulation_steps": steps}
+
+
+def _differences(base: Benchmark, other: Benchmark) -> dict[str, Any]:
+    return {
+        field.name: getattr(other, field.name)
+        for field in dataclasses.fields(base)
+        if getattr(base, field.name) != getattr(other, field.name)
+    }
+
+
+def _candidate(
+    benchmark: Benchmark,
+    devices: names.Devices,
+    mesh: dict[str, int],
+    settings: dict[str, Any],
+    optimizer: str | None,
+    say: compiling.Say,
+) -> Candidate:
+    try:
+        found = compiling.compiled(
+            benchmark, devices, mesh, optimizer=optimizer, say=say, only="train"
+        )
+    except UserError as error:
+        return Candidate(_text(mesh), settings, "refused", reason=str(error))
+    outcomes = [program.outcome for program in found.programs]
+    worst = next((o for o in ("too big", "compiler failed") if o in outcomes), "fits")
+    sizes = [program.total for program in found.programs if program.total is not None]
+    time = timing.step_time(benchmark, devices, found.programs) if worst == "fits" else None
+    message = next((p.message for p in found.programs if p.outcome == "compiler failed"), "")
+    return Candidate(
+        _text(mesh),
+        settings,
+        worst,
+        total=max(sizes, default=None),
+        step_seconds=None if time is None else time.seconds,
+        reason=message.splitlines()[0] if message else "",
+    )
+
+
+def _rank(row: Candidate) -> tuple[int, float]:
+    if row.outcome == "fits":
+        return 0, math.inf if row.step_seconds is None else row.step_seconds
+    order = ("too big", "compiler failed", "refused")
+    return 1 + order.index(row.outcome), row.total or math.inf

@@ -1,0 +1,142 @@
+"""One call from a name to a plan, on the command line too; compiled by nobody."""
+
+import dataclasses
+import json
+
+import pytest
+
+from mlperf_jax import cli, plan_commands
+from mlperf_jax.errors import UserError
+from mlperf_jax.planning import compiling, plan, searching, table
+from mlperf_jax.planning.compiling import Compiled
+from mlperf_jax.planning.diagnosis import Diagnosis, Finding
+from mlperf_jax.planning.programs import Program
+from mlperf_jax.planning.report import Candidate
+
+GIB = 2**30
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What was to be compiled, all of which fits."""
+    calls = []
+
+    def pretend(benchmark, devices, mesh, *, optimizer=None, say=None, only=None):
+        calls.append((benchmark, devices, mesh, optimizer))
+        work = {"instructions": [[4e13, 1e9, 10]], "collectives": []}
+        parts = [
+            Program(name, "fits", devices.memory, 12 * GIB, 4 * GIB, 7 * GIB, GIB, work=work)
+            for name in ("train", "evaluation")
+        ]
+        state = {"parameters": GIB, "optimizer": 2 * GIB, "other": 0}
+        return Compiled(mesh or {"data": devices.count}, state, tuple(parts))
+
+    monkeypatch.setattr(compiling, "compiled", pretend)
+    return calls
+
+
+def test_a_plan_from_a_name(asked):
+    made = plan("resnet", on="v5p:2x2x2", batch_size=3264, price_per_chip_hour=2.0)
+    benchmark, devices, mesh, _ = asked[0]
+    assert (benchmark.batch_size, benchmark.dtype, devices.name, mesh) == (
+        3264,
+        "bfloat16",
+        "v5p:2x2x2",
+        None,
+    )
+    assert made.fits and made.mesh_chosen and made.mesh_text == "data=8"
+    assert made.time is not None and made.to_target is not None
+    hours = made.to_target.chip_hours
+    assert made.to_target.price == pytest.approx(2 * hours)
+    text = str(made)
+    for word in ("samples/s", "± ", "chip-hours", "a price of", "records a second", "30 minutes"):
+        assert word in text
+    assert json.loads(made.to_json())["to_target"]["chip_hours"] == pytest.approx(hours)
+
+
+def test_other_fields_and_a_mesh(asked):
+    made = plan("resnet", on="v5e:2x4", mesh="data=4,fsdp=2", batch_size=1632, dtype="float32")
+    assert asked[0][2] == {"data": 4, "fsdp": 2} and asked[0][0].dtype == "float32"
+    assert not made.mesh_chosen
+    assert made.time is None and "no time" in " ".join(made.notes)  # no float32 peak
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(on="v5p:2x2x3"), "does not come as 2x2x3"),
+        (dict(on="v5p:2x2x2", mesh="rows=8"), "names axis 'rows'"),
+        (dict(on="v5p:2x2x2", batchsize=8), "did you mean 'batch_size'"),
+        (dict(on="v5p:2x2x2", price_per_chip_hour=-1.0), "must be a price"),
+    ],
+)
+def test_what_is_refused(asked, settings, words):
+    with pytest.raises(UserError, match=words):
+        plan("resnet", **settings)
+    assert not asked
+
+
+def test_a_benchmark_without_points_is_planned_all_the_same(asked):
+    made = plan("resnet", on="v5p:8x8x16", batch_size=84_800)
+    assert made.fits and made.time is not None and made.to_target is None
+    assert any("no reference point reaches" in note for note in made.notes)
+
+
+def test_a_search_adds_its_rows(asked, monkeypatch):
+    rows = [Candidate("data=8", {}, "fits", 5, 0.1)]
+    monkeypatch.setattr(searching, "search", lambda *a, **k: rows)
+    assert plan("resnet", on="v5p:2x2x2", search=True).search == tuple(rows)
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+def command(*words):
+    """As the command line calls it, before and after it lists the command."""
+    cli.COMMANDS.setdefault("plan", (lambda words: 0, plan_commands.ABOUT["plan"]))
+    return plan_commands.plan_command(words, cli.parse_benchmark)
+
+
+def test_the_command(asked, capsys):
+    assert command("resnet", "--on", "v5p:2x2x2", "--batch-size", "3264") == 0
+    assert "fits, 12.0 of" in capsys.readouterr().out
+    assert command("resnet", "--on", "v5p:2x2x2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["benchmark"] == "resnet"
+
+
+def test_the_command_says_no_by_its_exit_code(monkeypatch, asked):
+    made = plan("resnet", on="v5p:2x2x2")
+    bad = dataclasses.replace(
+        made, programs=(dataclasses.replace(made.programs[0], outcome="too big"),)
+    )
+    monkeypatch.setattr("mlperf_jax.planning.plan", lambda *a, **k: bad)
+    assert command("resnet", "--on", "v5p:2x2x2") == 1
+
+
+def test_the_command_needs_devices(asked):
+    with pytest.raises(UserError, match="plan needs --on"):
+        command("resnet")
+
+
+def test_doctor(monkeypatch, capsys):
+    found = Diagnosis((Finding("disk", "bad", "full", "rm -r runs"),))
+    monkeypatch.setattr("mlperf_jax.planning.doctor", lambda: found)
+    assert plan_commands.doctor_command([]) == 1
+    assert "mend: rm -r runs" in capsys.readouterr().out
+    assert plan_commands.doctor_command(["--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["healthy"] is False
+
+
+# -- the table of the docs -------------------------------------------------------------------------
+
+
+def test_the_table_of_the_docs(asked, monkeypatch):
+    monkeypatch.setattr(table, "CASES", table.CASES[:2])
+    header, line, *rows = table.rows()
+    assert len(rows) == 2 and rows[0].startswith(
+        "| resnet | v5p:2x2x2 | 3,264 | data=8 | 1.0 | 2.0 |"
+    )
+    assert header.count("|") == line.count("|") == rows[0].count("|")
+    monkeypatch.setattr(table, "PUBLISHED", table.PUBLISHED[-1:])
+    header, _, row = table.published_rows()
+    assert header.count("|") == row.count("|") and row.startswith("| resnet | v4:4x4x4 |")
