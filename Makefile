@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(filter python python3,$(notdir $(PYTHON))),,-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# two at a time; what shares a fixture stays together, the longest first (tests/conftest.py)
+TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: demo test test-all test-aot lint format clean help
@@ -16,11 +18,11 @@ help:  ## this list
 demo: $(VENV)/.installed  ## train ResNet-50's small stand-in to its target
 	$(BIN)/mlperf-jax run resnet --tiny
 
-test: $(VENV)/.installed-test  ## the tests that CI runs
-	$(PYTEST) -m "not slow and not aot and not gpu"
+test: $(VENV)/.installed-test  ## the tests that CI runs; the whole battery of what changed
+	$(PYTEST) $(TWO) --battery=changed -m "not slow and not aot and not gpu"
 
 test-all: $(VENV)/.installed-test  ## every test but the ahead-of-time compiles and those for an accelerator
-	$(PYTEST) -m "not aot and not gpu"
+	$(PYTEST) $(TWO) -m "not aot and not gpu"
 
 test-aot: $(VENV)/.installed-aot  ## full-size ahead-of-time compiles for TPUs, in one process
 	TPU_SKIP_MDS_QUERY=1 $(PYTEST) -m aot -s

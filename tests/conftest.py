@@ -1,9 +1,19 @@
-"""Eight fake CPU devices, one compile cache for all tests, no accelerator, no network."""
+"""Eight fake CPU devices, one compile cache for all tests, no accelerator, no network; the battery's halves."""
 
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's threads: collectives block one each, and with as many as devices (on a small machine) those of two
+# collectives that are ready at once can wait for each other. Children inherit all this.
+os.environ.setdefault("NPROC", "32")
+# A busy machine makes one device or process wait long for another: seconds until that is an error.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_cpu_collective_timeout_seconds=300",
+)
 
 import jax
 import pytest
@@ -21,3 +31,141 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 def compile_cache() -> str:
     """The compile cache that child processes of a test should use too."""
     return str(jax.config.jax_compilation_cache_dir)
+
+
+# -- the battery -----------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--battery",
+        choices=("all", "changed"),
+        default="all",
+        help="whole battery for all benchmarks, or for those a change can have touched (selection.py)",
+    )
+
+
+WHOLE = pytest.StashKey[tuple[str, ...] | None]()  # names, None for all
+REASON = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses the benchmarks whose battery is whole; under xdist the workers are told."""
+    told = getattr(config, "workerinput", None)
+    config.stash[WHOLE], config.stash[REASON] = (told or {}).get("whole"), ""
+    if told is not None or config.getoption("--battery") == "all":
+        return
+    import selection
+
+    from mlperf_jax import benchmarks
+
+    modules = {n: benchmarks.benchmark_class(n).__module__ for n in benchmarks.names()}
+    try:
+        config.stash[WHOLE], config.stash[REASON] = selection.selected(modules)
+    except selection.NoBase as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["whole"] = node.config.stash[WHOLE]
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    whole = config.stash[WHOLE]
+    if whole is None:
+        return []
+    return [f"whole battery: {', '.join(whole) or 'none'} ({config.stash[REASON]})"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the whole battery of what did not change; keeps together what shares fixtures.
+
+    Under xdist a benchmark's battery runs in one process, so that its tiny run is made once, and so does
+    each other file; the longest come first.
+    """
+    whole = config.stash[WHOLE]
+    left_out = [
+        item for item in items if whole is not None and _is_whole(item) and _name(item) not in whole
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+    if config.pluginmanager.has_plugin("xdist"):
+        long = {_name(item) for item in items if _is_whole(item)}
+        items.sort(key=lambda item: (not _name(item), _name(item) not in long))
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_name(item) or item.nodeid.partition("::")[0]))
+
+
+def _is_whole(item: pytest.Item) -> bool:
+    return item.get_closest_marker("whole") is not None
+
+
+def _name(item: pytest.Item) -> str:
+    """The benchmark, if it is a test of the battery."""
+    if not item.path.name.startswith("test_battery"):
+        return ""
+    return item.callspec.params["name"]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Name -> the folder that holds the tiny data of the benchmark, made once."""
+    folder, made = str(tmp_path_factory.mktemp("data")), set()
+
+    def get(name: str) -> str:
+        from mlperf_jax import benchmarks
+
+        if name not in made:
+            benchmarks.get(name, tiny=True).prepare(folder)
+            made.add(name)
+        return folder
+
+    return get
+
+
+@pytest.fixture
+def data_dir(name: str, tiny_data: Callable[[str], str]) -> str:
+    return tiny_data(name)
+
+
+@pytest.fixture(scope="session")
+def few_steps(
+    tiny_data: Callable[[str], str], compile_cache: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], pathlib.Path]:
+    """Name -> the folder that `battery.few_steps` left, made once."""
+    made: dict[str, pathlib.Path] = {}
+
+    def get(name: str) -> pathlib.Path:
+        import battery
+
+        if name not in made:
+            folder = tmp_path_factory.mktemp(f"{name}-steps")
+            battery.few_steps(compile_cache, name, tiny_data(name), folder)
+            made[name] = folder
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(
+    tiny_data: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Any, pathlib.Path]]:
+    """Name -> (result, output folder) of one undisturbed tiny run, made once."""
+    made: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        import battery
+
+        from mlperf_jax import benchmarks
+
+        if name not in made:
+            output = tmp_path_factory.mktemp(name)
+            settings = battery.settings(tiny_data(name), output)
+            result = benchmarks.run(name, **settings)
+            made[name] = (result or benchmarks.evaluate(output), output)  # some are scored later
+        return made[name]
+
+    return get

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -10,17 +11,22 @@ import jax
 HERE = pathlib.Path(__file__).parent
 
 
-def describe(name: str) -> str:
-    """The parameter tree's table, then each leaf's sharding."""
+def assembly(name: str) -> Any:
+    """The full-size program on that mesh."""
     from mlperf_jax import benchmarks
     from mlperf_jax.core import mesh as meshes
     from mlperf_jax.core import preflight, state
-    from mlperf_jax.optimizers import tree as trees
 
     benchmark = preflight.resolve_dtype(benchmarks.get(name))
-    assembly = state.assemble(benchmark, meshes.make_mesh("data=2,fsdp=4"))
-    lines = [str(assembly.tree), "", "sharding of what is not replicated on data=2, fsdp=4"]
-    for path, leaf in trees.flatten_paths(assembly.abstract["params"]).items():
+    return state.assemble(benchmark, meshes.make_mesh("data=2,fsdp=4"))
+
+
+def describe(of: Any) -> str:
+    """The parameter tree's table, then each leaf's sharding."""
+    from mlperf_jax.optimizers import tree as trees
+
+    lines = [str(of.tree), "", "sharding of what is not replicated on data=2, fsdp=4"]
+    for path, leaf in trees.flatten_paths(of.abstract["params"]).items():
         if any(axis is not None for axis in leaf.sharding.spec):
             lines.append(f"{path} {tuple(leaf.sharding.spec)}")
     return "\n".join(lines) + "\n"
@@ -32,4 +38,4 @@ if __name__ == "__main__":
 
     (HERE / "golden").mkdir(exist_ok=True)
     for name in benchmarks.names():
-        (HERE / "golden" / f"{name}.txt").write_text(describe(name))
+        (HERE / "golden" / f"{name}.txt").write_text(describe(assembly(name)))

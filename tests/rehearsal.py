@@ -41,7 +41,9 @@ def values(name):
 
 def settings(name):
     """The benchmark's fields that no log shows."""
-    return {"clip_norm": None, "ema_decay": None} | RECIPES[name].get("settings", {})
+    return {"clip_norm": None, "ema_decay": None, "base_bits": None} | RECIPES[name].get(
+        "settings", {}
+    )
 
 
 def schedule(name, ruleset):

@@ -24,6 +24,13 @@ __all__ = ["Benchmark", "RunOptions", "evaluate", "get", "names", "run"]
 # name -> "module:class"; a string, so that listing imports no model
 _BENCHMARKS = {
     "resnet": "resnet:ResNet50",
+    "unet3d": "unet3d:UNet3D",
+    "retinanet": "retinanet:RetinaNet",
+    "gpt3": "gpt3:Gpt3",
+    "llama2_70b_lora": "llama2_70b_lora:Llama2Lora",
+    "llama31_405b": "llama31_405b:Llama31_405B",
+    "llama31_8b": "llama31_8b:Llama31_8B",
+    "dlrm_dcnv2": "dlrm_dcnv2:DlrmDcnV2",
 }
 
 

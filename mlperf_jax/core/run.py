@@ -255,7 +255,8 @@ class Run:
             for key in names:
                 self.log.event(key, value, **logged, **metadata)
         self.log.stop("eval_stop", **logged)
-        values = ", ".join(f"{name} {value:.4f}" for name, value in quality.items())
+        # "mAP/class" and the like stay in the result
+        values = ", ".join(f"{n} {value:.4f}" for n, value in quality.items() if "/" not in n)
         targets = " and ".join(map(str, self.benchmark.targets))
         epoch = position["epoch_num"]
         self.progress.say(

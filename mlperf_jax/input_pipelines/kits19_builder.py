@@ -260,7 +260,7 @@ def _load(path: pathlib.Path) -> Any:
         import nibabel
     except ImportError:
         raise UserError(
-            'preparing KiTS19 reads NIfTI and needs nibabel: pip install nibabel'
+            "preparing KiTS19 reads NIfTI and needs nibabel: pip install nibabel"
         ) from None
     from nibabel.filebasedimages import ImageFileError
 
