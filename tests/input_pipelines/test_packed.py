@@ -140,7 +140,7 @@ def test_build_reads_json_lines(tmp_path):
     before = (tmp_path / "out" / "govreport_train_inputs.npy").stat().st_mtime_ns
     packed.build(tmp_path / "out", tmp_path, tokenizer, length=128)
     assert (tmp_path / "out" / "govreport_train_inputs.npy").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="does not fill one row"):
+    with pytest.raises(UserError, match=r"train.jsonl fills 0 rows of 8192 tokens, not 1"):
         packed.build(tmp_path / "new", tmp_path, tokenizer, length=8192)
 
 
