@@ -11,7 +11,7 @@ from mlperf_jax.benchmarks.llama31_8b import Llama31_8B
 from mlperf_jax.core import preflight
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import text
+from mlperf_jax.input_pipelines import megatron, megatron_file, text
 from tests.benchmarks.language_models import assert_adamw, first_steps, points, write_tokens
 
 
@@ -82,6 +82,32 @@ def test_order_follows_steps_batch_and_seed(tmp_path) -> None:
     np.testing.assert_array_equal(first(small.replace(batch_size=8), 1), wanted)
     assert (first(small.replace(batch_size=8), 2) != wanted).any()
     assert (first(small.replace(batch_size=16), 1) != wanted).any()
+
+
+def test_the_order_is_made_before_the_clock_starts(tmp_path, monkeypatch) -> None:
+    """From lengths alone: a token is read after `run_start` only."""
+    said = []
+    log = lambda: (tmp_path / "out" / "result_0.txt").read_text()  # noqa: E731
+    ready, read = megatron.GptTraining.ready, megatron_file.TokenFile.read
+
+    def ordering(self, seed):
+        said.append(("ready", seed, "run_start" in log()))
+        return ready(self, seed)
+
+    def reading(self, *where):
+        said.append(("read", "run_start" in log()))
+        return read(self, *where)
+
+    folder = str(tmp_path / "data")
+    benchmarks.get("llama31_8b", tiny=True).prepare(folder)
+    monkeypatch.setattr(megatron.GptTraining, "ready", ordering)
+    monkeypatch.setattr(megatron_file.TokenFile, "read", reading)
+    settings = {"seed": 5, "mesh": "data=1", "show": "none", "max_samples": 16}
+    benchmarks.run(
+        "llama31_8b", tiny=True, data_dir=folder, output=str(tmp_path / "out"), **settings
+    )
+    assert said[0] == ("ready", 5, False)
+    assert set(said[1:]) == {("read", True)}
 
 
 def test_logged_keys_and_values() -> None:
@@ -187,8 +213,6 @@ def test_builds_from_the_organisers_c4(tmp_path, capsys) -> None:
         (source / name).write_bytes(gzip.compress(lines.encode(), 1))
     benchmark = Llama31_8B()
     benchmark.prepare(str(out), str(source))
-    from mlperf_jax.input_pipelines import megatron_file
-
     reader = text.open_tokenizer(source)
     train = megatron_file.TokenFile(out / benchmark.train_files[0])
     assert train.documents == 128
