@@ -236,7 +236,7 @@ REFUSED = [
     ("rum resnet", "no command 'rum': did you mean 'run'?"),
     ("data resnet", "no command 'data resnet'"),
     ("data", "data needs a verb"),
-    ("run", "needs the name of a benchmark (resnet)"),
+    ("run", "needs the name of a benchmark (resnet, "),
     ("run resnt --tiny", "no benchmark 'resnt': did you mean 'resnet'?"),
     ("bench resnt", "no benchmark 'resnt': did you mean 'resnet'?"),
     ("data check resnt", "no benchmark 'resnt': did you mean 'resnet'?"),

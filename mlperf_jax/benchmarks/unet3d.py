@@ -59,7 +59,7 @@ class UNet3D(Benchmark):
     filters: tuple[int, ...] = (32, 64, 128, 256, 320)
     classes: int = 3
     patch: int = 128
-    eval_shape: tuple[int, int, int] = (448, 448, 448)  # holds the largest volume, 456 x 416 x 416
+    eval_shape: tuple[int, ...] = (448, 448, 448)  # holds the largest volume, 456 x 416 x 416
     train_samples: int = 168
     eval_samples: int = 42
     targets: tuple[Target, ...] = (Target("mean_dice", at_least=0.908),)
@@ -75,6 +75,8 @@ class UNet3D(Benchmark):
                 f"{halvings}"
             )
         stride = self.patch // 2
+        if len(self.eval_shape) != 3:
+            raise UserError(f"eval_shape has three sides (D, H, W), not {len(self.eval_shape)}")
         if any(side % stride or side < self.patch for side in self.eval_shape):
             raise UserError(
                 f"eval_shape {'x'.join(map(str, self.eval_shape))} holds no whole windows: each side must be "
@@ -128,7 +130,8 @@ class UNet3D(Benchmark):
         )
 
     def eval_data(self, data_dir: str) -> Any:
-        return kits19.validation(data_dir, self.eval_shape, self.patch, tiny=self.is_tiny)
+        depth, height, width = self.eval_shape
+        return kits19.validation(data_dir, (depth, height, width), self.patch, tiny=self.is_tiny)
 
     def loss(self, model: Any, batch: Any, key: Any) -> Any:
         return dice_xent(model(batch["image"]), batch["label"])
