@@ -35,7 +35,6 @@ from mlperf_jax.input_pipelines import megatron_file, records
 C4_GROUP = 128  # files of C4 in each of the organisers' groups c4-train.en_0 .. en_7
 C4_VALIDATION_DOCUMENTS = 91_205  # the benchmark's share of the 364,608
 _BATCH = 256  # documents that a tokenizer is given at once
-_EXTRA = 'pip install "mlperf-jax[text]"'
 _BOS, _EOS = ("<s>", "<|begin_of_text|>"), ("</s>", "<|end_of_text|>")
 
 
@@ -80,7 +79,9 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
     try:
         return _sentencepiece(found) if _is_model(found) else _tokenizers(found)
     except ImportError as error:
-        raise UserError(f"reading {found} needs the library {error.name}: {_EXTRA}") from None
+        raise UserError(
+            f"reading {found} needs the library {error.name}: pip install {error.name}"
+        ) from None
     except UserError:
         raise
     except Exception as error:  # both libraries raise bare Exception or RuntimeError
@@ -404,7 +405,7 @@ def train_tokenizer(texts: Sequence[str], size: int, path: str | os.PathLike) ->
         from tokenizers import decoders, models, pre_tokenizers, trainers
     except ImportError as error:
         raise UserError(
-            f"a vocabulary is trained with the library {error.name}: {_EXTRA}"
+            f"a vocabulary is trained with the library {error.name}: pip install {error.name}"
         ) from None
     if size < 258:
         raise UserError(f"a byte-level vocabulary has at least 258 entries, not {size}")
