@@ -29,6 +29,17 @@ def test_train_and_evaluation_fit(case: table.Case) -> None:
     assert made.time is not None and 0 < (made.time.mfu or 0) < 1
 
 
+def test_weights_split_over_fsdp_are_gathered_and_not_passed_around() -> None:
+    """The compiler's other way, a product per piece, reads and writes the result once per piece."""
+    made = plan("llama31_8b", on="v6e:4x8", batch_size=32, layers=2)
+    moved = {"all-gather": 0.0, "collective-permute": 0.0}
+    for kind, size, *_, times in made.programs[0].work["collectives"]:
+        moved[kind] = moved.get(kind, 0) + size * times
+    layer = 2 * 218_103_808  # bytes of a layer's matrices, in bfloat16
+    assert moved["all-gather"] >= 2 * 2 * layer  # forward and backward, head and embedding besides
+    assert moved["collective-permute"] < 0.05 * moved["all-gather"]
+
+
 @pytest.mark.parametrize("on", ["v4:2x2x1", "v5e:1x1", "2xv6e:2x2", "tpu7x:2x2x1", "v3:2x2"])
 def test_every_kind_of_topology_compiles(on: str) -> None:
     made = plan("llama31_8b", on=on, tiny=True, batch_size=64)

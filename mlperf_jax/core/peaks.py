@@ -24,6 +24,7 @@ class Peak:
         bandwidth: GB/s of that memory.
         link: GB/s one way to the neighbours: of one link of a TPU, of all NVLinks of a GPU.
         network: GB/s of a device to those beyond its slice or NVLink domain.
+        clock: GHz of a TPU's matrix units: its peak over the FLOPs of one cycle.
     """
 
     bfloat16: float
@@ -32,6 +33,7 @@ class Peak:
     bandwidth: float | None = None
     link: float | None = None
     network: float | None = None
+    clock: float | None = None
 
     def flops(self, dtype: str) -> float | None:
         """FLOP/s for a compute dtype, or None when no honest peak is known."""
@@ -47,15 +49,15 @@ UNITS = {
 PEAKS = {
     # a v2 or v3 chip is two devices, a v4 or v5p chip one, a TPU7x chip two
     "TPU v2": Peak(22.5),
-    "TPU v3": Peak(61.5, None, 15.48, 450, 100, 3.1),
-    "TPU v4": Peak(275, None, 30.75, 1228, 45, 3.1),
+    "TPU v3": Peak(61.5, None, 15.48, 450, 100, 3.1, 0.94),
+    "TPU v4": Peak(275, None, 30.75, 1228, 45, 3.1, 1.05),
     "TPU v4 lite": Peak(137),
-    "TPU v5 lite": Peak(197, None, 15.75, 819, 45, 3.1),
-    "TPU v5e": Peak(197, None, 15.75, 819, 45, 3.1),
-    "TPU v5": Peak(459, None, 95.74, 2765, 90, 6.25),
-    "TPU v5p": Peak(459, None, 95.74, 2765, 90, 6.25),
-    "TPU v6 lite": Peak(918, None, 31.25, 1638, 90, 12.5),
-    "TPU v6e": Peak(918, None, 31.25, 1638, 90, 12.5),
+    "TPU v5 lite": Peak(197, None, 15.75, 819, 45, 3.1, 1.5),
+    "TPU v5e": Peak(197, None, 15.75, 819, 45, 3.1, 1.5),
+    "TPU v5": Peak(459, None, 95.74, 2765, 90, 6.25, 1.75),
+    "TPU v5p": Peak(459, None, 95.74, 2765, 90, 6.25, 1.75),
+    "TPU v6 lite": Peak(918, None, 31.25, 1638, 90, 12.5, 1.75),
+    "TPU v6e": Peak(918, None, 31.25, 1638, 90, 12.5, 1.75),
     "TPU7x": Peak(1153.5, None, 94.75, 3690, 90, 6.25),
     "NVIDIA A100-PCIE-40GB": Peak(312, 156),
     "NVIDIA A100 80GB PCIe": Peak(312, 156),

@@ -138,29 +138,40 @@ def samples_per_unit(benchmark: Benchmark) -> float:
 
 # Virtual cores of a host, from Cloud TPU's pages; GPU nodes differ.
 _CORES = {"v3": 96, "v4": 240, "v5e": 112, "v5p": 208, "v6e": 180, "tpu7x": 224}
-# Records that one core decodes a second: JPEG to a 224-pixel crop, measured at 300 to 500.
-_DECODED_PER_CORE = {"resnet": 400.0}
+# Training records that one core makes a second, measured by scripts/bench_decode.py (300 to 500),
+# bench_input.py (150 to 160, 223) and bench_criteo.py (3.6 to 4.1 million).
+_RECORDS_PER_CORE = {"resnet": 400, "retinanet": 150, "unet3d": 220, "dlrm_dcnv2": 3_600_000}
+
+
+def _megabytes(rate: float) -> str:
+    """Bytes per second in words.
+
+    >>> _megabytes(10_301_234_567), _megabytes(1_234_567)
+    ('10,301 MB/s', '1.23 MB/s')
+    """
+    value = rate / 1e6
+    return f"{value:,.0f} MB/s" if value >= 100 else f"{value:.3g} MB/s"
 
 
 def input_notes(benchmark: Benchmark, devices: names.Devices, time: StepTime) -> Iterator[str]:
-    """Records and bytes per second that a host must read, and whether its cores carry the decoding."""
+    """Records and bytes per second that a host must read, and whether its cores carry the making of them."""
     each = time.samples_per_second / devices.hosts
     example = benchmark.examples()[0]
     size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in example.values())
     yield (
         f"input: {each:,.{0 if each >= 10 else 2}f} records a second on each of {devices.hosts:,} hosts, "
-        f"{each * size / 1e6:,.3g} MB/s onto its devices"
+        f"{_megabytes(each * size)} onto its devices"
     )
-    per_core = _DECODED_PER_CORE.get(benchmark.name)
+    per_core = _RECORDS_PER_CORE.get(benchmark.name)
     if per_core is None:
         return
     name = next(name for name, chip in names.CHIPS.items() if chip is devices.chip)
     needed, cores = each / per_core, _CORES.get(name)
     if cores is None:
-        yield f"input: needs {needed:,.0f} cores a host at {per_core:.0f} records a second and core"
+        yield f"input: needs {needed:,.1f} cores a host at {per_core:,} records a second and core"
         return
     verdict = "input bound" if needed > cores / 2 else "carried"  # two virtual cores are one
     yield (
-        f"input: decoding at {per_core:.0f} a second and core needs {needed:,.0f} of a host's "
+        f"input: at {per_core:,} records a second and core it needs {needed:,.1f} of a host's "
         f"{cores // 2} cores: {verdict}"
     )

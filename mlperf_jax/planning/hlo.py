@@ -15,22 +15,31 @@ from dataclasses import dataclass, field
 _BITS = {"pred": 8, "token": 0, "c64": 64, "c128": 128, "opaque": 0}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _MEMORY_SPACE = re.compile(r"S\((\d+)\)")
+_TILED = re.compile(r"([\d,]+):T\(([\d,]+)\)")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _NAME = re.compile(r"%?([\w.-]+)$")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional"}
 
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a shape: dtype, sizes, and whether it lives in the chip's large memory."""
+    """One array of a shape.
+
+    Attributes:
+        dtype, dims: what it holds.
+        large_memory: whether it lives in the chip's large memory.
+        padded: elements that its tiles take up there: 64 channels of a TPU's 128 lanes are as many as 128.
+    """
 
     dtype: str
     dims: tuple[int, ...]
     large_memory: bool
+    padded: int
 
     @property
     def elements(self) -> int:
@@ -38,8 +47,8 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Padding of tiles is not counted."""
-        return -(-self.elements * bits(self.dtype) // 8)
+        """In memory, the padding of its tiles included."""
+        return -(-self.padded * bits(self.dtype) // 8)
 
 
 @dataclass
@@ -80,6 +89,12 @@ class Instruction:
             if letter == "," and depth == 0:
                 return rest[:index]
         return rest
+
+    @property
+    def cycles(self) -> int:
+        """What the compiler's own cost model expects of it, 0 where it says nothing."""
+        found = _CYCLES.search(self.attributes)
+        return int(found[1]) if found else 0
 
     @property
     def op_name(self) -> str:
@@ -159,14 +174,30 @@ def arrays(text: str) -> tuple[Array, ...]:
     """The arrays of a shape's text.
 
     >>> [(a.dims, a.bytes, a.large_memory) for a in arrays("(bf16[2,3]{1,0:T(8,128)}, s32[]{:S(1)})")]
-    [((2, 3), 12, True), ((), 4, False)]
+    [((2, 3), 2048, True), ((), 4, False)]
     """
     found = []
     for dtype, dims, layout in _ARRAY.findall(text):
         space = _MEMORY_SPACE.search(layout)
         sizes = tuple(int(size) for size in dims.split(",") if size)
-        found.append(Array(dtype, sizes, space is None or space[1] in ("0", "5")))
+        large = space is None or space[1] in ("0", "5")
+        found.append(Array(dtype, sizes, large, _padded(sizes, layout)))
     return tuple(found)
+
+
+def _padded(sizes: tuple[int, ...], layout: str) -> int:
+    """Elements of an array whose minor dimensions are filled up to whole tiles.
+
+    >>> _padded((7, 100, 64), "2,1,0:T(8,128)(2,1)") == 7 * 104 * 128
+    True
+    """
+    tiled, filled = _TILED.match(layout), list(sizes)
+    if tiled:
+        minor_first = [int(axis) for axis in tiled[1].split(",")]
+        tile = [int(size) for size in tiled[2].split(",")]
+        for axis, size in zip(minor_first, reversed(tile)):
+            filled[axis] = -(-filled[axis] // size) * size
+    return math.prod(filled)
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -40,18 +40,18 @@ class Tally:
     """What is counted.
 
     Attributes:
-        instructions: [FLOPs, bytes of large memory, times] by kind of work.
+        instructions: [FLOPs, bytes of large memory, the compiler's cycles, times] by kind of work.
         collectives: [kind, bytes, devices of a group, slices a group spans, asynchronous, times].
     """
 
     def __init__(self) -> None:
-        self.instructions: dict[tuple[float, float], float] = {}
+        self.instructions: dict[tuple[float, float, int], float] = {}
         self.collectives: dict[tuple[Any, ...], float] = {}
 
-    def instruction(self, flops: float, size: float, times: float) -> None:
+    def instruction(self, flops: float, size: float, cycles: int, times: float) -> None:
         if size < _TINY and flops < _TINY:
             return
-        key = (flops, size)
+        key = (flops, size, cycles)
         self.instructions[key] = self.instructions.get(key, 0) + times
 
     def collective(self, key: tuple[Any, ...], times: float) -> None:
@@ -73,7 +73,7 @@ def work(module: Module, devices: int, slices: int = 1) -> dict[str, Any]:
         slices: into how many TPU slices, or nodes of GPUs, they are divided.
 
     Returns:
-        "instructions" as [FLOPs, bytes, times] and "collectives" as [kind, bytes, group size, slices
+        "instructions" as [FLOPs, bytes, cycles, times] and "collectives" as [kind, bytes, group size, slices
         spanned, whether it runs beside others, times].
     """
     tally = Tally()
@@ -114,7 +114,8 @@ def _walk(
             _fusion(module, computation, instruction, times, tally, per_slice, devices)
         else:
             flops = _flops(computation, instruction)
-            tally.instruction(flops, _traffic(computation, instruction), times)
+            size = _traffic(computation, instruction)
+            tally.instruction(flops, size, instruction.cycles, times)
 
 
 # -- loops -----------------------------------------------------------------------------------------
@@ -239,6 +240,12 @@ def _fusion(
                 key = _collective(part[0], part[1], per_slice, devices)
                 if key[0] == "all-reduce" and _sliced(part[0], part[1]):
                     key = ("reduce-scatter", *key[1:])
+                if (
+                    "chain_id=" in part[1].attributes
+                ):  # a collective that runs beside several fusions
+                    key = (*key[:-1], True)
+                    if not _starts_chain(part[0]):
+                        continue
                 tally.collective(key, times)
             else:
                 flops += _flops(*part)
@@ -249,7 +256,7 @@ def _fusion(
             whole = _operand_bytes(computation, instruction, number)
             if whole:
                 size += min(whole, _read(module, inner[0], parameter, whole))
-    tally.instruction(flops, size, times)
+    tally.instruction(flops, size, instruction.cycles, times)
 
 
 def _parts(module: Module, fused: Computation) -> Iterable[tuple[Computation, Instruction]]:
@@ -260,6 +267,11 @@ def _parts(module: Module, fused: Computation) -> Iterable[tuple[Computation, In
             for name in instruction.called:
                 if name in module.computations:
                     yield from _parts(module, module.computations[name])
+
+
+def _starts_chain(fused: Computation) -> bool:
+    """Whether this is the fusion that sets an asynchronous collective going; others carry it on."""
+    return any("AsyncCollectiveStart" in i.attributes for i in fused.instructions.values())
 
 
 def _sliced(fused: Computation, instruction: Instruction) -> bool:

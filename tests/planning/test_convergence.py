@@ -88,4 +88,4 @@ def test_input_says_when_it_binds():
     bound = list(convergence.input_notes(resnet, on, time(rate=2 * 104 * 400 * 1.1)))
     assert carried[-1].endswith("carried") and bound[-1].endswith("input bound")
     size = 224 * 224 * 3 * 4 + 4
-    assert f"{104 * 400 * 1.1 * size / 1e6:,.3g} MB/s" in bound[0]
+    assert f"{104 * 400 * 1.1 * size / 1e6:,.0f} MB/s" in bound[0]

@@ -87,7 +87,7 @@ def test_the_counter_of_an_unrolled_loop_grows_by_two(module):
 
 def test_fusions_read_slices_and_update_in_place(module):
     listed = work.work(module, 8)["instructions"]
-    found = {(flops, size // 1024 * 1024): n for flops, size, n in listed}  # indices left out
+    found = {(flops, size // 1024 * 1024): n for flops, size, _, n in listed}  # indices left out
     # a slice of the stack, x, and the sum: three rows a turn; the update: a row read and written
     assert found[(0.0, 3.0 * ROW)] == 4
     assert found[(0.0, 2.0 * ROW)] == 1
@@ -111,7 +111,7 @@ def test_largest_buffers_leave_out_small_memory_and_name_the_origin(module):
 def flops_of(function, *shapes):
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     text = jax.jit(function).lower(*arguments).compile().as_text()
-    return sum(flops * n for flops, _, n in work.work(hlo.parse(text), 1)["instructions"])
+    return sum(flops * n for flops, *_, n in work.work(hlo.parse(text), 1)["instructions"])
 
 
 def test_products_in_a_loop_count_as_often_as_it_runs():
@@ -131,7 +131,7 @@ ENTRY %main (x: bf16[2,14,14,8], k: bf16[3,3,8,16]) -> bf16[2,{14 // stride},{14
   ROOT %y = bf16[2,{14 // stride},{14 // stride},16]{{3,2,1,0}} convolution(%x, %k), window={{size=3x3 stride={stride}x{stride} pad=1_1x1_1}}, dim_labels=b01f_01io->b01f
 }}
 """
-    found = sum(f * n for f, _, n in work.work(hlo.parse(text), 1)["instructions"])
+    found = sum(f * n for f, *_, n in work.work(hlo.parse(text), 1)["instructions"])
     assert 0.85 * expected < found / (2 * 2 * 8 * 16) < expected  # the border meets padding
 
 
@@ -145,8 +145,44 @@ ENTRY %main (x: bf16[64,2,128,1], k: bf16[32,128,16,2]) -> bf16[64,32,16,1] {
   ROOT %y = bf16[64,32,16,1]{3,2,1,0} convolution(%x, %k), window={size=32x2 pad=31_31x0_0 rhs_reversal=1x0}, dim_labels=b0f1_0o1i->b0f1
 }
 """
-    found = sum(f * n for f, _, n in work.work(hlo.parse(text), 1)["instructions"])
+    found = sum(f * n for f, *_, n in work.work(hlo.parse(text), 1)["instructions"])
     assert found == 2 * 64 * (32 * 16) * (2 * 128)
+
+
+CHAIN = """HloModule m
+
+%start_fusion (p.0: bf16[64,256]) -> (bf16[256,256], u32[]) {
+  %p.0 = bf16[64,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-gather.1 = bf16[256,256]{1,0:T(8,128)(2,1)} all-gather(%p.0), replica_groups=[1,4]<=[4], dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %begun = (bf16[256,256]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%carried (p.1: bf16[64,256], p.2: bf16[256,256]) -> bf16[256,256] {
+  %p.1 = bf16[64,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %p.2 = bf16[256,256]{1,0:T(8,128)(2,1)} parameter(1)
+  %all-gather.2 = bf16[256,256]{1,0:T(8,128)(2,1)} all-gather(%p.1), replica_groups=[1,4]<=[4], dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %product = bf16[256,256]{1,0:T(8,128)(2,1)} dot(%p.2, %p.2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (x: bf16[64,256], y: bf16[256,256]) -> bf16[256,256] {
+  %x = bf16[64,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %y = bf16[256,256]{1,0:T(8,128)(2,1)} parameter(1)
+  %first = (bf16[256,256]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) fusion(%x), kind=kCustom, calls=%start_fusion
+  ROOT %second = bf16[256,256]{1,0:T(8,128)(2,1)} fusion(%x, %y), kind=kOutput, calls=%carried, backend_config={"window_config":{"estimated_cycles":"4321"}}
+}
+"""
+
+
+def test_a_collective_carried_on_by_several_fusions_is_one_beside_them():
+    found = work.work(hlo.parse(CHAIN), 4)
+    assert found["collectives"] == [["all-gather", 256 * 256 * 2.0, 4, 1, True, 1.0]]
+
+
+def test_the_compilers_cycles_are_kept():
+    found = {
+        flops: cycles for flops, _, cycles, _ in work.work(hlo.parse(CHAIN), 4)["instructions"]
+    }
+    assert found[2.0 * 256**3] == 4321
 
 
 def test_a_text_without_an_entry_is_refused():

@@ -23,7 +23,7 @@ def asked(monkeypatch):
 
     def pretend(benchmark, devices, mesh, *, optimizer=None, say=None, only=None):
         calls.append((benchmark, devices, mesh, optimizer))
-        work = {"instructions": [[4e13, 1e9, 10]], "collectives": []}
+        work = {"instructions": [[4e13, 1e9, 0, 10]], "collectives": []}
         parts = [
             Program(name, "fits", devices.memory, 12 * GIB, 4 * GIB, 7 * GIB, GIB, work=work)
             for name in ("train", "evaluation")

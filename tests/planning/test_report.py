@@ -73,7 +73,7 @@ def test_too_big_is_the_worse_news():
 
 
 def test_json_holds_it_all_but_the_raw_counts():
-    plan = failing("fits", work={"instructions": [[1, 2, 3]]})
+    plan = failing("fits", work={"instructions": [[1, 2, 0, 3]]})
     rows = (Candidate("fsdp=16", {"remat": None}, "fits", 5, 1.5),)
     found = json.loads(dataclasses.replace(plan, search=rows).to_json())
     assert found["outcome"] == "fits" and found["fits"] is True

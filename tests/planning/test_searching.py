@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 def compiled(outcome, mesh, total=50 * GIB, flops=1e12, name="train"):
-    work = {"instructions": [[flops, 0, 1]], "collectives": []}
+    work = {"instructions": [[flops, 0, 0, 1]], "collectives": []}
     program = Program(name, outcome, V5P.memory, total=total, work=work)
     return Compiled(mesh, {"parameters": GIB, "optimizer": 2 * GIB, "other": 0}, (program,))
 

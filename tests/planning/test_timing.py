@@ -21,10 +21,18 @@ def program(instructions, collectives=(), name="train"):
 
 def test_each_instruction_takes_the_longer_of_products_and_memory():
     peak, bandwidth = 459e12 * timing.PRODUCTS, 2765e9 * timing.MEMORY
-    found = timing.step_time(Decoder(), V5P, [program([[peak, 0, 2], [0, bandwidth, 3]])])
+    found = timing.step_time(Decoder(), V5P, [program([[peak, 0, 0, 2], [0, bandwidth, 0, 3]])])
     assert found.seconds == pytest.approx(5)
     assert (found.products, found.memory) == (pytest.approx(2), pytest.approx(3))
     assert found.binds == "memory"
+
+
+def test_products_take_the_compilers_cycles_and_traffic_does_not():
+    peak, bandwidth, second = 459e12 * timing.PRODUCTS, 2765e9 * timing.MEMORY, 1.75e9
+    product, moved = [peak, bandwidth / 2, 3 * second, 1], [peak, 2 * bandwidth, 9 * second, 1]
+    found = timing.step_time(Decoder(), V5P, [program([product, moved])])
+    assert found.seconds == pytest.approx(3 + 2)
+    assert (found.products, found.memory) == (pytest.approx(3 + 1), pytest.approx(2.5))
 
 
 def test_what_runs_beside_is_hidden_as_far_as_there_is_work():
@@ -32,9 +40,9 @@ def test_what_runs_beside_is_hidden_as_far_as_there_is_work():
     size = 6 * LINK * 64 / 63  # one second around three closed rings, both ways
     beside = ["all-gather", size, 64, 1, True, 3.0]
     alone = ["all-gather", size, 64, 1, False, 1.0]
-    hidden = timing.step_time(Decoder(), V5P, [program([[peak, 0, 4]], [beside])])
+    hidden = timing.step_time(Decoder(), V5P, [program([[peak, 0, 0, 4]], [beside])])
     assert hidden.seconds == pytest.approx(4, rel=1e-3)
-    waiting = timing.step_time(Decoder(), V5P, [program([[peak, 0, 2]], [beside, alone])])
+    waiting = timing.step_time(Decoder(), V5P, [program([[peak, 0, 0, 2]], [beside, alone])])
     assert waiting.seconds == pytest.approx(4, rel=1e-3)
     assert waiting.exposed == pytest.approx(2, rel=1e-3)
 
@@ -72,7 +80,7 @@ def test_a_group_of_one_costs_nothing():
 
 def test_rate_and_share_of_the_peak():
     flops = Decoder().flops_per_sample * Decoder().batch_size / V5P.count
-    found = timing.step_time(Decoder(), V5P, [program([[flops, 0, 1]])])
+    found = timing.step_time(Decoder(), V5P, [program([[flops, 0, 0, 1]])])
     assert found.mfu == pytest.approx(timing.PRODUCTS)
     assert found.samples_per_second == pytest.approx(Decoder().batch_size / found.seconds)
     assert "459 TFLOP/s" in found.mfu_text
@@ -80,14 +88,14 @@ def test_rate_and_share_of_the_peak():
 
 def test_an_evaluation_is_as_many_batches_as_the_samples_need():
     peak = 918e12 * timing.PRODUCTS
-    parts = [program([[peak, 0, 1]]), program([[peak, 0, 2]], name="evaluation")]
+    parts = [program([[peak, 0, 0, 1]]), program([[peak, 0, 0, 2]], name="evaluation")]
     found = timing.step_time(Decoder(eval_samples=100, batch_size=64), V6E, parts)
     assert found.evaluation == pytest.approx(2 * 2)
 
 
 def test_bucket_shapes_are_averaged():
     peak = 459e12 * timing.PRODUCTS
-    parts = [program([[peak, 0, n]], name=f"train {n}") for n in (1, 3)]
+    parts = [program([[peak, 0, 0, n]], name=f"train {n}") for n in (1, 3)]
     assert timing.step_time(Decoder(), V5P, parts).seconds == pytest.approx(2)
 
 
@@ -97,7 +105,7 @@ def test_without_an_analysis_there_is_no_time():
 
 def test_gpus_go_by_the_models_own_products():
     on = names.parse("h100:8")
-    found = timing.step_time(Decoder(remat="full"), on, [program([[1, 1, 1]])])
+    found = timing.step_time(Decoder(remat="full"), on, [program([[1, 1, 1, 1]])])
     total = Decoder().flops_per_sample * Decoder().batch_size * 4 / 3
     assert found.seconds == pytest.approx(total / 8 / 989e12 / timing.GPU_PRODUCTS)
     assert found.error > timing.ERROR
