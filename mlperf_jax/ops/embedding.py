@@ -37,6 +37,7 @@ AXES = (
 )  # the devices that tables are spread over, which are those that rows of a batch are
 
 SPARE = 64  # room besides the eighth: small batches scatter more
+RARELY = "rarely"  # the name scope of what runs only when ids are so uneven; planning leaves it out
 
 
 def devices_of(mesh: Mesh | None) -> int:
@@ -206,7 +207,7 @@ def _pool_split(store: Store, devices: int, rows: jax.Array, ids: jax.Array) -> 
     everything = at.size
     if room < everything:
         fits = _uniform(send.longest <= room)
-        sums = lax.cond(fits, lambda: partial_sums(room), lambda: partial_sums(everything))
+        sums = lax.cond(fits, lambda: partial_sums(room), _rarely(lambda: partial_sums(everything)))
     else:
         sums = partial_sums(everything)
     back = lax.all_to_all(sums.reshape(devices, samples, depth, -1), AXES, 0, 0, tiled=True)
@@ -234,7 +235,11 @@ def _update_split(store: Store, devices: int, step, table, ids, grads):
     # loops of one turn or none: the branches of a `cond` would each want a table of their own
     fits = _uniform(send.longest <= room).astype(jnp.int32)
     table = lax.fori_loop(0, fits, lambda _, table: steps(room, table), table)
-    return lax.fori_loop(0, 1 - fits, lambda _, table: steps(everything, table), table)
+    return lax.fori_loop(0, 1 - fits, _rarely(lambda _, table: steps(everything, table)), table)
+
+
+def _rarely(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.named_scope(RARELY)(function)
 
 
 def _to_owners(store: Store, devices: int, slots: tuple[int, ...], grads: jax.Array) -> jax.Array:

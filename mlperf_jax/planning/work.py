@@ -1,8 +1,9 @@
 """How much a compiled program does in one call: products, bytes of memory, bytes between devices.
 
-Loops count as often as they run. A fused instruction reads and writes its ends only; what lives in the
-chip's small memory is free; a slice of an array costs the slice. Products inside kernels that the
-compiler cannot see into are known for splash attention.
+Loops count as often as they run, and branches in equal parts but for those that `ops` call rare. A fused
+instruction reads and writes its ends only; what lives in the chip's small memory is free; a slice of an
+array costs the slice. Products inside kernels that the compiler cannot see into are known for splash
+attention.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mlperf_jax.ops.embedding import RARELY
 from mlperf_jax.planning.hlo import Array, Computation, Instruction, Module
 
 COLLECTIVES = (
@@ -99,11 +101,14 @@ def _walk(
         if opcode in _SILENT or opcode.endswith(("-done", "-update")):
             continue
         if opcode == "while":
-            trips = trip_count(module, computation, instruction)
-            into(instruction.attribute("body").lstrip("%"), times * trips)
+            body = instruction.attribute("body").lstrip("%")
+            if not _rare(module, body):
+                into(body, times * trip_count(module, computation, instruction))
         elif opcode == "conditional":
-            for name in instruction.branches or instruction.called:
-                into(name, times / max(1, len(instruction.branches or instruction.called)))
+            names = instruction.branches or instruction.called
+            likely = [name for name in names if not _rare(module, name)]
+            for name in likely:
+                into(name, times / len(likely))
         elif opcode in ("call", "async-start"):
             for name in instruction.called:
                 into(name, times)
@@ -116,6 +121,14 @@ def _walk(
             flops = _flops(computation, instruction)
             size = _traffic(computation, instruction)
             tally.instruction(flops, size, instruction.cycles, times)
+
+
+def _rare(module: Module, name: str) -> bool:
+    """Whether `ops` say of this branch or loop that it runs when all else fails."""
+    found = module.computations.get(name)
+    return found is not None and any(
+        f"/{RARELY}/" in instruction.op_name for instruction in found.instructions.values()
+    )
 
 
 # -- loops -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mlperf_jax.ops.embedding import RARELY
 from mlperf_jax.planning import hlo, work
 
 MODULE = """HloModule jit_step, is_scheduled=true
@@ -119,6 +120,18 @@ def test_products_in_a_loop_count_as_often_as_it_runs():
         return jax.lax.scan(lambda c, _: (jnp.tanh(c @ y), None), x, None, length=7)[0]
 
     assert flops_of(seven, (512, 256), (256, 256)) == 7 * 2 * 512 * 256 * 256
+
+
+def test_what_runs_rarely_is_left_out():
+    rarely = jax.named_scope(RARELY)
+
+    def product(x, y):
+        often = lambda: x @ y  # noqa: E731
+        seldom = rarely(lambda: jnp.tanh(x @ y) @ y)
+        z = jax.lax.cond(x[0, 0] > 0, often, seldom)
+        return jax.lax.fori_loop(0, (z[0, 0] > 0).astype(int), rarely(lambda _, z: z @ y), z)
+
+    assert flops_of(product, (256, 256), (256, 256)) == 2 * 256**3
 
 
 @pytest.mark.parametrize(("stride", "expected"), [(1, 14 * 14 * 9), (2, 7 * 7 * 9)])
