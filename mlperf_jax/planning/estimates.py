@@ -13,10 +13,10 @@ def estimate(
     found: compiling.Compiled,
     price_per_chip_hour: float | None,
 ) -> tuple[timing.StepTime | None, convergence.ToTarget | None, list[str]]:
-    """The step's time, the way to the target, and what else to say."""
-    if not found.fits:
-        return None, None, []
+    """The step's time, the way to the target, and what else to say; without room only the first."""
     time = timing.step_time(benchmark, devices, found.programs)
+    if not found.fits:
+        return time, None, []
     if time is None:
         return None, None, ["no time: the compiled program or the chip's peaks say too little"]
     target, reason = convergence.to_target(benchmark, devices, time, price_per_chip_hour)

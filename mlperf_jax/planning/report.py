@@ -53,7 +53,7 @@ class Plan:
         state: bytes on one device by part.
         programs: of training, evaluation and generation.
         advice: what to try when it does not fit.
-        time: the estimated step, or None.
+        time: the estimated step, also of a program that is too big, or None.
         to_target: samples, minutes and price up to the target, or None.
         search: the ranked rows of a search.
         notes: what else to know.
@@ -140,7 +140,8 @@ class Plan:
         ]
         if self.advice:
             found.append(("try", list(self.advice)))
-        for name, part in (("step", self.time), ("target", self.to_target)):
+        step = "step" if self.fits else "with room"
+        for name, part in ((step, self.time), ("target", self.to_target)):
             if part is not None:
                 found.append((name, list(part.lines())))
         if self.search:
