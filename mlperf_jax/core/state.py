@@ -24,6 +24,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from mlperf_jax.core import compiling
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark, Start
 from mlperf_jax.errors import UserError
@@ -121,7 +122,8 @@ class Assembly:
     def compile(self, jitted: Any, *arguments: Any) -> Any:
         """The program for these abstract arguments; `ops/` find the mesh while it is traced."""
         with jax.set_mesh(self.mesh):
-            return jitted.lower(*arguments).compile()
+            lowered = jitted.lower(*arguments)
+            return compiling.compiled(lowered, compiling.options(self.mesh))
 
     def _init(self, key: jax.Array) -> State:
         return initial_state(self.benchmark, self.tx, key)

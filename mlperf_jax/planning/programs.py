@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from mlperf_jax.core import evaluation, loop
+from mlperf_jax.core import compiling, evaluation, loop
 from mlperf_jax.core import generation as generations
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
@@ -223,10 +223,11 @@ def lowered_programs(assembly: Lowering, only: str | None = None) -> Iterator[tu
             yield (f"{name} {number}" if len(found) > 1 else name), lowered
 
 
-def content(devices: names.Devices, lowered: Any) -> str:
-    """A digest of what is compiled, and by what."""
+def content(devices: names.Devices, lowered: Any, options: Mapping[str, Any]) -> str:
+    """A digest of what is compiled, by what and how."""
     digest = hashlib.sha256()
-    parts = (lowered.as_text(), devices.name, *compiler_versions().values())
+    asked = [f"{name}={value}" for name, value in sorted(options.items())]
+    parts = (lowered.as_text(), devices.name, *compiler_versions().values(), *asked)
     for part in (*parts, os.environ.get("LIBTPU_INIT_ARGS", "") if devices.tpu else ""):
         digest.update(part.encode())
         digest.update(b"\0")
@@ -246,7 +247,7 @@ def compiler_versions() -> dict[str, str]:
     return found
 
 
-def compile_program(lowered: Any) -> tuple[dict[str, Any], str]:
+def compile_program(lowered: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The compiler's findings as JSON knows them, and the compiled program's text.
 
     Never raises for the compiler's sake: then there is an "error", and no text.
@@ -255,7 +256,7 @@ def compile_program(lowered: Any) -> tuple[dict[str, Any], str]:
     found: dict[str, Any] = {"error": None}
     text = ""
     try:
-        compiled = lowered.compile()
+        compiled = compiling.compiled(lowered, options)
     except Exception as error:  # the compiler's own errors have no common type
         found["error"] = str(error) or repr(error)
     else:

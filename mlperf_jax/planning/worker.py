@@ -42,6 +42,7 @@ def main() -> None:
 
 def answer(request: dict[str, Any], send: Send) -> None:
     """Compiles the programs of one request, or takes them from the store."""
+    from mlperf_jax.core import compiling
     from mlperf_jax.core.optimizer_argument import load_optimizer
     from mlperf_jax.planning import candidates, programs, store
     from mlperf_jax.planning import devices as names
@@ -55,15 +56,16 @@ def answer(request: dict[str, Any], send: Send) -> None:
         if sizes is None:
             sizes = candidates.suggest(benchmark, devices, optimizer)
         assembly = programs.assemble(benchmark, devices, sizes, optimizer)
+        options = compiling.options(assembly.mesh)
         send("assembled", mesh=sizes, state=programs.state_bytes(assembly))
         for name, lowered in programs.lowered_programs(assembly, request["only"]):
             if name in request["without"]:
                 continue
-            digest = programs.content(devices, lowered)
+            digest = programs.content(devices, lowered, options)
             found, text = store.read(digest), store.read_text(digest)
             if found is None or (text is None and found["error"] is None):
                 send("compiling", name=name)
-                found, text = programs.compile_program(lowered)
+                found, text = programs.compile_program(lowered, options)
                 if any(word in (found["error"] or "") for word in _BUSY):
                     raise RuntimeError(found["error"])
                 store.write_text(digest, text)

@@ -54,7 +54,7 @@ def test_a_gpus_attention_holds_no_scores():
 
 def test_findings_of_a_compiled_program_add_up():
     with programs.forms_of(H100):
-        found, text = programs.compile_program(lowered(Decoder(), {"fsdp": 8}))
+        found, text = programs.compile_program(lowered(Decoder(), {"fsdp": 8}), {})
     program = programs.read_findings("train", H100, found, text)
     assert program.fits and program.room == H100.memory
     assert program.total == program.arguments + program.temporaries + program.outputs
@@ -109,10 +109,11 @@ def test_slices_are_spanned_by_data_or_fsdp():
 
 
 def test_the_same_content_has_the_same_digest():
-    one, two = (programs.content(H100, lowered(Decoder(), {"fsdp": 8})) for _ in range(2))
-    other = programs.content(H100, lowered(Decoder(remat=None), {"fsdp": 8}))
-    elsewhere = programs.content(names.parse("h200:8"), lowered(Decoder(), {"fsdp": 8}))
-    assert one == two and len({one, other, elsewhere}) == 3
+    one, two = (programs.content(H100, lowered(Decoder(), {"fsdp": 8}), {}) for _ in range(2))
+    other = programs.content(H100, lowered(Decoder(remat=None), {"fsdp": 8}), {})
+    elsewhere = programs.content(names.parse("h200:8"), lowered(Decoder(), {"fsdp": 8}), {})
+    otherwise = programs.content(H100, lowered(Decoder(), {"fsdp": 8}), {"xla_option": True})
+    assert one == two and len({one, other, elsewhere, otherwise}) == 4
 
 
 # -- meshes that nobody chose ----------------------------------------------------------------------
