@@ -30,6 +30,7 @@ from jax.sharding import Mesh, PartitionSpec
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding_rows as kernels
 from mlperf_jax.ops.embedding_plan import Store
+from mlperf_jax.ops.hints import rarely
 
 AXES = (
     "data",
@@ -37,7 +38,6 @@ AXES = (
 )  # the devices that tables are spread over, which are those that rows of a batch are
 
 SPARE = 64  # room besides the eighth: small batches scatter more
-RARELY = "rarely"  # the name scope of what runs only when ids are so uneven; planning leaves it out
 
 
 def devices_of(mesh: Mesh | None) -> int:
@@ -207,14 +207,15 @@ def _pool_split(store: Store, devices: int, rows: jax.Array, ids: jax.Array) -> 
     everything = at.size
     if room < everything:
         fits = _uniform(send.longest <= room)
-        sums = lax.cond(fits, lambda: partial_sums(room), _rarely(lambda: partial_sums(everything)))
+        sums = lax.cond(fits, lambda: partial_sums(room), rarely(lambda: partial_sums(everything)))
     else:
         sums = partial_sums(everything)
-    back = lax.all_to_all(sums.reshape(devices, samples, depth, -1), AXES, 0, 0, tiled=True)
+    # slot before sample: a TPU pads the last axis but one to eight
+    back = lax.all_to_all(sums.reshape(devices, depth, samples, -1), AXES, 0, 0, tiled=True)
     bags = []
     for place, slot in zip(store.places, slots, strict=True):
         on = store.devices(place, devices)
-        bags.append(back[on.start : on.stop : on.step, :, slot].sum(0))
+        bags.append(back[on.start : on.stop : on.step, slot].sum(0))
     return jnp.stack(bags, 1)
 
 
@@ -222,7 +223,7 @@ def _update_split(store: Store, devices: int, step, table, ids, grads):
     at, samples, slots = positions(store, ids), ids.shape[0], store.slots(devices)
     depth, local = max(slots) + 1, table["rows"].shape[0]
     send, room = _routes(store, devices, at, local)
-    grads = _to_owners(store, devices, slots, grads)  # [n * b * S, W]
+    grads = _to_owners(store, devices, slots, grads)  # [n * S * b, W]
 
     def steps(room: int, table: kernels.Table) -> kernels.Table:
         row, bag = _exchange(send, room, local, samples * depth)
@@ -235,19 +236,15 @@ def _update_split(store: Store, devices: int, step, table, ids, grads):
     # loops of one turn or none: the branches of a `cond` would each want a table of their own
     fits = _uniform(send.longest <= room).astype(jnp.int32)
     table = lax.fori_loop(0, fits, lambda _, table: steps(room, table), table)
-    return lax.fori_loop(0, 1 - fits, _rarely(lambda _, table: steps(everything, table)), table)
-
-
-def _rarely(function: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.named_scope(RARELY)(function)
+    return lax.fori_loop(0, 1 - fits, rarely(lambda _, table: steps(everything, table)), table)
 
 
 def _to_owners(store: Store, devices: int, slots: tuple[int, ...], grads: jax.Array) -> jax.Array:
-    """Gradients [b, T, W] as every device wants them of all samples, [n * b * S, W]."""
+    """Gradients [b, T, W] as every device wants them of all samples, [n * S * b, W]."""
     which = np.zeros((devices, max(slots) + 1), np.int32)  # a spare slot gets what nobody reads
     for index, (place, slot) in enumerate(zip(store.places, slots, strict=True)):
         which[list(store.devices(place, devices)), slot] = index
-    out = jnp.stack([grads[:, row] for row in which])  # [n, b, S, W]
+    out = grads.swapaxes(0, 1)[which]  # [n, S, b, W]
     return lax.all_to_all(out, AXES, 0, 0, tiled=True).reshape(-1, grads.shape[-1])
 
 
@@ -256,7 +253,7 @@ class _Routes(NamedTuple):
 
     Attributes:
         row: [b * L] the row that is asked for, as its owner counts.
-        bag: [b * L] which of this device's bags [b, S] it belongs to.
+        bag: [b * L] which of this device's bags [S, b] it belongs to.
         start, count: [n] where an owner's look-ups begin, and how many there are.
     """
 
@@ -274,7 +271,7 @@ def _routes(store: Store, devices: int, at: jax.Array, local: int) -> tuple[_Rou
     """The look-ups sorted by owner, samples in order, and the room that an exchange should have."""
     samples, slots = at.shape[0], store.slots(devices)
     slot = np.repeat(np.asarray(slots, np.int32), store.sizes)
-    bag = jnp.arange(samples, dtype=jnp.int32)[:, None] * (max(slots) + 1) + slot
+    bag = jnp.arange(samples, dtype=jnp.int32)[:, None] + slot * samples
     flat = at.reshape(-1)
     owner, place = flat // local, jnp.arange(flat.size, dtype=jnp.int32)
     # keys of their own, so that samples stay in order: below 2^31 for batches of up to 11 million

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mlperf_jax.ops import shard
+from mlperf_jax.ops import hints, shard
 
 Table = dict[str, jax.Array]
 Step = Callable[..., tuple[jax.Array, Table]]
@@ -143,7 +143,8 @@ def update_rows(
         return step_rows(table, row, sums, step, mean), at[-1], sums[last]
 
     start = (table, ids[0], jnp.zeros_like(grads, shape=grads.shape[1:]))
-    return lax.fori_loop(0, real // chunk + 1, body, start)[0]
+    with hints.turns(ids.shape[0] // chunk):
+        return lax.fori_loop(0, real // chunk + 1, body, start)[0]
 
 
 def sum_duplicates(ids: jax.Array, grads: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -2,8 +2,8 @@
 
 Loops count as often as they run, and branches in equal parts but for those that `ops` call rare. A fused
 instruction reads and writes its ends only; what lives in the chip's small memory is free; a slice of an
-array costs the slice. Products inside kernels that the compiler cannot see into are known for splash
-attention.
+array costs the slice, and an update in place the update. Products inside kernels that the compiler cannot
+see into are known for splash attention.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mlperf_jax.ops.embedding import RARELY
+from mlperf_jax.ops import hints
 from mlperf_jax.planning.hlo import Array, Computation, Instruction, Module
 
 COLLECTIVES = (
@@ -31,6 +31,7 @@ _SILENT = {
     *("partition-id", "replica-id", "opt-barrier", "domain", "add-dependency", "broadcast"),
 }
 _SLICING = {"dynamic-slice", "slice", "gather"}
+_IN_PLACE = {"dynamic-update-slice", "scatter"}
 _NO_WORK = re.compile(r'custom_call_target="(AllocateBuffer|Assume|Sharding|annotate)')
 _TINY = 4096  # bytes; smaller instructions are added up instead of being listed
 
@@ -127,7 +128,7 @@ def _rare(module: Module, name: str) -> bool:
     """Whether `ops` say of this branch or loop that it runs when all else fails."""
     found = module.computations.get(name)
     return found is not None and any(
-        f"/{RARELY}/" in instruction.op_name for instruction in found.instructions.values()
+        hints.is_rare(instruction.op_name) for instruction in found.instructions.values()
     )
 
 
@@ -135,7 +136,7 @@ def _rare(module: Module, name: str) -> bool:
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int:
-    """How often a loop runs whose counter goes from 0 to a constant; 1 where that cannot be seen.
+    """How often a loop runs whose counter goes from 0 to a constant; else what `ops` say, or 1.
 
     The compiler unrolls loops of products, so the counter's step may be more than 1.
     """
@@ -160,7 +161,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
         else:
             counter = index
     if bound is None:
-        return 1
+        return hints.expected_turns(loop.op_name) or 1
     return max(1, math.ceil(bound / _step(body, counter)))
 
 
@@ -299,8 +300,9 @@ def _read(module: Module, fused: Computation, value: Instruction, whole: float) 
             total += _read(module, fused, user, whole)
         elif user.opcode in _SLICING and user.operands[0] == value.name:
             total += sum(array.bytes for array in user.shape)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
-            continue  # updated in place
+        elif user.opcode in _IN_PLACE and user.operands[0] == value.name:
+            # a slice is written over; places are read, added to and written
+            total += _update_bytes(fused, user) if user.opcode == "scatter" else 0
         elif user.opcode == "fusion":
             for name in user.called:
                 nested = module.computations.get(name)
@@ -329,12 +331,18 @@ def _written(module: Module, fused: Computation, instruction: Instruction) -> fl
     return total
 
 
+def _update_bytes(fused: Computation, instruction: Instruction) -> float:
+    """Bytes of what an in-place update brings: the last operand of a scatter, the second of a slice's."""
+    index = len(instruction.operands) - 1 if instruction.opcode == "scatter" else 1
+    update = fused.instructions.get(instruction.operands[index])
+    return 0.0 if update is None else float(sum(array.bytes for array in update.shape))
+
+
 def _end_bytes(module: Module, fused: Computation, end: Instruction, array: Array) -> float:
     while end.opcode == "bitcast" and end.operands and end.operands[0] in fused.instructions:
         end = fused.instructions[end.operands[0]]
-    if end.opcode == "dynamic-update-slice" and end.operands[1] in fused.instructions:
-        update = fused.instructions[end.operands[1]]
-        return float(sum(a.bytes for a in update.shape))
+    if end.opcode in _IN_PLACE:
+        return _update_bytes(fused, end)
     if end.opcode == "fusion" and end.called and end.called[0] in module.computations:
         inner = module.computations[end.called[0]]
         if inner.root.opcode != "tuple":

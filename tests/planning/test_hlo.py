@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mlperf_jax.ops.embedding import RARELY
+from mlperf_jax.ops import hints
 from mlperf_jax.planning import hlo, work
 
 MODULE = """HloModule jit_step, is_scheduled=true
@@ -123,15 +123,42 @@ def test_products_in_a_loop_count_as_often_as_it_runs():
 
 
 def test_what_runs_rarely_is_left_out():
-    rarely = jax.named_scope(RARELY)
-
     def product(x, y):
         often = lambda: x @ y  # noqa: E731
-        seldom = rarely(lambda: jnp.tanh(x @ y) @ y)
+        seldom = hints.rarely(lambda: jnp.tanh(x @ y) @ y)
         z = jax.lax.cond(x[0, 0] > 0, often, seldom)
-        return jax.lax.fori_loop(0, (z[0, 0] > 0).astype(int), rarely(lambda _, z: z @ y), z)
+        return jax.lax.fori_loop(0, (z[0, 0] > 0).astype(int), hints.rarely(lambda _, z: z @ y), z)
 
     assert flops_of(product, (256, 256), (256, 256)) == 2 * 256**3
+
+
+def test_a_loop_of_open_length_turns_as_often_as_is_said_of_it():
+    def product(x, y):
+        with hints.turns(5):
+            return jax.lax.fori_loop(0, (x[0, 0] > 0).astype(int), lambda _, x: x @ y, x)
+
+    assert flops_of(product, (256, 256), (256, 256)) == 5 * 2 * 256**3
+
+
+def test_a_scatter_in_a_fusion_costs_its_updates():
+    text = """HloModule m
+
+%put (p.0: f32[4096,128], p.1: s32[8,1], p.2: f32[8,128]) -> f32[4096,128] {
+  %p.0 = f32[4096,128]{1,0:T(8,128)} parameter(0)
+  %p.1 = s32[8,1]{1,0} parameter(1)
+  %p.2 = f32[8,128]{1,0:T(8,128)} parameter(2)
+  ROOT %s = f32[4096,128]{1,0:T(8,128)} scatter(%p.0, %p.1, %p.2), update_window_dims={1}, to_apply=%add
+}
+
+ENTRY %main (x: f32[4096,128], i: s32[8,1], u: f32[8,128]) -> f32[4096,128] {
+  %x = f32[4096,128]{1,0:T(8,128)} parameter(0)
+  %i = s32[8,1]{1,0} parameter(1)
+  %u = f32[8,128]{1,0:T(8,128)} parameter(2)
+  ROOT %y = f32[4096,128]{1,0:T(8,128)} fusion(%x, %i, %u), kind=kCustom, calls=%put
+}
+"""
+    (row,) = work.work(hlo.parse(text), 1)["instructions"]
+    assert row[1] == 3 * 8 * 128 * 4 + 8 * 4  # places read and written, updates and indices read
 
 
 @pytest.mark.parametrize(("stride", "expected"), [(1, 14 * 14 * 9), (2, 7 * 7 * 9)])
