@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlperf_jax
-from mlperf_jax import options, plan_commands, result_commands
+from mlperf_jax import options, plan_commands, result_commands, show_command
 from mlperf_jax.errors import UserError
 from mlperf_jax.options import Option
 
@@ -274,6 +274,10 @@ def plan_command(words: Sequence[str]) -> int:
     return plan_commands.plan_command(words, parse_benchmark)
 
 
+def show_picture_command(words: Sequence[str]) -> int:
+    return show_command.show_command(words, parse_benchmark)
+
+
 def evaluate_command(words: Sequence[str]) -> int:
     path = Option("path", help="the output folder of a trained run", metavar="RUN")
     about = "Scores the sealed checkpoints of a run whose benchmark is evaluated after training."
@@ -292,6 +296,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "bench": (bench_command, "measure a benchmark's speed, without training it"),
     "plan": (plan_command, plan_commands.ABOUT["plan"]),
     "doctor": (plan_commands.doctor_command, plan_commands.ABOUT["doctor"]),
+    "show": (show_picture_command, show_command.ABOUT),
     "evaluate": (
         evaluate_command,
         "score the checkpoints of a run that is evaluated after training",

@@ -19,6 +19,7 @@ import pytest
 from mlperf_jax import benchmarks
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state, step
+from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance, runs
 from mlperf_jax.results import log as logs
 
@@ -60,6 +61,26 @@ def test_result_is_saved_and_says_what_it_is(name: str, tiny_runs: Any) -> None:
     assert saved["versions"]["jax"] == jax.__version__
     assert "unverified" in repr(result)
     assert "(tiny)" in str(result)
+
+
+def test_loaded_weights_give_the_logged_quality_again(name: str, tiny_runs: Any) -> None:
+    result, output = tiny_runs(name)
+    trained = benchmarks.load(output)
+    assert trained.step * trained.benchmark.batch_size == result.samples
+    assert trained.quality == result.quality
+    assert trained.evaluate() == result.quality
+
+
+def test_pictures_of_the_run(name: str, tiny_runs: Any) -> None:
+    """What it found is drawn beside the truth, for those that can be drawn."""
+    _, output = tiny_runs(name)
+    if not benchmarks.benchmark_class(name).pictured:
+        with pytest.raises(UserError, match=f"no pictures of {name}"):
+            benchmarks.show(name, run=output)
+        return
+    for split in ("eval", "train"):
+        picture = benchmarks.show(name, run=output, split=split, samples=2)
+        assert min(picture.size) > 100
 
 
 def test_killed_and_resumed_run_equals_the_undisturbed(

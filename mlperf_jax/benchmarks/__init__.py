@@ -14,12 +14,15 @@ import importlib
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlperf_jax.core.benchmark import Benchmark, RunOptions, Target, did_you_mean
 from mlperf_jax.errors import UserError
 
-__all__ = ["Benchmark", "RunOptions", "evaluate", "get", "names", "run"]
+if TYPE_CHECKING:
+    from mlperf_jax.core.trained import Trained
+
+__all__ = ["Benchmark", "RunOptions", "evaluate", "get", "load", "names", "run", "show"]
 
 # name -> "module:class"; a string, so that listing imports no model
 _BENCHMARKS = {
@@ -153,15 +156,116 @@ def evaluate(path: str | os.PathLike, *, optimizer: Any = None) -> Any:
     return results[0] if len(results) == 1 else results
 
 
+def load(
+    run_folder: str | os.PathLike,
+    *,
+    step: int | None = None,
+    data_dir: str | None = None,
+    mesh: str | None = None,
+    optimizer: Any = None,
+) -> Trained:
+    """A run's benchmark with the weights it trained, ready to be used, on the devices that are here.
+
+    Args:
+        run_folder: the folder of a run (`…/run_0`), or of a set that holds one run; gs:// too.
+        step: whose checkpoint; by default the weights that the run's result tells of, or the newest. A
+            run keeps the newest two, and more with `keep_checkpoints`.
+        data_dir: where the data are now, if not where the run had them. Only frozen weights, such as the
+            base of a LoRA run, are read from there.
+        mesh: "data=4,fsdp=2"; by default the run's own where there are enough devices, else all of them
+            on `data`. The run may have had others.
+        optimizer: the one that the run was given, where it was an object that evaluates other weights
+            than it trains.
+
+    Raises:
+        UserError: no run there, of another version, no checkpoint (of this step), or a damaged one.
+
+    Example:
+        trained = load("runs/digits/run_0")
+        trained.model(images)                 # a Flax NNX module in evaluation behaviour
+        trained.step, trained.quality         # 176, {"accuracy": 0.9777}
+        trained.evaluate()                    # the same, computed again
+    """
+    from mlperf_jax.core import launch, trained
+
+    launch.use_compile_cache()
+    kept = trained.find(run_folder)
+    benchmark = from_config(kept.config)
+    where = trained.options_here(
+        kept.options, **({} if data_dir is None else {"data_dir": data_dir})
+    )
+    return trained.load(
+        kept,
+        benchmark,
+        lambda: data_folder(benchmark, where),
+        step=step,
+        mesh=mesh,
+        optimizer=optimizer,
+    )
+
+
+def show(
+    name: str,
+    *,
+    tiny: bool = False,
+    data_dir: str | None = None,
+    run: str | os.PathLike | None = None,
+    step: int | None = None,
+    samples: int | None = None,
+    split: str = "eval",
+    seed: int = 0,
+    output: str | os.PathLike | None = None,
+    **fields: Any,
+) -> Any:
+    """A picture of samples with their labels and, of a trained run, with what its model finds in them.
+
+    Args:
+        name: as `names()` spells it; not every benchmark has pictures.
+        tiny: of the small stand-in, whose data are made if need be.
+        data_dir: the data; by default those of the run.
+        run: the folder of a run, as `load` takes it.
+        step: whose checkpoint, as `load` takes it.
+        samples: how many; each benchmark has its own default.
+        split: "eval", or "train": as training sees them, cropped, mirrored and so on.
+        seed: which samples, and what augmentation does to them.
+        output: a file to write too, ending in .png.
+        **fields: of the benchmark, without a run: `min_crop_area=0.5`.
+
+    Returns:
+        A `PIL.Image`, which a notebook displays.
+
+    Raises:
+        UserError: no pictures of this benchmark, no data, a run of another benchmark, or Pillow is missing.
+
+    Example:
+        show("resnet", tiny=True, split="train")
+        show("unet3d", run="runs/kits", data_dir="/data", output="kidneys.png")
+    """
+    from mlperf_jax.benchmarks.showing import Wanted, draw
+
+    wanted = Wanted(samples=samples, split=split, seed=seed, output=output)
+    return draw(name, wanted, tiny=tiny, data_dir=data_dir, run=run, step=step, fields=fields)
+
+
 def from_config(config: Mapping[str, Any]) -> Benchmark:
     """The benchmark that the `config` of a run's config.json describes.
 
     Raises:
-        UserError: it is of a benchmark that this version lacks.
+        UserError: it is of a benchmark or of a version that has other fields.
     """
     cls = benchmark_class(config["benchmark"])
-    names = [field.name for field in dataclasses.fields(cls)]
-    values = {name: _tuples(config[name]) for name in names if name in config}
+    mine = {field.name for field in dataclasses.fields(cls)}
+    theirs = config.keys() - {"benchmark", "division", "optimizer"}
+    if mine != theirs:
+        more, less = sorted(theirs - mine), sorted(mine - theirs)
+        said = [f"it has {', '.join(more)}"] * bool(more) + [f"it lacks {', '.join(less)}"] * bool(
+            less
+        )
+        raise UserError(
+            f"the run's configuration of {cls.name} is of another version of this library: "
+            f"{' and '.join(said)}; use the version that made it (its result.json says which)"
+        )
+    values = {name: _tuples(config[name]) for name in mine}
     values["targets"] = tuple(Target(**target) for target in config["targets"])
     return cls(**values)
 

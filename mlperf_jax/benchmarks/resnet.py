@@ -7,17 +7,18 @@ Reference: mlcommons/training, retired_benchmarks/resnet-tf2; reference converge
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from mlperf_jax import metrics
 from mlperf_jax.core.benchmark import Benchmark, Example, Target, f32, i32
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import imagenet
+from mlperf_jax.input_pipelines import imagenet, images
 from mlperf_jax.models import resnet as models
 from mlperf_jax.ops import losses
 from mlperf_jax.optimizers import lars, poly_decay, schedules, sgd
+from mlperf_jax.results import pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class ResNet50(Benchmark):
     ruleset = "4.0.0"  # last round that ran it
     metric = metrics.Mean("accuracy")
     parameters = 25_557_032
+    pictured = 32
 
     # hyperparameters
     batch_size: int = 3264
@@ -156,6 +158,21 @@ class ResNet50(Benchmark):
 
     def predict(self, model: Any, batch: Any, key: Any) -> Any:
         return model(batch["image"]).argmax(-1) == batch["label"]
+
+    # -- pictures ------------------------------------------------------------------------------
+
+    def class_names(self, data_dir: str) -> Sequence[str]:
+        return imagenet.class_names(data_dir, tiny=self.is_tiny)
+
+    def find(self, model: Any, batch: Any) -> Any:
+        """The likeliest class of each image, i32 [B]."""
+        return model(batch["image"]).argmax(-1)
+
+    def picture(self, batch: Any, names: Sequence[str] = (), found: Any = None) -> Any:
+        pixels = images.denormalise(batch["image"], self.normalise)
+        return pictures.classified(pixels, batch["label"], names, found)
+
+    # -- schedule, log and recipes -------------------------------------------------------------
 
     def eval_steps(self) -> Iterator[int]:
         return schedules.every_epochs(

@@ -8,7 +8,7 @@ The official logs of rounds v2.0 to v4.1 call it "ssd".
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,12 +17,13 @@ import optax
 
 from mlperf_jax.core.benchmark import Benchmark, Example, Start, Target, f32, i32
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import openimages
+from mlperf_jax.input_pipelines import images, openimages
 from mlperf_jax.metrics import coco
 from mlperf_jax.models import retinanet as models
 from mlperf_jax.ops import anchors as anchorlib
 from mlperf_jax.ops import detections
 from mlperf_jax.optimizers import schedules
+from mlperf_jax.results import pictures_boxes
 
 BACKBONE = "resnext50_32x4d.safetensors"
 BACKBONE_HELP = (
@@ -47,6 +48,7 @@ class RetinaNet(Benchmark):
     ruleset = "5.1.0"  # last round that ran it
     metric = coco.CocoMAP("mAP")
     parameters = 36_849_004
+    pictured = 6
 
     # hyperparameters
     batch_size: int = 256
@@ -154,6 +156,22 @@ class RetinaNet(Benchmark):
             "true_classes": batch["label"],
             "crowd": batch["crowd"],
         }
+
+    # -- pictures ------------------------------------------------------------------------------
+
+    def class_names(self, data_dir: str) -> Sequence[str]:
+        return openimages.class_names(data_dir, tiny=self.is_tiny)
+
+    def find(self, model: Any, batch: Any) -> Any:
+        """As `predict`."""
+        return self.predict(model, batch, None)
+
+    def picture(self, batch: Any, names: Sequence[str] = (), found: Any = None) -> Any:
+        pixels = images.denormalise(batch["image"], "imagenet_std")
+        drawn = {**batch, "image": pixels}
+        return pictures_boxes.boxes(drawn, found, names=names, most=len(pixels))
+
+    # -- schedule ------------------------------------------------------------------------------
 
     def eval_steps(self) -> Iterator[int]:
         return schedules.every_epochs(1, self.train_samples, self.batch_size)

@@ -7,7 +7,7 @@ Reference: mlcommons/training, retired_benchmarks/unet3d/pytorch; reference conv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from mlperf_jax.models import unet3d as models
 from mlperf_jax.ops import sliding_window
 from mlperf_jax.ops.dice import dice_xent
 from mlperf_jax.optimizers import schedules, sgd
+from mlperf_jax.results import pictures
 
 OVERLAP = 0.5  # of neighbouring windows, along each axis
 START_LR = 1e-4
@@ -39,6 +40,7 @@ class UNet3D(Benchmark):
     ruleset = "4.0.0"  # last round that ran it
     metric = metrics.Dice(("kidney", "tumour"))
     parameters = 31_190_243
+    pictured = 3
 
     # hyperparameters
     batch_size: int = 56
@@ -149,6 +151,19 @@ class UNet3D(Benchmark):
 
         return sliding_window.each_row(volume, batch["image"], batch["label"], batch["windows"])
 
+    # -- pictures ------------------------------------------------------------------------------
+
+    def class_names(self, data_dir: str) -> Sequence[str]:
+        return self.metric.classes
+
+    def find(self, model: Any, batch: Any) -> Any:
+        """As `segment`; a training patch is a volume of one window."""
+        one = jnp.ones((len(batch["image"]), 3), jnp.int32)
+        return self.segment(model, {"windows": one, **batch})
+
+    def picture(self, batch: Any, names: Sequence[str] = (), found: Any = None) -> Any:
+        return pictures.volumes(batch, found, names=names, most=len(batch["image"]))
+
     def segment(self, model: Any, batch: Any) -> Any:
         """The class of every voxel of whole volumes, u8 [B, D, H, W]: to look at, not to score."""
 
@@ -161,6 +176,8 @@ class UNet3D(Benchmark):
             return sliding_window.over_volume(model, image, windows, self.patch, fill, nothing)
 
         return sliding_window.each_row(volume, batch["image"], batch["windows"])
+
+    # -- schedule, log and recipes -------------------------------------------------------------
 
     def eval_steps(self) -> Iterator[int]:
         first, every = self._epochs_of(self.eval_first), self._epochs_of(self.eval_every)

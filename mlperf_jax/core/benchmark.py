@@ -146,6 +146,8 @@ class Benchmark:
     rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
     # whether `train_data(...).ready(seed)` works out the order, from metadata alone, before the clock
     ready_ahead: ClassVar[bool] = False
+    # samples of a picture when nobody says how many; 0: there are no pictures of this benchmark
+    pictured: ClassVar[int] = 0
 
     # fields every benchmark has
     size: str = "full"
@@ -248,6 +250,32 @@ class Benchmark:
     def eval_steps(self) -> Iterator[int]:
         """Increasing, endless step numbers after which quality is evaluated."""
         raise NotImplementedError
+
+    # -- pictures ------------------------------------------------------------------------------
+
+    def class_names(self, data_dir: str) -> Sequence[str]:
+        """Names of the classes as the data have them; empty where they have none."""
+        return ()
+
+    def find(self, model: Any, batch: Batch) -> Any:
+        """What the model sees in a batch, to be drawn by `picture`: arrays with leading axis B.
+
+        Unlike `predict` it takes batches of any size, and of training data too.
+        """
+        raise NotImplementedError
+
+    def picture(self, batch: Batch, names: Sequence[str] = (), found: Any = None) -> Any:
+        """A `PIL.Image` of the batch and its labels and, beside them, of what the model found.
+
+        Args:
+            batch: NumPy arrays, as `train_data` or `eval_data` give them.
+            names: of the classes, as `class_names` gives them.
+            found: what `find` gave for this batch; None draws the labels alone.
+
+        Raises:
+            UserError: there are no pictures of this benchmark.
+        """
+        raise UserError(f"{self.name} has no pictures")
 
     # -- data ----------------------------------------------------------------------------------
 

@@ -68,18 +68,19 @@ class Checkpoints:
         folder: a local path, one that all processes share, or gs://.
         keep: how many of the newest checkpoints stay; sealed and pinned ones stay besides.
         identity: what a checkpoint must agree in to be read, as values that JSON can hold: the
-            benchmark's name, its config's hash, the optimizer state's structure.
+            benchmark's name, its config's hash, the optimizer state's structure. None reads any, and
+            saves nothing.
 
     Raises:
         UserError: keep is less than 1.
     """
 
-    def __init__(self, folder, *, keep: int = 2, identity: dict[str, Any]):
+    def __init__(self, folder, *, keep: int = 2, identity: dict[str, Any] | None):
         if keep < 1:
             raise UserError(f"keep={keep} checkpoints is not possible: keep at least 1.")
         self.folder = absolute(folder)
         self.keep = keep
-        self.identity = json.loads(json.dumps(identity))
+        self.identity: dict[str, Any] | None = json.loads(json.dumps(identity))
         self.warnings: list[str] = []
         self._files = Folder(self.folder)
         self._pinned: set[int] = set()
@@ -252,6 +253,11 @@ class Checkpoints:
             self._warn(f"The checkpoint {self._files.path(place)} is damaged: {found}.")
         if not problems:
             return None
+        if step is not None:
+            raise UserError(
+                f"The checkpoint of step {step} in {self.folder} is damaged ({'; '.join(problems)}): use "
+                "another of its run."
+            )
         raise UserError(
             f"No checkpoint in {self.folder} that could be resumed from verifies "
             f"({'; '.join(problems)}): move the folder away to start anew."
@@ -411,6 +417,8 @@ class Checkpoints:
     # -- small things ----------------------------------------------------------------------------
 
     def _check_identity(self, path: epath.Path, meta: dict[str, Any]) -> None:
+        if self.identity is None:
+            return
         theirs = meta["identity"]
         for name in sorted({*theirs, *self.identity}):
             if theirs.get(name) != self.identity.get(name):

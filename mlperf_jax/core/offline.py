@@ -15,6 +15,7 @@ from mlperf_jax.core import evaluation, launch, preflight, processes
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark, RunOptions
 from mlperf_jax.core.run import Run
+from mlperf_jax.core.trained import options_here
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.result import Result
 from mlperf_jax.results.runs import RunSet
@@ -38,16 +39,7 @@ def waiting(path: os.PathLike | str) -> tuple[dict[str, Any], RunOptions] | None
     if first is None:
         return None
     document = first.config()
-    known = {field.name for field in dataclasses.fields(RunOptions)}
-    options = {name: value for name, value in document["options"].items() if name in known}
-    here: dict[str, Any] = dict(output=str(root), seed=None, runs=1, resume=True)
-    elsewhere = dict.fromkeys(("coordinator", "processes", "process"))  # trained on many hosts
-    options = RunOptions(**{**options, **here, **elsewhere})
-    try:
-        meshes.make_mesh(options.mesh)
-    except UserError:  # trained on more devices than are here
-        options = dataclasses.replace(options, mesh=None)
-    return document["config"], options
+    return document["config"], options_here(document["options"], output=str(root), resume=True)
 
 
 def score(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Result | None:

@@ -19,6 +19,7 @@ from mlperf_jax.core import progress as displays
 from mlperf_jax.core import state as states
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.preflight import Plan, full_log
+from mlperf_jax.core.trained import with_frozen
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, keys
 from mlperf_jax.results import log as logs
@@ -56,6 +57,7 @@ class Run:
         self.log = logs.Log(None)
         self.scalars: Scalars | None = None
         self._block_open = False
+        self._evaluated: int | None = None  # the step whose quality was logged last
         self._train: Any = None
         self._eval: Any = None
         self._open_folder()
@@ -249,6 +251,7 @@ class Run:
 
     def log_quality(self, step: int, quality: Mapping[str, float]) -> None:
         """`eval_accuracy` and `eval_stop` of the evaluation after `step`."""
+        self._evaluated = step
         logged, position = self.position(step), self.benchmark.position(step)
         names = keys.quality_keys(self.benchmark.name, self.benchmark.ruleset, self.plan.division)
         for value, metadata in self.benchmark.quality_lines(quality):
@@ -304,6 +307,8 @@ class Run:
             "step": loop.done,
             "evaluations": loop.evaluations,
             "quality": dict(loop.quality),
+            "evaluated": self._evaluated,
+            "eval_params": isinstance(self.assembly.tx, states.WithEvalParams),
             "seconds_training": loop.seconds_training,
             "log_offset": self.log.offset,
             "scalars_offset": self.scalars.offset if self.scalars else 0,
@@ -337,8 +342,9 @@ class Run:
             return None, None
         if meta["block"]:
             self._block, self._block_open = meta["block"], True
+        self._evaluated = meta.get("evaluated")
         self.progress.say(f"resumed after step {meta['step']:,}")
-        return self._with_frozen(state), meta
+        return with_frozen(self.assembly, state, self.seed, self.data_dir), meta
 
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
@@ -361,16 +367,7 @@ class Run:
         if found is None:
             raise UserError(f"the checkpoint of step {step} in {self.folder.path} is damaged")
         state, meta = found
-        return self._with_frozen(state), meta
-
-    def _with_frozen(self, state: states.State) -> states.State:
-        state["frozen"] = self.assembly.create_frozen(self.seed)
-        start = self.benchmark.start(self.data_dir) if state["frozen"] else None
-        if start is None:
-            return state
-        frozen = {p: w for p, w in start.weights.items() if p.startswith("frozen/")}
-        only = dataclasses.replace(start, weights=frozen, optimizer_step=0)
-        return states.begin_from(state, only)
+        return with_frozen(self.assembly, state, self.seed, self.data_dir), meta
 
     def reopen_log(self, offset: int) -> None:
         """Goes on with the log of a started run, cut back to `offset`."""

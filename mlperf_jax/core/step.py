@@ -34,7 +34,7 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
     def step(state: State, batch: Any, key: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(key, state["step"])
         ids = benchmark.lookups(batch) if state["tables"] else {}
-        rows = _look_up(assembly, state["tables"], ids)
+        rows = look_up(assembly, state["tables"], ids)
         total = _gradients(assembly, state, batch, rows, key, micro)
         used = total["used"]  # micro-batches that count: all, unless bad ones are skipped
         loss = total["loss"] / total["weight"]
@@ -141,7 +141,7 @@ def _loss_parts(loss: Any) -> tuple[jax.Array, jax.Array, Metrics]:
     return loss, jnp.ones((), loss.dtype), dict(scalars)
 
 
-def _look_up(assembly: states.Assembly, tables: State, ids: Any) -> dict[str, jax.Array]:
+def look_up(assembly: states.Assembly, tables: State, ids: Any) -> dict[str, jax.Array]:
     """Rows [B, K, width] of plain tables, sums of bags [B, T, width] of a store's."""
     specs = assembly.benchmark.tables() if ids else {}
     found = {}
@@ -189,7 +189,7 @@ def make_predict_step(
     def predict(view: State, batch: Any, mask: jax.Array, key: jax.Array) -> Any:
         if view["tables"]:
             ids = benchmark.lookups(batch)
-            batch = {**batch, "rows": _look_up(assembly, view["tables"], ids)}
+            batch = {**batch, "rows": look_up(assembly, view["tables"], ids)}
         outputs = benchmark.predict(assembly.eval_model(view), batch, key)
         return outputs if benchmark.metric.rows else benchmark.metric.sums(outputs, mask)
 

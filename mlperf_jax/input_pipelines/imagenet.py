@@ -26,6 +26,7 @@ COUNTS = {
     NAME: {"train": 1_281_167, "validation": 50_000},
     TINY_NAME: {"train": 1437, "validation": 360},
 }
+_LABELS = "label.labels.txt"
 _EXTENSIONS = (".jpg", ".jpeg", ".png")
 _FOLDERS = {"train": ("train",), "validation": ("val", "validation")}
 
@@ -225,6 +226,23 @@ def find_prepared(data_dir: str, tiny: bool | None = None) -> records.Prepared |
             if found is not None:
                 return found
     return None
+
+
+def class_names(data_dir: str | os.PathLike, *, tiny: bool | None = None) -> tuple[str, ...]:
+    """Names of the classes by label, as `build` and tensorflow-datasets note them, or the class folders'.
+
+    Empty where the folder does not say; ImageNet's are WordNet ids such as "n01440764".
+
+    Raises:
+        UserError: as `train`.
+    """
+    source = open_split(data_dir, "validation", tiny)
+    if isinstance(source, FolderImages):
+        return source.names
+    folder = source.shards[0].path.rpartition("/")[0]
+    if _LABELS not in (records.listing(folder) or {}):
+        return ()
+    return tuple(records.read_text(f"{folder}/{_LABELS}").split())
 
 
 def _classes(folder: records.Prepared) -> int:

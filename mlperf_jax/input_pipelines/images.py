@@ -311,6 +311,17 @@ def normalise(image: np.ndarray, how: str) -> np.ndarray:
     return flat.reshape(image.shape)
 
 
+def denormalise(images: np.ndarray, how: str) -> np.ndarray:
+    """The pixels u8 [..., H, W, 3] of images that `normalise` made.
+
+    >>> pixels = np.arange(48, dtype=np.float32).reshape(4, 4, 3)
+    >>> bool((denormalise(normalise(pixels.copy(), "imagenet_std"), "imagenet_std") == pixels).all())
+    True
+    """
+    means, scales = (MEANS, 1.0) if how == "reference" else (IMAGENET_MEANS, IMAGENET_STDS)
+    return np.clip(np.rint(images * scales + means), 0, 255).astype(np.uint8)
+
+
 @functools.cache
 def _per_row(width: int, how: str) -> tuple[np.ndarray, np.ndarray | None]:
     if how == "reference":

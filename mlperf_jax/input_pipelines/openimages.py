@@ -246,9 +246,23 @@ def statistics(folder: records.Prepared) -> Mapping[str, Any]:
     Raises:
         UserError: the note is missing or damaged.
     """
+    return _noted(folder)["splits"]
+
+
+def class_names(data_dir: str | os.PathLike, *, tiny: bool = False) -> tuple[str, ...]:
+    """Names of the classes by label, as `build` noted them.
+
+    Raises:
+        UserError: there is no prepared folder, or its note is missing or damaged.
+    """
+    return tuple(_noted(locate(data_dir, tiny))["categories"])
+
+
+def _noted(folder: records.Prepared) -> Mapping[str, Any]:
     try:
-        return json.loads(records.read_text(f"{folder.folder}/metadata.json"))["splits"]
-    except (OSError, ValueError, KeyError) as error:
+        noted = json.loads(records.read_text(f"{folder.folder}/metadata.json"))
+        return {part: noted[part] for part in ("splits", "categories")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder.folder}/metadata.json is missing or damaged ({error}); build it again"
         ) from error

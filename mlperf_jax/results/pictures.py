@@ -1,14 +1,19 @@
 """Pictures of samples, with labels and, of a trained run, with predictions beside the truth.
 
 Everything here takes NumPy arrays and gives a `PIL.Image` that can be put together further: `volumes` for
-scans with masks, `labelled` for images with a word below, `grid` and `to_png` for any of them.
+scans with masks, `classified` and `labelled` for images with a word below, `grid`, `to_png` and `save` for
+any of them.
 
 D, H, W sides of a volume · K classes, 0 the background
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +25,12 @@ from mlperf_jax.errors import UserError
 COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
 IGNORED = 255  # label of what is not part of a volume
 INK, PAPER = (30, 30, 30), (255, 255, 255)
+WRONG = (213, 94, 0)  # vermilion, of the same palette
 
 _MASK = 0.45  # how much of a colour lies over the image
-_LINE = 16  # pixels of a line of text
+_TEXT = 13  # pixels of a letter's height, accents and descenders included
+_LINE = 18  # of a line of text
+_FRAME = 4  # of what is wrong
 _GAP = 6
 
 
@@ -79,19 +87,58 @@ def volumes(
     return grid([legend(names, blocks[0].width), *blocks], columns=1)
 
 
-def labelled(images: np.ndarray, words: Sequence[str], *, side: int = 96, columns: int = 8) -> Any:
-    """Images [B, S, S, 3] of any range in a grid, each with a word below, such as its class.
+def classified(
+    images: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str] = (),
+    found: np.ndarray | None = None,
+) -> Any:
+    """Images in a grid with the names of their classes, or the predicted before the true ones.
+
+    Args:
+        images: [B, S, S, 3], as `labelled` takes them.
+        labels: int [B].
+        names: of the classes; numbers where it is too short.
+        found: the predicted classes, int [B]; wrong ones are framed, and counted on top.
+
+    Raises:
+        UserError: predictions of another number of images, or Pillow is not installed.
+    """
+    side = min(max(images.shape[1], 96), 160)  # large enough for two names
+    truth = [name_of(kind, names) for kind in labels]
+    if found is None:
+        return labelled(images, truth, side=side)
+    if len(found) != len(labels):
+        raise UserError(f"{len(found)} predictions cannot be drawn on {len(labels)} images")
+    wrong = np.asarray(found) != np.asarray(labels)
+    words = [f"{name_of(kind, names)} / {true}" for kind, true in zip(found, truth, strict=True)]
+    drawn = labelled(images, words, wrong=wrong, side=side)
+    right = f"{len(wrong) - wrong.sum()} of {len(wrong)} right; wrong ones are framed"
+    return titled(drawn, f"predicted / true class: {right}")
+
+
+def labelled(
+    images: np.ndarray,
+    words: Sequence[str],
+    *,
+    wrong: Sequence[bool] | np.ndarray | None = None,
+    side: int = 96,
+    columns: int = 8,
+) -> Any:
+    """Images [B, S, S, 3] in a grid, each with a word below, such as its class; some marked as wrong.
+
+    Bytes (uint8) are drawn as they are, other values from the image's smallest to its largest.
 
     >>> labelled(np.zeros((2, 8, 8, 3)), ["cat", "dog"], side=16).size
-    (50, 44)
+    (50, 46)
     """
     if len(images) != len(words):
         raise UserError(f"{len(images)} images with {len(words)} words cannot be drawn")
-    pictures = _pillow()
+    marked = [False] * len(words) if wrong is None else wrong
     tiles = []
-    for image, word in zip(images, words, strict=True):
-        tile = pictures.fromarray(to_bytes(np.asarray(image)), "RGB").resize((side, side))
-        tiles.append(caption(tile, word))
+    for image, word, bad in zip(images, words, marked, strict=True):
+        tile = pillow().fromarray(to_bytes(np.asarray(image)), "RGB").resize((side, side))
+        tiles.append(caption(framed(tile) if bad else tile, word, WRONG if bad else INK))
     return grid(tiles, columns=columns)
 
 
@@ -107,7 +154,7 @@ def overlay(plane: np.ndarray, mask: np.ndarray | None, side: int) -> Any:
             colour[here] = (1 - _MASK) * colour[here] + _MASK * np.asarray(tint, np.float32)
     height, width = plane.shape
     size = (max(1, side * width // max(plane.shape)), max(1, side * height // max(plane.shape)))
-    pictures = _pillow()
+    pictures = pillow()
     return pictures.fromarray(colour.astype(np.uint8), "RGB").resize(
         size, pictures.Resampling.NEAREST
     )
@@ -128,33 +175,82 @@ def chosen_planes(label: np.ndarray, count: int) -> list[int]:
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values of any range as u8, the smallest 0 and the largest 255; what is not finite is 0."""
+    """Values of any range as u8, the smallest 0 and the largest 255; what is not finite is 0.
+
+    Bytes stay as they are.
+    """
+    if values.dtype == np.uint8:
+        return values
     values = np.nan_to_num(np.asarray(values, np.float32), nan=0, posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
     return ((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 
 
-def caption(tile: Any, text: str) -> Any:
-    """The tile with a line of text below it, cut off where it does not fit."""
-    pictures = _pillow()
+def caption(tile: Any, text: str, colour: tuple[int, int, int] = INK) -> Any:
+    """The tile with a line of text below it, shortened where it does not fit."""
+    whole = pillow().new("RGB", (tile.width, tile.height + _LINE), PAPER)
+    whole.paste(tile, (0, 0))
+    write(whole, (1, tile.height + 1), text, colour)
+    return whole
+
+
+def titled(picture: Any, text: str) -> Any:
+    """The picture with a line of text above it."""
+    whole = pillow().new("RGB", (picture.width, picture.height + _LINE), PAPER)
+    whole.paste(picture, (0, _LINE))
+    write(whole, (_GAP, _GAP // 2), text)
+    return whole
+
+
+def write(picture: Any, at: tuple[int, int], text: str, colour: tuple[int, int, int] = INK) -> None:
+    """Text from this corner to the right, shortened where the picture ends."""
     from PIL import ImageDraw
 
-    whole = pictures.new("RGB", (tile.width, tile.height + _LINE), PAPER)
-    whole.paste(tile, (0, 0))
-    ImageDraw.Draw(whole).text((2, tile.height + 2), printable(text), fill=INK)
-    return whole
+    draw, text = ImageDraw.Draw(picture), printable(text)
+    whole, room = text, picture.width - at[0]
+    while text and draw.textlength(text, font()) > room:
+        whole = whole[:-1]
+        text = f"{whole}.." if whole else ""
+    draw.text(at, text, fill=colour, font=font())
+
+
+def framed(tile: Any) -> Any:
+    """The tile with a frame inside its edges: something is wrong with it."""
+    from PIL import ImageDraw
+
+    tile = tile.copy()
+    corners = (0, 0, tile.width - 1, tile.height - 1)
+    ImageDraw.Draw(tile).rectangle(corners, outline=WRONG, width=_FRAME)
+    return tile
+
+
+@functools.cache
+def font() -> Any:
+    """Pillow's own font, in the size of all our words."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(_TEXT)
+
+
+def name_of(kind: int, names: Sequence[str]) -> str:
+    """The name of a class, or its number where it has none.
+
+    >>> name_of(1, ["cat", "dog"]), name_of(2, ["cat", "dog"])
+    ('dog', 'class 2')
+    """
+    return str(names[kind]) if 0 <= kind < len(names) else f"class {kind}"
 
 
 def legend(names: Sequence[str], width: int) -> Any:
     """A line with the colour and the name of each class above 0."""
     from PIL import ImageDraw
 
-    line = _pillow().new("RGB", (width, _LINE), PAPER)
-    draw, x = ImageDraw.Draw(line), 2
+    line = pillow().new("RGB", (width, _LINE), PAPER)
+    draw, x = ImageDraw.Draw(line), _GAP
     for name, tint in zip(names, COLOURS, strict=False):
-        draw.rectangle((x, 3, x + 10, 13), fill=tint)
-        draw.text((x + 14, 2), printable(name), fill=INK)
-        x += 26 + int(draw.textlength(printable(name)))
+        draw.rectangle((x, 3, x + 11, 14), fill=tint)
+        write(line, (x + 16, 1), name)
+        x += 32 + int(draw.textlength(printable(name), font()))
     return line
 
 
@@ -170,7 +266,7 @@ def grid(tiles: Sequence[Any], columns: int) -> Any:
     widths = [max(row[i].width for row in rows if i < len(row)) for i in range(len(rows[0]))]
     heights = [max(tile.height for tile in row) for row in rows]
     size = (sum(widths) + _GAP * (len(widths) + 1), sum(heights) + _GAP * (len(heights) + 1))
-    whole = _pillow().new("RGB", size, PAPER)
+    whole = pillow().new("RGB", size, PAPER)
     y = _GAP
     for row, height in zip(rows, heights, strict=True):
         x = _GAP
@@ -193,6 +289,41 @@ def to_png(picture: Any) -> bytes:
     return file.getvalue()
 
 
+def check_output(path: os.PathLike | str) -> None:
+    """Nothing, if a picture can be saved there.
+
+    Raises:
+        UserError: the name does not end in .png, or the folder is missing or may not be written.
+    """
+    if not os.fspath(path).lower().endswith(".png"):
+        raise UserError(f"output {path} must end in .png: pictures are PNG files")
+    folder = pathlib.Path(path).expanduser().absolute().parent
+    if "://" in os.fspath(path) or not folder.is_dir():
+        raise UserError(
+            f"output {path}: there is no folder {folder} here; give a file in one that is"
+        )
+    if pathlib.Path(path).expanduser().is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"output {path} cannot be written: give another file")
+
+
+def save(picture: Any, path: os.PathLike | str) -> None:
+    """Writes the picture as a PNG file, which is there whole or not at all.
+
+    Raises:
+        UserError: as `check_output`, or the disk is full.
+    """
+    check_output(path)
+    whole = pathlib.Path(path).expanduser()
+    half = whole.with_name(f".{whole.name}.{os.getpid()}")
+    try:
+        half.write_bytes(to_png(picture))
+        half.replace(whole)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            half.unlink()
+        raise UserError(f"output {path} cannot be written: {error.strerror or error}") from error
+
+
 def _bounds(inside: np.ndarray) -> tuple[slice, ...]:
     """The smallest box that holds everything true; all of it where nothing is."""
     if not inside.any():
@@ -205,7 +336,12 @@ def _bounds(inside: np.ndarray) -> tuple[slice, ...]:
     return tuple(found)
 
 
-def _pillow() -> Any:
+def pillow() -> Any:
+    """The module `PIL.Image`.
+
+    Raises:
+        UserError: Pillow is not installed.
+    """
     try:
         from PIL import Image
     except ImportError:

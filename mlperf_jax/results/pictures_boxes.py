@@ -17,6 +17,8 @@ from mlperf_jax.results import pictures
 
 _WIDTH = 2  # pixels of a box's line
 
+Edges = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+
 
 def boxes(
     batch: Mapping[str, np.ndarray],
@@ -24,20 +26,25 @@ def boxes(
     *,
     names: Sequence[str] = (),
     least_score: float = 0.3,
-    side: int = 240,
+    side: int = 300,
     most: int = 6,
+    columns: int = 4,
 ) -> Any:
     """Images with their true boxes, and beside each the same image with the boxes found in it.
 
+    The name of a box stands in its colour, those of the likeliest detections first where room is short.
+
     Args:
-        batch: "image" f32 [B, S, S, 3], "size" int [B, 2] (height, width of the original), "boxes"
-            [B, G, 4] corners in its pixels, "label" int [B, G] (-1 for padding), "crowd" [B, G].
+        batch: "image" [B, S, S, 3], bytes or values of any range, "size" int [B, 2] (height, width of
+            the original), "boxes" [B, G, 4] corners in its pixels, "label" int [B, G] (-1 for padding),
+            "crowd" [B, G].
         found: "boxes" [B, D, 4] in the same pixels, "scores" [B, D], "classes" [B, D] (-1 for empty
             places); None leaves the second picture out.
         names: of the classes; numbers where it is too short.
         least_score: detections below it are not drawn.
         side: the longer side of a drawn image, in pixels; its shape is the original's.
         most: images drawn.
+        columns: pictures in a row, an even number.
 
     Raises:
         UserError: rows that do not belong to the batch, or Pillow is not installed.
@@ -51,16 +58,19 @@ def boxes(
     for row in range(count):
         labels, crowd = np.asarray(batch["label"][row]), np.asarray(batch["crowd"][row])
         real = labels >= 0
-        words = [_name(k, names) + (" (group)" if c else "") for k, c in zip(labels, crowd)]
+        words = [
+            pictures.name_of(k, names) + (" (group)" if c else "") for k, c in zip(labels, crowd)
+        ]
         tile = _drawn(batch, row, batch["boxes"][row], labels, words, real, side)
         tiles.append(pictures.caption(tile, f"truth: {real.sum()}"))
         if found is not None:
             kinds, scores = np.asarray(found["classes"][row]), np.asarray(found["scores"][row])
             seen = (kinds >= 0) & (scores >= least_score)
-            words = [f"{_name(k, names)} {s:.2f}" for k, s in zip(kinds, scores)]
+            words = [f"{pictures.name_of(k, names)} {s:.2f}" for k, s in zip(kinds, scores)]
             tile = _drawn(batch, row, found["boxes"][row], kinds, words, seen, side)
-            tiles.append(pictures.caption(tile, f"found: {seen.sum()} of score {least_score:g} up"))
-    return pictures.grid(tiles, columns=2)
+            said = f"found: {seen.sum()}, scored {least_score:g} or more"
+            tiles.append(pictures.caption(tile, said))
+    return pictures.grid(tiles, columns=columns)
 
 
 def _drawn(
@@ -73,27 +83,57 @@ def _drawn(
     side: int,
 ) -> Any:
     """One image in its original shape, with the boxes [n, 4] that are `shown` and a word at each."""
-    image, draws = pictures._pillow(), _draw()
+    image, draws = pictures.pillow(), _draw()
     height, width = (int(s) for s in batch["size"][row])
     scale = side / max(height, width, 1)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels = pictures.to_bytes(np.asarray(batch["image"][row], np.float32))
+    pixels = pictures.to_bytes(np.asarray(batch["image"][row]))
     tile = image.fromarray(pixels, "RGB").resize(size)
     draw = draws.Draw(tile)
+    drawn = []
     for box, kind, word in zip(np.asarray(corners)[shown], kinds[shown], np.array(words)[shown]):
-        tint = pictures.COLOURS[int(kind) % len(pictures.COLOURS)]
         x0, y0, x1, y1 = (float(v) * scale for v in box)
         edges = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+        drawn.append((edges, pictures.COLOURS[int(kind) % len(pictures.COLOURS)], str(word)))
+    for edges, tint, _ in reversed(drawn):  # detections come likeliest first
         draw.rectangle(edges, outline=tint, width=_WIDTH)
-        text = pictures.printable(str(word))
-        at = min(max(edges[0], 0), size[0] - 8), min(max(edges[1], 0), size[1] - 12)
-        draw.rectangle(draw.textbbox(at, text), fill=pictures.INK)
-        draw.text(at, text, fill=tint)
+    taken: list[Edges] = []
+    for edges, tint, word in drawn:
+        text = pictures.printable(word)
+        wide, high = draw.textlength(text, pictures.font()) + 4, pictures._LINE - 2
+        place = _free_place(edges, wide, high, size, taken)
+        if place is not None:
+            draw.rectangle(place, fill=tint)
+            draw.text((place[0] + 2, place[1]), text, fill=pictures.INK, font=pictures.font())
+            taken.append(place)
     return tile
 
 
-def _name(kind: int, names: Sequence[str]) -> str:
-    return names[kind] if 0 <= kind < len(names) else f"class {kind}"
+def _free_place(
+    edges: Edges, wide: float, high: float, size: tuple[int, int], taken: Sequence[Edges]
+) -> Edges | None:
+    """Where a name can stand at its box and hide no other name; None where it cannot.
+
+    Above the box, below it, or in one of its inner corners; inside the image in any case.
+    """
+    left, top, right, bottom = edges
+    for x, y in (
+        (left, top - high),
+        (left, bottom),
+        (left, top),
+        (right - wide, top - high),
+        (right - wide, bottom - high),
+    ):
+        x = min(max(x, 0), max(size[0] - wide, 0))
+        y = min(max(y, 0), max(size[1] - high, 0))
+        place = x, y, x + wide, y + high
+        if not any(_overlap(place, other) for other in taken):
+            return place
+    return None
+
+
+def _overlap(one: Edges, other: Edges) -> bool:
+    return all(one[i] < other[i + 2] and other[i] < one[i + 2] for i in (0, 1))
 
 
 def _draw() -> Any:

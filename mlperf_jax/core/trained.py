@@ -1,0 +1,349 @@
+"""What a run left: its configuration found again, and its weights restored, ready to be used.
+
+Only what evaluation reads is restored: the averaged weights where the run averaged them, no optimizer
+state. Frozen weights, which no checkpoint holds, are made or read anew, as the run itself had them.
+
+Shape legend: B rows of a global batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import optax
+
+from mlperf_jax.core import evaluation, preflight
+from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import state as states
+from mlperf_jax.core import step as steps
+from mlperf_jax.core.benchmark import Batch, Benchmark, RunOptions
+from mlperf_jax.core.checkpoints import Checkpoints
+from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
+from mlperf_jax.errors import UserError
+from mlperf_jax.results.remote import Mirror
+from mlperf_jax.results.result import config_hash
+from mlperf_jax.results.runs import RunFolder, RunSet
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A benchmark with the weights that one of its runs had after a step.
+
+    Attributes:
+        benchmark: as it was configured in that run.
+        model: the Flax NNX module in evaluation behaviour, with the weights that evaluation reads.
+        step: batches that the weights were trained on.
+        quality: what the run's own evaluation of these weights gave; None if it did not evaluate them.
+        seed: the run's.
+        evaluations: how many evaluations the run had made by then; their random keys follow from it.
+        assembly, view: shapes and shardings, and the weights as a nested dict; `view["tables"]` holds
+            embedding tables, which are not part of the model.
+        find_data: gives the folder of the run's data.
+    """
+
+    benchmark: Benchmark
+    model: Any
+    step: int
+    quality: Mapping[str, float] | None
+    seed: int
+    evaluations: int
+    assembly: states.Assembly = field(repr=False)
+    view: states.State = field(repr=False)
+    find_data: Callable[[], str] = field(repr=False)
+
+    def __repr__(self) -> str:
+        tiny = " (tiny)" if self.benchmark.is_tiny else ""
+        known = [f"{n} {v:.5g}" for n, v in (self.quality or {}).items() if "/" not in n]
+        quality = f", {', '.join(known)} (unverified)" if known else ""
+        return f"<{self.benchmark.name}{tiny} after step {self.step:,}{quality}>"
+
+    def apply(self, function: Callable[[Any, Batch], Any], batch: Batch) -> Any:
+        """`function(model, batch)`, compiled once per function and shape of the batch.
+
+        What the batch looks up in embedding tables is there as `batch["rows"]`.
+
+        Args:
+            function: of the model and a batch.
+            batch: arrays [B, …]; the mesh must divide B.
+
+        Raises:
+            UserError: it does not.
+        """
+        mesh = self.assembly.mesh
+        meshes.process_rows(mesh, len(next(iter(batch.values()))))
+        placed = jax.device_put(dict(batch), meshes.batch_sharding(mesh))
+        with jax.set_mesh(mesh):
+            return self._program(function, self.view, placed)
+
+    @functools.cached_property
+    def _program(self) -> Any:
+        assembly = self.assembly
+
+        def program(function: Any, view: states.State, batch: Any) -> Any:
+            if view["tables"]:
+                ids = assembly.benchmark.lookups(batch)
+                batch = {**batch, "rows": steps.look_up(assembly, view["tables"], ids)}
+            return function(assembly.eval_model(view), batch)
+
+        return jax.jit(program, static_argnums=0)
+
+    def predict(self, batch: Batch) -> Any:
+        """What the benchmark's `predict` gives for a batch of its evaluation data, arrays [B, …]."""
+        return self.apply(self._predict, batch)
+
+    @functools.cached_property
+    def _predict(self) -> Callable[[Any, Batch], Any]:
+        key = states.stream(self.seed, "evaluation")
+        return lambda model, batch: self.benchmark.predict(model, batch, key)
+
+    def evaluate(
+        self, data_dir: str | None = None, *, threads: int | None = None
+    ) -> dict[str, float]:
+        """The quality on all evaluation data, computed as the run computes it.
+
+        Args:
+            data_dir: the data; by default where the run had them.
+            threads: that read them; one per core by default.
+
+        Raises:
+            UserError: the data are not there, or the mesh does not divide the evaluation batch.
+        """
+        benchmark, mesh = self.benchmark, self.assembly.mesh
+        size = benchmark.eval_batch
+        rows = meshes.process_rows(mesh, size)
+        data = benchmark.eval_data(data_dir or self.find_data())
+        threads = threads or os.cpu_count() or 1
+        evaluator = evaluation.Evaluator(
+            self.assembly,
+            lambda: data.eval_batches(size, rows=rows, threads=threads),
+            self.seed,
+            evaluation.compile_predict(self.assembly),
+        )
+        return evaluator.quality(self.view, max(1, self.evaluations))
+
+
+# -- finding a run ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run's folder as it was found.
+
+    Attributes:
+        folder: its files; of a bucket, the copies here.
+        checkpoints: where its checkpoints lie.
+        config: the benchmark's fields, the division and the optimizer.
+        options: the `RunOptions` it was started with, as JSON holds them.
+    """
+
+    folder: RunFolder
+    checkpoints: str
+    config: dict[str, Any]
+    options: dict[str, Any]
+
+
+def find(path: os.PathLike | str) -> Kept:
+    """The run at this path.
+
+    Args:
+        path: the folder of a run (`…/run_0`), or of a set that holds only one.
+
+    Raises:
+        UserError: there is none, there are several, or its config.json was changed.
+    """
+    text = os.fspath(path)
+    if "://" not in text:
+        text = str(pathlib.Path(text).expanduser().resolve())
+    root, _, last = text.rstrip("/").rpartition("/")
+    one = re.fullmatch(r"run_(\d+)", last)
+    mirror = Mirror((root or "/") if one else text)
+    mirror.pull()
+    runs = [RunFolder(mirror.local, int(one[1]))] if one else RunSet(mirror.local).runs()
+    runs = [run for run in runs if run.config_path.exists()]
+    if not runs:
+        raise UserError(
+            f"{path} is not the folder of a run: give what `mlperf-jax run` was given as --output, or a "
+            "run_0, run_1 … in it"
+        )
+    if len(runs) > 1:
+        raise UserError(
+            f"{path} holds {len(runs)} runs: give one of them, such as {text}/run_{runs[0].index}"
+        )
+    (run,) = runs
+    document = run.config()
+    config, options = document.get("config"), document.get("options")
+    if (
+        not isinstance(config, dict)
+        or not isinstance(options, dict)
+        or document["config_hash"] != config_hash(config)
+    ):
+        raise UserError(
+            f"{run.config_path} was changed after the run began: put back what it was, as the weights "
+            "belong to that configuration"
+        )
+    return Kept(run, mirror.checkpoints(run.index), config, options)
+
+
+def options_here(saved: Mapping[str, Any], **changes: Any) -> RunOptions:
+    """The options of a run, not of its set, as they can be had in this process.
+
+    A run on many hosts, or on more devices than are here, is read by this process on its own devices.
+    """
+    known = {f.name for f in dataclasses.fields(RunOptions)}
+    given = {name: value for name, value in saved.items() if name in known}
+    here = {"runs": 1, **dict.fromkeys(("seed", "coordinator", "processes", "process"))}
+    options = RunOptions(**{**given, **here, **changes})
+    try:
+        meshes.make_mesh(options.mesh)
+    except UserError:
+        options = dataclasses.replace(options, mesh=None)
+    return options
+
+
+# -- restoring its weights -------------------------------------------------------------------------
+
+
+def load(
+    kept: Kept,
+    benchmark: Benchmark,
+    find_data: Callable[[], str],
+    *,
+    step: int | None = None,
+    mesh: str | None = None,
+    optimizer: Any = None,
+) -> Trained:
+    """The weights of a run, on this process' devices.
+
+    Args:
+        kept: the run.
+        benchmark: what its configuration describes.
+        find_data: gives the data's folder; called when frozen weights are read from there.
+        step: whose checkpoint; by default the one that the result tells of, else the newest.
+        mesh: "data=4,fsdp=2"; by default the run's own where there are enough devices.
+        optimizer: the one that the run was given, where it was an object that evaluates other weights
+            than it trains.
+
+    Raises:
+        UserError: no checkpoint, none of this step, a damaged one, or another optimizer.
+    """
+    benchmark = preflight.resolve_dtype(benchmark)
+    own = meshes.make_mesh(mesh or options_here(kept.options).mesh)
+    assembly = states.assemble(benchmark, own, optax.identity())  # no memory for its state
+    assembly.check_room()
+    with Checkpoints(kept.checkpoints, identity=None) as checkpoints:
+        step = _chosen_step(kept, benchmark, checkpoints.steps(), step)
+        newest = checkpoints.latest_meta() or {}
+        _check_configuration(kept, newest)
+        whole, parts = assembly, ["params", "tables", "stats"]
+        if "ema" in assembly.abstract:
+            parts[0] = "ema"
+        elif newest.get("eval_params"):
+            whole = states.assemble(benchmark, own, _own_optimizer(kept, optimizer))
+            parts.append("opt")
+        abstract = {part: whole.abstract[part] for part in parts}
+        found = checkpoints.restore(abstract, step, partial=True)
+    assert found is not None, "there are checkpoints"
+    state, meta = found
+    state.setdefault("params", state.get("ema"))
+    seed = kept.options["seed"]
+    folder = find_data() if assembly.abstract["frozen"] else ""
+    view = whole.eval_view(with_frozen(assembly, state, seed, folder))
+    return Trained(
+        benchmark=benchmark,
+        model=assembly.eval_model(view),
+        step=meta["step"],
+        quality=_quality(kept, benchmark, meta),
+        seed=seed,
+        evaluations=meta["evaluations"],
+        assembly=assembly,
+        view=view,
+        find_data=find_data,
+    )
+
+
+def _chosen_step(
+    kept: Kept, benchmark: Benchmark, there: list[int], step: int | None
+) -> int | None:
+    """The step asked for, or that of the run's result, or None: the newest that is whole.
+
+    Raises:
+        UserError: no checkpoint is kept, or none of this step.
+    """
+    path = kept.folder.path
+    if not there:
+        raise UserError(
+            f"{path} keeps no checkpoint: a run takes one after each evaluation and at its end, and every N "
+            "steps with --checkpoint-every N; resume it with --resume, or copy its checkpoints too"
+        )
+    if step is None:
+        step = _reported_step(kept, benchmark)
+        return step if step in there else None
+    if step not in there:
+        raise UserError(
+            f"{path} keeps no checkpoint of step {step}, only of {', '.join(map(str, there))}: a run keeps "
+            "the newest 2, or N with --keep-checkpoints N"
+        )
+    return step
+
+
+def _reported_step(kept: Kept, benchmark: Benchmark) -> int | None:
+    folder = kept.folder
+    return folder.result().samples // benchmark.batch_size if folder.finished else None
+
+
+def _check_configuration(kept: Kept, meta: Mapping[str, Any]) -> None:
+    theirs = meta.get("identity", {}).get("configuration")
+    if theirs is not None and theirs != config_hash(kept.config):
+        raise UserError(
+            f"{kept.checkpoints} holds checkpoints of the configuration {theirs}, and "
+            f"{kept.folder.config_path} is {config_hash(kept.config)}: these files are of different runs"
+        )
+
+
+def _own_optimizer(kept: Kept, optimizer: Any) -> Any:
+    """The run's optimizer, None for the benchmark's own.
+
+    Raises:
+        UserError: it was an object and is not given, or another one is.
+    """
+    described = kept.config.get("optimizer")
+    given = kept.options.get("optimizer") if optimizer is None else optimizer
+    if described is not None and given is None:
+        raise UserError(
+            f"{kept.folder.path} was trained by an optimizer object that evaluates other weights than it "
+            "trains: give the same one (optimizer=…)"
+        )
+    if describe_optimizer(given) != described:
+        raise UserError(f"the optimizer is not the one that {kept.folder.path} was trained by")
+    return load_optimizer(given) if isinstance(given, str) else given
+
+
+def _quality(kept: Kept, benchmark: Benchmark, meta: Mapping[str, Any]) -> dict[str, float] | None:
+    """What the run says of the weights of this very step, if it evaluated them."""
+    if meta.get("evaluated") == meta["step"]:
+        return meta["quality"]
+    if benchmark.metric.mode == "offline" and _reported_step(kept, benchmark) == meta["step"]:
+        return kept.folder.result().quality
+    return None
+
+
+def with_frozen(
+    assembly: states.Assembly, state: states.State, seed: int, data_dir: str
+) -> states.State:
+    """A restored state with its frozen weights, which no checkpoint holds: made anew, or read anew."""
+    frozen = assembly.create_frozen(seed)
+    state = {**state, "frozen": frozen}
+    start = assembly.benchmark.start(data_dir) if frozen else None
+    if start is None:
+        return state
+    weights = {path: w for path, w in start.weights.items() if path.startswith("frozen/")}
+    only = dataclasses.replace(start, weights=weights, optimizer_step=0, moments={})
+    return states.begin_from(state, only)

@@ -1,0 +1,38 @@
+"""The command that draws pictures: show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlperf_jax.options import Option
+
+SHOW_OPTIONS = [
+    Option(
+        "data_dir", help="the data; those of the run, or the tiny ones, by default", metavar="DIR"
+    ),
+    Option("run", help="a run's folder: its predictions beside the truth", metavar="RUN"),
+    Option("step", int, help="of which of its checkpoints; by default the weights it ended with"),
+    Option("samples", int, help="how many; each benchmark has its own default"),
+    Option("split", str, "eval", "eval; or train: as training sees them, augmented"),
+    Option("seed", int, 0, "which samples, and what augmentation does to them"),
+    Option("output", help="the picture; NAME-SPLIT.png by default", metavar="FILE.png"),
+]
+
+ABOUT = "draw samples with their labels and, of a run, its predictions beside them"
+
+
+def show_command(words: Sequence[str], parse: Callable[..., dict[str, Any]]) -> int:
+    """Writes the picture and prints its path.
+
+    Args:
+        words: behind `show`.
+        parse: `cli.parse_benchmark`.
+    """
+    given = parse("show", words, SHOW_OPTIONS)
+    from mlperf_jax import benchmarks
+
+    given.setdefault("output", f"{given['name']}-{given.get('split', 'eval')}.png")
+    benchmarks.show(**given)
+    print(given["output"])
+    return 0
