@@ -154,8 +154,16 @@ def published_rows() -> Iterator[str]:
         predicted = made.time.samples_per_second / made.chips
         ratio = predicted / entry.rate
         close = "yes" if 0.75 <= ratio <= 1.25 else "no"
-        cells += [f"{predicted:.3g}", f"{entry.rate:.3g}", f"{ratio:.2f}", close, entry.source]
+        cells += [_rate(predicted), _rate(entry.rate), f"{ratio:.2f}", close, entry.source]
         yield f"| {' | '.join(cells)} |"
+
+
+def _rate(value: float) -> str:
+    """
+    >>> _rate(3049.66), _rate(0.83719)
+    ('3,050', '0.837')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _planned(case: Case) -> Plan:
