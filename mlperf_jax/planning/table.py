@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mlperf_jax import benchmarks
 from mlperf_jax.planning.planner import plan
 from mlperf_jax.planning.report import Plan, gib
+from mlperf_jax.planning.timing import in_words
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,10 @@ PUBLISHED = (
 def rows() -> Iterator[str]:
     """The table of what fits, line by line, in Markdown."""
     yield (
-        "| benchmark | devices | batch | mesh | parameters | optimizer | temporaries | all | of | "
-        "evaluation | processor seconds | verdict |"
+        "| benchmark | devices | batch | mesh | parameters | optimizer | other | temporaries | all | of | "
+        "evaluation | verdict | step | processor seconds |"
     )
-    yield "| --- " * 12 + "|"
+    yield "| --- " * 14 + "|"
     for case in cases():
         yield row(case, _planned(case))
 
@@ -127,13 +128,14 @@ def row(case: Case, made: Plan) -> str:
         case.on,
         f"{case.batch_size:,}",
         made.mesh_text,
-        *(gib(made.state[part]) for part in ("parameters", "optimizer")),
+        *(gib(made.state[part]) for part in ("parameters", "optimizer", "other")),
         _size(train.temporaries),
         _size(train.total),
         gib(made.room),
         _size(evaluation.total),
-        f"{seconds:.0f}",
         made.outcome,
+        "" if made.time is None else in_words(made.time.seconds),
+        f"{seconds:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -61,19 +61,24 @@ class StepTime:
         """For the report."""
         rate = self.samples_per_second
         yield (
-            f"about {_seconds(self.seconds)} (±{self.error:.0%}), {rate:,.{1 if rate < 100 else 0}f} samples/s, "
+            f"about {in_words(self.seconds)} (±{self.error:.0%}), {rate:,.{1 if rate < 100 else 0}f} samples/s, "
             f"{self.mfu_text or 'no peak is known'}; {self.binds} bind"
         )
         yield (
-            f"alone: products {_seconds(self.products)}, memory {_seconds(self.memory)}, "
-            f"network {_seconds(self.network)}, of which nothing hides {_seconds(self.exposed)}"
+            f"alone: products {in_words(self.products)}, memory {in_words(self.memory)}, "
+            f"network {in_words(self.network)}, of which nothing hides {in_words(self.exposed)}"
         )
         if self.evaluation is not None:
-            yield f"an evaluation takes about {_seconds(self.evaluation)}"
+            yield f"an evaluation takes about {in_words(self.evaluation)}"
         yield self.assumption
 
 
-def _seconds(value: float) -> str:
+def in_words(value: float) -> str:
+    """Seconds in a unit that suits them.
+
+    >>> in_words(0.0123), in_words(2.5), in_words(150), in_words(9000)
+    ('12.3 ms', '2.5 s', '2.5 min', '2.5 hours')
+    """
     if value >= 6000:
         return f"{value / 3600:,.1f} hours"
     if value >= 100:
