@@ -49,7 +49,6 @@ def give_fake_devices_threads() -> None:
     machine, the devices of two collectives that are ready at once can wait for each other for ever.
     """
     flag = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    asked = getattr(jax.config, "jax_num_cpu_devices", 0)
-    devices = max(asked, int(flag[1]) if flag else 0)
+    devices = max(jax.config.jax_num_cpu_devices, int(flag[1]) if flag else 0)
     if devices > 1:
         os.environ.setdefault("NPROC", str(_THREADS * devices))
