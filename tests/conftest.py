@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# XLA's threads, see `core/compiling.py`; at 32 eight devices were seen to wait for each other. Children inherit
-# all this.
-os.environ.setdefault("NPROC", "128")
+# XLA's threads: collectives block one each, and with as many as devices (on a small machine) those of two
+# collectives that are ready at once can wait for each other. Children inherit all this.
+os.environ.setdefault("NPROC", "32")
 # A busy machine makes one device or process wait long for another: seconds until that is an error.
 os.environ.setdefault(
     "XLA_FLAGS",

@@ -1,9 +1,8 @@
-"""How programs over a mesh are compiled, and what those on fake CPU devices need to run."""
+"""How programs over a mesh are compiled."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,6 @@ _OVERLAP = {
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
 }
-_THREADS = 16  # of XLA's CPU pool for each fake device
 
 
 def options(mesh: Mesh) -> dict[str, Any]:
@@ -40,15 +38,3 @@ def compiled(lowered: Any, wanted: Mapping[str, Any]) -> Any:
         if "No such compile option" not in str(error):
             raise
         return lowered.compile()
-
-
-def give_fake_devices_threads() -> None:
-    """Enough of XLA's threads for fake CPU devices; before JAX makes them, and unless NPROC says how many.
-
-    A collective blocks a thread per device. With the 8 threads that XLA takes for 8 devices on a small
-    machine, the devices of two collectives that are ready at once can wait for each other for ever.
-    """
-    flag = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    devices = max(jax.config.jax_num_cpu_devices, int(flag[1]) if flag else 0)
-    if devices > 1:
-        os.environ.setdefault("NPROC", str(_THREADS * devices))

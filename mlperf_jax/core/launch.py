@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from mlperf_jax.core import compiling, loop, preflight, processes
+from mlperf_jax.core import loop, preflight, processes
 from mlperf_jax.core.benchmark import Benchmark, RunOptions
 from mlperf_jax.core.run import Run
 from mlperf_jax.errors import UserError
@@ -22,7 +22,6 @@ def connect(options: RunOptions) -> None:
     Raises:
         UserError: when the options are incomplete or the coordinator does not answer.
     """
-    compiling.give_fake_devices_threads()
     if options.coordinator is None:
         if options.processes is not None or options.process is not None:
             raise UserError("processes and process need coordinator: give --coordinator host:port")

@@ -28,7 +28,7 @@ from mlperf_jax.models.lora import FROZEN, LoraBranch, dropped
 from mlperf_jax.models.quantised import QuantisedLinear
 from mlperf_jax.ops import attention as attentions
 from mlperf_jax.ops import dense, stack
-from mlperf_jax.ops.shard import Axes, shard
+from mlperf_jax.ops.shard import Axes, platform, shard
 
 __all__ = ["FROZEN", "RULES", "Decoder", "DecoderConfig", "Lora", "RopeScaling"]
 
@@ -424,13 +424,14 @@ def _linear(
 
 
 def _product(used: tuple[Axes, Axes], x: jax.Array, kernel: jax.Array, *how, **more) -> jax.Array:
-    """`dense.dot_general` with a kernel [I, O] that is laid out as it is used: gathered over fsdp.
+    """`dense.dot_general` with a kernel [I, O]; on TPUs laid out as it is used, gathered over fsdp.
 
     Left to choose, XLA:TPU cuts a product with a kernel split over fsdp into one turn of a loop per
     piece, each of which reads and writes the whole result; by its own cost model Llama 3.1 8B's step
-    over fsdp=32 then takes more than twice as long.
+    over fsdp=32 then takes more than twice as long. Other compilers gather without being told.
     """
-    return dense.dot_general(x, shard(kernel, *used), *how, **more)
+    kernel = shard(kernel, *used) if platform() == "tpu" else kernel
+    return dense.dot_general(x, kernel, *how, **more)
 
 
 _COLUMNS: tuple[Axes, Axes] = (None, "tensor")

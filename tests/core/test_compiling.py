@@ -35,26 +35,6 @@ def test_a_compiler_that_does_not_know_an_option_does_without():
     assert compiling.compiled(lowered, {"xla_tpu_no_such_option": True})(2.0) == 3
 
 
-@pytest.mark.parametrize(
-    ("devices", "flags", "given", "wanted"),
-    [
-        (-1, "--xla_force_host_platform_device_count=4", None, "64"),
-        (8, "", None, "128"),
-        (8, "", "7", "7"),
-        (-1, "", None, None),
-    ],
-)
-def test_fake_devices_get_threads_unless_told(monkeypatch, devices, flags, given, wanted):
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    config = SimpleNamespace(jax_num_cpu_devices=devices)
-    monkeypatch.setattr(compiling, "jax", SimpleNamespace(config=config))
-    monkeypatch.delenv("NPROC")
-    if given:
-        monkeypatch.setenv("NPROC", given)
-    compiling.give_fake_devices_threads()
-    assert compiling.os.environ.get("NPROC") == wanted
-
-
 def test_other_errors_of_the_compiler_are_not_swallowed():
     lowered = jax.jit(lambda x: x + 1).lower(1.0)
     with pytest.raises(jax.errors.JaxRuntimeError):
