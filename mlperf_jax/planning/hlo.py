@@ -263,6 +263,20 @@ def largest_buffers(module: Module, count: int = 5) -> tuple[tuple[int, str], ..
     return tuple(sorted(found.values(), reverse=True)[:count])
 
 
+def largest_tensors(text: str, count: int = 5) -> list[tuple[int, str]]:
+    """The largest arrays of a program that is not compiled yet, as (bytes of all devices, shape).
+
+    >>> largest_tensors("%1 = stablehlo.add %0, %0 : tensor<64x32xbf16> loc(#1) tensor<4xf32>", 1)
+    [(4096, 'bf16[64,32]')]
+    """
+    found = set()
+    for dims, dtype in set(re.findall(r"tensor<((?:\d+x)+)([a-z]\w*)>", text)):
+        sizes = [int(size) for size in dims.split("x")[:-1]]
+        shape = f"{dtype}[{','.join(map(str, sizes))}]"
+        found.add((-(-math.prod(sizes) * bits(dtype) // 8), shape))
+    return sorted(found, reverse=True)[:count]
+
+
 def _fused(computation: Computation) -> set[str]:
     """Computations that exist inside one instruction only."""
     found: set[str] = set()

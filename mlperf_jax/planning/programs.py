@@ -259,6 +259,7 @@ def compile_program(lowered: Any, options: Mapping[str, Any]) -> tuple[dict[str,
         compiled = compiling.compiled(lowered, options)
     except Exception as error:  # the compiler's own errors have no common type
         found["error"] = str(error) or repr(error)
+        found["arrays"] = hlo.largest_tensors(lowered.as_text())
     else:
         memory = compiled.memory_analysis()
         found["memory"] = {
@@ -275,6 +276,12 @@ def read_findings(name: str, devices: names.Devices, found: dict[str, Any], text
     """The program that `compile_program` told of."""
     if found["error"] is not None:
         failed = messages.failed(name, found["error"], devices.memory)
+        if failed.outcome == "too big" and not failed.largest:  # the compiler names none
+            largest = tuple(
+                (size // devices.count, f"{shape} of all devices, if spread evenly")
+                for size, shape in found.get("arrays", ())
+            )
+            failed = dataclasses.replace(failed, largest=largest)
         return dataclasses.replace(
             failed, seconds=found["seconds"], cpu_seconds=found["cpu_seconds"]
         )

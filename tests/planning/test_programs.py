@@ -72,6 +72,24 @@ def test_what_takes_more_than_there_is_does_not_fit():
     assert (program.total, program.outcome, program.over) == (12, "too big", 12)
 
 
+def test_where_the_compiler_names_no_buffers_the_programs_largest_arrays_are_named():
+    class Refused:
+        def compile(self, **settings):
+            raise RuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+                "temporaries (226.85G) exceeds available HBM (15.75G)."
+            )
+
+        def as_text(self):
+            return "%0 : tensor<64x32xbf16> %1 : tensor<64x32xf32> %2 : tensor<f32>"
+
+    found, text = programs.compile_program(Refused(), {})
+    program = programs.read_findings("train", H100, found, text)
+    assert program.outcome == "too big"
+    assert program.largest[0] == (64 * 32 * 4 // 8, "f32[64,32] of all devices, if spread evenly")
+    assert len(program.largest) == 2
+
+
 def test_an_error_of_the_compiler_is_no_verdict_on_memory():
     found = {"error": "INTERNAL: no", "seconds": 1.0, "cpu_seconds": 1.0}
     program = programs.read_findings("train", H100, found, "")
