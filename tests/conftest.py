@@ -7,7 +7,8 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's threads: collectives block one each, and with as many as devices (on a small machine) those of two
-# collectives that are ready at once can wait for each other. Children inherit all this.
+# collectives that are ready at once can wait for each other. More make that rarer, not impossible: 128 did
+# not help where 32 were too few. Children inherit all this.
 os.environ.setdefault("NPROC", "32")
 # A busy machine makes one device or process wait long for another: seconds until that is an error.
 os.environ.setdefault(

@@ -40,6 +40,8 @@ def expected_turns(op_name: str) -> int | None:
 
     >>> expected_turns("jit(step)/turns_207/while"), expected_turns("jit(step)/turns_207/while/body/while")
     (207, None)
+    >>> expected_turns("jit(step)/turns_5/while/body/turns_7/while")
+    7
     """
-    found = _TURNS.search(op_name)
-    return int(found[1]) if found and "while/" not in op_name[found.end() :] else None
+    found = list(_TURNS.finditer(op_name))
+    return int(found[-1][1]) if found and "while/" not in op_name[found[-1].end() :] else None

@@ -119,7 +119,7 @@ def _ask(request: dict[str, Any], devices: names.Devices, say: Say) -> tuple[dic
                 raise RuntimeError(f"planning failed:\n{event['message']}")
             elif kind == "died":
                 if current is None:
-                    raise RuntimeError(f"the compiler's process died:\n{event['message']}")
+                    raise UserError(_stillborn(event["message"]))
                 failed = Program(
                     current, "compiler failed", devices.memory, message=event["message"]
                 )
@@ -173,6 +173,12 @@ def _environment(devices: names.Devices) -> dict[str, str]:
     if not devices.tpu:
         found["JAX_NUM_CPU_DEVICES"] = str(devices.count)
     return found
+
+
+def _stillborn(message: str) -> str:
+    flags = os.environ.get("LIBTPU_INIT_ARGS")
+    advice = f"; check LIBTPU_INIT_ARGS, which is {flags!r}" if flags else ""
+    return f"the compiler's process died before it compiled: {message.splitlines()[-1]}{advice}"
 
 
 def _obituary(code: int, errors: str) -> str:

@@ -85,6 +85,18 @@ def test_what_the_worker_refuses_is_the_users_error(monkeypatch):
         compiling.compiled(Decoder(), V5P, {"data": 3})
 
 
+def test_a_compiler_that_dies_at_once_is_told_with_its_flags(monkeypatch):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--no_such_flag=1")
+    answers(
+        monkeypatch, [{"event": "died", "message": "trace\nERROR: Unknown flag 'no_such_flag'"}]
+    )
+    with pytest.raises(
+        UserError, match="Unknown flag 'no_such_flag'; check LIBTPU_INIT_ARGS"
+    ) as told:
+        compiling.compiled(Decoder(), names.parse("h100:8"), None)
+    assert "\n" not in str(told.value)
+
+
 def test_a_benchmark_of_the_running_program_cannot_be_imported(monkeypatch):
     monkeypatch.setattr(Decoder, "__module__", "__main__")
     with pytest.raises(UserError, match="a file of its own"):
