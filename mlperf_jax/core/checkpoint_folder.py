@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -110,6 +111,18 @@ class Folder:
                 path.rmtree(missing_ok=True)
         except OSError:
             pass  # it takes up room, and does no harm; the next save tries again
+
+    def delete_for_good(self, place: Place) -> None:
+        """Deletes what there is of a checkpoint whose writing failed, until it stays away.
+
+        Orbax gives up at the first write that fails; the others go on for a moment, unseen, and bring
+        their folder back. What comes later than that moment, the next save sweeps.
+        """
+        end, quiet = time.monotonic() + 2, 0
+        while quiet < 3 and time.monotonic() < end:
+            quiet = quiet + 1 if not self.path(place).exists() else 0
+            self.delete(place)
+            time.sleep(0.05)
 
     def _parsed(self, path: epath.Path) -> Place | None:
         match = FOLDER_NAME.fullmatch(path.name)

@@ -366,7 +366,7 @@ class Checkpoints:
         except Exception as problem:
             errors.append(problem)
         if primary and errors:
-            self._files.delete(write.place)
+            self._files.delete_for_good(write.place)
         self._barrier(write.number, "completed")
         if errors:
             raise errors[0]

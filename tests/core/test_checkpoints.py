@@ -1,9 +1,12 @@
 """Checkpoints survive kills, damage, full disks, donation and other meshes, bit for bit."""
 
+import concurrent.futures
 import pathlib
 import re
 import resource
 import shutil
+import threading
+import time
 from typing import NamedTuple
 
 import jax
@@ -338,6 +341,32 @@ def test_a_full_disk_is_told_at_the_next_call_and_harms_nothing(two, make, mesh)
     restored, meta = two.restore(abstract(expected))
     assert meta["step"] == 40
     assert_equal(restored, expected)
+
+
+def test_writers_that_go_on_after_a_failure_leave_nothing_behind(two, mesh, monkeypatch):
+    """Orbax's other writes do, for a moment, and make their folders anew."""
+
+    def start_writing(handler, path, leaves):
+        def write_on():
+            for part in range(10):
+                (path / "late").mkdir(parents=True, exist_ok=True)
+                (path / "late" / str(part)).write_text("")
+                time.sleep(0.01)
+
+        late.append(threading.Thread(target=write_on))
+        late[0].start()
+        failed = concurrent.futures.Future()
+        failed.set_exception(OSError(28, "No space left on device"))
+        return [failed]
+
+    late = []
+    monkeypatch.setattr(module.arrays, "start_writing", start_writing)
+    two.save(30, placed(host_state(), mesh, P()), {})
+    with pytest.raises(UserError, match="No space left on device"):
+        two.wait()
+    late[0].join()
+    names = sorted(path.name for path in two.folder.iterdir())
+    assert names == ["step_00000010", "step_00000020"]
 
 
 def test_a_folder_that_cannot_be_made_is_a_user_error(make, mesh, tmp_path):
