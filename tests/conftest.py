@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# XLA's threads: collectives block one each, and with as many as devices (on a small machine) those of two
-# collectives that are ready at once can wait for each other. More make that rarer, not impossible: 128 did
-# not help where 32 were too few. Children inherit all this.
+# XLA's threads: collectives block one each, of which a small machine has but as many as there are devices.
+# Children inherit all this.
 os.environ.setdefault("NPROC", "32")
 # A busy machine makes one device or process wait long for another: seconds until that is an error.
 os.environ.setdefault(
@@ -25,7 +24,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# In this process, where tests compile programs over eight devices without `Assembly.compile`, JAX's compile
+# cache is off: such programs, read from it, can hang (core/compiling.py says why). Children use it.
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 @pytest.fixture(scope="session")

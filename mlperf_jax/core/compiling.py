@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 # A TPU's compiler gathers arrays while products run, if it is asked to. Flags of MaxText's for dense
@@ -38,3 +40,25 @@ def compiled(lowered: Any, wanted: Mapping[str, Any]) -> Any:
         if "No such compile option" not in str(error):
             raise
         return lowered.compile()
+
+
+@contextlib.contextmanager
+def safe_cache(mesh: Mesh) -> Iterator[None]:
+    """Within it, JAX's compile cache is used unless programs from it could hang on this mesh.
+
+    Over several CPU devices they could. Collectives must run in one order on all devices; a program that
+    XLA:CPU has stored and read again keeps that order among those outside of loops, and among those in
+    the body of one, but not between the two: one device may enter a loop while the others wait for it
+    in front of it. Compiled anew, the loop waits (jaxlib 0.10.2, TF_CPP_VMODULE=thunk_executor=6).
+    """
+    on = getattr(jax.config, "jax_enable_compilation_cache", True)
+    if mesh.devices.flat[0].platform != "cpu" or mesh.size == 1 or not on:
+        yield
+        return
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks once whether it has one
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()

@@ -121,7 +121,7 @@ class Assembly:
 
     def compile(self, jitted: Any, *arguments: Any) -> Any:
         """The program for these abstract arguments; `ops/` find the mesh while it is traced."""
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), compiling.safe_cache(self.mesh):
             lowered = jitted.lower(*arguments)
             return compiling.compiled(lowered, compiling.options(self.mesh))
 

@@ -1,10 +1,11 @@
-"""Options of the compiler: where there is something to gather, unless the environment has a say."""
+"""Options of the compiler, where there is something to gather; programs that must not come from a cache."""
 
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from mlperf_jax.core import compiling, mesh
 
@@ -39,3 +40,50 @@ def test_other_errors_of_the_compiler_are_not_swallowed():
     lowered = jax.jit(lambda x: x + 1).lower(1.0)
     with pytest.raises(jax.errors.JaxRuntimeError):
         compiling.compiled(lowered, {"xla_cpu_parallel_codegen_split_count": "many"})
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Names of the programs in a compile cache of the test's own, which takes all."""
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+
+    def use(values):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    use(settings)
+    yield lambda: {path.name.rpartition("-")[0].partition("-")[0] for path in tmp_path.iterdir()}
+    use(before)
+
+
+@pytest.mark.parametrize(("axes", "kept"), [("data=1", True), ("data=8", False)])
+def test_programs_over_several_cpu_devices_are_always_compiled_anew(stored, axes, kept):
+    over = mesh.make_mesh(axes)
+    split = jax.sharding.NamedSharding(over, jax.sharding.PartitionSpec("data"))
+
+    def total(x):
+        return x.sum()
+
+    def after(x):
+        return x.max()
+
+    given = jax.ShapeDtypeStruct((8,), np.float32, sharding=split)
+    with compiling.safe_cache(over):
+        program = jax.jit(total).lower(given).compile()
+    assert program(jax.device_put(np.ones(8, np.float32), split)) == 8
+    assert ("jit_total" in stored()) is kept
+    jax.jit(after).lower(given).compile()  # as before, afterwards
+    assert "jit_after" in stored()
+
+
+def test_a_cache_that_is_off_stays_off(stored):
+    jax.config.update("jax_enable_compilation_cache", False)
+    with compiling.safe_cache(mesh.make_mesh("data=8")):
+        pass
+    assert not getattr(jax.config, "jax_enable_compilation_cache", True)
