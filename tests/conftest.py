@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,6 +17,7 @@ os.environ.setdefault(
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 
@@ -24,15 +25,29 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 )
-# In this process, where tests compile programs over eight devices without `Assembly.compile`, JAX's compile
-# cache is off: such programs, read from it, can hang (core/compiling.py says why). Children use it.
-jax.config.update("jax_enable_compilation_cache", False)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")
 def compile_cache() -> str:
     """The compile cache that child processes of a test should use too."""
     return str(jax.config.jax_compilation_cache_dir)
+
+
+@pytest.fixture(autouse=True)
+def compiled_anew(request: pytest.FixtureRequest) -> Iterator[None]:
+    """JAX's compile cache is off where tests compile for several devices without `Assembly.compile`.
+
+    Read from it, such programs can hang (core/compiling.py says why).
+    """
+    if request.path.parent.name not in ("core", "models", "ops"):
+        yield
+        return
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 # -- the battery -----------------------------------------------------------------------------------

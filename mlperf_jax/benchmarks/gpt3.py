@@ -78,10 +78,6 @@ class Gpt3(language_model.Pretraining):
         return super().decoder().replace(max_positions=self.max_positions, init_std=self.init_std)
 
     @property
-    def warmup_steps(self) -> int:
-        return -(-self.warmup_samples // self.batch_size)
-
-    @property
     def decay_steps(self) -> int:
         return -(-self.schedule_samples // self.batch_size)
 
@@ -101,13 +97,7 @@ class Gpt3(language_model.Pretraining):
 
     def optimizer(self, tree: Any) -> optax.GradientTransformation:
         """AdamW that decays all weights: a gain is stored as an offset from 1 and decays towards 1."""
-        return optax.adamw(
-            self.learning_rate(),
-            self.beta_1,
-            self.beta_2,
-            self.epsilon,
-            weight_decay=self.weight_decay,
-        )
+        return self.adamw()
 
     def requested_samples(self) -> int:
         return -(-self.last_sample // self.batch_size) * self.batch_size
@@ -146,20 +136,14 @@ class Gpt3(language_model.Pretraining):
 
     def log(self) -> Mapping[str, Any]:
         return {
+            **self.schedule_log(self.base_lr, self.end_lr_factor * self.base_lr, self.decay_steps),
             "eval_samples": self.eval_documents,
-            "max_sequence_length": self.sequence_length,
             "init_checkpoint_step": self.start_step,
             "opt_name": "adam",
-            "opt_base_learning_rate": self.base_lr,
-            "opt_end_learning_rate": self.end_lr_factor * self.base_lr,
-            "opt_learning_rate_warmup_steps": self.warmup_steps,
-            "opt_learning_rate_decay_steps": self.decay_steps,
-            "opt_learning_rate_decay_schedule": "cosine with linear warmup",
             "opt_adam_beta_1": self.beta_1,
             "opt_adam_beta_2": self.beta_2,
             "opt_adam_epsilon": self.epsilon,
             "opt_weight_decay": self.weight_decay,
-            "opt_gradient_clip_norm": self.clip_norm,
         }
 
     @classmethod

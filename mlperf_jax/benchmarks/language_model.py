@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import optax
+
 from mlperf_jax import metrics
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Benchmark, Example, Weighted, i32
@@ -16,6 +18,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import megatron, megatron_file
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.ops import cross_entropy
+from mlperf_jax.optimizers import schedules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,11 @@ class LanguageModel(Benchmark):
     rules = decoder.RULES
     architecture: ClassVar[decoder.DecoderConfig]
 
+    # AdamW
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    weight_decay: float
     # sizes
     sequence_length: int
     layers: int
@@ -70,6 +78,21 @@ class LanguageModel(Benchmark):
         hidden = model.hidden(batch["inputs"])
         return cross_entropy.sequence_xent(hidden, model.head_kernel(), batch["labels"])
 
+    def learning_rate(self) -> schedules.Schedule:
+        """Step -> rate."""
+        raise NotImplementedError
+
+    def adamw(self, mask: Any = None) -> optax.GradientTransformation:
+        """AdamW with the fields' values; `mask` says which parameters are decayed, all by default."""
+        return optax.adamw(
+            self.learning_rate(),
+            self.beta_1,
+            self.beta_2,
+            self.epsilon,
+            weight_decay=self.weight_decay,
+            mask=mask,
+        )
+
     @property
     def flops_per_sample(self) -> float:
         """Half of the attention matrix counts, being causal."""
@@ -87,12 +110,29 @@ class Pretraining(LanguageModel):
 
     ready_ahead = True
 
+    warmup_samples: int
     train_files: tuple[str, ...]
     validation_file: str
 
     def prefix(self, data_dir: str, name: str) -> str:
         """The path of a token file without its ending."""
         return f"{str(data_dir).rstrip('/')}/{name}"
+
+    @property
+    def warmup_steps(self) -> int:
+        return -(-self.warmup_samples // self.batch_size)
+
+    def schedule_log(self, base_lr: float, end_lr: float, decay_steps: int) -> dict[str, Any]:
+        """Lines of the log about the schedule of the rate and what goes with it."""
+        return {
+            "max_sequence_length": self.sequence_length,
+            "opt_base_learning_rate": base_lr,
+            "opt_end_learning_rate": end_lr,
+            "opt_learning_rate_warmup_steps": self.warmup_steps,
+            "opt_learning_rate_decay_steps": decay_steps,
+            "opt_learning_rate_decay_schedule": "cosine with linear warmup",
+            "opt_gradient_clip_norm": self.clip_norm,
+        }
 
     def requested_samples(self) -> int:
         """Windows that the run's order is made for; it depends on their number."""

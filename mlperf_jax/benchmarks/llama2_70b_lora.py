@@ -86,13 +86,7 @@ class Llama2Lora(language_model.LanguageModel):
         return schedules.warmup_cosine(self.base_lr, self.warmup_steps, self.training_steps)
 
     def optimizer(self, tree: Any) -> optax.GradientTransformation:
-        return optax.adamw(
-            self.learning_rate(),
-            self.beta_1,
-            self.beta_2,
-            self.epsilon,
-            weight_decay=self.weight_decay,
-        )
+        return self.adamw()
 
     def eval_steps(self) -> Iterator[int]:
         # the first floor(0.125 batch + 2) evaluations are left out

@@ -80,10 +80,6 @@ class Llama31_405B(language_model.Pretraining):
         return self.batch_size * self.reference_lr / self.reference_batch
 
     @property
-    def warmup_steps(self) -> int:
-        return -(-self.warmup_samples // self.batch_size)
-
-    @property
     def schedule_steps(self) -> int:
         return -(-self.schedule_samples // self.batch_size)
 
@@ -95,14 +91,7 @@ class Llama31_405B(language_model.Pretraining):
 
     def optimizer(self, tree: Any) -> optax.GradientTransformation:
         """AdamW; gains of norms are not decayed, embedding and head are (Megatron's default)."""
-        return optax.adamw(
-            self.learning_rate(),
-            self.beta_1,
-            self.beta_2,
-            self.epsilon,
-            weight_decay=self.weight_decay,
-            mask=~(tree.norms | tree.biases),
-        )
+        return self.adamw(mask=~(tree.norms | tree.biases))
 
     def requested_samples(self) -> int:
         return self.schedule_steps * self.batch_size
@@ -118,19 +107,13 @@ class Llama31_405B(language_model.Pretraining):
 
     def log(self) -> Mapping[str, Any]:
         return {
-            "max_sequence_length": self.sequence_length,
+            **self.schedule_log(self.base_lr, self.end_lr, self.schedule_steps - self.warmup_steps),
             "init_checkpoint_step": 0,
             "opt_name": "adamw",
-            "opt_base_learning_rate": self.base_lr,
-            "opt_end_learning_rate": self.end_lr,
-            "opt_learning_rate_warmup_steps": self.warmup_steps,
-            "opt_learning_rate_decay_steps": self.schedule_steps - self.warmup_steps,
-            "opt_learning_rate_decay_schedule": "cosine with linear warmup",
             "opt_adamw_beta_1": self.beta_1,
             "opt_adamw_beta_2": self.beta_2,
             "opt_adamw_epsilon": self.epsilon,
             "opt_adamw_weight_decay": self.weight_decay,
-            "opt_gradient_clip_norm": self.clip_norm,
         }
 
     @classmethod

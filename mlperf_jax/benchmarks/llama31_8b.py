@@ -58,10 +58,6 @@ class Llama31_8B(language_model.Pretraining):
     validation_file: str = "c4-validation-91205-samples.en_text_document"
     targets: tuple[Target, ...] = (Target("log_perplexity", at_most=3.3),)
 
-    @property
-    def warmup_steps(self) -> int:
-        return -(-self.warmup_samples // self.batch_size)
-
     def learning_rate(self) -> schedules.Schedule:
         """Step -> rate: NeMo's warm-up, then half a cosine over `max_steps`, nearly flat in a run."""
         return schedules.warmup_cosine(
@@ -74,14 +70,7 @@ class Llama31_8B(language_model.Pretraining):
 
     def optimizer(self, tree: Any) -> optax.GradientTransformation:
         """AdamW; gains of norms are not decayed, embedding and head are (Megatron's default)."""
-        return optax.adamw(
-            self.learning_rate(),
-            self.beta_1,
-            self.beta_2,
-            self.epsilon,
-            weight_decay=self.weight_decay,
-            mask=~(tree.norms | tree.biases),
-        )
+        return self.adamw(mask=~(tree.norms | tree.biases))
 
     def requested_samples(self) -> int:
         return self.max_steps * self.batch_size
@@ -94,20 +83,15 @@ class Llama31_8B(language_model.Pretraining):
         return self.sample_limit or self.max_steps * self.batch_size
 
     def log(self) -> Mapping[str, Any]:
+        end_lr = self.end_lr_factor * self.base_lr
         return {
-            "max_sequence_length": self.sequence_length,
+            **self.schedule_log(self.base_lr, end_lr, self.max_steps - self.warmup_steps),
             "max_steps": self.max_steps,
             "opt_name": "adamw",
-            "opt_base_learning_rate": self.base_lr,
-            "opt_end_learning_rate": self.end_lr_factor * self.base_lr,
-            "opt_learning_rate_warmup_steps": self.warmup_steps,
-            "opt_learning_rate_decay_steps": self.max_steps - self.warmup_steps,
-            "opt_learning_rate_decay_schedule": "cosine with linear warmup",
             "opt_adamw_beta_1": self.beta_1,
             "opt_adamw_beta_2": self.beta_2,
             "opt_adamw_epsilon": self.epsilon,
             "opt_adamw_weight_decay": self.weight_decay,
-            "opt_gradient_clip_norm": self.clip_norm,
         }
 
     @classmethod

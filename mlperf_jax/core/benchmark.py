@@ -148,6 +148,8 @@ class Benchmark:
     ready_ahead: ClassVar[bool] = False
     # samples of a picture when nobody says how many; 0: there are no pictures of this benchmark
     pictured: ClassVar[int] = 0
+    # training records that a core makes a second at full size, as measured; None: nobody has measured
+    records_per_core: ClassVar[int | None] = None
 
     # fields every benchmark has
     size: str = "full"

@@ -138,9 +138,6 @@ def samples_per_unit(benchmark: Benchmark) -> float:
 
 # Virtual cores of a host, from Cloud TPU's pages; GPU nodes differ.
 _CORES = {"v3": 96, "v4": 240, "v5e": 112, "v5p": 208, "v6e": 180, "tpu7x": 224}
-# Training records that one core makes a second, measured by scripts/bench_decode.py (300 to 500),
-# bench_input.py (150 to 160, 223) and bench_criteo.py (3.6 to 4.1 million).
-_RECORDS_PER_CORE = {"resnet": 400, "retinanet": 150, "unet3d": 220, "dlrm_dcnv2": 3_600_000}
 
 
 def _megabytes(rate: float) -> str:
@@ -162,7 +159,7 @@ def input_notes(benchmark: Benchmark, devices: names.Devices, time: StepTime) ->
         f"input: {each:,.{0 if each >= 10 else 2}f} records a second on each of {devices.hosts:,} hosts, "
         f"{_megabytes(each * size)} onto its devices"
     )
-    per_core = _RECORDS_PER_CORE.get(benchmark.name)
+    per_core = benchmark.records_per_core
     if per_core is None:
         return
     name = next(name for name, chip in names.CHIPS.items() if chip is devices.chip)
