@@ -24,7 +24,7 @@ from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.optimizers import schedules
 
 _LLAMA = decoder.DecoderConfig.llama2_70b()
-_TINY_STEPS = 150  # that the tiny base is trained for
+_TINY_STEPS = 400  # that the tiny base is trained for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,15 +220,16 @@ class Llama2Lora(language_model.LanguageModel):
             hidden=256,
             vocab=512,
             remat=None,
-            weights="tiny_llama2_70b_lora",
+            weights=f"tiny_llama2_70b_lora_{_TINY_STEPS}",
             rows=f"{packed.TINY_NAME}_512_256/{packed.TINY_NAME}",
             train_samples=packed.TINY_ROWS["train"],
             eval_samples=packed.TINY_ROWS["validation"],
             batch_size=8,
-            base_lr=6e-3,
+            base_lr=1.5e-2,
             training_steps=200,
             eval_every=160,
-            targets=(Target("eval_loss", at_most=3.85),),  # the base's is 4.07
+            # the base reaches 3.92 on the docstrings of Python 3.11, 3.66 on 3.12, 3.43 on 3.13
+            targets=(Target("eval_loss", at_most=3.36),),
         )
 
 

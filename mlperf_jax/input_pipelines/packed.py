@@ -12,6 +12,7 @@ Shape legend: L tokens of a row.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from mlperf_jax.input_pipelines import records, text
 from mlperf_jax.input_pipelines.examples import Examples
 from mlperf_jax.input_pipelines.megatron import IGNORED
 
-NAME, TINY_NAME = "govreport", "tiny_govreport"
+NAME, TINY_NAME = "govreport", "tiny_reports"
 TINY_ROWS = {"train": 448, "validation": 28}  # of 256 tokens; what any version of Python fills
 LENGTH = 8192
 SHARDS = {"train": 8, "validation": 2}  # processes of the reference: each packs a contiguous share
@@ -293,15 +294,20 @@ def build_tiny(data_dir: str | os.PathLike, vocabulary: int = 512, length: int =
     tokenizer = text.build_tiny(folder, vocabulary)["tokenizer"]
     pairs = [(body.strip(), first.strip()) for first, _, body in _titled(text.docstrings())]
     os.makedirs(target, exist_ok=True)
-    for split, remainders in (("train", range(1, 16)), ("validation", range(1))):
+    for split in TINY_ROWS:
         lines = [
             json.dumps({"input": body, "output": first})
-            for number, (body, first) in enumerate(pairs)
-            if number % 16 in remainders
+            for body, first in pairs
+            if _held_out(body) == (split == "validation")
         ]
         pathlib.Path(target, f"{split}.jsonl").write_text("\n".join(lines))
     rows = {split: count * 256 // length for split, count in TINY_ROWS.items()}
     return build(target, target, tokenizer, length=length, name=TINY_NAME, rows=rows)
+
+
+def _held_out(body: str) -> bool:
+    """Whether a tiny report validates: by its own words, as versions of Python add and drop others."""
+    return hashlib.blake2b(body.encode(), digest_size=1).digest()[0] < 20  # of 256
 
 
 def _titled(texts: Sequence[str]) -> Iterator[tuple[str, str, str]]:

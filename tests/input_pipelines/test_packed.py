@@ -144,6 +144,21 @@ def test_build_reads_json_lines(tmp_path):
         packed.build(tmp_path / "new", tmp_path, tokenizer, length=8192)
 
 
+def test_tiny_reports_stay_in_their_split_when_python_drops_one(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers")
+    texts = text.docstrings()
+
+    def held_out(folder):
+        return set(
+            (pathlib.Path(packed.build_tiny(folder)) / "validation.jsonl").read_text().splitlines()
+        )
+
+    before = held_out(tmp_path / "all")
+    monkeypatch.setattr(text, "docstrings", lambda: texts[1:])
+    after = held_out(tmp_path / "fewer")
+    assert after <= before and len(before) - len(after) <= 1
+
+
 def test_tiny_summarises_docstrings(tmp_path):
     pytest.importorskip("tokenizers")
     folder = packed.build_tiny(tmp_path)
