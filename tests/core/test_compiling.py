@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import toys
 from jax.experimental.compilation_cache import compilation_cache
 
 from mlperf_jax.core import compiling, mesh
@@ -64,8 +65,8 @@ def stored(tmp_path):
 
 @pytest.mark.parametrize(("axes", "kept"), [("data=1", True), ("data=8", False)])
 def test_programs_over_several_cpu_devices_are_always_compiled_anew(stored, axes, kept):
-    over = mesh.make_mesh(axes)
-    split = jax.sharding.NamedSharding(over, jax.sharding.PartitionSpec("data"))
+    assembly = toys.prepared(toys.Toy(), axes)
+    split = jax.sharding.NamedSharding(assembly.mesh, jax.sharding.PartitionSpec("data"))
 
     def total(x):
         return x.sum()
@@ -74,8 +75,7 @@ def test_programs_over_several_cpu_devices_are_always_compiled_anew(stored, axes
         return x.max()
 
     given = jax.ShapeDtypeStruct((8,), np.float32, sharding=split)
-    with compiling.safe_cache(over):
-        program = jax.jit(total).lower(given).compile()
+    program = assembly.compile(jax.jit(total), given)
     assert program(jax.device_put(np.ones(8, np.float32), split)) == 8
     assert ("jit_total" in stored()) is kept
     jax.jit(after).lower(given).compile()  # as before, afterwards
