@@ -91,7 +91,7 @@ def dispatch(words: list[str]) -> int:
             "data needs a verb: mlperf-jax data build NAME, or mlperf-jax data check NAME"
         )
     if command not in COMMANDS:
-        from mlperf_jax.core.benchmark import did_you_mean  # imports jax
+        from mlperf_jax.core.fields import did_you_mean  # imports jax
 
         raise UserError(f"no command {command!r}{did_you_mean(command, list(COMMANDS))}")
     return COMMANDS[command][0](rest)
@@ -149,7 +149,7 @@ def parse_benchmark(
 
 def run_options(only: Sequence[str] = ()) -> list[Option]:
     """The fields of `RunOptions` as options: all of them, or those named."""
-    from mlperf_jax.core.benchmark import RunOptions
+    from mlperf_jax.core.options import RunOptions
 
     return [
         dataclasses.replace(option, metavar=METAVARS.get(option.name, ""))

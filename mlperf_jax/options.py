@@ -283,7 +283,7 @@ def _names_typed(
             off = known.get(flag.replace("--no-", "--", 1))
             option = off if off and off.hint is bool and off.default is not None else None
         if option is None:
-            from mlperf_jax.core.benchmark import did_you_mean  # imports jax
+            from mlperf_jax.core.fields import did_you_mean  # imports jax
 
             raise UserError(f"{command} has no option {flag}{did_you_mean(flag, sorted(known))}")
         if option.hint is bool and values:

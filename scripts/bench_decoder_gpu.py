@@ -73,7 +73,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     import decoder_twin
 
     from mlperf_jax.core import bench
-    from mlperf_jax.core.benchmark import RunOptions
+    from mlperf_jax.core.options import RunOptions
 
     config, tokens = chosen(arguments)
     benchmark = decoder_twin.Step(

@@ -11,7 +11,8 @@ import pytest
 import mlperf_jax
 from mlperf_jax import benchmarks, cli, options, result_commands
 from mlperf_jax.core import bench
-from mlperf_jax.core.benchmark import RunOptions, Target
+from mlperf_jax.core.benchmark import Target
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.preemption import Interrupted
 from mlperf_jax.errors import UserError
 from mlperf_jax.options import Option

@@ -21,15 +21,8 @@ from mlperf_jax.core import launch
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as train
-from mlperf_jax.core.benchmark import (
-    Benchmark,
-    RunOptions,
-    Start,
-    Table,
-    Target,
-    Weighted,
-    i32,
-)
+from mlperf_jax.core.benchmark import Benchmark, Start, Table, Target, Weighted, i32
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.ops.norm import BatchNorm
 from mlperf_jax.ops.stack import Stack
 from mlperf_jax.optimizers import rows, sgd

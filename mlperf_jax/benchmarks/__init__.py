@@ -16,7 +16,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlperf_jax.core.benchmark import Benchmark, RunOptions, Target, did_you_mean
+from mlperf_jax.core.benchmark import Benchmark, Target
+from mlperf_jax.core.fields import did_you_mean
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,7 +14,9 @@ import numpy as np
 
 from mlperf_jax import benchmarks
 from mlperf_jax.core import trained
-from mlperf_jax.core.benchmark import Benchmark, RunOptions, check_whole
+from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.fields import check_whole
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import pictures
 

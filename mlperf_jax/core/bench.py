@@ -28,8 +28,10 @@ from mlperf_jax.core import evaluation, feed, launch, loop, peaks, preflight, pr
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.bench_report import BenchReport
-from mlperf_jax.core.benchmark import Benchmark, Example, RunOptions, check_whole
+from mlperf_jax.core.benchmark import Benchmark, Example
+from mlperf_jax.core.fields import check_whole
 from mlperf_jax.core.optimizer_argument import load_optimizer
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.result import versions
 

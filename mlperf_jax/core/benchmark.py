@@ -9,124 +9,41 @@ Shape legend: B rows of the global batch.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from mlperf_jax.core.fields import check_whole, did_you_mean
+from mlperf_jax.core.terms import (
+    Array,
+    Batch,
+    Example,
+    Shape,
+    Start,
+    Table,
+    Target,
+    Weighted,
+    f32,
+    i32,
+)
 from mlperf_jax.errors import UserError
-from mlperf_jax.ops.embedding_plan import Store
 
-Shape = jax.ShapeDtypeStruct
-Example = Mapping[str, Shape]
-Array = jax.Array | np.ndarray
-Batch = Mapping[str, Array]
-Reader = Callable[[tuple[slice, ...]], np.ndarray]
-
-
-def f32(*shape: int) -> Shape:
-    """One example's array of float32 of this shape, for `Benchmark.example`."""
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def i32(*shape: int) -> Shape:
-    """One example's array of int32 of this shape, for `Benchmark.example`."""
-    return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A bound that one named quality must meet; a run ends when all of its targets are met at once.
-
-    >>> Target("accuracy", at_least=0.759).met({"accuracy": 0.76})
-    True
-    """
-
-    name: str
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.at_least is None and self.at_most is None and self.above is None:
-            raise UserError(
-                f"target {self.name!r} states no bound: give at_least, at_most or above"
-            )
-
-    def met(self, quality: Mapping[str, float]) -> bool:
-        """Whether the value of this name is inside the bounds; NaN never is."""
-        value = quality[self.name]
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.above is None or value > self.above)
-            and value == value
-        )
-
-    def __str__(self) -> str:
-        bounds = ((">=", self.at_least), ("<=", self.at_most), (">", self.above))
-        return " and ".join(f"{self.name} {sign} {b:g}" for sign, b in bounds if b is not None)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Weights to begin from, read during initialisation straight onto the mesh.
-
-    Attributes:
-        weights: path in the state ("params/head/kernel", "frozen/…", "stats/…") to the whole array, or
-            to a function of index slices that returns that part, so that no host holds a whole model.
-            Paths left out keep their random initialisation.
-        optimizer_step: what the optimizer's own count starts from; schedules read it.
-        moments: the optimizer's arrays of one per parameter, by their name in its state ("mu" and "nu"
-            of Adam) and the parameter's path; a replaced optimizer without that name begins afresh.
-    """
-
-    weights: Mapping[str, np.ndarray | Reader]
-    optimizer_step: int = 0
-    moments: Mapping[str, Mapping[str, np.ndarray | Reader]] = dataclasses.field(
-        default_factory=dict
-    )
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """A loss whose mean runs over something other than rows (tokens, valid labels).
-
-    `Benchmark.loss` returns it instead of a scalar; totals and weights are added over micro-batches
-    before the division, so gradient accumulation does not change the mean.
-    """
-
-    total: jax.Array
-    weight: jax.Array
-
-
-@dataclass(frozen=True)
-class Table:
-    """An embedding table that is updated row by row, never through a dense gradient.
-
-    Attributes:
-        rows, width: the table is [rows, width].
-        init: (key, shape, dtype) -> initial rows.
-        optimizer: a row optimizer of `mlperf_jax.optimizers.rows`.
-        store: None, or the `mlperf_jax.ops.embedding_plan.Store` of bags whose tables share this array.
-            The loss then finds the sums [B, T, width] of the rows looked up and not the rows, which
-            leave the devices that hold them only as sums; the store says where the array lives.
-    """
-
-    rows: int
-    width: int
-    init: Callable[..., jax.Array]
-    optimizer: Any
-    store: Store | None = None
-
-    @property
-    def parameters(self) -> int:
-        """Trained weights: not those that only fill up a store's bins."""
-        return self.rows * self.width if self.store is None else self.store.parameters
+__all__ = [
+    "Array",
+    "Batch",
+    "Benchmark",
+    "Example",
+    "Shape",
+    "Start",
+    "Table",
+    "Target",
+    "Weighted",
+    "f32",
+    "i32",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,95 +303,3 @@ class Benchmark:
 
 def _as_tuple(examples: Example | tuple[Example, ...]) -> tuple[Example, ...]:
     return (examples,) if isinstance(examples, Mapping) else tuple(examples)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Where and how a benchmark runs; nothing here changes what is trained except the optimizer.
-
-    Attributes:
-        data_dir: folder of the prepared data, local or gs://.
-        output: folder of the run set; default `mlperf_runs/<benchmark>-<hash>`.
-        seed: run seed; default from the system's entropy.
-        runs: how many runs the set gets, each with its own seed.
-        mesh: "data=4,fsdp=2"; default all devices on `data`.
-        division: "closed" or "open". A replaced optimizer requires "open".
-        optimizer: an optax transformation, a function of the `ParamTree`, or a name "file.py:make".
-        resume: take up the unfinished run of the set.
-        max_samples: stop (aborted) after this many samples.
-        checkpoint_every: steps between checkpoints, besides those at each evaluation.
-        keep_checkpoints: how many checkpoints are kept.
-        log_every: steps between scalars.
-        threads: reader threads per process.
-        profile: write an xprof trace of some steps into the run's folder.
-        org, platform, status: `submission_*` lines of the log.
-        coordinator: "host:port" of process 0, or "auto" where the platform tells JAX.
-        processes, process: how many processes the run has and which one this is.
-        heartbeat: seconds after which a lost process ends the others.
-        show: progress display: "auto" (live on a terminal), "plain" or "none".
-    """
-
-    data_dir: str | None = None
-    output: str | None = None
-    seed: int | None = None
-    runs: int = 1
-    mesh: str | None = None
-    division: str | None = None
-    optimizer: Any = None
-    resume: bool = False
-    max_samples: int | None = None
-    checkpoint_every: int | None = None
-    keep_checkpoints: int = 2
-    log_every: int = 10
-    threads: int | None = None
-    profile: bool = False
-    org: str = "none"
-    platform: str | None = None
-    status: str = "research"
-    coordinator: str | None = None
-    processes: int | None = None
-    process: int | None = None
-    heartbeat: int = 30
-    show: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.division not in (None, "open", "closed"):
-            raise UserError(f"division must be open or closed, not {self.division!r}")
-        if self.show not in ("auto", "plain", "none"):
-            raise UserError(f"show must be auto, plain or none, not {self.show!r}")
-        for field in ("runs", "keep_checkpoints", "log_every", "heartbeat"):
-            check_whole(field, getattr(self, field))
-        for field in ("max_samples", "checkpoint_every", "threads", "processes"):
-            check_whole(field, getattr(self, field), optional=True)
-        check_whole("seed", self.seed, optional=True, least=0)
-        check_whole("process", self.process, optional=True, least=0)
-        if self.seed is not None and self.seed >= 2**32:
-            raise UserError(f"seed must be in 0 … 2**32 - 1, not {self.seed}")
-        if self.runs > 1 and self.seed is not None:
-            raise UserError(
-                "runs of one set need seeds of their own: leave --seed out, or --runs at 1"
-            )
-        if self.process is not None and self.process >= (self.processes or 1):
-            raise UserError(
-                f"process {self.process} of {self.processes or 1}: they are numbered from 0"
-            )
-
-
-def check_whole(field: str, value: Any, *, optional: bool = False, least: int = 1) -> None:
-    """Nothing, if the value is an integer of at least `least`.
-
-    Raises:
-        UserError: it is not, naming the field.
-    """
-    if value is None and optional:
-        return
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise UserError(f"{field} must be a whole number, not {value!r}")
-    if value < least:
-        raise UserError(f"{field} must be at least {least}, not {value}")
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """': did you mean …?' with the nearest known name, or the list of them when none is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"

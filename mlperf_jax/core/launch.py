@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from mlperf_jax.core import loop, preflight, processes
-from mlperf_jax.core.benchmark import Benchmark, RunOptions
+from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.run import Run
 from mlperf_jax.errors import UserError
 

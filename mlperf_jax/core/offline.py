@@ -13,7 +13,8 @@ from typing import Any
 
 from mlperf_jax.core import evaluation, launch, preflight, processes
 from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core.benchmark import Benchmark, RunOptions
+from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.run import Run
 from mlperf_jax.core.trained import options_here
 from mlperf_jax.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 
 import optax
 
-from mlperf_jax.core.benchmark import did_you_mean
+from mlperf_jax.core.fields import did_you_mean
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers.per_layer import per_layer
 

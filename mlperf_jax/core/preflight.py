@@ -17,8 +17,9 @@ import jax
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import processes
 from mlperf_jax.core import state as states
-from mlperf_jax.core.benchmark import Benchmark, RunOptions
+from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import closed
 from mlperf_jax.results.header import STATUSES

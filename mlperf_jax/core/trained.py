@@ -24,9 +24,10 @@ from mlperf_jax.core import evaluation, preflight
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as steps
-from mlperf_jax.core.benchmark import Batch, Benchmark, RunOptions
+from mlperf_jax.core.benchmark import Batch, Benchmark
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import config_hash

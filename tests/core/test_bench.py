@@ -14,7 +14,8 @@ from mlperf_jax.core import bench as benches
 from mlperf_jax.core import loop, peaks
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.bench import bench
-from mlperf_jax.core.benchmark import RunOptions, f32, i32
+from mlperf_jax.core.benchmark import f32, i32
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 
 TOY = toys.Toy().tiny()

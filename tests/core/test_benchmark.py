@@ -5,7 +5,9 @@ import json
 import pytest
 import toys
 
-from mlperf_jax.core.benchmark import RunOptions, Target, did_you_mean
+from mlperf_jax.core.benchmark import Target
+from mlperf_jax.core.fields import did_you_mean
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 
 

@@ -12,8 +12,9 @@ import pytest
 import toys
 
 from mlperf_jax.core import launch
-from mlperf_jax.core.benchmark import RunOptions, Target
+from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.checkpoints import Checkpoints
+from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance
 from mlperf_jax.results import log as logs

@@ -1,0 +1,81 @@
+"""Where and how a benchmark runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mlperf_jax.core.fields import check_whole
+from mlperf_jax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where and how a benchmark runs; nothing here changes what is trained except the optimizer.
+
+    Attributes:
+        data_dir: folder of the prepared data, local or gs://.
+        output: folder of the run set; default `mlperf_runs/<benchmark>-<hash>`.
+        seed: run seed; default from the system's entropy.
+        runs: how many runs the set gets, each with its own seed.
+        mesh: "data=4,fsdp=2"; default all devices on `data`.
+        division: "closed" or "open". A replaced optimizer requires "open".
+        optimizer: an optax transformation, a function of the `ParamTree`, or a name "file.py:make".
+        resume: take up the unfinished run of the set.
+        max_samples: stop (aborted) after this many samples.
+        checkpoint_every: steps between checkpoints, besides those at each evaluation.
+        keep_checkpoints: how many checkpoints are kept.
+        log_every: steps between scalars.
+        threads: reader threads per process.
+        profile: write an xprof trace of some steps into the run's folder.
+        org, platform, status: `submission_*` lines of the log.
+        coordinator: "host:port" of process 0, or "auto" where the platform tells JAX.
+        processes, process: how many processes the run has and which one this is.
+        heartbeat: seconds after which a lost process ends the others.
+        show: progress display: "auto" (live on a terminal), "plain" or "none".
+    """
+
+    data_dir: str | None = None
+    output: str | None = None
+    seed: int | None = None
+    runs: int = 1
+    mesh: str | None = None
+    division: str | None = None
+    optimizer: Any = None
+    resume: bool = False
+    max_samples: int | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    threads: int | None = None
+    profile: bool = False
+    org: str = "none"
+    platform: str | None = None
+    status: str = "research"
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    heartbeat: int = 30
+    show: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.division not in (None, "open", "closed"):
+            raise UserError(f"division must be open or closed, not {self.division!r}")
+        if self.show not in ("auto", "plain", "none"):
+            raise UserError(f"show must be auto, plain or none, not {self.show!r}")
+        for field in ("runs", "keep_checkpoints", "log_every", "heartbeat"):
+            check_whole(field, getattr(self, field))
+        for field in ("max_samples", "checkpoint_every", "threads", "processes"):
+            check_whole(field, getattr(self, field), optional=True)
+        check_whole("seed", self.seed, optional=True, least=0)
+        check_whole("process", self.process, optional=True, least=0)
+        if self.seed is not None and self.seed >= 2**32:
+            raise UserError(f"seed must be in 0 … 2**32 - 1, not {self.seed}")
+        if self.runs > 1 and self.seed is not None:
+            raise UserError(
+                "runs of one set need seeds of their own: leave --seed out, or --runs at 1"
+            )
+        if self.process is not None and self.process >= (self.processes or 1):
+            raise UserError(
+                f"process {self.process} of {self.processes or 1}: they are numbered from 0"
+            )

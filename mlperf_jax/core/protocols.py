@@ -1,0 +1,114 @@
+"""What the core needs of data sets and metrics, whoever wrote them.
+
+Nothing is inherited: a class that has these members fits, and the type checker says where one does not.
+
+Shape legend: B rows of a global batch, lo..hi the rows of it that this process reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+HostBatch = dict[str, np.ndarray]
+# rows B of a global batch -> (lo, hi), the rows of it that are read here
+Share = Callable[[int], tuple[int, int]]
+
+
+class Batches(Protocol):
+    """Batches by their number: batch k depends on the seed and on k, and on nothing else.
+
+    Training's go on without end; evaluation's hold every sample once and carry "mask", bool [hi - lo],
+    False for padding.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> HostBatch:
+        """Batch `number`, read in the calling thread."""
+        ...
+
+    def ready(self) -> None:
+        """Works out the order of the samples, from metadata alone, where that takes long."""
+        ...
+
+    def stream(
+        self, start: int = 0, *, threads: int | None = None, workers: int = 0
+    ) -> Iterator[HostBatch]:
+        """Batches `start`, `start + 1`, …, read ahead; closing the iterator stops its threads.
+
+        Args:
+            start: the first batch's number: the step to resume at.
+            threads: that read and decode; one per usable core by default, 0 to do without.
+            workers: processes that read and decode, for transforms that hold the interpreter; 0 for none.
+        """
+        ...
+
+
+class Split(Protocol):
+    """The samples of one split, and how they become batches."""
+
+    def __len__(self) -> int: ...
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Batches of so many rows in one epoch."""
+        ...
+
+    def batched(self, rows: int, *, seed: int = 0, share: Share | None = None) -> Batches:
+        """The batches of so many rows.
+
+        Args:
+            rows: B. Where batches are planned into bucket shapes the plan says it for each.
+            seed: of order and augmentation, at least 0; evaluation takes none of them.
+            share: which rows are read here; all by default.
+
+        Raises:
+            UserError: the rows do not fit the data.
+        """
+        ...
+
+
+class DataSet(Protocol):
+    """A data set: how its folder is built, checked and read. Every method takes that folder."""
+
+    def train(self, folder: str) -> Split: ...
+
+    def validation(self, folder: str) -> Split: ...
+
+    def counts(self, folder: str) -> Mapping[str, int]:
+        """Samples by split ("train", "validation") from metadata alone; UserError if unusable."""
+        ...
+
+    def build(self, folder: str, source: str | None = None) -> None:
+        """Builds it, from `source` where it is made from files the user has; kept if it is there."""
+        ...
+
+    def check(self, folder: str) -> list[str]:
+        """Reads samples and returns what was found, a line each; "problem: …" for what is wrong."""
+        ...
+
+
+class Metric(Protocol):
+    """How predictions become quality.
+
+    Attributes:
+        mode: "inline" waits for the value, "beside" computes it while the next steps run, "offline"
+            scores sealed checkpoints after the run.
+        rows: whether `result` takes the rows of all predictions instead of their sums.
+    """
+
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def rows(self) -> bool: ...
+
+    def sums(self, outputs: Any, mask: Any) -> Any:
+        """On the device: sums over the rows of a batch whose mask is true."""
+        ...
+
+    def result(self, total: Any) -> Mapping[str, float]:
+        """On the host, process 0: quality by name."""
+        ...
