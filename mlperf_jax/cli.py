@@ -26,6 +26,7 @@ METAVARS = {
     "output": "DIR",
     "mesh": "AXIS=N,...",
     "optimizer": "FILE.py:MAKE",
+    "transform": "FILE.py:MAKE",
     "coordinator": "HOST:PORT",
 }
 OUT_OF_MEMORY = (
@@ -238,7 +239,8 @@ def _benchmark_and_folder(given: dict[str, Any]) -> tuple[Any, str]:
 
 
 def bench_command(words: Sequence[str]) -> int:
-    where = ("data_dir", "output", "seed", "mesh", "optimizer", "threads", "profile")
+    where = ["data_dir", "output", "seed", "mesh", "optimizer", "transform"]
+    where += ["threads", "workers", "profile"]
     own = [
         Option("steps", int, 20, "steps measured"),
         Option("warmup", int, 5, "steps before that"),

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mlperf_jax.input_pipelines import criteo, criteo_bags, criteo_files
+from mlperf_jax.input_pipelines import criteo, criteo_bags, criteo_files, pipeline
 from mlperf_jax.input_pipelines.criteo_log import ClickLog
 
 BATCH = 65_536
@@ -38,7 +38,7 @@ def write(folder: pathlib.Path, samples: int) -> tuple[ClickLog, ClickLog]:
     criteo_bags.write_npz(sparse, ids, list(criteo_bags.bag_matrices(rows, criteo.BAGS)))
     days = ClickLog((criteo_files.open_day(str(folder), 0, criteo.BAGS),), criteo.ROWS, criteo.BAGS)
     with open(folder / "train_data.bin", "wb") as file:
-        for batch in days.eval_batches(BATCH):
+        for batch in pipeline.evaluation(days).batched(BATCH):
             label = batch["label"].astype(np.int32)[:, None]
             words = [label, batch["dense"].view(np.int32), batch["ids"]]
             np.concatenate(words, 1)[batch["mask"]].tofile(file)
@@ -51,7 +51,9 @@ def bench(samples: int, seconds: float) -> None:
         logs = dict(zip(("day files", "records"), write(pathlib.Path(folder), samples)))
         for name, log in logs.items():
             for threads in (0, 1, 2):
-                batches = log.batches(BATCH, threads=threads)
+                batches = (
+                    pipeline.training(log, shuffle=False).batched(BATCH).stream(threads=threads)
+                )
                 for _ in itertools.islice(batches, log.steps_per_epoch(BATCH)):
                     pass
                 rates = sorted(_rates(batches, seconds))
@@ -83,7 +85,7 @@ def regression() -> None:
     with tempfile.TemporaryDirectory() as folder:
         criteo.build(folder, tiny=True)
         logs = [open_(folder, rows, bags, tiny=True) for open_ in (criteo.train, criteo.validation)]
-        train, test = (next(log.eval_batches(len(log))) for log in logs)
+        train, test = (log.batched(len(log))[0] for log in logs)
     for kind, counted in (("one-hot ids", False), ("ids counted in bags", True)):
         model = LogisticRegression(max_iter=300).fit(_inputs(train, counted), train["label"])
         scores = model.predict_proba(_inputs(test, counted))[:, 1]

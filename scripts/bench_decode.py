@@ -107,7 +107,7 @@ def bench_decoders(files: list[bytes]) -> dict[str, float]:
 
 
 def bench_ours(folder: str, count: int, threads: int) -> float:
-    batches = imagenet.train(folder, 224).batches(BATCH, seed=0, threads=threads)
+    batches = imagenet.train(folder, 224).batched(BATCH).stream(threads=threads)
     for _ in itertools.islice(batches, 2):  # opens the files, fills the pipeline
         pass
 

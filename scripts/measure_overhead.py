@@ -65,7 +65,12 @@ class Constant:
     def __init__(self, size: int) -> None:
         self._batch = {"x": np.zeros((size, 4), np.float32)}
 
-    def batches(self, *args: Any, **kwargs: Any) -> Iterator[dict[str, np.ndarray]]:
+    def batched(self, rows: int, **how: Any) -> Constant:
+        return self
+
+    def ready(self) -> None: ...
+
+    def stream(self, start: int = 0, **how: Any) -> Iterator[dict[str, np.ndarray]]:
         return itertools.repeat(self._batch)
 
 
@@ -172,7 +177,7 @@ def measure(arrays: int, steps: int, repeats: int, profile: bool) -> dict[str, l
         assembly = run.assembly
         program = compiled_nothing(assembly)
         batch = jax.device_put(
-            next(Constant(assembly.benchmark.batch_size).batches()),
+            next(Constant(assembly.benchmark.batch_size).stream()),
             meshes.batch_sharding(assembly.mesh),
         )
         shape = evaluation.shape_key(batch)

@@ -88,9 +88,9 @@ def stopping(toy: type, process: int, step: int) -> type:
     """The toy, one of whose processes is asked to stop."""
 
     class Stopping(toy):
-        def train_data(self, data_dir: str) -> toys.AsksToStop:
-            data = super().train_data(data_dir)
-            return toys.AsksToStop(data.arrays, at=step if jax.process_index() == process else -1)
+        def train_data(self, data_dir: str) -> toys.Altered:
+            at = step if jax.process_index() == process else -1
+            return toys.asks_to_stop(super().train_data(data_dir), at)
 
     return Stopping
 

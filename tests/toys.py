@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
 import os
 import pathlib
 import signal
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from mlperf_jax.core import state as states
 from mlperf_jax.core import step as train
 from mlperf_jax.core.benchmark import Benchmark, Start, Table, Target, Weighted, i32
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import pipeline, sources
 from mlperf_jax.ops.norm import BatchNorm
 from mlperf_jax.ops.stack import Stack
 from mlperf_jax.optimizers import rows, sgd
@@ -32,58 +34,86 @@ from mlperf_jax.results import runs
 FEATURES, CLASSES, ROWS = 6, 3, 32
 
 
-@dataclass
-class ArrayExamples:
-    """Rows of in-memory arrays; batch k is a function of (seed, k).
+def arrays(rows: dict[str, np.ndarray]) -> pipeline.Split:
+    """Training rows from memory; whole batches, so that a step costs no time of its own."""
+    return pipeline.training(sources.Arrays(rows))
 
-    Rows are permuted by `threads` threads; the batches of the steps in `poisoned` hold NaN.
+
+@dataclass(frozen=True)
+class Altered:
+    """A split whose batches pass through `alter` as they are read ahead: (step, batch) -> batch.
+
+    None ends them.
     """
 
-    arrays: dict[str, np.ndarray]
-    poisoned: tuple[int, ...] = ()
+    split: Any
+    alter: Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray] | None]
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return len(self.split)
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return len(self) // batch_size
+    def steps_per_epoch(self, rows: int) -> int:
+        return self.split.steps_per_epoch(rows)
 
-    def batches(self, batch_size, *, rows, seed, start, threads):
-        per_epoch = len(self) // batch_size
-        for number in itertools.count(start):
-            epoch, index = divmod(number, per_epoch)
-            order = np.random.default_rng((seed, epoch)).permutation(len(self))
-            ids = order[index * batch_size : (index + 1) * batch_size][rows[0] : rows[1]]
-            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-                parts = list(pool.map(self._rows, np.array_split(ids, threads)))
-                batch = {name: np.concatenate([p[name] for p in parts]) for name in self.arrays}
-            if number in self.poisoned:
-                batch["x"] = np.full_like(batch["x"], np.nan)
-            yield batch
+    def transformed(self, transforms):
+        return Altered(self.split.transformed(transforms), self.alter)
 
-    def _rows(self, ids):
-        return {name: values[ids] for name, values in self.arrays.items()}
-
-    def eval_batches(self, batch_size, *, rows, threads):
-        for begin in range(0, len(self), batch_size):
-            ids = np.arange(begin, begin + batch_size)[rows[0] : rows[1]]
-            mask = ids < len(self)
-            yield {n: v[np.where(mask, ids, 0)] for n, v in self.arrays.items()} | {"mask": mask}
+    def batched(self, rows, *, seed=0, share=None):
+        return AlteredBatches(self.split.batched(rows, seed=seed, share=share), self.alter)
 
 
-@dataclass
-class AsksToStop(ArrayExamples):
-    """Sends a signal to its own process when it is asked for the batch of this step."""
+@dataclass(frozen=True)
+class AlteredBatches:
+    batches: pipeline.Batches
+    alter: Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray] | None]
 
-    at: int = 0
-    number: int = signal.SIGTERM
+    def __len__(self) -> int:
+        return len(self.batches)
 
-    def batches(self, batch_size, *, rows, seed, start, threads):
-        given = super().batches(batch_size, rows=rows, seed=seed, start=start, threads=threads)
-        for step, batch in enumerate(given, start=start):
-            if step == self.at:
-                os.kill(os.getpid(), self.number)
-            yield batch
+    def __getitem__(self, number):
+        return self.alter(number, self.batches[number])
+
+    def ready(self):
+        self.batches.ready()
+
+    def stream(self, start=0, *, threads=None, workers=0):
+        given = self.batches.stream(start, threads=threads, workers=workers)
+        for step, batch in enumerate(given, start):
+            altered = self.alter(step, batch)
+            if altered is None:
+                return
+            yield altered
+
+
+def poisoned(split: Any, steps: Container[int]) -> Altered:
+    """The batches of these steps hold NaN."""
+
+    def alter(step, batch):
+        return batch | {"x": np.full_like(batch["x"], np.nan)} if step in steps else batch
+
+    return Altered(split, alter)
+
+
+def asks_to_stop(split: Any, at: int, number: int = signal.SIGTERM) -> Altered:
+    """Sends a signal to its own process when the batch of this step is read."""
+
+    def alter(step, batch):
+        if step == at:
+            os.kill(os.getpid(), number)
+        return batch
+
+    return Altered(split, alter)
+
+
+def fails(split: Any, at: int, message: str = "damaged") -> Altered:
+    """Fails at the batch of this step, as a damaged record does."""
+
+    def alter(step, batch):
+        if step == at:
+            raise UserError(message)
+        return batch
+
+    return Altered(split, alter)
 
 
 def problem(count: int, seed: int, dtype: Any = np.float32) -> dict[str, np.ndarray]:
@@ -166,10 +196,11 @@ class Toy(Benchmark):
         return itertools.count(self.eval_every, self.eval_every)
 
     def train_data(self, data_dir):
-        return ArrayExamples(problem(self.train_samples, 1, self.array_dtype), self.poisoned)
+        return poisoned(arrays(problem(self.train_samples, 3, self.array_dtype)), self.poisoned)
 
     def eval_data(self, data_dir):
-        return ArrayExamples(problem(self.eval_samples, 2, self.array_dtype))
+        rows = problem(self.eval_samples, 2, self.array_dtype)
+        return pipeline.evaluation(sources.Arrays(rows))
 
     def counts(self, data_dir):
         return {"train": self.train_samples, "validation": self.eval_samples}
@@ -267,7 +298,7 @@ class SelfMade(Toy):
 
     def generated_data(self, generations):
         window = generations[-2:]
-        return ArrayExamples({n: np.concatenate([g[n] for g in window]) for n in window[0]})
+        return arrays({n: np.concatenate([g[n] for g in window]) for n in window[0]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,9 +456,7 @@ def prepared(benchmark: Benchmark, mesh: str | None = "data=1", optimizer: Any =
 
 def batch_of(benchmark: Benchmark, step: int, seed: int = 0) -> dict[str, np.ndarray]:
     """The global batch of one step."""
-    size = benchmark.batch_size
-    data = benchmark.train_data("")
-    return next(data.batches(size, rows=(0, size), seed=seed, start=step, threads=1))
+    return benchmark.train_data("").batched(benchmark.batch_size, seed=seed)[step]
 
 
 def stepped(

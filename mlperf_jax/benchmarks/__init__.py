@@ -108,7 +108,7 @@ def run(name: str, *, tiny: bool = False, **settings: Any) -> Any:
     Args:
         name: as `names()` spells it.
         tiny: run the small stand-in: no data to fetch, a minute on two CPU cores.
-        **settings: fields of `RunOptions` (data_dir, output, seed, mesh, division, optimizer, …) and
+        **settings: fields of `RunOptions` (data_dir, output, seed, mesh, division, optimizer, transform, …) and
             of the benchmark (batch_size, …).
 
     Raises:
@@ -152,7 +152,8 @@ def evaluate(path: str | os.PathLike, *, optimizer: Any = None) -> Any:
         config, options = found
         options = dataclasses.replace(options, optimizer=optimizer or options.optimizer)
         benchmark = from_config(config)
-        results.append(offline.score(benchmark, options, data_folder(benchmark, options)))
+        folder = data_folder(benchmark, options)
+        results.append(offline.score(benchmark, options, folder, config.get("transform")))
     if not results:
         raise UserError(f"every run in {path} has its result already")
     return results[0] if len(results) == 1 else results
@@ -257,7 +258,7 @@ def from_config(config: Mapping[str, Any]) -> Benchmark:
     """
     cls = benchmark_class(config["benchmark"])
     mine = {field.name for field in dataclasses.fields(cls)}
-    theirs = config.keys() - {"benchmark", "division", "optimizer"}
+    theirs = config.keys() - {"benchmark", "division", "optimizer", "transform"}
     if mine != theirs:
         more, less = sorted(theirs - mine), sorted(mine - theirs)
         said = [f"it has {', '.join(more)}"] * bool(more) + [f"it lacks {', '.join(less)}"] * bool(

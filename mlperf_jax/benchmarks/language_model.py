@@ -108,8 +108,6 @@ class Pretraining(LanguageModel):
     often the files are repeated follows from the samples a run asks for.
     """
 
-    ready_ahead = True
-
     warmup_samples: int
     train_files: tuple[str, ...]
     validation_file: str

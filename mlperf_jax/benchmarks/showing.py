@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from mlperf_jax.core import trained
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.fields import check_whole
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.protocols import Split
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import pictures
 
@@ -39,23 +38,6 @@ class Wanted:
             raise UserError(f"split must be {' or '.join(SPLITS)}, not {self.split!r}")
         if self.output is not None:
             pictures.check_output(self.output)
-
-
-@dataclass(frozen=True)
-class Some:
-    """A few records of a source, in this order."""
-
-    source: Any
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.source[int(self.rows[index])]
-
-    def describe(self, index: int) -> str:
-        return self.source.describe(int(self.rows[index]))
 
 
 def draw(
@@ -111,13 +93,12 @@ def chosen(benchmark: Benchmark, data_dir: str, wanted: Wanted) -> dict[str, np.
     """A batch of the samples wanted: the first of a training run, or some of the evaluation data."""
     count = wanted.samples or benchmark.pictured
     if wanted.split == "train":
-        batches = benchmark.train_data(data_dir).batches(count, seed=wanted.seed)
+        batch = benchmark.train_data(data_dir).batched(count, seed=wanted.seed)[0]
     else:
-        data = benchmark.eval_data(data_dir)
-        rows = np.random.default_rng(wanted.seed).permutation(len(data))[:count]
-        some = dataclasses.replace(data, source=Some(data.source, np.sort(rows)))
-        batches = some.eval_batches(len(some))
-    with contextlib.closing(batches):
-        batch = dict(next(batches))
+        data: Split = benchmark.eval_data(data_dir)
+        numbers = np.random.default_rng(wanted.seed).permutation(len(data))[:count]
+        one_each = data.batched(1)
+        found = [one_each[number] for number in sorted(numbers.tolist())]
+        batch = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
     inside = batch.pop("mask", None)
     return batch if inside is None else {name: rows[inside] for name, rows in batch.items()}

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import collections
 import datetime
+import functools
 import itertools
-import os
 import pathlib
 import subprocess
 import time
@@ -32,6 +32,8 @@ from mlperf_jax.core.benchmark import Benchmark, Example
 from mlperf_jax.core.fields import check_whole
 from mlperf_jax.core.optimizer_argument import load_optimizer
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.protocols import Split
+from mlperf_jax.core.transform_argument import check_transforms, load_transforms
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.result import versions
 
@@ -245,15 +247,17 @@ def _evaluate(
 
 def train_feed(benchmark: Benchmark, options: RunOptions, mesh: Any, folder: str) -> feed.Feed:
     """The training batches as the loop reads them, from the first."""
-    batches = benchmark.train_data(folder).batches(
+    data: Split = benchmark.train_data(folder)
+    transforms = load_transforms(options.transform)
+    check_transforms(transforms, benchmark.examples())
+    batches = (data.transformed(transforms) if transforms else data).batched(
         benchmark.batch_size,
-        rows=meshes.process_rows(mesh, benchmark.batch_size),
         seed=options.seed or 0,
-        start=0,
-        threads=options.threads or os.cpu_count() or 1,
+        share=functools.partial(meshes.process_rows, mesh),
     )
+    stream = batches.stream(threads=options.threads, workers=options.workers)
     sharding = meshes.batch_sharding(mesh)
-    return feed.Feed(batches, benchmark.batch_size, sharding, benchmark.examples())
+    return feed.Feed(stream, benchmark.batch_size, sharding, benchmark.examples())
 
 
 class Constant:

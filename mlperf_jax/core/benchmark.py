@@ -61,8 +61,6 @@ class Benchmark:
     parameters: ClassVar[int]  # trained ones at full size, as the reference counts them
     frozen: ClassVar[tuple[str, ...]] = ()
     rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
-    # whether `train_data(...).ready(seed)` works out the order, from metadata alone, before the clock
-    ready_ahead: ClassVar[bool] = False
     # samples of a picture when nobody says how many; 0: there are no pictures of this benchmark
     pictured: ClassVar[int] = 0
     # training records that a core makes a second at full size, as measured; None: nobody has measured
@@ -199,11 +197,11 @@ class Benchmark:
     # -- data ----------------------------------------------------------------------------------
 
     def train_data(self, data_dir: str) -> Any:
-        """The training `Examples`."""
+        """The training `Split`."""
         raise NotImplementedError
 
     def eval_data(self, data_dir: str) -> Any:
-        """The evaluation `Examples`."""
+        """The evaluation `Split`."""
         raise NotImplementedError
 
     def counts(self, data_dir: str) -> Mapping[str, int]:
@@ -222,7 +220,7 @@ class Benchmark:
     generate: ClassVar[Callable[..., Any] | None] = None
 
     def generated_data(self, generations: Sequence[Mapping[str, np.ndarray]]) -> Any:
-        """Training `Examples` of the current generation from the sealed records, newest last."""
+        """Training `Split` of the current generation from the sealed records, newest last."""
         raise NotImplementedError
 
     # -- the log and the recipes ---------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -25,13 +26,11 @@ def train_briefly(benchmark: Any, data_dir: str, steps: int, seed: int = 0) -> s
     state = assembly.create(seed)
     if not steps:
         return state
-    size, key = benchmark.batch_size, jax.random.key(seed)
+    key = jax.random.key(seed)
     train = step.jit_train_step(assembly)
     sharding = meshes.batch_sharding(assembly.mesh)
-    batches = benchmark.train_data(data_dir).batches(
-        size, rows=(0, size), seed=seed, start=0, threads=1
-    )
-    for batch in itertools.islice(batches, steps):
-        state, _ = train(state, jax.device_put(batch, sharding), key)
-    batches.close()
+    batches = benchmark.train_data(data_dir).batched(benchmark.batch_size, seed=seed)
+    with contextlib.closing(batches.stream(threads=1)) as stream:
+        for batch in itertools.islice(stream, steps):
+            state, _ = train(state, jax.device_put(batch, sharding), key)
     return state

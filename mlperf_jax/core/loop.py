@@ -148,26 +148,18 @@ class Loop:
     # -- data ----------------------------------------------------------------------------------
 
     def _train_batches(self) -> feed.Feed:
-        run, benchmark, mesh = self.run, self.run.benchmark, self.run.assembly.mesh
+        run, benchmark = self.run, self.run.benchmark
         if self.generator:
             data, start = self.generator.data(self.done)
+            batches = run.training(data)
         else:
-            data, start = run.train_data(), self.done
-        batches = data.batches(
-            benchmark.batch_size,
-            rows=meshes.process_rows(mesh, benchmark.batch_size),
-            seed=run.seed,
-            start=start,
-            threads=run.threads,
-        )
-        return feed.Feed(
-            batches, benchmark.batch_size, meshes.batch_sharding(mesh), benchmark.examples()
-        )
+            batches, start = run.train_batches, self.done
+        stream = batches.stream(start, threads=run.threads, workers=run.options.workers)
+        sharding = meshes.batch_sharding(run.assembly.mesh)
+        return feed.Feed(stream, benchmark.batch_size, sharding, benchmark.examples())
 
     def _eval_batches(self) -> Iterator[Any]:
-        run, size = self.run, self.run.benchmark.eval_batch
-        rows = meshes.process_rows(run.assembly.mesh, size)
-        return run.eval_data().eval_batches(size, rows=rows, threads=run.threads)
+        return self.run.eval_batches.stream(threads=self.run.threads)
 
     # -- the loop ------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ import pathlib
 from typing import Any
 
 from mlperf_jax.core import evaluation, launch, preflight, processes
-from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.run import Run
@@ -43,13 +42,16 @@ def waiting(path: os.PathLike | str) -> tuple[dict[str, Any], RunOptions] | None
     return document["config"], options_here(document["options"], output=str(root), resume=True)
 
 
-def score(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Result | None:
+def score(
+    benchmark: Benchmark, options: RunOptions, data_dir: str, transform: str | None = None
+) -> Result | None:
     """Scores the sealed checkpoints of the unfinished, trained run in `options.output`.
 
     Args:
         benchmark: the run's own configuration.
         options: with `output` the set's folder.
         data_dir: where the evaluation data are.
+        transform: what the configuration says of transforms added to the training data; scoring needs none.
 
     Returns:
         The result; None on processes other than 0.
@@ -61,8 +63,9 @@ def score(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Result | 
         raise UserError(f"{benchmark.name} is evaluated during its run; there is nothing to score")
     launch.connect(options)
     launch.use_compile_cache()
-    plan = preflight.preflight(benchmark, dataclasses.replace(options, resume=True), data_dir)
-    with Run(plan) as run:
+    options = dataclasses.replace(options, resume=True, transform=None)
+    plan = preflight.preflight(benchmark, options, data_dir)
+    with Run(dataclasses.replace(plan, transform=transform)) as run:
         trained = run.trained
         if trained is None:
             raise UserError(
@@ -75,13 +78,10 @@ def score(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Result | 
 
 def _score(run: Run, trained: dict[str, Any]) -> Result | None:
     benchmark = run.benchmark
-
-    def batches() -> Any:
-        rows = meshes.process_rows(run.assembly.mesh, benchmark.eval_batch)
-        return run.eval_data().eval_batches(benchmark.eval_batch, rows=rows, threads=run.threads)
-
     programs = evaluation.compile_predict(run.assembly)
-    evaluator = evaluation.Evaluator(run.assembly, batches, run.seed, programs)
+    evaluator = evaluation.Evaluator(
+        run.assembly, lambda: run.eval_batches.stream(threads=run.threads), run.seed, programs
+    )
     ending = Ending(seconds_training=trained["seconds_training"], done=trained["step"])
     for number, step in enumerate(run.checkpoints.sealed_steps(), start=1):
         state, meta = run.load(step)

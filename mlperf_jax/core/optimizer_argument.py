@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import inspect
 import pathlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import optax
 
+from mlperf_jax.core import python_file
 from mlperf_jax.core.fields import did_you_mean
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers.per_layer import per_layer
@@ -51,7 +52,7 @@ def load_optimizer(text: str) -> Any:
     if not colon:
         name, rest = text, ""
     if name.endswith(".py"):
-        return _from_file(pathlib.Path(name), rest)
+        return python_file.load(text, "optimizer", "make")
     if name not in SHORT:
         raise UserError(
             f"no optimizer {name!r}{did_you_mean(name, SHORT)}; or give my_file.py:make"
@@ -65,26 +66,6 @@ def load_optimizer(text: str) -> Any:
     maker = getattr(optax, name)
     tx = maker(rate, momentum=0.9) if name == "sgd" else maker(rate)
     return per_layer(tx) if name in TENSORWISE else tx
-
-
-def _from_file(path: pathlib.Path, name: str) -> Any:
-    if not path.is_file():
-        raise UserError(f"there is no file {path} to take the optimizer from")
-    if not name:
-        raise UserError(f"say what in {path} is the optimizer: write {path}:make")
-    module_name = f"user_optimizer_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses in the file look themselves up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} failed to load: {type(error).__name__}: {error}") from error
-    if not hasattr(module, name):
-        known = [key for key, value in vars(module).items() if inspect.isroutine(value)]
-        raise UserError(f"{path} has no {name!r}{did_you_mean(name, known)}")
-    return getattr(module, name)
 
 
 # -- as text, for the run's configuration ----------------------------------------------------------
@@ -108,33 +89,35 @@ def describe_optimizer(optimizer: Any) -> str | None:
             source = inspect.getsource(optimizer).strip()
         except (TypeError, OSError):
             source = ""
-        return f"{source}\n{_described(optimizer, DEPTH)}".strip()
-    return _described(getattr(optimizer, "update", optimizer), DEPTH)
+        return f"{source}\n{described(optimizer, DEPTH)}".strip()
+    return described(getattr(optimizer, "update", optimizer), DEPTH)
 
 
-def _described(value: Any, depth: int) -> str:
-    """A value without its address, which would differ in every process."""
+def described(value: Any, depth: int) -> str:
+    """A value as a text without its address, which would differ in every process."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if depth == 0:
         return "…"
     if isinstance(value, Mapping):
-        items = sorted((str(key), _described(item, depth - 1)) for key, item in value.items())
+        items = sorted((str(key), described(item, depth - 1)) for key, item in value.items())
         return "{" + ", ".join(f"{key}: {text}" for key, text in items) + "}"
     if isinstance(value, tuple | list):
-        return "(" + ", ".join(_described(item, depth - 1) for item in value) + ")"
+        return "(" + ", ".join(described(item, depth - 1) for item in value) + ")"
+    if isinstance(value, np.ndarray | np.generic):
+        return f"{value.dtype}{list(value.shape)} {hashlib.sha256(value.tobytes()).hexdigest()[:8]}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     if inspect.ismethod(value):
-        return f"{_described(value.__func__, depth)} of {_described(value.__self__, depth - 1)}"
+        return f"{described(value.__func__, depth)} of {described(value.__self__, depth - 1)}"
     if inspect.isfunction(value):
         return _described_function(value, depth)
     if hasattr(value, "func") and hasattr(value, "args"):  # functools.partial
         parts = (value.func, value.args, getattr(value, "keywords", {}))
-        return "partial" + _described(parts, depth - 1)
+        return "partial" + described(parts, depth - 1)
     name = value if isinstance(value, type) else type(value)
     inside = vars(value) if hasattr(value, "__dict__") and not isinstance(value, type) else {}
-    return f"{name.__module__}.{name.__qualname__}{_described(inside, depth - 1) if inside else ''}"
+    return f"{name.__module__}.{name.__qualname__}{described(inside, depth - 1) if inside else ''}"
 
 
 def _described_function(function: Callable[..., Any], depth: int) -> str:
@@ -143,7 +126,7 @@ def _described_function(function: Callable[..., Any], depth: int) -> str:
     closed = {name: _content(cell) for name, cell in zip(names, cells, strict=True)}
     defaults = function.__defaults__ or ()
     text = f"{function.__module__}.{function.__qualname__}"
-    return text + (_described({**closed, "": defaults}, depth - 1) if closed or defaults else "")
+    return text + (described({**closed, "": defaults}, depth - 1) if closed or defaults else "")
 
 
 def _content(cell: Any) -> Any:

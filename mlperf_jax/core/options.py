@@ -19,14 +19,18 @@ class RunOptions:
         seed: run seed; default from the system's entropy.
         runs: how many runs the set gets, each with its own seed.
         mesh: "data=4,fsdp=2"; default all devices on `data`.
-        division: "closed" or "open". A replaced optimizer requires "open".
+        division: "closed" or "open". A replaced optimizer or a transform requires "open".
         optimizer: an optax transformation, a function of the `ParamTree`, or a name "file.py:make".
+        transform: a `grain.transforms.Map` or `RandomMap` over one training example (a dict of arrays), behind the
+            benchmark's own, a list of them, or a name "file.py:make". Requires "open".
         resume: take up the unfinished run of the set.
         max_samples: stop (aborted) after this many samples.
         checkpoint_every: steps between checkpoints, besides those at each evaluation.
         keep_checkpoints: how many checkpoints are kept.
         log_every: steps between scalars.
         threads: reader threads per process.
+        workers: reader processes per process, instead of threads, that read training data: for transforms that
+            hold the interpreter. Each takes seconds to start.
         profile: write an xprof trace of some steps into the run's folder.
         org, platform, status: `submission_*` lines of the log.
         coordinator: "host:port" of process 0, or "auto" where the platform tells JAX.
@@ -42,12 +46,14 @@ class RunOptions:
     mesh: str | None = None
     division: str | None = None
     optimizer: Any = None
+    transform: Any = None
     resume: bool = False
     max_samples: int | None = None
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     log_every: int = 10
     threads: int | None = None
+    workers: int = 0
     profile: bool = False
     org: str = "none"
     platform: str | None = None
@@ -67,6 +73,7 @@ class RunOptions:
             check_whole(field, getattr(self, field))
         for field in ("max_samples", "checkpoint_every", "threads", "processes"):
             check_whole(field, getattr(self, field), optional=True)
+        check_whole("workers", self.workers, least=0)
         check_whole("seed", self.seed, optional=True, least=0)
         check_whole("process", self.process, optional=True, least=0)
         if self.seed is not None and self.seed >= 2**32:

@@ -20,6 +20,12 @@ from mlperf_jax.core import state as states
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.transform_argument import (
+    Transform,
+    check_transforms,
+    describe_transforms,
+    load_transforms,
+)
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import closed
 from mlperf_jax.results.header import STATUSES
@@ -41,7 +47,7 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
     """The run's division, if its rules hold.
 
     Raises:
-        UserError: a replaced optimizer without `division="open"`, tiny in closed, or a closed run
+        UserError: a replaced optimizer or a transform without `division="open"`, tiny in closed, or a closed run
             whose configuration breaks a rule; the sentence names each.
     """
     if benchmark.is_tiny:
@@ -53,6 +59,11 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
     if options.optimizer is not None:
         raise UserError(
             "a replaced optimizer is not allowed in the closed division: say --division open "
+            '(division="open")'
+        )
+    if options.transform is not None:
+        raise UserError(
+            "a transform of the training data is not allowed in the closed division: say --division open "
             '(division="open")'
         )
     broken = closed.closed_violations(
@@ -162,6 +173,8 @@ class Plan:
         data_dir: where the data are.
         assembly: the program's shapes.
         optimizer: the replaced optimizer as text, or None.
+        transforms: those added to the training data's.
+        transform: the same as text, or None.
     """
 
     benchmark: Benchmark
@@ -170,6 +183,8 @@ class Plan:
     data_dir: str
     assembly: states.Assembly
     optimizer: str | None = None
+    transforms: tuple[Transform, ...] = ()
+    transform: str | None = None
 
 
 def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
@@ -179,11 +194,21 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     division = resolve_division(benchmark, options)
     given = options.optimizer
     optimizer = load_optimizer(given) if isinstance(given, str) else given
+    transforms = load_transforms(options.transform)
+    check_transforms(transforms, benchmark.examples())
     mesh = meshes.make_mesh(options.mesh)
     check_batches(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
     processes.from_primary(lambda: check_room(options, assembly))
-    text = describe_optimizer(given)
-    return Plan(benchmark, options, division, data_dir, assembly, text)
+    return Plan(
+        benchmark,
+        options,
+        division,
+        data_dir,
+        assembly,
+        describe_optimizer(given),
+        transforms,
+        describe_transforms(options.transform),
+    )

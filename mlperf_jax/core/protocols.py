@@ -7,7 +7,7 @@ Shape legend: B rows of a global batch, lo..hi the rows of it that this process 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +54,10 @@ class Split(Protocol):
 
     def steps_per_epoch(self, rows: int) -> int:
         """Batches of so many rows in one epoch."""
+        ...
+
+    def transformed(self, transforms: Sequence[Any]) -> Split:
+        """The split with these transforms of Grain behind its own, over one example each."""
         ...
 
     def batched(self, rows: int, *, seed: int = 0, share: Share | None = None) -> Batches:

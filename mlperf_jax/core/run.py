@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -19,6 +20,7 @@ from mlperf_jax.core import progress as displays
 from mlperf_jax.core import state as states
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.preflight import Plan, full_log
+from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.trained import with_frozen
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, keys
@@ -51,6 +53,8 @@ class Run:
             "division": plan.division,
             "optimizer": plan.optimizer,
         }
+        if plan.transform is not None:
+            self.config["transform"] = plan.transform
         name = run_name(plan.benchmark.name, self.config, tiny=plan.benchmark.is_tiny)
         self.mirror = Mirror(plan.options.output or f"{WHERE_OUTPUT}/{name}")
         self.root = self.mirror.local
@@ -58,8 +62,6 @@ class Run:
         self.scalars: Scalars | None = None
         self._block_open = False
         self._evaluated: int | None = None  # the step whose quality was logged last
-        self._train: Any = None
-        self._eval: Any = None
         self._open_folder()
         try:
             self._equip(notes)
@@ -118,8 +120,9 @@ class Run:
         runs, options = RunSet(self.root), self.options
         about = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
         about["seed"] = options.seed if options.seed is not None else fresh_seed()
-        if not isinstance(options.optimizer, str):
-            about["optimizer"] = None  # the configuration describes it
+        for name in ("optimizer", "transform"):
+            if not isinstance(about[name], str):
+                about[name] = None  # the configuration describes it
         folder = runs.resume(self.config, about) if options.resume else None
         if folder is None:
             more = options.runs > 1 and len(runs.runs()) < options.runs
@@ -216,9 +219,9 @@ class Run:
         )
 
     def end_init(self) -> None:
-        """The order of the samples is worked out, where that takes long, and `init_stop` written."""
-        if self.benchmark.ready_ahead:
-            self.train_data().ready(self.seed)
+        """The order of the samples is worked out, and `init_stop` written."""
+        if self.benchmark.generate is None:
+            self.train_batches.ready()
         if not self.started:
             self.log.stop("init_stop")
 
@@ -275,15 +278,25 @@ class Run:
 
     # -- data ----------------------------------------------------------------------------------
 
-    def train_data(self) -> Any:
-        if self._train is None:
-            self._train = self.benchmark.train_data(self.data_dir)
-        return self._train
+    def training(self, data: Split) -> Batches:
+        """The batches of some training data, behind the transforms that were added."""
+        if self.plan.transforms:
+            data = data.transformed(self.plan.transforms)
+        return data.batched(self.benchmark.batch_size, seed=self.seed, share=self._share)
 
-    def eval_data(self) -> Any:
-        if self._eval is None:
-            self._eval = self.benchmark.eval_data(self.data_dir)
-        return self._eval
+    @functools.cached_property
+    def train_batches(self) -> Batches:
+        """Training batches of the data that are read, not made."""
+        return self.training(self.benchmark.train_data(self.data_dir))
+
+    @functools.cached_property
+    def eval_batches(self) -> Batches:
+        """Evaluation batches."""
+        data: Split = self.benchmark.eval_data(self.data_dir)
+        return data.batched(self.benchmark.eval_batch, share=self._share)
+
+    def _share(self, rows: int) -> tuple[int, int]:
+        return meshes.process_rows(self.assembly.mesh, rows)
 
     # -- checkpoints ---------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from mlperf_jax.core.benchmark import Batch, Benchmark
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.protocols import Split
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import config_hash
@@ -118,13 +119,12 @@ class Trained:
             UserError: the data are not there, or the mesh does not divide the evaluation batch.
         """
         benchmark, mesh = self.benchmark, self.assembly.mesh
-        size = benchmark.eval_batch
-        rows = meshes.process_rows(mesh, size)
-        data = benchmark.eval_data(data_dir or self.find_data())
-        threads = threads or os.cpu_count() or 1
+        data: Split = benchmark.eval_data(data_dir or self.find_data())
+        share = functools.partial(meshes.process_rows, mesh)
+        batches = data.batched(benchmark.eval_batch, share=share)
         evaluator = evaluation.Evaluator(
             self.assembly,
-            lambda: data.eval_batches(size, rows=rows, threads=threads),
+            lambda: batches.stream(threads=threads),
             self.seed,
             evaluation.compile_predict(self.assembly),
         )

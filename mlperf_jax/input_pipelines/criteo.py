@@ -84,7 +84,7 @@ def validation(
     else:
         day = criteo_files.open_day(folder, VALIDATION_DAY, bags)
         part = day.head((day.rows + 1) // 2)
-    return ClickLog((part,), tuple(rows), tuple(bags))
+    return ClickLog((part,), tuple(rows), tuple(bags), evaluation=True)
 
 
 def counts(
@@ -269,7 +269,7 @@ def _ends(log: ClickLog) -> Iterator[tuple[int, int]]:
 
 def _problem(log: ClickLog, first: int, last: int) -> str | None:
     try:
-        log.read(first, last, log.empty(last - first))
+        log.copy(first, last, log.empty(last - first))
     except UserError as error:
         return str(error)
     return None

@@ -41,6 +41,9 @@ class MappedFile:
     def __repr__(self) -> str:
         return self.path
 
+    def __reduce__(self) -> Any:  # a mapping doesn't travel to worker processes
+        return MappedFile, (self.path,)
+
     @property
     def map(self) -> mmap.mmap:
         if self._map is None:

@@ -13,10 +13,12 @@ import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import pipeline
 from mlperf_jax.input_pipelines.criteo_files import DENSE, Part
 from mlperf_jax.input_pipelines.examples import Batch
 
@@ -42,6 +44,8 @@ class ClickLog:
     parts: tuple[Part, ...]
     rows: tuple[int, ...]
     bags: tuple[int, ...]
+    evaluation: bool = False
+    rows_at_once: int = _CHUNK_ROWS
 
     def __post_init__(self) -> None:
         if len(self.rows) != len(self.bags):
@@ -58,6 +62,40 @@ class ClickLog:
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches in one pass; the rest is left out, as in the reference convergence runs."""
         return len(self) // batch_size
+
+    @property
+    def split(self) -> pipeline.Split:
+        """The samples in their order."""
+        return (
+            pipeline.evaluation(self) if self.evaluation else pipeline.training(self, shuffle=False)
+        )
+
+    def transformed(self, transforms: Any) -> pipeline.Split:
+        return self.split.transformed(transforms)
+
+    def batched(self, rows: int, *, seed: int = 0, share: Any = None) -> pipeline.Batches:
+        return self.split.batched(rows, seed=seed, share=share)
+
+    def begin(self, ids: np.ndarray) -> Batch:
+        """As `BatchSource.begin`; the system is asked to fetch the samples."""
+        for first, last in _stretches(ids[ids >= 0]):
+            self._will_read(first, last)
+        return self.empty(len(ids), int((ids >= 0).sum()))
+
+    def read(self, ids: np.ndarray, out: Batch) -> None:
+        """As `BatchSource.read`, and checks the samples."""
+        at = 0
+        for first, last in _stretches(ids):
+            self.copy(first, last, out, at)
+            at += last - first
+
+    def describe(self, index: int) -> str:
+        """The file and the number of a sample."""
+        for part in self.parts:
+            if index < part.rows:
+                break
+            index -= part.rows
+        return f"{part.labels.name}, sample {index}"
 
     def batches(
         self,
@@ -114,7 +152,7 @@ class ClickLog:
                 part.will_read(lo, hi)
             start += part.rows
 
-    def read(self, first: int, last: int, out: Batch, at: int = 0) -> None:
+    def copy(self, first: int, last: int, out: Batch, at: int = 0) -> None:
         """Copies samples first..last, counted over all parts, to rows at.. of a batch, and checks them."""
         scratch = np.empty(_CHUNK_ROWS * max(*self.bags, DENSE), np.uint32)
         start = 0
@@ -183,7 +221,7 @@ class ClickLog:
             for number in numbers:
                 batch, pieces = empty(number)
                 for a, b, row in pieces:
-                    self.read(a, b, batch, row)
+                    self.copy(a, b, batch, row)
                 yield batch
             return
         pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="criteo")
@@ -192,7 +230,7 @@ class ClickLog:
             for number in numbers:
                 batch, pieces = empty(number)
                 ahead.append(
-                    (batch, [pool.submit(self.read, a, b, batch, r) for a, b, r in pieces])
+                    (batch, [pool.submit(self.copy, a, b, batch, r) for a, b, r in pieces])
                 )
                 if len(ahead) > _AHEAD:
                     yield _finished(*ahead.popleft())
@@ -209,6 +247,12 @@ class ClickLog:
             "ids": make((rows, sum(self.bags)), np.int32),
             "label": make(rows, np.float32),
         }
+
+
+def _stretches(ids: np.ndarray) -> list[tuple[int, int]]:
+    """(first, last) of the stretches of neighbouring samples."""
+    cuts = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
+    return [(int(ids[a]), int(ids[b - 1]) + 1) for a, b in itertools.pairwise(cuts) if a < b]
 
 
 def _finished(batch: Batch, pieces: list[concurrent.futures.Future]) -> Batch:

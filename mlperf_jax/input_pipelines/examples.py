@@ -20,6 +20,7 @@ import grain
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import pipeline
 
 Batch = dict[str, np.ndarray]
 Plan = Callable[[int, int], np.ndarray]
@@ -117,6 +118,24 @@ class Examples:
         n = len(self.source)
         return -(-n // batch_size) if self.last_batch == "keep" else n // batch_size
 
+    @property
+    def split(self) -> pipeline.Split:
+        """The same as a `Split`, until its reader makes one itself."""
+        in_runs = getattr(self.decode, "in_runs", None)
+        source: Any = in_runs(self.source) if in_runs else self.source
+        own = () if in_runs else (_Mapped(self.decode),)
+        if not self.shuffle and self.last_batch == "keep":
+            return pipeline.evaluation(source, *own)
+        if self.augment is not None:
+            own = (_RandomMapped(self.augment),)
+        return pipeline.training(source, *own, shuffle=self.shuffle, last_batch=self.last_batch)
+
+    def transformed(self, transforms: Any) -> pipeline.Split:
+        return self.split.transformed(transforms)
+
+    def batched(self, rows: int, *, seed: int = 0, share: Any = None) -> pipeline.Batches:
+        return self.split.batched(rows, seed=seed, share=share)
+
     def batches(
         self,
         batch_size: int,
@@ -192,6 +211,22 @@ class Examples:
         if augment is None:
             return lambda record, position: self.decode(record)
         return lambda record, position: augment(record, np.random.default_rng([seed, position]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped(grain.transforms.Map):
+    function: Callable[[Any], dict[str, Any]]
+
+    def map(self, element: Any) -> dict[str, Any]:
+        return self.function(element)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RandomMapped(grain.transforms.RandomMap):
+    function: Callable[[Any, np.random.Generator], dict[str, Any]]
+
+    def random_map(self, element: Any, rng: np.random.Generator) -> dict[str, Any]:
+        return self.function(element, rng)
 
 
 def _threads(threads: int | None) -> int:

@@ -110,6 +110,9 @@ class Cases:
         self.folder, self.names, self.index = folder, tuple(names), index
         self._opened: dict[str, Case] = {}  # mapped, not read; the boxes of a case are found once
 
+    def __getstate__(self) -> dict[str, Any]:  # a pickled memory map is the whole file
+        return {**self.__dict__, "_opened": {}}
+
     def __len__(self) -> int:
         return len(self.names)
 

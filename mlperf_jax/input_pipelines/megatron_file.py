@@ -83,6 +83,9 @@ class TokenFile:
             )
         self.tokens = size // self.dtype.itemsize
 
+    def __reduce__(self) -> Any:  # by its path: a pickled memory map is the whole file
+        return TokenFile, (self.prefix, self.vocabulary)
+
     def _header(self) -> tuple[np.dtype, int, int]:
         raw = bytes(self._index.read(0, min(_HEADER.size, self._index.size)))
         if raw[: len(MAGIC)] != MAGIC:

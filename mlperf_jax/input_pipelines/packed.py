@@ -18,12 +18,13 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import records, text
-from mlperf_jax.input_pipelines.examples import Examples
+from mlperf_jax.input_pipelines.examples import Batch, Examples
 from mlperf_jax.input_pipelines.megatron import IGNORED
 
 NAME, TINY_NAME = "govreport", "tiny_reports"
@@ -190,6 +191,7 @@ class PackedRows:
 
     def __init__(self, data_dir: str | os.PathLike, split: str, name: str = NAME):
         folder = records.local(data_dir)
+        self._given = folder, split, name
         self.paths = [_path(folder, name, split, what) for what in ("inputs", "labels")]
         self.arrays = [_mapped(path) for path in self.paths]
         inputs, labels = self.arrays
@@ -209,6 +211,9 @@ class PackedRows:
 
     def __repr__(self) -> str:
         return f"PackedRows({self.paths[0]}, {len(self):,} rows of {self.length})"
+
+    def __reduce__(self) -> Any:  # by its path: a pickled memory map is the whole file
+        return PackedRows, self._given
 
     def __getitem__(self, index: int) -> tuple[int, np.ndarray, np.ndarray]:
         return index, self.arrays[0][index], self.arrays[1][index]
@@ -242,13 +247,37 @@ class ShiftedRow:
 
     source: PackedRows
     vocabulary: int | None
+    rows_at_once: int = 64
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def in_runs(self, source: PackedRows) -> ShiftedRow:
+        """Itself: it is a source of whole batches."""
+        return self
+
+    def begin(self, ids: np.ndarray) -> Batch:
+        return {n: np.zeros((len(ids), self.source.length), np.int32) for n in ("inputs", "labels")}
+
+    def read(self, ids: np.ndarray, out: Batch) -> None:
+        for row, index in enumerate(ids.tolist()):
+            inputs, labels = (array[index] for array in self.source.arrays)
+            self._check_row(index, inputs, labels)
+            out["inputs"][row] = inputs
+            out["labels"][row, :-1], out["labels"][row, -1] = labels[1:], IGNORED
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(index)
 
     def __call__(self, row: tuple[int, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
         index, inputs, labels = row
+        self._check_row(index, inputs, labels)
+        return {"inputs": inputs, "labels": np.append(labels[1:], np.int32(IGNORED))}
+
+    def _check_row(self, index: int, inputs: np.ndarray, labels: np.ndarray) -> None:
         if self.vocabulary is not None:
             self._check(0, index, inputs, inputs)
             self._check(1, index, labels, np.where(labels == IGNORED, 0, labels))
-        return {"inputs": inputs, "labels": np.append(labels[1:], np.int32(IGNORED))}
 
     def _check(self, which: int, index: int, raw: np.ndarray, ids: np.ndarray) -> None:
         wrong = np.flatnonzero((ids < 0) | (ids >= self.vocabulary))

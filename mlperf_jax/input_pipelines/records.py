@@ -189,6 +189,12 @@ class Records:
         self._readers: list[Any] = [None] * len(self.shards)
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:  # files don't travel to worker processes
+        return {**self.__dict__, "_readers": [None] * len(self.shards), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 

@@ -41,7 +41,8 @@ class BatchSource(Protocol):
         rows_at_once: most rows of one call of `read`; a thread stops only between two.
     """
 
-    rows_at_once: int
+    @property
+    def rows_at_once(self) -> int: ...
 
     def __len__(self) -> int: ...
 

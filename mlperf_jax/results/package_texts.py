@@ -19,6 +19,7 @@ REHEARSAL = "REHEARSAL with tiny runs on generated data: not a result, not for s
 _HEAD = "#!/usr/bin/env bash\n# {what}\nset -euo pipefail\n"
 # of the recorded options, those that decide what was computed; the others are paths and displays
 _RUN_OPTIONS = ("mesh", "max_samples", "checkpoint_every", "threads", "org", "platform", "status")
+_OF_FILES = ("optimizer", "transform")  # options that may name a Python file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +109,19 @@ def run_words(story: Story) -> tuple[list[str], list[str]]:
         if story.options.get(name) is not None:
             words += _flag(name, story.options[name]) or []
     for name, value in story.config.items():
-        if name in ("benchmark", "size", "division", "optimizer"):
+        if name in ("benchmark", "size", "division", *_OF_FILES):
             continue
         flag = _targets(value) if name == "targets" else _flag(name, value)
         if flag is None:
             left_out.append(name)
         else:
             words += flag
-    optimizer = story.options.get("optimizer")
-    if isinstance(optimizer, str):
-        words += ["--optimizer", optimizer.rpartition("/")[2]]
-    elif story.config.get("optimizer"):
-        left_out.append("optimizer")
+    for name in _OF_FILES:
+        given = story.options.get(name)
+        if isinstance(given, str):
+            words += [f"--{name}", given.rpartition("/")[2]]
+        elif story.config.get(name):
+            left_out.append(name)
     return words, left_out
 
 
@@ -284,13 +286,10 @@ def _config(story: Story) -> dict[str, Any]:
 
 def _system_readme(story: Story) -> str:
     code = f"../implementations/{story.implementation}"
-    optimizer = story.options.get("optimizer")
-    file = isinstance(optimizer, str) and ".py:" in optimizer
-    needs = (
-        ["A replaced optimizer came from a Python file: put it beside you first.", ""]
-        if file
-        else []
-    )
+    needs = []
+    for name in _OF_FILES:
+        if ".py:" in str(story.options.get(name)):
+            needs += [f"The {name} came from a Python file: put it beside you first.", ""]
     return "\n".join(
         [
             f"# {story.log_name} on {story.system}",

@@ -99,7 +99,7 @@ def test_each_windows_last_token_is_not_scored(tmp_path) -> None:
     )
     data = small.eval_data(str(tmp_path))
     assert len(data) == 5
-    batch = next(iter(data.eval_batches(5, rows=(0, 5), threads=1)))
+    batch = data.batched(5)[0]
     assert (batch["labels"] != -100).sum(1).tolist() == [15, 15, 15, 15, 5]
     stream = np.fromfile(tmp_path / "valid.bin", np.uint16)
     np.testing.assert_array_equal(batch["inputs"][1], stream[16:32])
@@ -113,8 +113,8 @@ def test_training_windows_are_shuffled_and_documents_are_not(tmp_path) -> None:
     small = benchmarks.get("gpt3", tiny=True).replace(
         train_files=("a", "b"), sequence_length=16, batch_size=4, sample_limit=16
     )
-    batches = small.train_data(str(tmp_path)).batches(4, rows=(0, 4), seed=3, start=0, threads=1)
-    rows = np.concatenate([next(batches)["inputs"] for _ in range(4)])
+    batches = small.train_data(str(tmp_path)).batched(4, seed=3)
+    rows = np.concatenate([batches[number]["inputs"] for number in range(4)])
     for number, name in enumerate("ab"):
         windows = np.fromfile(tmp_path / f"{name}.bin", np.uint16).reshape(8, 16)
         found = {tuple(row) for row in rows[number::2]}

@@ -111,8 +111,7 @@ def test_flops() -> None:
 
 def test_training_alternates_between_the_files(data_dir) -> None:
     tiny = benchmarks.get("llama31_405b", tiny=True)
-    data = tiny.train_data(data_dir).ready(7)
-    source = data.examples(7).source
+    source = tiny.train_data(data_dir).for_seed(7).windows
     assert len(source.sources) == 2
     for index in range(6):
         np.testing.assert_array_equal(source[index], source.sources[index % 2][index // 2])

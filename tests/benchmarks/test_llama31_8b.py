@@ -62,9 +62,10 @@ def test_whole_batches_of_the_first_windows_are_evaluated(tmp_path) -> None:
     assert len(data) == 16
     file = np.fromfile(tmp_path / "valid.bin", np.uint16)
     stream = np.concatenate([file, file]).astype(np.int32)
-    rows = [r for b in data.eval_batches(8, rows=(0, 8), threads=1) for r in b["inputs"]]
+    batches = data.batched(8)
+    rows = [row for batch in batches for row in batch["inputs"]]
     np.testing.assert_array_equal(np.concatenate(rows), stream[: 16 * 8])
-    labels = [r for b in data.eval_batches(8, rows=(0, 8), threads=1) for r in b["labels"]]
+    labels = [row for batch in batches for row in batch["labels"]]
     np.testing.assert_array_equal(np.concatenate(labels), stream[1 : 16 * 8 + 1])
 
 
@@ -74,8 +75,7 @@ def test_order_follows_steps_batch_and_seed(tmp_path) -> None:
     small = Llama31_8B().tiny().replace(train_files=("train",), sequence_length=8, max_steps=50)
 
     def first(benchmark, seed):
-        data = benchmark.train_data(str(tmp_path)).ready(seed)
-        return next(iter(data.batches(8, rows=(0, 8), seed=seed, start=0, threads=1)))["inputs"]
+        return benchmark.train_data(str(tmp_path)).batched(8, seed=seed)[0]["inputs"]
 
     wanted = first(small.replace(batch_size=8), 1)
     assert small.replace(batch_size=8).requested_samples() == 400
@@ -88,11 +88,11 @@ def test_the_order_is_made_before_the_clock_starts(tmp_path, monkeypatch) -> Non
     """From lengths alone: a token is read after `run_start` only."""
     said = []
     log = lambda: (tmp_path / "out" / "result_0.txt").read_text()  # noqa: E731
-    ready, read = megatron.GptTraining.ready, megatron_file.TokenFile.read
+    ready, read = megatron.TokenWindows.ready, megatron_file.TokenFile.read
 
-    def ordering(self, seed):
-        said.append(("ready", seed, "run_start" in log()))
-        return ready(self, seed)
+    def ordering(self):
+        said.append(("ready", self.windows.seed, "run_start" in log()))
+        return ready(self)
 
     def reading(self, *where):
         said.append(("read", "run_start" in log()))
@@ -100,7 +100,7 @@ def test_the_order_is_made_before_the_clock_starts(tmp_path, monkeypatch) -> Non
 
     folder = str(tmp_path / "data")
     benchmarks.get("llama31_8b", tiny=True).prepare(folder)
-    monkeypatch.setattr(megatron.GptTraining, "ready", ordering)
+    monkeypatch.setattr(megatron.TokenWindows, "ready", ordering)
     monkeypatch.setattr(megatron_file.TokenFile, "read", reading)
     settings = {"seed": 5, "mesh": "data=1", "show": "none", "max_samples": 16}
     benchmarks.run(

@@ -220,7 +220,7 @@ def test_rows_of_two_meshes_and_a_padded_batch_score_the_same(tmp_path: pathlib.
         assembly = state.assemble(benchmark, meshes.make_mesh(mesh))
 
         def batches(benchmark=benchmark, size=size):
-            return benchmark.eval_data(str(tmp_path)).eval_batches(size, rows=(0, size), threads=2)
+            return benchmark.eval_data(str(tmp_path)).batched(size).stream(threads=2)
 
         programs = evaluation.compile_predict(assembly)
         evaluator = evaluation.Evaluator(assembly, batches, 0, programs)

@@ -83,7 +83,7 @@ def test_no_field_is_named_like_an_option_of_show(name):
 def test_evaluation_samples_are_of_the_whole_split(batch_of, tiny_data):
     _, batch = batch_of("resnet", samples=6, seed=3)
     every = imagenet.validation(tiny_data("resnet"), 32, tiny=True)
-    whole = next(every.eval_batches(len(every)))
+    whole = every.batched(len(every))[0]
     at = [int(np.flatnonzero((whole["image"] == one).all((1, 2, 3)))[0]) for one in batch["image"]]
     assert at == sorted(at) and len(set(at)) == 6 and at[-1] > len(every) // 2
     np.testing.assert_array_equal(batch["label"], whole["label"][at])
@@ -95,7 +95,7 @@ def test_evaluation_samples_are_of_the_whole_split(batch_of, tiny_data):
 def test_training_samples_are_those_of_the_first_batch(batch_of, tiny_data):
     """Augmented: the same record looks otherwise with another seed."""
     benchmark, batch = batch_of("resnet", samples=5, split="train", seed=7)
-    first = next(benchmark.train_data(tiny_data("resnet")).batches(5, seed=7))
+    first = benchmark.train_data(tiny_data("resnet")).batched(5, seed=7)[0]
     np.testing.assert_array_equal(batch["image"], first["image"])
 
 

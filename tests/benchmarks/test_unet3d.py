@@ -12,7 +12,8 @@ from mlperf_jax.benchmarks.unet3d import UNet3D
 from mlperf_jax.core import evaluation, preflight, state
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines.examples import Arrays, Examples
+from mlperf_jax.input_pipelines import pipeline
+from mlperf_jax.input_pipelines.sources import Arrays
 from mlperf_jax.optimizers import ParamTree
 from mlperf_jax.results import rules
 
@@ -126,7 +127,7 @@ def test_optimizer_is_torchs_nesterov() -> None:
 # -- evaluation --------------------------------------------------------------------------------
 
 
-def seven_volumes() -> Examples:
+def seven_volumes() -> Arrays:
     """Seven volumes of unlike size and content, laid out as `kits19.validation` does."""
     draw = np.random.RandomState(0)
     image = draw.standard_normal((7, 16, 16, 16, 1)).astype(np.float32)
@@ -138,8 +139,7 @@ def seven_volumes() -> Examples:
         outside = np.ones((16, 16, 16), bool)
         outside[tuple(slice(0, 4 * (n + 1)) for n in counts)] = False
         label[row][outside] = 255
-    rows = Arrays({"image": image, "label": label, "windows": windows})
-    return Examples(rows, lambda record: record, shuffle=False)
+    return Arrays({"image": image, "label": label, "windows": windows})
 
 
 @pytest.mark.parametrize(("mesh", "rows"), [("data=1", 7), ("data=1", 3), ("data=2,fsdp=2", 4)])
@@ -150,16 +150,17 @@ def test_mean_dice_is_exact_over_sharded_and_padded_batches(mesh: str, rows: int
     ).replace(eval_batch_size=rows)
     assembly = state.assemble(benchmark, meshes.make_mesh(mesh))
     current = assembly.create(3)
-    data = seven_volumes()
+    volumes = seven_volumes()
+    batches = pipeline.evaluation(volumes).batched(rows)
     evaluator = evaluation.Evaluator(
         assembly,
-        lambda: data.eval_batches(rows, threads=1),
+        lambda: batches.stream(threads=1),
         seed=0,
         programs=evaluation.compile_predict(assembly),
     )
     counts = evaluator.outputs(current, 1)
     assert counts.shape == (7, 3, 2)
-    label = data.source.arrays["label"]
+    label = volumes.arrays["label"]
     true = np.stack([(label == kind).sum((1, 2, 3)) for kind in (1, 2)], -1)
     np.testing.assert_array_equal(counts[:, 2], true)
     quality = evaluator.result(counts)

@@ -17,6 +17,7 @@ from mlperf_jax.core.bench import bench
 from mlperf_jax.core.benchmark import f32, i32
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import pipeline
 
 TOY = toys.Toy().tiny()
 
@@ -75,16 +76,21 @@ def test_synthetic_input_runs_the_loops_own_step_on_every_device(calls):
 
 def test_real_input_is_read_as_the_loop_reads_it(calls, monkeypatch):
     asked = []
-    original = toys.ArrayExamples.batches
+    batched, stream = pipeline.Split.batched, pipeline.Batches.stream
 
-    def batches(self, batch_size, **how):
-        asked.append((batch_size, how))
-        return original(self, batch_size, **how)
+    def noted_batched(self, rows, **how):
+        asked.append((rows, how["seed"], how["share"](rows)))
+        return batched(self, rows, **how)
 
-    monkeypatch.setattr(toys.ArrayExamples, "batches", batches)
+    def noted_stream(self, start=0, **how):
+        asked.append((start, how))
+        return stream(self, start, **how)
+
+    monkeypatch.setattr(pipeline.Split, "batched", noted_batched)
+    monkeypatch.setattr(pipeline.Batches, "stream", noted_stream)
     options = RunOptions(mesh="data=8", seed=7, threads=2)
     report = bench(TOY, options, data_dir="", steps=3, warmup=1, input="real")
-    assert asked == [(32, {"rows": (0, 32), "seed": 7, "start": 0, "threads": 2})]
+    assert asked == [(32, 7, (0, 32)), (0, {"threads": 2, "workers": 0})]
     assert len(calls) == 8
     assert 0 <= report.input_wait_share < 1
     assert report.input == "real"

@@ -10,7 +10,6 @@ import toys
 
 from mlperf_jax import metrics
 from mlperf_jax.core import evaluation
-from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance
@@ -23,11 +22,10 @@ SECONDS = 60  # for what must happen: a test that waits this long has failed
 def evaluator(benchmark, mesh="data=8"):
     """(evaluator, a state to evaluate)."""
     assembly = toys.prepared(benchmark, mesh)
-    size = assembly.benchmark.eval_batch
+    data = assembly.benchmark.eval_data("").batched(assembly.benchmark.eval_batch)
 
     def batches():
-        rows = meshes.process_rows(assembly.mesh, size)
-        return assembly.benchmark.eval_data("").eval_batches(size, rows=rows, threads=1)
+        return data.stream(threads=1)
 
     programs = evaluation.compile_predict(assembly)
     return evaluation.Evaluator(assembly, batches, 0, programs), assembly.create(0)
@@ -151,19 +149,16 @@ class Gated:
         return {"accuracy": float(np.mean(total["hit"]))}
 
 
-@dataclasses.dataclass
-class Opens(toys.ArrayExamples):
-    """Opens a metric's gate when it is asked for the batch of this step."""
+def opens(split, at, metric):
+    """Opens a metric's gate when the batch of this step is read."""
 
-    at: int = 0
-    metric: object = None
+    def alter(step, batch):
+        if step == at:
+            assert metric.asked.wait(SECONDS), "no evaluation was under way"
+            metric.gate.set()
+        return batch
 
-    def batches(self, *args, start, **kwargs):
-        for step, batch in enumerate(super().batches(*args, start=start, **kwargs), start):
-            if step == self.at:
-                assert self.metric.asked.wait(SECONDS), "no evaluation was under way"
-                self.metric.gate.set()
-            yield batch
+    return toys.Altered(split, alter)
 
 
 def gated(at, **fields):
@@ -174,8 +169,7 @@ def gated(at, **fields):
         metric = measure
 
         def train_data(self, data_dir):
-            data = super().train_data(data_dir)
-            return Opens(data.arrays, data.poisoned, at=at, metric=measure)
+            return opens(super().train_data(data_dir), at, measure)
 
     return Slowly(**fields)
 
@@ -236,22 +230,19 @@ def test_an_error_of_the_metric_reaches_the_caller(tmp_path):
 
 def test_a_pending_evaluation_is_not_lost_when_the_run_breaks_off(tmp_path, prompt):
     """The checkpoint of step 10 is taken with its evaluation to come; the run breaks off at 15."""
-
-    class Failing(Opens):
-        def batches(self, *args, **kwargs):
-            for step, batch in enumerate(super().batches(*args, **kwargs)):
-                if step == 15:
-                    assert self.metric.asked.wait(SECONDS)
-                    raise UserError("damaged")
-                yield batch
-
     measure = Gated()
+
+    def alter(step, batch):
+        if step == 15:
+            assert measure.asked.wait(SECONDS)
+            raise UserError("damaged")
+        return batch
 
     class Broken(toys.Beside):
         metric = measure
 
         def train_data(self, data_dir):
-            return Failing(super().train_data(data_dir).arrays, at=-1, metric=measure)
+            return toys.Altered(super().train_data(data_dir), alter)
 
     with pytest.raises(UserError, match="damaged"):
         toys.run(Broken(), tmp_path)

@@ -18,6 +18,8 @@ from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.preemption import Interrupted, Preemption
 from mlperf_jax.core.run import Run
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import pipeline
+from mlperf_jax.input_pipelines.sources import Arrays
 from mlperf_jax.results import compliance
 from mlperf_jax.results import log as logs
 from mlperf_jax.results.runs import RunFolder, Scalars
@@ -108,27 +110,43 @@ def test_same_seed_ends_equal_whatever_the_threads(done, tmp_path):
     assert other.parameters_sha256 != done[0].parameters_sha256
 
 
-def test_data_are_opened_only_after_run_start(tmp_path):
-    opened = []
+def test_records_are_read_only_after_run_start(tmp_path):
+    read = []
+
+    class Watching(Arrays):
+        def __getitem__(self, index):
+            read.append("run_start" in toys.keys(tmp_path))
+            return super().__getitem__(index)
 
     class Watched(toys.Toy):
         def train_data(self, data_dir):
-            opened.append(("train", "run_start" in toys.keys(tmp_path)))
-            return super().train_data(data_dir)
+            return pipeline.training(Watching(toys.problem(self.train_samples, 3)))
 
         def eval_data(self, data_dir):
-            opened.append(("eval", "run_start" in toys.keys(tmp_path)))
-            return super().eval_data(data_dir)
+            return pipeline.evaluation(Watching(toys.problem(self.eval_samples, 2)))
 
     toys.run(Watched(targets=HARD), tmp_path, max_samples=640)
-    assert opened == [("train", True), ("eval", True)]
+    assert len(read) >= 640 + 50 and all(read)
+
+
+def test_the_order_is_worked_out_before_the_clock(tmp_path):
+    asked = []
+
+    class Slow(Arrays):
+        def ready(self):
+            asked.append([*toys.keys(tmp_path)])
+
+    class Ordered(toys.Toy):
+        def train_data(self, data_dir):
+            return pipeline.training(Slow(toys.problem(self.train_samples, 3)))
+
+    toys.run(Ordered(targets=HARD), tmp_path, max_samples=64)
+    assert asked == [["init_start"]]
 
 
 def test_batches_may_come_in_several_shapes(tmp_path):
-    class Mixed(toys.ArrayExamples):
-        def batches(self, *args, start, **kwargs):
-            for number, batch in enumerate(super().batches(*args, start=start, **kwargs), start):
-                yield {**batch, "x": batch["x"][:, :4]} if number % 3 else batch
+    def cut(number, batch):
+        return {**batch, "x": batch["x"][:, :4]} if number % 3 else batch
 
     class Buckets(toys.Plain):
         def example(self):
@@ -147,7 +165,7 @@ def test_batches_may_come_in_several_shapes(tmp_path):
             return super().predict(model, {**batch, "x": x}, key)
 
         def train_data(self, data_dir):
-            return Mixed(super().train_data(data_dir).arrays)
+            return toys.Altered(super().train_data(data_dir), cut)
 
     result = toys.run(Buckets(targets=HARD), tmp_path, max_samples=640)
     assert result.quality["accuracy"] > 0.5
@@ -236,9 +254,8 @@ def test_skipped_batches_do_not_end_the_run(tmp_path):
 def test_batch_that_differs_from_the_example_is_an_error_that_names_the_array(tmp_path):
     class Wrong(toys.Toy):
         def train_data(self, data_dir):
-            data = super().train_data(data_dir)
-            data.arrays["label"] = data.arrays["label"].astype(np.int64)
-            return data
+            rows = toys.problem(self.train_samples, 3)
+            return toys.arrays({**rows, "label": rows["label"].astype(np.int64)})
 
     with pytest.raises(UserError, match=r"gives int64\[\] for 'label'.*says int32\[\]"):
         toys.run(Wrong(), tmp_path)
@@ -247,32 +264,19 @@ def test_batch_that_differs_from_the_example_is_an_error_that_names_the_array(tm
 
 
 def test_training_data_that_end_are_an_error(tmp_path):
-    class Short(toys.ArrayExamples):
-        def batches(self, *args, **kwargs):
-            for number, batch in enumerate(super().batches(*args, **kwargs)):
-                if number == 3:
-                    return
-                yield batch
-
     class Ending(toys.Toy):
         def train_data(self, data_dir):
-            return Short(super().train_data(data_dir).arrays)
+            data = super().train_data(data_dir)
+            return toys.Altered(data, lambda step, batch: batch if step < 3 else None)
 
     with pytest.raises(UserError, match="training data ended after step 3"):
         toys.run(Ending(), tmp_path)
 
 
 def test_an_error_in_the_data_reaches_the_caller_as_it_is(tmp_path):
-    class Broken(toys.ArrayExamples):
-        def batches(self, *args, **kwargs):
-            for number, batch in enumerate(super().batches(*args, **kwargs)):
-                if number == 3:
-                    raise UserError("record 7 of shard 3 is truncated")
-                yield batch
-
     class Bad(toys.Toy):
         def train_data(self, data_dir):
-            return Broken(super().train_data(data_dir).arrays)
+            return toys.fails(super().train_data(data_dir), 3, "record 7 of shard 3 is truncated")
 
     with pytest.raises(UserError, match="record 7 of shard 3"):
         toys.run(Bad(), tmp_path, profile=True)
@@ -308,7 +312,7 @@ def test_implicit_transfers_in_the_hot_path_are_forbidden(tmp_path):
 def test_a_signal_ends_the_run_with_a_checkpoint_and_it_can_be_resumed(tmp_path, done, number):
     class Stopped(toys.Toy):
         def train_data(self, data_dir):
-            return toys.AsksToStop(super().train_data(data_dir).arrays, at=17, number=number)
+            return toys.asks_to_stop(super().train_data(data_dir), 17, number)
 
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=f"signal {int(number)}.*--resume") as stop:
@@ -338,7 +342,7 @@ def test_a_set_with_several_runs_goes_on_where_it_was_interrupted(tmp_path):
         def train_data(self, data_dir):
             data = super().train_data(data_dir)
             last = (tmp_path / "run_1").exists()
-            return toys.AsksToStop(data.arrays, at=2) if last else data
+            return toys.asks_to_stop(data, 2) if last else data
 
     short = dict(targets=HARD)
     with pytest.raises(Interrupted):

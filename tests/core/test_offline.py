@@ -86,7 +86,7 @@ def test_a_trained_run_is_not_resumed(tmp_path):
 def test_a_run_that_is_not_trained_to_its_end_is_not_scored(tmp_path):
     class Broken(toys.Offline):
         def train_data(self, data_dir):
-            raise UserError("damaged")
+            return toys.fails(super().train_data(data_dir), 3)
 
     with pytest.raises(UserError, match="damaged"):
         toys.run(Broken(), tmp_path, data_dir="data")
@@ -150,7 +150,7 @@ def test_what_is_not_to_be_scored_is_refused(tmp_path, monkeypatch):
 
     class Broken(toys.Toy):
         def train_data(self, data_dir):
-            raise UserError("damaged")
+            return toys.fails(super().train_data(data_dir), 3)
 
     with pytest.raises(UserError, match="damaged"):
         toys.run(Broken(), tmp_path, data_dir="data")

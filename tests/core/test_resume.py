@@ -1,6 +1,5 @@
 """A run killed at any instant and resumed ends as an undisturbed one does."""
 
-import dataclasses
 import json
 import pathlib
 import subprocess
@@ -98,25 +97,12 @@ def test_every_resumption_is_counted(tmp_path, undisturbed):
 # -- what is refused, and what is mended -----------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Cut(toys.ArrayExamples):
-    """Fails at the batch of this step, as a damaged record does."""
-
-    at: int = 0
-
-    def batches(self, *args, start, **kwargs):
-        for step, batch in enumerate(super().batches(*args, start=start, **kwargs), start):
-            if step == self.at:
-                raise UserError("damaged")
-            yield batch
-
-
 def broken_off(folder, cls=toys.Toy, at=25, fields=None, **more):
     """A run that failed at this step, with whole checkpoints before it."""
 
     class Failing(cls):
         def train_data(self, data_dir):
-            return Cut(super().train_data(data_dir).arrays, at=at)
+            return toys.fails(super().train_data(data_dir), at)
 
     with pytest.raises(UserError, match="damaged"):
         toys.run(Failing(**(fields or {})), folder, **more)

@@ -1,0 +1,152 @@
+"""`--transform`: a user's transforms of Grain, over one training example each, behind a benchmark's own."""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from mlperf_jax.core import python_file
+from mlperf_jax.core.optimizer_argument import DEPTH, described
+from mlperf_jax.core.terms import Example
+from mlperf_jax.errors import UserError
+
+Transform = grain.transforms.Map | grain.transforms.RandomMap
+
+
+def load_transforms(given: Any) -> tuple[Transform, ...]:
+    """The transforms that an option gives.
+
+    Args:
+        given: None, a `grain.transforms.Map` or `RandomMap`, a list of them, a function that makes either, or
+            the name "my_file.py:make" of one of these in a file.
+
+    Raises:
+        UserError: it is something else, or not there.
+    """
+    if isinstance(given, str):
+        given = python_file.load(given, "transform", "make")
+    if isinstance(given, type) or inspect.isroutine(given):
+        try:
+            given = given()
+        except Exception as error:
+            raise UserError(
+                f"{python_file.in_one_line(error, pathlib.Path())}: what makes the transform takes no arguments"
+            ) from error
+    listed = (
+        tuple(given) if isinstance(given, list | tuple) else (given,) if given is not None else ()
+    )
+    for transform in listed:
+        if not isinstance(transform, Transform):
+            raise UserError(
+                f"transform must be a grain.transforms.Map or RandomMap, or a list of them, not {transform!r}"
+            )
+        if isinstance(transform, grain.transforms.RandomMap) and getattr(
+            transform, "batched", False
+        ):
+            raise UserError(
+                f"{_name(transform)} is a RandomMap and batched: rows are seeded one by one, so leave "
+                "batched out"
+            )
+    return listed
+
+
+def check_transforms(transforms: Sequence[Transform], examples: Iterable[Example]) -> None:
+    """Nothing, if the transforms leave names, shapes and types of an example as they are.
+
+    They are tried on zeros and ones: no record is read before the clock starts.
+
+    Raises:
+        UserError: naming the array that they change, or how they fail.
+    """
+    for example in examples if transforms else ():
+        leaves = {name: leaf for name, leaf in example.items() if name != "mask"}
+        wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+        found = {
+            name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _tried(transforms, leaves)
+        }
+        for name in sorted({*found, *wanted}):
+            if found.get(name) != wanted.get(name):
+                raise UserError(
+                    f"{_names(transforms)} makes {found.get(name, 'nothing')} of {name!r}, and the benchmark's "
+                    f"example() says {wanted.get(name, 'nothing')}: a transform may change values alone"
+                )
+
+
+def _tried(transforms: Sequence[Transform], leaves: Example) -> list[tuple[str, np.ndarray]]:
+    generator = np.random.default_rng(0)
+    given: Any = {
+        name: generator.integers(0, 2, leaf.shape).astype(leaf.dtype)[()]
+        for name, leaf in leaves.items()
+    }
+    single = [t for t in transforms if not getattr(t, "batched", False)]
+    batched = [t for t in transforms if getattr(t, "batched", False)]
+    for transform in (*single, *batched):  # as the pipeline has them
+        try:
+            given = _applied(transform, given, generator)
+        except Exception as error:
+            raise UserError(
+                f"{_name(transform)} fails on an example of zeros and ones "
+                f"({python_file.in_one_line(error, _folder(transform))})"
+            ) from error
+        if not isinstance(given, Mapping):
+            raise UserError(
+                f"{_name(transform)} gives {type(given).__name__}; it must give a dict of arrays as it was given"
+            )
+    return [(name, np.asarray(value)) for name, value in given.items()]
+
+
+def _applied(transform: Any, given: Any, generator: np.random.Generator) -> Any:
+    if isinstance(transform, grain.transforms.RandomMap):
+        return transform.random_map(given, generator)
+    if not getattr(transform, "batched", False):
+        return transform.map(given)
+    rows = transform.map({name: np.stack([value] * 2) for name, value in given.items()})
+    return {name: np.asarray(value)[0] for name, value in rows.items()}
+
+
+def _folder(transform: Transform) -> pathlib.Path:
+    return pathlib.Path(inspect.getfile(type(transform))).parent
+
+
+def _name(transform: Transform) -> str:
+    return f"the transform {type(transform).__qualname__}"
+
+
+def _names(transforms: Sequence[Transform]) -> str:
+    return " and ".join(map(_name, transforms))
+
+
+# -- as text, for the run's configuration ----------------------------------------------------------
+
+
+def describe_transforms(given: Any) -> str | None:
+    """Added transforms as a text that tells them from others, alike in every process.
+
+    A file is its text. An object is its class, the code that class stands in, its attributes, and what its
+    methods take from around them.
+    """
+    if isinstance(given, str):
+        path = pathlib.Path(given.rpartition(":")[0])
+        return f"{given}\n{path.read_text(encoding='utf-8')}" if path.is_file() else given
+    return "\n".join(map(_described, load_transforms(given))) or None
+
+
+def _described(transform: Transform) -> str:
+    cls = type(transform)
+    slots = [name for base in cls.__mro__ for name in getattr(base, "__slots__", ())]
+    own = {**getattr(transform, "__dict__", {}), **{n: getattr(transform, n, None) for n in slots}}
+    methods = [m for base in cls.__mro__ for m in vars(base).values() if inspect.isfunction(m)]
+    around: dict[str, Any] = {}
+    for method in methods:
+        generated = method.__code__.co_filename == "<string>"  # by a dataclass
+        if not generated and not method.__module__.startswith("grain."):
+            found = inspect.getclosurevars(method)
+            around |= {**found.globals, **found.nonlocals}
+    around = {n: v for n, v in around.items() if not inspect.ismodule(v) and not inspect.isclass(v)}
+    where = f"{cls.__module__}.{cls.__qualname__} {python_file.code(cls)}"
+    return f"{where} {described(own, DEPTH)} {described(around, DEPTH)}"

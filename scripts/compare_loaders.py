@@ -1,0 +1,173 @@
+"""The same rows from several loaders, side by side: processor time a row, the first batch, and memory.
+
+    python scripts/compare_loaders.py jpeg              # some three minutes on two cores
+    python scripts/compare_loaders.py tokens criteo
+    python scripts/compare_loaders.py jpeg --batch 1024 --rounds 7
+
+"pipeline" is `Split.batched(…).stream`, "old" the loader before it, "grain" Grain's own `batch` over the very same
+rows. They take turns in one process, a few batches each, and each turn is measured by processor time in
+all threads, so that other work on the machine disturbs it little; what counts is the median of the ratios
+to the first loader. The first batch (wall and processor time) and the most memory of the first four are of a
+fresh process for each loader, again in turns.
+
+jpeg: synthetic photographs (bench_decode.py), training crops of 224. tokens: windows of 8,192 of a Megatron
+file, shuffled as Llama 3.1's. criteo: random clicks of the official bag sizes (bench_criteo.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import bench_criteo
+import bench_decode
+import cv2
+import grain
+import numpy as np
+
+from mlperf_jax.input_pipelines import criteo, imagenet, megatron, pipeline
+
+PHOTOGRAPHS, CLICKS, TOKENS = 128, 400_000, 1 << 24
+KINDS = {"jpeg": 256, "tokens": 64, "criteo": 65_536}  # and their batch sizes
+Loader = Callable[[int, int], Iterator[Any]]  # (batch size, threads)
+
+
+# -- what is read --------------------------------------------------------------------------------
+
+
+def write(kind: str, folder: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    if kind == "jpeg":
+        bench_decode.write([bench_decode.photograph(rng) for _ in range(PHOTOGRAPHS)], str(folder))
+    elif kind == "criteo":
+        bench_criteo.write(folder, CLICKS)
+    else:
+        with megatron.Writer(folder / "tokens", np.int32) as writer:
+            for _ in range(TOKENS >> 10):
+                writer.add(rng.integers(0, 128_000, 1024, np.int32))
+
+
+def opened(kind: str, folder: pathlib.Path) -> Any:
+    """The training data."""
+    if kind == "jpeg":
+        return imagenet.train(f"{folder}/prepared", 224)
+    if kind == "criteo":
+        return criteo.ClickLog(
+            (criteo.criteo_files.open_day(str(folder), 0, criteo.BAGS),), criteo.ROWS, criteo.BAGS
+        )
+    return megatron.GptTraining((f"{folder}/tokens",), 8192, 100_000, vocabulary=128_000)
+
+
+def loaders(kind: str, folder: pathlib.Path) -> dict[str, Loader]:
+    """By name; the first is what the others are compared with."""
+    data = opened(kind, folder)
+    found: dict[str, Loader] = {"pipeline": lambda b, t: data.batched(b).stream(threads=t)}
+    if hasattr(data, "batches"):
+        found = {"old": lambda b, t: data.batches(b, seed=0, threads=t)} | found
+    found["grain"] = lambda b, t: _grain(data.batched(b), b, t)
+    return found
+
+
+def _grain(batches: pipeline.Batches, rows: int, threads: int) -> Iterator[Any]:
+    """A thread builds a whole batch, so each needs one to work on."""
+    options = grain.ReadOptions(threads, max(threads, 1) if threads else 0)
+    return iter(batches.rows[0].batch(rows, drop_remainder=True).to_iter_dataset(options))
+
+
+# -- in turns --------------------------------------------------------------------------------------
+
+
+def turns(kind: str, folder: pathlib.Path, options: argparse.Namespace) -> None:
+    rows, threads = options.batch or KINDS[kind], options.threads
+    started = {name: make(rows, threads) for name, make in loaders(kind, folder).items()}
+    spent: dict[str, list[float]] = {name: [] for name in started}
+    for number in range(-1, options.rounds):  # the first turn opens files and fills buffers
+        for name, batches in started.items():
+            begin, done = time.process_time(), 0
+            while not done or time.process_time() - begin < options.seconds:
+                next(batches)
+                done += rows
+            if number >= 0:
+                spent[name].append((time.process_time() - begin) / done * 1e6)
+    first = next(iter(spent.values()))
+    print(f"{kind}: processor time a row, {rows} rows a batch, {threads} threads")
+    for name, each in spent.items():
+        ratios = [a / b for a, b in zip(each, first)]
+        print(
+            f"  {name:10} {statistics.median(each):10.2f} us ({min(each):.2f} … {max(each):.2f})"
+            f"   {statistics.median(ratios):6.3f} times ({min(ratios):.3f} … {max(ratios):.3f})"
+        )
+
+
+def fresh(kind: str, folder: pathlib.Path, options: argparse.Namespace) -> None:
+    rows = options.batch or KINDS[kind]
+    found: dict[str, list[dict[str, float]]] = {}
+    for _ in range(options.rounds):
+        for name in loaders(kind, folder):
+            words = ["--child", name, "--folder", str(folder), "--batch", str(rows)]
+            words += ["--threads", str(options.threads), kind]
+            said = subprocess.run(
+                [sys.executable, __file__, *words], check=True, capture_output=True, text=True
+            )
+            found.setdefault(name, []).append(json.loads(said.stdout.splitlines()[-1]))
+    print(f"{kind}: of a fresh process, medians of {options.rounds}")
+    for name, each in found.items():
+        wall, cpu, memory = (statistics.median(x[key] for x in each) for key in each[0])
+        print(
+            f"  {name:10} first batch after {wall:6.2f} s ({cpu:.2f} s of processor time), "
+            f"{memory:7.0f} MB more at most for four"
+        )
+
+
+def child(kind: str, options: argparse.Namespace) -> None:
+    batches = loaders(kind, pathlib.Path(options.folder))[options.child](
+        options.batch, options.threads
+    )
+    before, wall, cpu = peak(), time.perf_counter(), time.process_time()
+    _kept = next(batches)
+    said = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    for _kept in itertools.islice(batches, 3):  # one is held while the next is made, as by a step
+        time.sleep(said["wall"] / 2)
+    print(json.dumps({**said, "memory": peak() - before}))
+
+
+def peak() -> float:
+    """Most memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("kinds", nargs="+", choices=KINDS)
+    parser.add_argument("--batch", type=int, help="rows of a batch; each kind has its own default")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="of processor time for each turn"
+    )
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    for kind in options.kinds:
+        if options.child:
+            child(kind, options)
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            write(kind, pathlib.Path(name))
+            turns(kind, pathlib.Path(name), options)
+            fresh(kind, pathlib.Path(name), options)
+
+
+if __name__ == "__main__":
+    main()
