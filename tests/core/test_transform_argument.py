@@ -145,7 +145,7 @@ def test_every_bucket_is_tried():
 
 def test_closed_runs_have_none():
     recipe = preflight.resolve_dtype(benchmarks.get("resnet"))
-    with pytest.raises(UserError, match="transform of the training data.*say --division open"):
+    with pytest.raises(UserError, match=r"transform of the training data.*say --division open"):
         preflight.resolve_division(recipe, RunOptions(transform=Shifted()))
     options = RunOptions(transform=Shifted(), division="open")
     assert preflight.resolve_division(recipe, options) == "open"
@@ -175,7 +175,7 @@ def test_killed_and_resumed_ends_equal_and_another_is_refused(tmp_path):
     with pytest.raises(UserError, match="damaged"):
         toys.run(Failing(targets=HARD), tmp_path / "cut", transform=given, **often)
     for other in (None, Jitter(), [Halved(), Jitter()]):
-        with pytest.raises(UserError, match="another configuration.*transform"):
+        with pytest.raises(UserError, match=r"another configuration.*transform"):
             toys.run(toys.Toy(targets=HARD), tmp_path / "cut", resume=True, transform=other)
     again = toys.run(
         toys.Toy(targets=HARD),
@@ -186,7 +186,7 @@ def test_killed_and_resumed_ends_equal_and_another_is_refused(tmp_path):
     )
     assert again.resumed == 1
     assert again.parameters_sha256 == whole.parameters_sha256
-    with pytest.raises(UserError, match="another configuration.*transform"):
+    with pytest.raises(UserError, match=r"another configuration.*transform"):
         toys.run(toys.Toy(targets=HARD), tmp_path / "whole", transform=Jitter(), **SHORT)
 
 
@@ -209,7 +209,7 @@ def test_it_may_come_from_a_file(tmp_path):
     file.write_text(FILE.replace("2.0", "3.0"))
     other = toys.run(toys.Toy(targets=HARD), tmp_path / "other", transform=name, **SHORT)
     assert other.parameters_sha256 != result.parameters_sha256
-    with pytest.raises(UserError, match="another configuration.*transform"):
+    with pytest.raises(UserError, match=r"another configuration.*transform"):
         toys.run(toys.Toy(targets=HARD), tmp_path / "out", transform=name, **SHORT)
 
 
