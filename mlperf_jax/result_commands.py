@@ -42,7 +42,7 @@ def list_command(words: Sequence[str]) -> int:
             entry.name,
             entry.model,
             entry.dataset,
-            " and ".join(map(str, entry.targets(ruleset))),
+            " and ".join(map(str, rules.resolve(entry.name, ruleset).targets)),
             rounds(entry.rounds, rules.rounds_of(entry.suite), entry.suite),
             status[entry.name],
         )
@@ -54,6 +54,9 @@ def list_command(words: Sequence[str]) -> int:
 
 def describe(entry: Any, status: str, ruleset: str | None = None) -> dict[str, Any]:
     """A row of the table for `list --json`."""
+    from mlperf_jax.results import rules
+
+    official = rules.resolve(entry.name, ruleset)
     return {
         "benchmark": entry.name,
         "suite": entry.suite,
@@ -62,10 +65,10 @@ def describe(entry: Any, status: str, ruleset: str | None = None) -> dict[str, A
         "data": entry.dataset,
         "targets": [
             {k: v for k, v in dataclasses.asdict(target).items() if v not in (None, "")}
-            for target in entry.targets(ruleset)
+            for target in official.targets
         ],
         "rounds": list(entry.rounds),
-        "runs": entry.runs(ruleset),
+        "runs": official.runs,
         "status": status,
     }
 

@@ -20,7 +20,6 @@ from mlperf_jax import benchmarks
 from mlperf_jax.core import evaluation, preflight, state
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.results import keys, rules, runs
-from mlperf_jax.results.closed import required_keys
 
 # keys that the run itself writes, around the benchmark's own
 RUN_KEYS = """submission_benchmark submission_division submission_org submission_platform
@@ -55,7 +54,7 @@ def test_official_recipes_pass_the_closed_rules(name: str) -> None:
 def test_log_has_every_required_key(name: str) -> None:
     benchmark = benchmarks.get(name)
     logged = preflight.full_log(benchmark)
-    wanted = required_keys(name, benchmark.ruleset, log_values=logged)
+    wanted = keys.required(rules.resolve(name, benchmark.ruleset), logged)
     assert set(wanted) - set(logged) - set(RUN_KEYS) == set()
 
 
@@ -68,7 +67,7 @@ def test_evaluation_steps_increase(name: str) -> None:
 
 def test_targets_are_those_of_the_rules(name: str) -> None:
     benchmark = benchmarks.get(name)
-    official = rules.entry(name).targets(benchmark.ruleset)
+    official = rules.resolve(name, benchmark.ruleset).targets
     assert {(t.name, t.at_least, t.at_most, t.above) for t in benchmark.targets} == {
         (t.name, t.at_least, t.at_most, t.above) for t in official
     }

@@ -21,7 +21,7 @@ from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import closed
+from mlperf_jax.results import closed, rules
 from mlperf_jax.results.header import STATUSES
 
 
@@ -56,8 +56,7 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
             '(division="open")'
         )
     broken = closed.closed_violations(
-        benchmark.name,
-        benchmark.ruleset,
+        rules.resolve(benchmark.name, benchmark.ruleset),
         full_log(benchmark),
         optimizer_replaced=False,
         settings={f.name: getattr(benchmark, f.name) for f in dataclasses.fields(benchmark)},

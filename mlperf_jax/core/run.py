@@ -21,7 +21,7 @@ from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.preflight import Plan, full_log
 from mlperf_jax.core.trained import with_frozen
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import durable, keys
+from mlperf_jax.results import durable, keys, rules
 from mlperf_jax.results import log as logs
 from mlperf_jax.results.header import header
 from mlperf_jax.results.remote import Mirror
@@ -43,6 +43,7 @@ class Run:
     def __init__(self, plan: Plan, notes: Sequence[str] = ()) -> None:
         self.plan = plan
         self.benchmark, self.options, self.assembly = plan.benchmark, plan.options, plan.assembly
+        self.official = rules.resolve(plan.benchmark.name, plan.benchmark.ruleset)
         self.data_dir = plan.data_dir
         self.primary = jax.process_index() == 0
         self.threads = plan.options.threads or os.cpu_count() or 1
@@ -169,8 +170,7 @@ class Run:
         platform = options.platform or describe_device(self.assembly.mesh)
         header(
             log,
-            benchmark=benchmark.name,
-            ruleset=benchmark.ruleset,
+            self.official,
             division=self.plan.division,
             org=options.org,
             platform=platform,
@@ -179,8 +179,7 @@ class Run:
         )
         log.start("init_start")
         for key, value, metadata in keys.translate(
-            benchmark.name,
-            benchmark.ruleset,
+            self.official,
             full_log(benchmark),
             division=self.plan.division,
             disclosure=self._disclosure(),
@@ -207,8 +206,7 @@ class Run:
         """Metadata of evaluation lines and `run_stop`, in the units of the benchmark's round."""
         benchmark, here = self.benchmark, self.benchmark.position(step)
         return keys.position(
-            benchmark.name,
-            benchmark.ruleset,
+            self.official,
             epochs=here["epoch_num"],
             samples=here["samples_count"],
             steps=step,
@@ -253,7 +251,7 @@ class Run:
         """`eval_accuracy` and `eval_stop` of the evaluation after `step`."""
         self._evaluated = step
         logged, position = self.position(step), self.benchmark.position(step)
-        names = keys.quality_keys(self.benchmark.name, self.benchmark.ruleset, self.plan.division)
+        names = keys.quality_keys(self.official, self.plan.division)
         for value, metadata in self.benchmark.quality_lines(quality):
             for key in names:
                 self.log.event(key, value, **logged, **metadata)

@@ -16,7 +16,7 @@ from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
 from mlperf_jax.planning import devices as names
 from mlperf_jax.planning.timing import StepTime
-from mlperf_jax.results import rcp
+from mlperf_jax.results import rcp, rules
 
 INIT_LIMIT = 30.0  # minutes from init_start to init_stop in the closed division, 240 in open
 
@@ -124,7 +124,7 @@ def samples_to_target(benchmark: Benchmark) -> tuple[float, float, str]:
 
 def samples_per_unit(benchmark: Benchmark) -> float:
     """Samples of what the references count: an epoch, a sample, a step or a token."""
-    unit = rcp.unit(benchmark.name, benchmark.ruleset)
+    unit = rules.resolve(benchmark.name, benchmark.ruleset).length_unit
     if unit == "epochs":
         return float(benchmark.train_samples)
     if unit == "steps":

@@ -50,7 +50,7 @@ class Run:
         }
 
 
-def flaw(log: RunLog, row: rules.Entry | None, ruleset: str, division: str) -> str:
+def flaw(log: RunLog, official: rules.Round | None, division: str) -> str:
     """Why a run counts as not converged, or "".
 
     Differs: the official summary goes by the compliance checker, which looks at the values and not at
@@ -66,10 +66,10 @@ def flaw(log: RunLog, row: rules.Entry | None, ruleset: str, division: str) -> s
         return "run_stop is earlier than run_start"
     if log.status != "success":
         return f"its status is {log.status!r}" if log.status else "run_stop has no status"
-    limit = _init_limit(ruleset, division)
+    limit = _init_limit(official.ruleset if official else "", division)
     if log.init_ms is not None and log.init_ms >= limit * 60_000:
         return f"initialisation took {log.init_ms / 60_000:.0f} minutes, {limit} are allowed"
-    if row is not None and division == "closed" and not _reached(log, row, ruleset):
+    if official is not None and division == "closed" and not _reached(log, official.targets):
         return "it says success, but no evaluation meets the target"
     return ""
 
@@ -82,9 +82,8 @@ def _init_limit(ruleset: str, division: str) -> int:
     return 30 if division == "closed" or early else 240
 
 
-def _reached(log: RunLog, row: rules.Entry, ruleset: str) -> bool:
+def _reached(log: RunLog, targets: Sequence[rules.Target]) -> bool:
     """Whether some evaluation meets all targets. Those with a note are more than a number: not tested."""
-    targets = row.targets(ruleset)
     if any(target.note for target in targets):
         return True
     if any(evaluation.metric for evaluation in log.evaluations) and len(targets) > 1:
@@ -128,10 +127,10 @@ def _named(evaluation: Evaluation, targets: Sequence[rules.Target]) -> dict[str,
     return {evaluation.metric or targets[0].name: evaluation.value}
 
 
-def quality(log: RunLog, row: rules.Entry | None, ruleset: str) -> dict[str, float]:
+def quality(log: RunLog, official: rules.Round | None) -> dict[str, float]:
     """The values of the last evaluation before the end, one per quality."""
     quality: dict[str, float] = {}
-    targets = row.targets(ruleset) if row else (rules.Target("quality"),)
+    targets = official.targets if official else (rules.Target("quality"),)
     for evaluation in log.evaluations[: log.ended_after or None][-len(targets) :]:
         quality |= _named(evaluation, targets)
     return quality

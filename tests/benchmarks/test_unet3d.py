@@ -97,7 +97,7 @@ def test_evaluation_follows_the_text_of_the_rules(size, first, every, last) -> N
     steps = list(itertools.islice(benchmark.eval_steps(), 3))
     assert steps == [(first + i * every) * epoch for i in range(3)]
     assert benchmark.last_sample == last * epoch * size
-    assert steps == list(itertools.islice(rules.entry("unet3d").evaluation().steps(size, 168), 3))
+    assert steps == list(itertools.islice(rules.resolve("unet3d").evaluation.steps(size, 168), 3))
     assert benchmark.position(steps[0]) == {
         "epoch_num": first,
         "samples_count": first * epoch * size,
