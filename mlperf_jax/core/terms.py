@@ -16,6 +16,7 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding_plan import Store
+from mlperf_jax.results import rules
 
 Shape = jax.ShapeDtypeStruct
 Example = Mapping[str, Shape]
@@ -35,33 +36,18 @@ def i32(*shape: int) -> Shape:
 
 
 @dataclass(frozen=True)
-class Target:
-    """A bound that one named quality must meet; a run ends when all of its targets are met at once.
+class Target(rules.Target):
+    """Bounds that one named quality must meet; a run ends when all of its targets are met at once.
 
     >>> Target("accuracy", at_least=0.759).met({"accuracy": 0.76})
     True
     """
-
-    name: str
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
 
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None and self.above is None:
             raise UserError(
                 f"target {self.name!r} states no bound: give at_least, at_most or above"
             )
-
-    def met(self, quality: Mapping[str, float]) -> bool:
-        """Whether the value of this name is inside the bounds; NaN never is."""
-        value = quality[self.name]
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.above is None or value > self.above)
-            and value == value
-        )
 
     def __str__(self) -> str:
         bounds = ((">=", self.at_least), ("<=", self.at_most), (">", self.above))

@@ -8,18 +8,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mlperf_jax.results import constraints, keys, rules
+from mlperf_jax.results import constraints, keys
 from mlperf_jax.results.evaluations import Evaluation
+from mlperf_jax.results.rules import Round, Target
 
 
 def closed_violations(
-    official: rules.Round,
+    official: Round,
     log_values: Mapping[str, Any],
     *,
     optimizer_replaced: bool,
     model_replaced: bool = False,
     settings: Mapping[str, Any],
-    targets: Iterable[Any],
+    targets: Sequence[Target],
     eval_steps: Sequence[int],
 ) -> list[str]:
     """Why a run would not be a closed one: a sentence each; empty when nothing speaks against it.
@@ -31,7 +32,7 @@ def closed_violations(
         optimizer_replaced: whether the user gave an optimizer of their own.
         model_replaced: the same of the model.
         settings: the benchmark's fields; those the rules bind must be among them.
-        targets: the run's targets, with attributes name, at_least, at_most and above.
+        targets: the run's.
         eval_steps: the first evaluations, in steps (batches trained so far); three or more.
     """
     allows = f"the closed division of {official.benchmark} v{official.round}"
@@ -49,7 +50,7 @@ def closed_violations(
             found += _check(key, given, values, values, allows, "logged")
     for key, given in official.settings.items():
         found += _check(key, given, settings, values, allows, "stated")
-    found += _check_targets(official.targets, list(targets), allows)
+    found += _check_targets(official.targets, targets, allows)
     return found + _check_schedule(official.evaluation, eval_steps, values, allows)
 
 
@@ -70,23 +71,18 @@ def _check(
     ]
 
 
-def _check_targets(official: Iterable[Any], given: list[Any], allows: str) -> list[str]:
+def _check_targets(official: Iterable[Target], given: Sequence[Target], allows: str) -> list[str]:
     """A given target may be stricter than the official one, never laxer."""
     found = []
     for wanted in official:
         named = [target for target in given if target.name == wanted.name]
         if not any(_as_strict(target, wanted) for target in named):
-            have = (
-                " and ".join(
-                    str(rules.Target(t.name, t.at_least, t.at_most, t.above)) for t in named
-                )
-                or f"no target for {wanted.name}"
-            )
+            have = " and ".join(t.words for t in named) or f"no target for {wanted.name}"
             found.append(f"the run's target is {have}; {allows} demands {wanted}.")
     return found
 
 
-def _as_strict(target: Any, wanted: Any) -> bool:
+def _as_strict(target: Target, wanted: Target) -> bool:
     floor = max((b for b in (target.at_least, target.above) if b is not None), default=-math.inf)
     if wanted.at_least is not None and floor < wanted.at_least:
         return False

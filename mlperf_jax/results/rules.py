@@ -28,28 +28,54 @@ Allowed = Mapping[str, tuple[Constraint, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One quality target, in the unit that is logged.
+    """Bounds that one named quality must meet, in the unit that is logged.
+
+    Example:
+        >>> target = Target("accuracy", at_least=0.759)
+        >>> target.words, target.met({"accuracy": 0.76})
+        ('accuracy at least 0.759', True)
 
     Attributes:
         name: the quality's name, such as "accuracy".
         at_least: the smallest value that passes.
         at_most: the largest value that passes.
         above: a bound the value must exceed.
-        note: what a number cannot say.
     """
 
     name: str
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
+
+    def met(self, quality: Mapping[str, float]) -> bool:
+        """Whether the value of this name is inside the bounds; NaN never is."""
+        value = quality[self.name]
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and value == value
+        )
+
+    @property
+    def words(self) -> str:
+        """The bounds as a text."""
+        bounds = {"at least": self.at_least, "at most": self.at_most, "above": self.above}
+        said = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+        return f"{self.name} {' and '.join(said)}".strip()
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialTarget(Target):
+    """A target of the rules. `note` is what its numbers cannot say, or ""."""
+
     note: str = ""
 
     def __str__(self) -> str:
-        bounds = [f"at least {self.at_least:g}"] if self.at_least is not None else []
-        bounds += [f"at most {self.at_most:g}"] if self.at_most is not None else []
-        bounds += [f"above {self.above:g}"] if self.above is not None else []
-        text = f"{self.name} {' and '.join(bounds)}".strip()
-        return f"{text} ({self.note})" if self.note else text
+        return f"{self.words} ({self.note})" if self.note else self.words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +107,7 @@ class Spelling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Round:
-    """The rules of one benchmark in one round. The defaults are those of a benchmark that no round had.
+    """The rules of one benchmark in one round. By default it has none, as one that no round had.
 
     Attributes:
         benchmark: our name.
@@ -90,7 +116,7 @@ class Round:
         log_name: what the official tools call it, logged as `submission_benchmark`.
         targets: the quality targets; one evaluation must meet all.
         evaluation: when to evaluate; None where the rules of so early a round are not known.
-        runs: how many make a score.
+        runs: how many make a score; 0 where there is none.
         drop: how many of the best and how many of the worst of them are left out.
         length_field: the metadata of an evaluation's line in which the official checker reads how long
             a run took.
@@ -107,9 +133,9 @@ class Round:
     suite: str
     round: str
     log_name: str
-    targets: tuple[Target, ...] = ()
+    targets: tuple[OfficialTarget, ...] = ()
     evaluation: Evaluation | None = None
-    runs: int = 1
+    runs: int = 0
     drop: int = 1
     length_field: str = "epoch_num"
     length_unit: str = "epochs"
@@ -125,7 +151,7 @@ class Round:
         return f"{self.round}.0"
 
     def allowed(self, logged: Mapping[str, Any], *, common: bool = True) -> Allowed:
-        """The lines of a closed log.
+        """The lines of a closed log, and what their values may be.
 
         Args:
             logged: what is logged, in the round's spelling: some lines depend on others.
@@ -179,34 +205,37 @@ def resolve(benchmark: str, ruleset: str | None = None) -> Round:
             f"{row.name} was in the rounds {row.rounds[0]} to {row.rounds[-1]}, not in {name}; "
             "give one of these."
         )
-    return _resolved(row, name)
+    return _resolved(row.name, row.suite, name)
 
 
 @functools.cache
-def _resolved(row: Entry, name: str) -> Round:
+def _resolved(benchmark: str, suite: str, name: str) -> Round:
+    """The rules as the tables have them; of a benchmark in none, the lines that all logs share."""
+
     def here(given: Any) -> list[dict[str, Any]]:
         """Of a table or a list of tables those of this round, without their `rounds`."""
         return [
             {key: value for key, value in table.items() if key != "rounds"}
             for table in (given if isinstance(given, list) else [given])
-            if "rounds" not in table or name in span(table["rounds"], row.suite)
+            if "rounds" not in table or name in span(table["rounds"], suite)
         ]
 
     def allowed(table: Mapping[str, Any]) -> Allowed:
         return {key: tuple(here(given)) for key, given in table.items()}
 
-    facts = data("benchmarks.toml")["benchmarks"][row.name]
+    facts = data("benchmarks.toml")["benchmarks"].get(benchmark, {})
     facts = functools.reduce(operator.or_, here(facts.get("changes", [])), facts)
     plain = ("runs", "drop", "length_field", "length_unit")
-    common, spelling = data("common.toml")[row.suite], data("keys.toml")
-    closed, *_ = [*here((data("closed.toml") | data("closed_hpc.toml")).get(row.name, [])), {}]
+    common, spelling = data("common.toml")[suite], data("keys.toml")
+    closed = (data("closed.toml") | data("closed_hpc.toml")).get(benchmark, [])
+    closed = next(iter(here(closed)), {})
     return Round(
-        benchmark=row.name,
-        suite=row.suite,
+        benchmark=benchmark,
+        suite=suite,
         round=name,
-        log_name=facts.get("log_name", row.name),
+        log_name=facts.get("log_name", benchmark),
         **{field: facts[field] for field in plain if field in facts},
-        targets=tuple(Target(**each) for each in here(facts["targets"])),
+        targets=tuple(OfficialTarget(**each) for each in here(facts.get("targets", []))),
         evaluation=next((Evaluation(**each) for each in here(facts.get("evaluation", []))), None),
         common=allowed(common["keys"]),
         own=allowed(closed["keys"]) if closed else None,
@@ -217,7 +246,7 @@ def _resolved(row: Entry, name: str) -> Round:
         settings=allowed(common["settings"] | closed.get("settings", {})),
         spelling=Spelling(
             first=spelling["first"],
-            **functools.reduce(operator.or_, here(spelling.get(row.name, [])), {}),
+            **functools.reduce(operator.or_, here(spelling.get(benchmark, [])), {}),
         ),
     )
 

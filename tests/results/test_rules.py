@@ -105,8 +105,9 @@ def test_targets_by_round():
 
 
 @pytest.mark.parametrize("given", ["4.0.0", "4.0", "v4.0"])
-def test_a_round_may_be_spelled_in_three_ways(given):
+def test_a_round_may_be_spelled_in_three_ways_and_is_resolved_once(given):
     assert rules.resolve("resnet", given).round == "4.0"
+    assert rules.resolve("resnet", given) is rules.resolve("resnet")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,16 @@ def test_an_official_name_that_meant_two_benchmarks():
     assert meant("ssd", "2.0.0") == [("retinanet", "2.0")]
     assert meant("gnn") == [("rgat", "4.0"), ("rgat", "4.1")]
     assert rules.by_log_name("nothing") == []
+
+
+def test_targets_in_words_and_met():
+    target = rules.Target("FID", at_most=90, above=0)
+    assert target.words == str(target) == "FID at most 90 and above 0"
+    assert [target.met({"FID": value}) for value in (0, 0.1, 90, 90.1, float("nan"))] == [
+        False, True, True, False, False,
+    ]  # fmt: skip
+    (noted,) = rules.resolve("minigo", "0.6").targets
+    assert (noted.words, str(noted)) == ("win_rate", "win_rate (beats the given checkpoint, 9x9)")
 
 
 def test_a_benchmark_that_no_round_had_is_asked_for_nothing(tmp_path):
