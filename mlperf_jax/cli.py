@@ -15,6 +15,7 @@ from typing import Any
 
 import mlperf_jax
 from mlperf_jax import options, plan_commands, result_commands, show_command
+from mlperf_jax.core.fields import Count, Whole, did_you_mean
 from mlperf_jax.errors import UserError
 from mlperf_jax.options import Option
 
@@ -91,8 +92,6 @@ def dispatch(words: list[str]) -> int:
             "data needs a verb: mlperf-jax data build NAME, or mlperf-jax data check NAME"
         )
     if command not in COMMANDS:
-        from mlperf_jax.core.fields import did_you_mean  # imports jax
-
         raise UserError(f"no command {command!r}{did_you_mean(command, list(COMMANDS))}")
     return COMMANDS[command][0](rest)
 
@@ -240,8 +239,8 @@ def _benchmark_and_folder(given: dict[str, Any]) -> tuple[Any, str]:
 def bench_command(words: Sequence[str]) -> int:
     where = ("data_dir", "output", "seed", "mesh", "optimizer", "threads", "profile")
     own = [
-        Option("steps", int, 20, "steps measured"),
-        Option("warmup", int, 5, "steps before that"),
+        Option("steps", Count, 20, "steps measured"),
+        Option("warmup", Whole, 5, "steps before that"),
         Option(
             "input",
             str,
@@ -256,7 +255,7 @@ def bench_command(words: Sequence[str]) -> int:
     from mlperf_jax import benchmarks
     from mlperf_jax.core import bench
 
-    target = given.pop("json", None)
+    target = result_commands.json_target(given)
     benchmark, settings, rest = made(given)
     reads = rest.get("input", "synthetic") != "synthetic"
     folder = benchmarks.data_folder(benchmark, settings) if reads else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -138,7 +139,7 @@ def score_command(words: Sequence[str]) -> int:
     given = options.parse(f"{PROG} score", about, words, [path], {"score": own})
     from mlperf_jax.results.score import scores
 
-    target = given.pop("json", None)
+    target = json_target(given)
     found = scores(given.pop("dir"), **given)
     if target != "-":
         print(found)
@@ -209,6 +210,22 @@ def read_json(path: str) -> Any:
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no JSON object")
     return found
+
+
+def json_target(given: dict[str, Any]) -> str | None:
+    """Takes `json` out of the typed options: where JSON goes, if anywhere; "-" is the output.
+
+    Raises:
+        UserError: no file can be written there, which is said before the work and not after it.
+    """
+    target = given.pop("json", None)
+    if target not in (None, "-"):
+        path = pathlib.Path(target)
+        if path.is_dir() or not os.access(
+            path if path.exists() else path.absolute().parent, os.W_OK
+        ):
+            raise UserError(f"cannot write {target}: give a file in a folder that is there")
+    return target
 
 
 def write_json(target: str, document: Any) -> None:

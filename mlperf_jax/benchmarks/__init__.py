@@ -14,10 +14,10 @@ import importlib
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlperf_jax.core.benchmark import Benchmark, Target
-from mlperf_jax.core.fields import did_you_mean
+from mlperf_jax.core.fields import check, did_you_mean
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 
@@ -71,6 +71,7 @@ def get(name: str, *, tiny: bool = False, **fields: Any) -> Benchmark:
         UserError: for an unknown name or field, or a value the benchmark refuses.
     """
     cls = benchmark_class(name)
+    tiny = check("tiny", tiny, bool)
     if "size" in fields:
         raise UserError("size is no setting of its own: say tiny=True for the small stand-in")
     benchmark = cls()  # type: ignore[call-arg]
@@ -214,7 +215,7 @@ def show(
     run: str | os.PathLike | None = None,
     step: int | None = None,
     samples: int | None = None,
-    split: str = "eval",
+    split: Literal["train", "eval"] = "eval",
     seed: int = 0,
     output: str | os.PathLike | None = None,
     **fields: Any,
@@ -228,7 +229,7 @@ def show(
         run: the folder of a run, as `load` takes it.
         step: whose checkpoint, as `load` takes it.
         samples: how many; each benchmark has its own default.
-        split: "eval", or "train": as training sees them, cropped, mirrored and so on.
+        split: "train" is as training sees them, cropped, mirrored and so on.
         seed: which samples, and what augmentation does to them.
         output: a file to write too, ending in .png.
         **fields: of the benchmark, without a run: `min_crop_area=0.5`.
@@ -267,13 +268,9 @@ def from_config(config: Mapping[str, Any]) -> Benchmark:
             f"the run's configuration of {cls.name} is of another version of this library: "
             f"{' and '.join(said)}; use the version that made it (its result.json says which)"
         )
-    values = {name: _tuples(config[name]) for name in mine}
+    values = {name: config[name] for name in mine}
     values["targets"] = tuple(Target(**target) for target in config["targets"])
     return cls(**values)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def start(benchmark: Benchmark, options: RunOptions) -> Any:

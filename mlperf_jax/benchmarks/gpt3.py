@@ -19,6 +19,7 @@ import optax
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Start, Target
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import megatron, megatron_file, text
 from mlperf_jax.models import decoder, decoder_paxml
@@ -38,41 +39,41 @@ class Gpt3(language_model.Pretraining):
     parameters = 174_615_846_912
 
     # hyperparameters
-    batch_size: int = 1536
-    base_lr: float = 2e-5
-    end_lr_factor: float = 0.1
-    warmup_samples: int = 265 * 1536
-    schedule_samples: int = 108_600 * 1536
-    start_samples: int = 4000 * 1536  # where in the schedule the checkpoint stands
-    beta_1: float = 0.9
-    beta_2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float | None = 1.0
-    eval_every: int = 24_576  # sequences
+    batch_size: Samples = 1536
+    base_lr: Rate = 2e-5
+    end_lr_factor: Share = 0.1
+    warmup_samples: Whole = 265 * 1536
+    schedule_samples: Samples = 108_600 * 1536
+    start_samples: Whole = 4000 * 1536  # where in the schedule the checkpoint stands
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: Rate = 0.1
+    clip_norm: Positive | None = 1.0
+    eval_every: Samples = 24_576
     # 400 evaluations, some twelve times the expected; the order of the samples is made for them
-    sample_limit: int | None = 400 * 24_576
+    sample_limit: Samples | None = 400 * 24_576
     # sizes: what tiny() shrinks
-    sequence_length: int = 2048
-    layers: int = _GPT3.layers
-    width: int = _GPT3.width
-    heads: int = _GPT3.heads
-    kv_heads: int = _GPT3.kv_heads
-    head_dim: int = _GPT3.head_dim
-    hidden: int = _GPT3.hidden
-    vocab: int = _GPT3.vocab
-    max_positions: int = 2048
-    init_std: float = _GPT3.init_std  # of random weights, which only a training from scratch has
+    sequence_length: language_model.Tokens = 2048
+    layers: Count = _GPT3.layers
+    width: Count = _GPT3.width
+    heads: Count = _GPT3.heads
+    kv_heads: Count = _GPT3.kv_heads
+    head_dim: Count = _GPT3.head_dim
+    hidden: Count = _GPT3.hidden
+    vocab: Count = _GPT3.vocab
+    max_positions: language_model.Tokens = 2048
+    init_std: Rate = _GPT3.init_std  # of random weights, which only a training from scratch has
     weights: str = "checkpoint_00004000"  # folder of paxml's arrays below the data's
-    train_samples: int = 108_600 * 1536
-    eval_samples: int = 5662  # windows of 2,048 tokens
-    eval_documents: int = 24_567  # what accepted logs state as eval_samples
-    train_files: tuple[str, ...] = (
+    train_samples: Samples = 108_600 * 1536
+    eval_samples: Samples = 5662  # windows of 2,048 tokens
+    eval_documents: Count = 24_567  # what accepted logs state as eval_samples
+    train_files: Several[str] = (
         "c4_en_6_c4_spm_text_document",
         "c4_en_7_c4_spm_text_document",
     )
     validation_file: str = "c4_en_validation_subset_c4_spm_text_document"
-    targets: tuple[Target, ...] = (Target("log_perplexity", at_most=2.69, above=2.6),)
+    targets: Several[Target] = (Target("log_perplexity", at_most=2.69, above=2.6),)
 
     def decoder(self) -> decoder.DecoderConfig:
         return super().decoder().replace(max_positions=self.max_positions, init_std=self.init_std)

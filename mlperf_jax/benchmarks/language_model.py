@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import optax
 
 from mlperf_jax import metrics
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Benchmark, Example, Weighted, i32
+from mlperf_jax.core.fields import Count, Fraction, Positive, Range, Rate, Several, Whole
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import megatron, megatron_file
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.ops import cross_entropy
 from mlperf_jax.optimizers import schedules
+
+Tokens = Annotated[int, Range(2), "tokens"]  # the last of a sequence is only predicted
+Remat = Literal["full", "dots", "dots_no_batch", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,29 +37,29 @@ class LanguageModel(Benchmark):
     architecture: ClassVar[decoder.DecoderConfig]
 
     # AdamW
-    beta_1: float
-    beta_2: float
-    epsilon: float
-    weight_decay: float
+    beta_1: Fraction
+    beta_2: Fraction
+    epsilon: Positive
+    weight_decay: Rate
     # sizes
-    sequence_length: int
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    vocab: int
+    sequence_length: Tokens
+    layers: Count
+    width: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    hidden: Count
+    vocab: Count
     # what the forward pass keeps per layer for the backward one, see `DecoderConfig.remat`
-    remat: str | None = "full"
+    remat: Remat | None = "full"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         limit = self.decoder().max_positions
-        if self.sequence_length < 2 or (limit is not None and self.sequence_length > limit):
+        if limit is not None and self.sequence_length > limit:
             raise UserError(
-                f"sequence_length must be from 2 to {limit or 'any length'}, not {self.sequence_length}"
-                + (": the model has no more positions" if limit else "")
+                f"sequence_length must be at most {limit}, not {self.sequence_length}: the model has no "
+                "more positions"
             )
 
     def decoder(self) -> decoder.DecoderConfig:
@@ -110,8 +114,8 @@ class Pretraining(LanguageModel):
 
     ready_ahead = True
 
-    warmup_samples: int
-    train_files: tuple[str, ...]
+    warmup_samples: Whole
+    train_files: Several[str]
     validation_file: str
 
     def prefix(self, data_dir: str, name: str) -> str:

@@ -11,13 +11,14 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import optax
 
 from mlperf_jax import metrics
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import megatron, packed, text
 from mlperf_jax.models import decoder, decoder_huggingface
@@ -39,34 +40,34 @@ class Llama2Lora(language_model.LanguageModel):
     frozen = decoder.FROZEN
 
     # hyperparameters
-    batch_size: int = 8
-    base_lr: float = 4e-4
-    warmup_ratio: float = 0.0  # of the training steps
-    training_steps: int = 1024  # of the cosine, whatever the batch size
-    beta_1: float = 0.9
-    beta_2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 1e-4
-    clip_norm: float | None = 0.3
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.1
-    base_bits: int | None = None  # 8 keeps the base's matrices as int8 in blocks (open division)
-    eval_every: int = 384  # sequences
+    batch_size: Samples = 8
+    base_lr: Rate = 4e-4
+    warmup_ratio: Share = 0.0  # of the training steps
+    training_steps: Count = 1024  # of the cosine, whatever the batch size
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    weight_decay: Rate = 1e-4
+    clip_norm: Positive | None = 0.3
+    lora_rank: Count = 16
+    lora_alpha: Count = 32
+    lora_dropout: Fraction = 0.1
+    base_bits: Literal[8] | None = None  # 8: the base in int8, by blocks (open division)
+    eval_every: Samples = 384
     # sizes: what tiny() shrinks
-    sequence_length: int = 8192
-    layers: int = _LLAMA.layers
-    width: int = _LLAMA.width
-    heads: int = _LLAMA.heads
-    kv_heads: int = _LLAMA.kv_heads
-    head_dim: int = _LLAMA.head_dim
-    hidden: int = _LLAMA.hidden
-    vocab: int = _LLAMA.vocab
+    sequence_length: language_model.Tokens = 8192
+    layers: Count = _LLAMA.layers
+    width: Count = _LLAMA.width
+    heads: Count = _LLAMA.heads
+    kv_heads: Count = _LLAMA.kv_heads
+    head_dim: Count = _LLAMA.head_dim
+    hidden: Count = _LLAMA.hidden
+    vocab: Count = _LLAMA.vocab
     weights: str = "llama2-70b-fused-qkv-mlperf"  # folder of safetensors below the data's
     rows: str = packed.NAME  # the stem of the packed rows below the data folder
-    train_samples: int = 3901
-    eval_samples: int = 173
-    targets: tuple[Target, ...] = (Target("eval_loss", at_most=0.925),)
+    train_samples: Samples = 3901
+    eval_samples: Samples = 173
+    targets: Several[Target] = (Target("eval_loss", at_most=0.925),)
 
     def decoder(self) -> decoder.DecoderConfig:
         lora = decoder.Lora(

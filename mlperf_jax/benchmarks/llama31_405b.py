@@ -17,6 +17,7 @@ import optax
 
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Whole
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import text
 from mlperf_jax.models import decoder, decoder_huggingface
@@ -40,36 +41,36 @@ class Llama31_405B(language_model.Pretraining):
     parameters = 402_699_272_192
 
     # hyperparameters
-    batch_size: int = 1152
-    reference_batch: int = 1152
-    reference_lr: float = 8e-5  # at the reference batch; grows in proportion to the batch
-    end_lr: float = 8e-7
-    warmup_samples: int = 8000 * 1152
-    schedule_samples: int = 1_200_000 * 1152  # also of the order of the samples
-    beta_1: float = 0.9
-    beta_2: float = 0.95
-    epsilon: float = 1e-5
-    weight_decay: float = 0.1
-    clip_norm: float | None = 1.0
-    eval_every: int = 18_432  # sequences
+    batch_size: Samples = 1152
+    reference_batch: Samples = 1152
+    reference_lr: Rate = 8e-5  # at the reference batch; grows in proportion to the batch
+    end_lr: Rate = 8e-7
+    warmup_samples: Whole = 8000 * 1152
+    schedule_samples: Samples = 1_200_000 * 1152  # also of the order of the samples
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.95
+    epsilon: Positive = 1e-5
+    weight_decay: Rate = 0.1
+    clip_norm: Positive | None = 1.0
+    eval_every: Samples = 18_432
     # evaluations left out first: floor(skip_per_sample * batch + skip_base)
-    skip_base: int = 12
-    skip_per_sample: float = 0.0026
+    skip_base: Whole = 12
+    skip_per_sample: Rate = 0.0026
     # sizes: what tiny() shrinks
-    sequence_length: int = 8192
-    layers: int = _LLAMA.layers
-    width: int = _LLAMA.width
-    heads: int = _LLAMA.heads
-    kv_heads: int = _LLAMA.kv_heads
-    head_dim: int = _LLAMA.head_dim
-    hidden: int = _LLAMA.hidden
-    vocab: int = _LLAMA.vocab
+    sequence_length: language_model.Tokens = 8192
+    layers: Count = _LLAMA.layers
+    width: Count = _LLAMA.width
+    heads: Count = _LLAMA.heads
+    kv_heads: Count = _LLAMA.kv_heads
+    head_dim: Count = _LLAMA.head_dim
+    hidden: Count = _LLAMA.hidden
+    vocab: Count = _LLAMA.vocab
     weights: str = "Llama-3.1-405B"  # folder of safetensors below the data's
-    train_samples: int = 1_574_207_408  # as accepted logs state it
-    eval_samples: int = 5760
-    train_files: tuple[str, ...] = ("c4-train.en_6_text_document", "c4-train.en_7_text_document")
+    train_samples: Samples = 1_574_207_408  # as accepted logs state it
+    eval_samples: Samples = 5760
+    train_files: Several[str] = ("c4-train.en_6_text_document", "c4-train.en_7_text_document")
     validation_file: str = "c4-validation-91205-samples.en_text_document"
-    targets: tuple[Target, ...] = (Target("log_perplexity", at_most=5.6),)
+    targets: Several[Target] = (Target("log_perplexity", at_most=5.6),)
 
     @property
     def base_lr(self) -> float:

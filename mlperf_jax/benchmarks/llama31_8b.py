@@ -14,6 +14,7 @@ import optax
 
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Target
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import text
 from mlperf_jax.models import decoder
@@ -32,31 +33,31 @@ class Llama31_8B(language_model.Pretraining):
     parameters = 8_030_261_248
 
     # hyperparameters
-    batch_size: int = 16
-    base_lr: float = 4e-4
-    end_lr_factor: float = 0.1
-    warmup_samples: int = 256
-    max_steps: int = 1_200_000  # of the schedule and of the order of the samples
-    beta_1: float = 0.9
-    beta_2: float = 0.95
-    epsilon: float = 1e-5
-    weight_decay: float = 0.1
-    clip_norm: float | None = 1.0
-    eval_every: int = 12_288  # sequences
+    batch_size: Samples = 16
+    base_lr: Rate = 4e-4
+    end_lr_factor: Share = 0.1
+    warmup_samples: Whole = 256
+    max_steps: Count = 1_200_000  # of the schedule and of the order of the samples
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.95
+    epsilon: Positive = 1e-5
+    weight_decay: Rate = 0.1
+    clip_norm: Positive | None = 1.0
+    eval_every: Samples = 12_288
     # sizes: what tiny() shrinks
-    sequence_length: int = 8192
-    layers: int = _LLAMA.layers
-    width: int = _LLAMA.width
-    heads: int = _LLAMA.heads
-    kv_heads: int = _LLAMA.kv_heads
-    head_dim: int = _LLAMA.head_dim
-    hidden: int = _LLAMA.hidden
-    vocab: int = _LLAMA.vocab
-    train_samples: int = 1_574_207_408  # as accepted logs state it
-    eval_samples: int = 1024
-    train_files: tuple[str, ...] = ("c4-train.en_6_text_document",)
+    sequence_length: language_model.Tokens = 8192
+    layers: Count = _LLAMA.layers
+    width: Count = _LLAMA.width
+    heads: Count = _LLAMA.heads
+    kv_heads: Count = _LLAMA.kv_heads
+    head_dim: Count = _LLAMA.head_dim
+    hidden: Count = _LLAMA.hidden
+    vocab: Count = _LLAMA.vocab
+    train_samples: Samples = 1_574_207_408  # as accepted logs state it
+    eval_samples: Samples = 1024
+    train_files: Several[str] = ("c4-train.en_6_text_document",)
     validation_file: str = "c4-validation-91205-samples.en_text_document"
-    targets: tuple[Target, ...] = (Target("log_perplexity", at_most=3.3),)
+    targets: Several[Target] = (Target("log_perplexity", at_most=3.3),)
 
     def learning_rate(self) -> schedules.Schedule:
         """Step -> rate: NeMo's warm-up, then half a cosine over `max_steps`, nearly flat in a run."""

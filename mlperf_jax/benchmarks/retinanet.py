@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import jax.numpy as jnp
 import optax
 
 from mlperf_jax.core.benchmark import Benchmark, Example, Start, Target, f32, i32
+from mlperf_jax.core.fields import Count, Range, Rate, Samples, Several, Share, Whole
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import images, openimages
 from mlperf_jax.metrics import coco
@@ -52,41 +53,36 @@ class RetinaNet(Benchmark):
     records_per_core = 150  # scripts/bench_input.py: 150 to 160
 
     # hyperparameters
-    batch_size: int = 256
-    base_lr: float = 1e-4
-    warmup_epochs: int = 1
-    warmup_factor: float = 0.001
-    epochs: int = 26  # the reference gives up after these
+    batch_size: Samples = 256
+    base_lr: Rate = 1e-4
+    warmup_epochs: Whole = 1
+    warmup_factor: Share = 0.001
+    epochs: Count = 26  # the reference gives up after these
     # the reference's post-processing
-    score_threshold: float = 0.05
-    overlap_threshold: float = 0.5
-    candidates: int = 1000  # of each level
-    detections: int = 300
+    score_threshold: Share = 0.05
+    overlap_threshold: Share = 0.5
+    candidates: Count = 1000  # of each level
+    detections: Count = 300
     # sizes: what tiny() shrinks
     pretrained: bool = True
-    trainable_stages: int = 3  # of the body, from its end; 5 trains the stem too
-    stages: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 64
-    groups: int = 32
-    pyramid_width: int = 256
-    head_depth: int = 4
-    classes: int = 264
-    image_size: int = 800
-    anchor_size: int = 32  # the smallest, on P3; doubled from level to level
-    max_boxes: int = 1024  # places for an image's boxes; what is empty costs nothing but its bytes
+    trainable_stages: Annotated[int, Range(0, 5)] = (
+        3  # of the body, from its end; 5 trains the stem too
+    )
+    stages: tuple[Count, Count, Count, Count] = (3, 4, 6, 3)
+    width: Count = 64
+    groups: Count = 32
+    pyramid_width: Count = 256
+    head_depth: Count = 4
+    classes: Count = 264
+    image_size: Annotated[Count, "pixels"] = 800
+    anchor_size: Annotated[Count, "pixels"] = 32  # the smallest, on P3; doubled from level to level
+    max_boxes: Count = (
+        1024  # places for an image's boxes; what is empty costs nothing but its bytes
+    )
     flip: bool = True
-    train_samples: int = 1_170_301
-    eval_samples: int = 24_781
-    targets: tuple[Target, ...] = (Target("mAP", at_least=0.34),)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.stages) != 4:
-            raise UserError(f"stages must be four numbers of blocks, not {self.stages}")
-        if not 0 <= self.trainable_stages <= 5:
-            raise UserError(
-                f"trainable_stages must be 0 … 5 (5 trains the stem too), not {self.trainable_stages}"
-            )
+    train_samples: Samples = 1_170_301
+    eval_samples: Samples = 24_781
+    targets: Several[Target] = (Target("mAP", at_least=0.34),)
 
     @property
     def frozen(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,28 +15,23 @@ import numpy as np
 from mlperf_jax import benchmarks
 from mlperf_jax.core import trained
 from mlperf_jax.core.benchmark import Benchmark
-from mlperf_jax.core.fields import check_whole
-from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.fields import Count, check_fields
+from mlperf_jax.core.options import RunOptions, Seed
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import pictures
-
-SPLITS = ("train", "eval")
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Which samples are drawn, and where to; `benchmarks.show` explains each."""
 
-    samples: int | None = None
-    split: str = "eval"
-    seed: int = 0
+    samples: Count | None = None
+    split: Literal["train", "eval"] = "eval"
+    seed: Seed = 0
     output: str | os.PathLike | None = None
 
     def __post_init__(self) -> None:
-        check_whole("samples", self.samples, optional=True)
-        check_whole("seed", self.seed, least=0)
-        if self.split not in SPLITS:
-            raise UserError(f"split must be {' or '.join(SPLITS)}, not {self.split!r}")
+        check_fields(self)
         if self.output is not None:
             pictures.check_output(self.output)
 

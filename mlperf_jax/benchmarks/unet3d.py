@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 
 from mlperf_jax.core.benchmark import Benchmark, Example, Shape, Target, f32, i32
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import kits19, kits19_patches
 from mlperf_jax.metrics import dice as metrics
@@ -26,6 +27,7 @@ from mlperf_jax.results import pictures
 
 OVERLAP = 0.5  # of neighbouring windows, along each axis
 START_LR = 1e-4
+Side = Annotated[Count, "voxels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,33 +46,35 @@ class UNet3D(Benchmark):
     records_per_core = 220  # scripts/bench_input.py: 223
 
     # hyperparameters
-    batch_size: int = 56
-    eval_batch_size: int | None = 8  # volumes, one a device at a time; the mesh must divide it
-    base_lr: float = 2.0
-    warmup_epochs: int = 1000
-    lr_decay_epochs: tuple[int, ...] = ()
-    lr_decay_factor: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    oversampling: float = 0.4
+    batch_size: Samples = 56
+    eval_batch_size: Samples | None = 8  # volumes, one a device at a time; the mesh must divide it
+    base_lr: Rate = 2.0
+    warmup_epochs: Whole = 1000
+    lr_decay_epochs: tuple[Count, ...] = ()
+    lr_decay_factor: Positive = 1.0
+    momentum: Fraction = 0.9
+    weight_decay: Rate = 0.0
+    oversampling: Share = 0.4
     augmentation: kits19_patches.Augmentation = "reference"
     # the schedule, in samples: whole epochs that hold at least so many
-    eval_first: int = 168_000
-    eval_every: int = 3360
-    give_up: int = 1_680_000
+    eval_first: Samples = 168_000
+    eval_every: Samples = 3360
+    give_up: Samples = 1_680_000
     # sizes: what tiny() shrinks
-    filters: tuple[int, ...] = (32, 64, 128, 256, 320)
-    classes: int = 3
-    patch: int = 128
-    eval_shape: tuple[int, ...] = (448, 448, 448)  # holds the largest volume, 456 x 416 x 416
-    train_samples: int = 168
-    eval_samples: int = 42
-    targets: tuple[Target, ...] = (Target("mean_dice", at_least=0.908),)
+    filters: Several[Count] = (32, 64, 128, 256, 320)
+    classes: Literal[3] = 3  # background, kidney, tumour
+    patch: Side = 128
+    eval_shape: tuple[Side, Side, Side] = (
+        448,
+        448,
+        448,
+    )  # holds the largest volume, 456 x 416 x 416
+    train_samples: Samples = 168
+    eval_samples: Samples = 42
+    targets: Several[Target] = (Target("mean_dice", at_least=0.908),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.augmentation not in ("reference", "dali"):
-            raise UserError(f"augmentation must be reference or dali, not {self.augmentation!r}")
         halvings = 2 ** len(self.filters)
         if self.patch % halvings:
             raise UserError(
@@ -78,15 +82,11 @@ class UNet3D(Benchmark):
                 f"{halvings}"
             )
         stride = self.patch // 2
-        if len(self.eval_shape) != 3:
-            raise UserError(f"eval_shape has three sides (D, H, W), not {len(self.eval_shape)}")
         if any(side % stride or side < self.patch for side in self.eval_shape):
             raise UserError(
                 f"eval_shape {'x'.join(map(str, self.eval_shape))} holds no whole windows: each side must be "
                 f"a multiple of {stride}, at least {self.patch}"
             )
-        if not 0 <= self.oversampling <= 1:
-            raise UserError(f"oversampling must be in 0 … 1, not {self.oversampling}")
 
     def example(self) -> Example:
         side = self.patch

@@ -17,7 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.monitoring
@@ -29,13 +29,13 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.bench_report import BenchReport
 from mlperf_jax.core.benchmark import Benchmark, Example
-from mlperf_jax.core.fields import check_whole
+from mlperf_jax.core.fields import Count, Whole, check
 from mlperf_jax.core.optimizer_argument import load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.result import versions
 
-INPUTS = ("synthetic", "real", "input-only")
+Input = Literal["synthetic", "real", "input-only"]
 PROFILE_FOLDER = "mlperf_bench_profile"
 EVALUATION_SECONDS = 10.0  # what timing evaluation may take beyond its first batch
 
@@ -47,7 +47,7 @@ def bench(
     data_dir: str | None = None,
     steps: int = 20,
     warmup: int = 5,
-    input: str = "synthetic",
+    input: Input = "synthetic",
 ) -> BenchReport:
     """Measures a configuration on the devices at hand; nothing is trained or kept.
 
@@ -68,10 +68,8 @@ def bench(
     Example:
         print(bench(get("resnet", batch_size=256), RunOptions(), input="synthetic"))
     """
-    if input not in INPUTS:
-        raise UserError(f"input must be one of {', '.join(INPUTS)}, not {input!r}")
-    check_whole("steps", steps)
-    check_whole("warmup", warmup, least=0)
+    input = check("input", input, Input)
+    steps, warmup = check("steps", steps, Count), check("warmup", warmup, Whole)
     launch.connect(options)
     launch.use_compile_cache()
     benchmark = preflight.resolve_dtype(benchmark)

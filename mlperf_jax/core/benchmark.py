@@ -11,12 +11,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import numpy as np
 
-from mlperf_jax.core.fields import check_whole, did_you_mean
+from mlperf_jax.core.fields import (
+    Count,
+    Fraction,
+    Positive,
+    Range,
+    Samples,
+    Several,
+    check_fields,
+    did_you_mean,
+)
 from mlperf_jax.core.terms import (
     Array,
     Batch,
@@ -68,35 +77,23 @@ class Benchmark:
     # training records that a core makes a second at full size, as measured; None: nobody has measured
     records_per_core: ClassVar[int | None] = None
 
-    # fields every benchmark has
-    size: str = "full"
-    dtype: str = "auto"
-    batch_size: int
-    eval_batch_size: int | None = None
-    gradient_accumulation_steps: int = 1
-    clip_norm: float | None = None
-    ema_decay: float | None = None
-    nonfinite: str = "abort"
-    train_samples: int
-    eval_samples: int
-    sample_limit: int | None = None
-    targets: tuple[Target, ...]
+    # fields every benchmark has; what each may hold stands in its annotation, see `core.fields`
+    size: Literal["full", "tiny"] = "full"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    batch_size: Samples
+    eval_batch_size: Samples | None = None
+    gradient_accumulation_steps: Count = 1
+    clip_norm: Positive | None = None
+    ema_decay: Fraction | None = None
+    nonfinite: Literal["abort", "skip"] = "abort"
+    train_samples: Samples
+    eval_samples: Samples
+    sample_limit: Samples | None = None
+    targets: Several[Target]
 
     def __post_init__(self) -> None:
-        for field in ("batch_size", "gradient_accumulation_steps", "train_samples", "eval_samples"):
-            check_whole(field, getattr(self, field))
-        for field in ("eval_batch_size", "sample_limit"):
-            check_whole(field, getattr(self, field), optional=True)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise UserError(
-                f"clip_norm must be positive (None clips nothing), not {self.clip_norm}"
-            )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise UserError(
-                f"ema_decay must be in [0, 1) (None averages nothing), not {self.ema_decay}"
-            )
-        if not self.targets:
-            raise UserError("targets is empty: a run needs a quality to reach")
+        check_fields(self)
+        self._check_targets()
         if self.batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps "
@@ -107,16 +104,24 @@ class Benchmark:
                 f"batch_size {self.batch_size} exceeds the {self.train_samples} training samples: "
                 "an epoch would have no batch"
             )
-        choices = {
-            "size": ("full", "tiny"),
-            "nonfinite": ("abort", "skip"),
-            "dtype": ("auto", "float32", "bfloat16", "float64"),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
+        if self.sample_limit is not None and self.sample_limit < self.batch_size:
+            raise UserError(
+                f"sample_limit {self.sample_limit} is less than one batch of {self.batch_size}"
+            )
+
+    def _check_targets(self) -> None:
+        """Each target names a quality that the metric gives, and bounds that it can have."""
+        ranges = self.metric.ranges
+        for target in self.targets:
+            if target.name not in ranges:
                 raise UserError(
-                    f"{field} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}"
+                    f"targets: the metric of {self.name} gives no {target.name!r}"
+                    f"{did_you_mean(target.name, list(ranges))}"
                 )
+            low, high = ranges[target.name]
+            bounds = [b for b in (target.at_least, target.at_most, target.above) if b is not None]
+            if target.above == high or any(not low <= bound <= high for bound in bounds):
+                raise UserError(f"targets: {target} cannot be: {target.name} is {Range(low, high)}")
 
     # -- what is trained -----------------------------------------------------------------------
 

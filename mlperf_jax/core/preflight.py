@@ -22,7 +22,6 @@ from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimize
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import closed, rules
-from mlperf_jax.results.header import STATUSES
 
 
 def resolve_dtype(benchmark: Benchmark) -> Benchmark:
@@ -83,7 +82,8 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
     """The data's metadata against the recipe's counts; no record is read.
 
     Raises:
-        UserError: the folder is unusable (from `counts`) or holds another number of samples.
+        UserError: the folder is unusable (from `counts`), holds another number of samples, or more
+            classes than the benchmark tells apart.
     """
     counts = benchmark.counts(data_dir)
     expected = {"train": benchmark.train_samples, "validation": benchmark.eval_samples}
@@ -97,6 +97,11 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
                 f"{data_dir} holds {counts[split]:,} {split} samples and {benchmark.name} expects "
                 f"{wanted:,}: prepare it again, or set the sample count if this is another data set"
             )
+    classes, held = getattr(benchmark, "classes", None), len(benchmark.class_names(data_dir))
+    if classes is not None and held > classes:
+        raise UserError(
+            f"classes is {classes} and {data_dir} holds samples of {held} classes: give at least {held}"
+        )
 
 
 def check_batches(benchmark: Benchmark, options: RunOptions, mesh: Any) -> None:
@@ -118,14 +123,6 @@ def check_batches(benchmark: Benchmark, options: RunOptions, mesh: Any) -> None:
         raise UserError(
             f"max_samples {options.max_samples} is less than one batch of {benchmark.batch_size}"
         )
-
-
-def check_submission(options: RunOptions) -> None:
-    """What the log's header takes."""
-    if options.status not in STATUSES:
-        raise UserError(f"status must be one of {', '.join(STATUSES)}, not {options.status!r}")
-    if not options.org.strip():
-        raise UserError("org is empty: the official log needs a name")
 
 
 def check_room(options: RunOptions, assembly: states.Assembly) -> None:
@@ -174,7 +171,6 @@ class Plan:
 def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     """All that can be refused before the clock starts, refused; see DESIGN.md §3.0."""
     benchmark = resolve_dtype(benchmark)
-    check_submission(options)
     division = resolve_division(benchmark, options)
     given = options.optimizer
     optimizer = load_optimizer(given) if isinstance(given, str) else given

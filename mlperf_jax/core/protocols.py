@@ -97,6 +97,7 @@ class Metric(Protocol):
         mode: "inline" waits for the value, "beside" computes it while the next steps run, "offline"
             scores sealed checkpoints after the run.
         rows: whether `result` takes the rows of all predictions instead of their sums.
+        ranges: the qualities that a target may name, each with the least and the most it can be.
     """
 
     @property
@@ -104,6 +105,9 @@ class Metric(Protocol):
 
     @property
     def rows(self) -> bool: ...
+
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]: ...
 
     def sums(self, outputs: Any, mask: Any) -> Any:
         """On the device: sums over the rows of a batch whose mask is true."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlperf_jax.core.fields import check_fields
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding_plan import Store
 from mlperf_jax.results import rules
@@ -44,10 +45,16 @@ class Target(rules.Target):
     """
 
     def __post_init__(self) -> None:
-        if self.at_least is None and self.at_most is None and self.above is None:
+        check_fields(self)
+        lower = [bound for bound in (self.at_least, self.above) if bound is not None]
+        if not lower and self.at_most is None:
             raise UserError(
                 f"target {self.name!r} states no bound: give at_least, at_most or above"
             )
+        if self.at_most is not None and (
+            self.above == self.at_most or any(bound > self.at_most for bound in lower)
+        ):
+            raise UserError(f"target {self}: no value is inside both bounds")
 
     def __str__(self) -> str:
         bounds = ((">=", self.at_least), ("<=", self.at_most), (">", self.above))

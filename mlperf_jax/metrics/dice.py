@@ -55,6 +55,10 @@ class Dice:
     mode: str = "inline"
     rows: ClassVar[bool] = True  # a few numbers a volume, divided on the host in float64
 
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return dict.fromkeys(("mean_dice", *(f"{c}_dice" for c in self.classes)), (0, 1))
+
     def sums(self, outputs: jax.Array, mask: jax.Array) -> Mapping[str, jax.Array]:
         raise NotImplementedError("DICE takes rows")
 

@@ -9,6 +9,7 @@ Shape legend: B rows of an evaluation batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -25,6 +26,7 @@ class Metric(Protocol):
         mode: "inline" (training waits), "beside" (`result` runs while training goes on; the evaluated
             state is the one that counts), or "offline" (sealed checkpoints are scored after the run).
         rows: whether `result` gets rows instead of sums.
+        ranges: the qualities that a target may name, each with the least and the most it can be.
     """
 
     @property
@@ -32,6 +34,9 @@ class Metric(Protocol):
 
     @property
     def rows(self) -> bool: ...
+
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]: ...
 
     def sums(self, outputs: Any, mask: jax.Array) -> Mapping[str, jax.Array]:
         """Sums over the rows of one batch whose mask [B] is true; traced under jit."""
@@ -46,13 +51,23 @@ class Metric(Protocol):
 class Mean:
     """The mean of one number per row: `predict` returns [B].
 
-    >>> Mean("accuracy").result({"total": 3.0, "count": 4.0})
+    Attributes:
+        name: the quality's name.
+        range: the least and the most it can be; (0, 1) of what is right or wrong.
+        mode: see `Metric`.
+
+    >>> Mean("accuracy", (0, 1)).result({"total": 3.0, "count": 4.0})
     {'accuracy': 0.75}
     """
 
     name: str
+    range: tuple[float, float] = (-math.inf, math.inf)
     mode: str = "inline"
     rows: ClassVar[bool] = False
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {self.name: self.range}
 
     def sums(self, outputs: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         dtype = jnp.promote_types(outputs.dtype, jnp.float32)

@@ -5,6 +5,7 @@ Shape legend: B rows (sequences) of an evaluation batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,6 +39,10 @@ class LogPerplexity:
     by: str = "tokens"
     mode: str = "inline"
     rows: ClassVar[bool] = False
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {self.name: (0, math.inf)}
 
     def __post_init__(self) -> None:
         if self.by not in ("tokens", "sequences"):

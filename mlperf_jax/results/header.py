@@ -1,13 +1,14 @@
 """The first lines of a log: who ran what, where, under which rules."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.log import Log
 from mlperf_jax.results.rules import Round
 
 DIVISIONS = ("closed", "open")
-STATUSES = ("onprem", "cloud", "preview", "research")
+Status = Literal["onprem", "cloud", "preview", "research"]
+STATUSES: tuple[str, ...] = get_args(Status)
 
 
 def header(

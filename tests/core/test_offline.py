@@ -160,7 +160,7 @@ def test_what_is_not_to_be_scored_is_refused(tmp_path, monkeypatch):
 
 def test_a_configuration_survives_its_json():
     benchmark = toys.Offline(
-        dtype="float32", targets=(Target("accuracy", above=0.5), Target("f1", at_most=1.0))
+        dtype="float32", targets=(Target("accuracy", above=0.5), Target("accuracy", at_most=1.0))
     )
     again = benchmarks.from_config(json.loads(json.dumps(benchmark.config())))
     assert again == benchmark

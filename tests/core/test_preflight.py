@@ -1,10 +1,13 @@
 """All that is refused before the clock starts, each with its sentence, and nothing written."""
 
+import dataclasses
+
 import jax
 import pytest
 import toys
 
 from mlperf_jax.core import preflight
+from mlperf_jax.core.fields import Count
 from mlperf_jax.errors import UserError
 
 
@@ -28,8 +31,6 @@ def plan(benchmark, output, **more):
         ({"size": "tiny"}, {"division": "closed"}, "tiny run is open division by its nature"),
         ({}, {"division": None, "optimizer": "sgd:1"}, "say --division open"),
         ({}, {"division": "closed"}, "train_samples is 256; the closed division"),
-        ({}, {"status": "fine"}, "status must be one of onprem, cloud, preview, research"),
-        ({}, {"org": " "}, "org is empty"),
         ({}, {"optimizer": "sdg:1"}, "no optimizer 'sdg': did you mean 'sgd'"),
         ({}, {"optimizer": 3}, "optimizer 3 has no init and update"),
         ({}, {"optimizer": lambda: None}, "failed when given the ParamTree"),
@@ -55,6 +56,20 @@ def test_another_number_of_samples_is_refused(tmp_path):
 
     with pytest.raises(UserError, match="data holds no validation samples"):
         plan(Half(), tmp_path)
+
+
+def test_more_classes_in_the_data_than_the_model_has_are_refused(tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Named(toys.Toy):
+        classes: Count = 3
+
+        def class_names(self, data_dir):
+            return ("cat", "dog", "owl")
+
+    assert plan(Named(classes=4), tmp_path / "output").benchmark.classes == 4
+    with pytest.raises(UserError, match="classes is 2 and data holds samples of 3 classes"):
+        plan(Named(classes=2), tmp_path / "output")
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_model_that_makes_its_data_needs_no_training_split(tmp_path):
