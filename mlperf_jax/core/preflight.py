@@ -18,6 +18,7 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import processes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.members import EVALUATIONS, check_members, full_log
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
@@ -62,22 +63,11 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
         optimizer_replaced=False,
         settings={f.name: getattr(benchmark, f.name) for f in dataclasses.fields(benchmark)},
         targets=benchmark.targets,
-        eval_steps=list(itertools.islice(benchmark.eval_steps(), 8)),
+        eval_steps=list(itertools.islice(benchmark.eval_steps(), EVALUATIONS)),
     )
     if broken:
         raise UserError(f'{" ".join(broken)} Change it, or say --division open (division="open")')
     return "closed"
-
-
-def full_log(benchmark: Benchmark) -> dict[str, Any]:
-    """All configuration lines of the log: the common ones and the benchmark's own."""
-    return {
-        "global_batch_size": benchmark.batch_size,
-        "gradient_accumulation_steps": benchmark.gradient_accumulation_steps,
-        "train_samples": benchmark.train_samples,
-        "eval_samples": benchmark.eval_samples,
-        **benchmark.log(),
-    }
 
 
 def check_counts(benchmark: Benchmark, data_dir: str) -> None:
@@ -86,17 +76,15 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
     Raises:
         UserError: the folder is unusable (from `counts`) or holds another number of samples.
     """
-    counts = benchmark.counts(data_dir)
+    counts = benchmark.data().counts(data_dir)
+    if "validation" not in counts:
+        raise UserError(f"{data_dir} holds no validation samples: prepare it again")
     expected = {"train": benchmark.train_samples, "validation": benchmark.eval_samples}
-    if benchmark.generate:  # the model makes them
-        del expected["train"]
-    for split, wanted in expected.items():
-        if split not in counts:
-            raise UserError(f"{data_dir} holds no {split} samples: prepare it again")
-        if counts[split] != wanted:
+    for split, found in counts.items():
+        if found != expected[split]:
             raise UserError(
-                f"{data_dir} holds {counts[split]:,} {split} samples and {benchmark.name} expects "
-                f"{wanted:,}: prepare it again, or set the sample count if this is another data set"
+                f"{data_dir} holds {found:,} {split} samples and {benchmark.name} expects "
+                f"{expected[split]:,}: prepare it again, or set the sample count if this is another data set"
             )
 
 
@@ -175,6 +163,7 @@ class Plan:
 def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     """All that can be refused before the clock starts, refused; see DESIGN.md §3.0."""
     benchmark = resolve_dtype(benchmark)
+    check_members(benchmark)
     check_submission(options)
     division = resolve_division(benchmark, options)
     given = options.optimizer
@@ -182,6 +171,9 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     mesh = meshes.make_mesh(options.mesh)
     check_batches(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
+    benchmark.start(
+        data_dir
+    )  # missing weights are refused; of those that are there, nothing is read
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
     processes.from_primary(lambda: check_room(options, assembly))

@@ -7,8 +7,8 @@ Shape legend: B rows of a global batch, lo..hi the rows of it that this process 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -73,12 +73,15 @@ class Split(Protocol):
 class DataSet(Protocol):
     """A data set: how its folder is built, checked and read. Every method takes that folder."""
 
-    def train(self, folder: str) -> Split: ...
+    def train(self, folder: str) -> Any: ...  # a `Split`
 
-    def validation(self, folder: str) -> Split: ...
+    def validation(self, folder: str) -> Any: ...  # a `Split`
 
     def counts(self, folder: str) -> Mapping[str, int]:
-        """Samples by split ("train", "validation") from metadata alone; UserError if unusable."""
+        """Samples by split ("train", "validation") from metadata alone; UserError if unusable.
+
+        Training data that are repeated as often as a run asks are not counted.
+        """
         ...
 
     def build(self, folder: str, source: str | None = None) -> None:
@@ -90,14 +93,27 @@ class DataSet(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesClasses(Protocol):
+    """A data set whose classes have names, for pictures."""
+
+    def class_names(self, folder: str) -> Sequence[str]:
+        """Names of the classes by label; empty where the folder does not say."""
+        ...
+
+
 class Metric(Protocol):
     """How predictions become quality.
 
     Attributes:
+        names: of what `result` always gives; a target is one of them.
         mode: "inline" waits for the value, "beside" computes it while the next steps run, "offline"
             scores sealed checkpoints after the run.
         rows: whether `result` takes the rows of all predictions instead of their sums.
     """
+
+    @property
+    def names(self) -> Sequence[str]: ...
 
     @property
     def mode(self) -> str: ...

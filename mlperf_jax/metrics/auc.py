@@ -54,6 +54,10 @@ class Auc:
     mode: str = "inline"
     rows: ClassVar[bool] = True
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def sums(self, outputs: Any, mask: jax.Array) -> Mapping[str, jax.Array]:
         raise NotImplementedError("this metric takes rows")
 
@@ -157,6 +161,10 @@ class AucHistogram:
     name: str = "auc"
     mode: str = "inline"
     rows: ClassVar[bool] = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, f"{self.name}_error")
 
     def sums(self, outputs: Any, mask: jax.Array) -> dict[str, jax.Array]:
         """Counts i32 [K] of clicks and of others over the rows whose mask [B] is true; NaN: "lost"."""

@@ -47,6 +47,10 @@ class CocoMAP:
     mode: str = "beside"
     rows: ClassVar[bool] = True
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, "AP50", "AP75")
+
     def sums(self, outputs: Any, mask: Any) -> Any:
         raise NotImplementedError("mAP is no sum: it takes rows")
 

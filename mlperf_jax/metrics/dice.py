@@ -55,6 +55,10 @@ class Dice:
     mode: str = "inline"
     rows: ClassVar[bool] = True  # a few numbers a volume, divided on the host in float64
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("mean_dice", *(f"{name}_dice" for name in self.classes))
+
     def sums(self, outputs: jax.Array, mask: jax.Array) -> Mapping[str, jax.Array]:
         raise NotImplementedError("DICE takes rows")
 

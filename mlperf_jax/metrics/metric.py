@@ -9,7 +9,7 @@ Shape legend: B rows of an evaluation batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -22,10 +22,14 @@ class Metric(Protocol):
     """The protocol of `Benchmark.metric`.
 
     Attributes:
+        names: of what `result` always gives.
         mode: "inline" (training waits), "beside" (`result` runs while training goes on; the evaluated
             state is the one that counts), or "offline" (sealed checkpoints are scored after the run).
         rows: whether `result` gets rows instead of sums.
     """
+
+    @property
+    def names(self) -> Sequence[str]: ...
 
     @property
     def mode(self) -> str: ...
@@ -53,6 +57,10 @@ class Mean:
     name: str
     mode: str = "inline"
     rows: ClassVar[bool] = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def sums(self, outputs: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         dtype = jnp.promote_types(outputs.dtype, jnp.float32)

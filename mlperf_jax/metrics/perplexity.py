@@ -43,6 +43,10 @@ class LogPerplexity:
         if self.by not in ("tokens", "sequences"):
             raise UserError(f"log perplexity is taken by tokens or sequences, not by {self.by!r}")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def sums(self, outputs: tuple[jax.Array, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:
         """Sum and count (int32, exact) over the rows of one batch whose mask [B] is true."""
         total, count = outputs
