@@ -202,8 +202,10 @@ def data_build_command(words: Sequence[str]) -> int:
     ]
     given = parse_benchmark("data build", words, own, fields=False)
     benchmark, folder = _benchmark_and_folder(given)
-    benchmark.prepare(folder, given.get("source"))
-    counts = ", ".join(f"{n:,} {split}" for split, n in benchmark.counts(folder).items())
+    from mlperf_jax import benchmarks
+
+    benchmarks.build_data(benchmark, folder, given.get("source"))
+    counts = ", ".join(f"{n:,} {split}" for split, n in benchmark.data().counts(folder).items())
     print(f"{benchmark.name}: {counts} samples in {folder}")
     return 0
 
@@ -212,7 +214,7 @@ def data_check_command(words: Sequence[str]) -> int:
     own = [Option("data_dir", help="the folder of the data; tiny has a default", metavar="DIR")]
     given = parse_benchmark("data check", words, own)
     benchmark, folder = _benchmark_and_folder(given)
-    report = benchmark.check_data(folder)
+    report = benchmark.data().check(folder)
     for line in report:
         print(line)
     problems = [line for line in report if line.startswith("problem:")]
@@ -222,6 +224,7 @@ def data_check_command(words: Sequence[str]) -> int:
     from mlperf_jax.core import preflight
 
     preflight.check_counts(benchmark, folder)
+    benchmark.start(folder)
     print(f"{benchmark.name} can be trained on {folder}")
     return 0
 

@@ -81,8 +81,9 @@ def regression() -> None:
 
     rows, bags = criteo.TINY_ROWS, criteo.TINY_BAGS
     with tempfile.TemporaryDirectory() as folder:
-        criteo.build(folder, tiny=True)
-        logs = [open_(folder, rows, bags, tiny=True) for open_ in (criteo.train, criteo.validation)]
+        data = criteo.Criteo(rows, bags, tiny=True)
+        data.build(folder)
+        logs = data.train(folder), data.validation(folder)
         train, test = (next(log.eval_batches(len(log))) for log in logs)
     for kind, counted in (("one-hot ids", False), ("ids counted in bags", True)):
         model = LogisticRegression(max_iter=300).fit(_inputs(train, counted), train["label"])

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from bench_decode import photograph
 
-from mlperf_jax.input_pipelines import kits19_patches, openimages
+from mlperf_jax.input_pipelines import kits19_patches, openimages, openimages_files
 
 SECONDS = 8.0
 
@@ -48,7 +48,7 @@ def scenes() -> float:
 
     def record(index: int) -> dict[str, Any]:
         image = photographs[index % len(photographs)]
-        scene = openimages.Scene(image, index, boxes, label, np.zeros(7, np.uint8))
+        scene = openimages_files.Scene(image, index, boxes, label, np.zeros(7, np.uint8))
         return read(scene, np.random.default_rng(index))
 
     return rate(record)

@@ -135,7 +135,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         from mlperf_jax import benchmarks
 
         if name not in made:
-            benchmarks.get(name, tiny=True).prepare(folder)
+            benchmarks.build_data(benchmarks.get(name, tiny=True), folder)
             made.add(name)
         return folder
 

@@ -84,8 +84,10 @@ def test_parameter_count_tree_and_shardings(name: str) -> None:
 def test_data_give_what_example_says(name: str, data_dir: str) -> None:
     benchmark = benchmarks.get(name, tiny=True)
     size = benchmark.batch_size
-    train = benchmark.train_data(data_dir).batches(size, rows=(0, size), seed=0, start=0, threads=1)
-    evaluation = benchmark.eval_data(data_dir).eval_batches(size, rows=(0, size), threads=1)
+    train = (
+        benchmark.data().train(data_dir).batches(size, rows=(0, size), seed=0, start=0, threads=1)
+    )
+    evaluation = benchmark.data().validation(data_dir).eval_batches(size, rows=(0, size), threads=1)
     for batches, examples in (
         (train, benchmark.examples()),
         (evaluation, benchmark.eval_examples()),
@@ -99,7 +101,7 @@ def test_data_give_what_example_says(name: str, data_dir: str) -> None:
 def test_evaluation_counts_every_sample_once(name: str, data_dir: str) -> None:
     benchmark = benchmarks.get(name, tiny=True)
     size = benchmark.eval_batch
-    batches = benchmark.eval_data(data_dir).eval_batches(size, rows=(0, size), threads=2)
+    batches = benchmark.data().validation(data_dir).eval_batches(size, rows=(0, size), threads=2)
     assert sum(int(batch["mask"].sum()) for batch in batches) == benchmark.eval_samples
 
 
@@ -109,7 +111,7 @@ def test_untrained_model_misses_the_target(name: str, data_dir: str) -> None:
     size, programs = benchmark.eval_batch, evaluation.compile_predict(assembly)
     evaluator = evaluation.Evaluator(
         assembly,
-        lambda: benchmark.eval_data(data_dir).eval_batches(size, rows=(0, size), threads=2),
+        lambda: benchmark.data().validation(data_dir).eval_batches(size, rows=(0, size), threads=2),
         battery.SEED,
         programs,
     )

@@ -143,8 +143,10 @@ def test_learns_in_bfloat16_on_eight_devices(name: str, data_dir: str) -> None:
 def some_losses(assembly: Any, data_dir: str, steps: int) -> list[float]:
     """The losses of some steps on the real data, from the start weights if there are any."""
     size, sharding = assembly.benchmark.batch_size, meshes.batch_sharding(assembly.mesh)
-    batches = assembly.benchmark.train_data(data_dir).batches(
-        size, rows=(0, size), seed=battery.SEED, start=0, threads=2
+    batches = (
+        assembly.benchmark.data()
+        .train(data_dir)
+        .batches(size, rows=(0, size), seed=battery.SEED, start=0, threads=2)
     )
     train, key = step.jit_train_step(assembly), jax.random.key(battery.SEED)
     current, losses = assembly.create(battery.SEED), []

@@ -414,7 +414,7 @@ def test_data_check_of_good_data(tiny_data, capsys):
 
 
 def test_data_check_fails_on_a_damaged_record(tmp_path, capsys):
-    benchmarks.get("resnet", tiny=True).prepare(str(tmp_path))
+    benchmarks.build_data(benchmarks.get("resnet", tiny=True), str(tmp_path))
     shard = next(tmp_path.rglob("*train.array_record*"))
     content = bytearray(shard.read_bytes())
     content[300:3000] = bytes(2700)

@@ -72,6 +72,28 @@ class ArrayExamples:
             yield {n: v[np.where(mask, ids, 0)] for n, v in self.arrays.items()} | {"mask": mask}
 
 
+@dataclass(frozen=True)
+class InMemory:
+    """The data set of a toy: what its methods of such names give, whatever the folder."""
+
+    toy: Any
+
+    def train(self, folder):
+        return self.toy.train_data(folder)
+
+    def validation(self, folder):
+        return self.toy.eval_data(folder)
+
+    def counts(self, folder):
+        return self.toy.counts(folder)
+
+    def build(self, folder, source=None):
+        """There is nothing to build."""
+
+    def check(self, folder):
+        return []
+
+
 @dataclass
 class AsksToStop(ArrayExamples):
     """Sends a signal to its own process when it is asked for the batch of this step."""
@@ -174,6 +196,9 @@ class Toy(Benchmark):
 
     def counts(self, data_dir):
         return {"train": self.train_samples, "validation": self.eval_samples}
+
+    def data(self):
+        return InMemory(self)
 
     def log(self):
         return {"opt_name": "sgd"}
@@ -428,7 +453,7 @@ def prepared(benchmark: Benchmark, mesh: str | None = "data=1", optimizer: Any =
 def batch_of(benchmark: Benchmark, step: int, seed: int = 0) -> dict[str, np.ndarray]:
     """The global batch of one step."""
     size = benchmark.batch_size
-    data = benchmark.train_data("")
+    data = benchmark.data().train("")
     return next(data.batches(size, rows=(0, size), seed=seed, start=step, threads=1))
 
 

@@ -20,6 +20,7 @@ from mlperf_jax.core.benchmark import Benchmark, Target
 from mlperf_jax.core.fields import check, did_you_mean
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import building
 
 if TYPE_CHECKING:
     from mlperf_jax.core.trained import Trained
@@ -244,10 +245,26 @@ def show(
         show("resnet", tiny=True, split="train")
         show("unet3d", run="runs/kits", data_dir="/data", output="kidneys.png")
     """
-    from mlperf_jax.benchmarks.showing import Wanted, draw
+    from mlperf_jax.benchmarks import showing
+    from mlperf_jax.results import pictures
 
-    wanted = Wanted(samples=samples, split=split, seed=seed, output=output)
-    return draw(name, wanted, tiny=tiny, data_dir=data_dir, run=run, step=step, fields=fields)
+    wanted = showing.Wanted(samples=samples, split=split, seed=seed, output=output)
+    if not benchmark_class(name).pictured:
+        able = [other for other in names() if benchmark_class(other).pictured]
+        raise UserError(f"there are no pictures of {name}; there are of {', '.join(able)}")
+    pictures.pillow()  # missing, it shall not show after a minute's work
+    if run is None:
+        if step is not None:
+            raise UserError(
+                "step is that of a run's checkpoint: give the run too, or leave step out"
+            )
+        benchmark = get(name, tiny=tiny, **fields)
+        folder = data_folder(benchmark, RunOptions(data_dir=data_dir))
+        return showing.draw(benchmark, folder, wanted)
+    showing.check_run(name, tiny, run, fields)
+    # one device: it need not divide the samples, and these models are small
+    model = load(run, step=step, data_dir=data_dir, mesh="data=1")
+    return showing.draw(model.benchmark, model.find_data(), wanted, model)
 
 
 def from_config(config: Mapping[str, Any]) -> Benchmark:
@@ -292,9 +309,10 @@ def data_folder(benchmark: Benchmark, options: RunOptions) -> str:
     if benchmark.is_tiny:
         folder = options.data_dir or default_tiny_folder()
         try:
-            benchmark.counts(folder)
+            benchmark.data().counts(folder)
+            benchmark.start(folder)
         except UserError:
-            benchmark.prepare(folder)
+            build_data(benchmark, folder)
         return folder
     if options.data_dir is None:
         raise UserError(
@@ -302,6 +320,23 @@ def data_folder(benchmark: Benchmark, options: RunOptions) -> str:
             "--data-dir DIR` and give data_dir (--data-dir DIR), or run it with --tiny"
         )
     return options.data_dir
+
+
+def build_data(benchmark: Benchmark, folder: str, source: str | None = None) -> None:
+    """Builds the data of a benchmark below a folder, and the start weights of a tiny one.
+
+    Args:
+        benchmark: whose data; what is there already is kept.
+        folder: the data's.
+        source: the downloaded original, where there is one.
+
+    Raises:
+        UserError: nothing to build from, damaged originals, or no room on the disk.
+    """
+    benchmark.data().build(folder, source)
+    if benchmark.is_tiny:
+        with building.alone(f"{folder}/{benchmark.name}"):
+            benchmark.make_start(folder)
 
 
 def default_tiny_folder() -> str:

@@ -24,6 +24,7 @@ from mlperf_jax.core.benchmark import Benchmark, Example, Table, Target, f32, i3
 from mlperf_jax.core.fields import Count, Positive, Rate, Samples, Several, Whole
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import criteo
+from mlperf_jax.input_pipelines.criteo import Criteo
 from mlperf_jax.metrics import auc
 from mlperf_jax.models import dlrm as models
 from mlperf_jax.ops import embedding_plan
@@ -156,20 +157,8 @@ class DlrmDcnV2(Benchmark):
 
     # -- data ----------------------------------------------------------------------------------
 
-    def train_data(self, data_dir: str) -> Any:
-        return criteo.train(data_dir, self.table_rows, self.bag_sizes, tiny=self.is_tiny)
-
-    def eval_data(self, data_dir: str) -> Any:
-        return criteo.validation(data_dir, self.table_rows, self.bag_sizes, tiny=self.is_tiny)
-
-    def counts(self, data_dir: str) -> Mapping[str, int]:
-        return criteo.counts(data_dir, tiny=self.is_tiny)
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        criteo.build(data_dir, tiny=self.is_tiny, source=source)
-
-    def check_data(self, data_dir: str) -> list[str]:
-        return criteo.check(data_dir, tiny=self.is_tiny)
+    def data(self) -> Criteo:
+        return Criteo(self.table_rows, self.bag_sizes, tiny=self.is_tiny)
 
     # -- the log and the recipes ---------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Benchmark, Example, Weighted, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Range, Rate, Several, Whole
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron, megatron_file
+from mlperf_jax.input_pipelines.c4 import C4
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.ops import cross_entropy
 from mlperf_jax.optimizers import schedules
@@ -82,6 +82,10 @@ class LanguageModel(Benchmark):
         hidden = model.hidden(batch["inputs"])
         return cross_entropy.sequence_xent(hidden, model.head_kernel(), batch["labels"])
 
+    def below(self, data_dir: str, name: str) -> str:
+        """The path of a file or folder below the data's."""
+        return f"{str(data_dir).rstrip('/')}/{name}"
+
     def learning_rate(self) -> schedules.Schedule:
         """Step -> rate."""
         raise NotImplementedError
@@ -107,20 +111,16 @@ class LanguageModel(Benchmark):
 class Pretraining(LanguageModel):
     """A language model on windows of token files.
 
-    `train_files` and `validation_file` are prefixes of `.bin`/`.idx` pairs below the data folder;
-    several training files are blended in equal parts. `train_samples` is what accepted logs state; how
+    `train_files` and `validation_file` name `.bin`/`.idx` pairs below the data folder. `train_samples` is what accepted logs state; how
     often the files are repeated follows from the samples a run asks for.
     """
 
     ready_ahead = True
+    tokenizer: ClassVar[str]  # what a message calls it
 
     warmup_samples: Whole
     train_files: Several[str]
     validation_file: str
-
-    def prefix(self, data_dir: str, name: str) -> str:
-        """The path of a token file without its ending."""
-        return f"{str(data_dir).rstrip('/')}/{name}"
 
     @property
     def warmup_steps(self) -> int:
@@ -142,49 +142,19 @@ class Pretraining(LanguageModel):
         """Windows that the run's order is made for; it depends on their number."""
         raise NotImplementedError
 
-    def train_data(self, data_dir: str) -> megatron.GptTraining:
-        return megatron.GptTraining(
-            tuple(self.prefix(data_dir, name) for name in self.train_files),
+    def data(self) -> C4:
+        """Validation is whole batches of the first windows in file order, as the reference evaluates them."""
+        return C4(
+            self.train_files,
+            self.validation_file,
             self.sequence_length,
-            self.requested_samples(),
-            vocabulary=self.vocab,
+            self.vocab,
+            train_samples=self.requested_samples(),
+            validation_samples=self.eval_samples,
+            whole_batches=self.batch_size,
+            tokenizer=self.tokenizer,
+            tiny=self.is_tiny,
         )
-
-    def eval_data(self, data_dir: str) -> Any:
-        """The first windows in file order; whole batches, as the reference evaluates them."""
-        windows = -(-self.eval_samples // self.batch_size) * self.batch_size
-        return megatron.gpt_validation(
-            self.prefix(data_dir, self.validation_file),
-            self.sequence_length,
-            windows,
-            vocabulary=self.vocab,
-        )
-
-    def counts(self, data_dir: str) -> dict[str, int]:
-        """Windows in the validation file, at most those evaluated; `train_samples` is no count of it.
-
-        Raises:
-            UserError: a file is missing, damaged, or too short.
-        """
-        for name in self.train_files:
-            megatron_file.TokenFile(self.prefix(data_dir, name))
-        file = megatron_file.TokenFile(self.prefix(data_dir, self.validation_file))
-        windows = (file.tokens - 1) // self.sequence_length
-        return {"train": self.train_samples, "validation": min(windows, self.eval_samples)}
-
-    def check_data(self, data_dir: str) -> list[str]:
-        """Reads windows of every file; ids beyond the vocabulary are named by file and byte."""
-        found = []
-        for name in (*self.train_files, self.validation_file):
-            file = megatron_file.TokenFile(self.prefix(data_dir, name), self.vocab)
-            found.append(f"{name}: {file.documents:,} documents, {file.tokens:,} tokens")
-            windows = megatron.FileOrder(file, self.sequence_length, None)
-            try:
-                for index in range(0, len(windows), max(1, len(windows) // 64)):
-                    windows[index]
-            except UserError as error:
-                found.append(f"problem: {error}")
-        return found
 
 
 def save_huggingface(

@@ -8,7 +8,6 @@ References: mlcommons/training, llama2_70b_lora; reference convergence points of
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -19,8 +18,10 @@ from mlperf_jax import metrics
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share
-from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron, packed, text
+from mlperf_jax.core.protocols import DataSet
+from mlperf_jax.input_pipelines import c4_builder, govreport_builder
+from mlperf_jax.input_pipelines.c4 import C4
+from mlperf_jax.input_pipelines.govreport import GovReport
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.optimizers import schedules
 
@@ -64,7 +65,6 @@ class Llama2Lora(language_model.LanguageModel):
     hidden: Count = _LLAMA.hidden
     vocab: Count = _LLAMA.vocab
     weights: str = "llama2-70b-fused-qkv-mlperf"  # folder of safetensors below the data's
-    rows: str = packed.NAME  # the stem of the packed rows below the data folder
     train_samples: Samples = 3901
     eval_samples: Samples = 173
     targets: Several[Target] = (Target("eval_loss", at_most=0.925),)
@@ -116,86 +116,17 @@ class Llama2Lora(language_model.LanguageModel):
         rates = {8: 4e-4, 16: 4e-4, 32: 4e-4, 128: 1e-3}
         return {size: cls(batch_size=size, base_lr=rate) for size, rate in rates.items()}
 
-    # -- start ---------------------------------------------------------------------------------
+    # -- data and start ------------------------------------------------------------------------
+
+    def data(self) -> DataSet:
+        return GovReport(self.sequence_length, self.vocab, tiny=self.is_tiny)
 
     def start(self, data_dir: str) -> Start:
         """The base, whose query, key and value may be fused or apart; adapters start fresh."""
-        tensors = decoder_huggingface.open_folder(f"{str(data_dir).rstrip('/')}/{self.weights}")
+        tensors = decoder_huggingface.open_folder(self.below(data_dir, self.weights))
         return Start(decoder_huggingface.start_weights(tensors, self.decoder()))
 
-    # -- data ----------------------------------------------------------------------------------
-
-    def _rows(self, data_dir: str) -> tuple[str, str]:
-        """Folder and stem of the packed rows."""
-        folder, _, name = f"{str(data_dir).rstrip('/')}/{self.rows}".rpartition("/")
-        return folder, name
-
-    def train_data(self, data_dir: str) -> Any:
-        folder, name = self._rows(data_dir)
-        return packed.train(folder, vocabulary=self.vocab, name=name)
-
-    def eval_data(self, data_dir: str) -> Any:
-        folder, name = self._rows(data_dir)
-        return packed.validation(folder, vocabulary=self.vocab, name=name)
-
-    def counts(self, data_dir: str) -> dict[str, int]:
-        """Rows of both splits; the base's names and shapes are checked too.
-
-        Raises:
-            UserError: a file is missing or damaged, or its rows have another length.
-        """
-        folder, name = self._rows(data_dir)
-        found = {}
-        for split in ("train", "validation"):
-            rows = packed.PackedRows(folder, split, name)
-            if rows.length != self.sequence_length:
-                raise UserError(
-                    f"{rows.paths[0]} has rows of {rows.length} tokens, not {self.sequence_length}: build "
-                    "it again"
-                )
-            found[split] = len(rows)
-        self.start(data_dir)
-        return found
-
-    def check_data(self, data_dir: str) -> list[str]:
-        """Reads rows of both splits; ids beyond the vocabulary are named by file, row and byte."""
-        found = []
-        for split, data in (
-            ("train", self.train_data(data_dir)),
-            ("validation", self.eval_data(data_dir)),
-        ):
-            found.append(f"{split}: {len(data):,} rows of {self.sequence_length} tokens")
-            for index in range(0, len(data), max(1, len(data) // 64)):
-                try:
-                    data.decode(data.source[index])
-                except UserError as error:
-                    found.append(f"problem: {error}")
-        return found
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        """Packs GovReport into rows, or takes the rows that the organisers packed.
-
-        Args:
-            data_dir: where the rows go.
-            source: a folder with the organisers' train*.parquet and validation*.parquet; or with
-                SCROLLS' train.jsonl and validation.jsonl and Llama 2's tokenizer.
-        """
-        if self.is_tiny:
-            packed.build_tiny(data_dir, self.vocab, self.sequence_length)
-            self._write_base(data_dir)
-            return
-        if source is None:
-            raise UserError(
-                f"{self.name} is made from SCROLLS GovReport: give --source, a folder with the organisers' "
-                "parquet files, or with train.jsonl, validation.jsonl and Llama 2's tokenizer; Llama 2 70B "
-                f"itself (a licence must be accepted) belongs into {data_dir}/{self.weights}"
-            )
-        if any(name.endswith(".parquet") for name in os.listdir(source)):
-            packed.build_from_parquet(data_dir, source)
-        else:
-            packed.build(data_dir, source, source)
-
-    def _write_base(self, data_dir: str) -> None:
+    def make_start(self, data_dir: str) -> None:
         """The tiny base: trained on the docstrings themselves, never on a prompt or summary."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         base = _TinyBase(**fields).replace(
@@ -205,7 +136,7 @@ class Llama2Lora(language_model.LanguageModel):
             training_steps=2 * _TINY_STEPS,
             clip_norm=1.0,
         )
-        folder = f"{str(data_dir).rstrip('/')}/{self.weights}"
+        folder = self.below(data_dir, self.weights)
         language_model.save_huggingface(base, folder, data_dir, _TINY_STEPS)
 
     def tiny(self) -> Self:
@@ -222,9 +153,8 @@ class Llama2Lora(language_model.LanguageModel):
             vocab=512,
             remat=None,
             weights=f"tiny_llama2_70b_lora_{_TINY_STEPS}",
-            rows=f"{packed.TINY_NAME}_512_256/{packed.TINY_NAME}",
-            train_samples=packed.TINY_ROWS["train"],
-            eval_samples=packed.TINY_ROWS["validation"],
+            train_samples=govreport_builder.TINY_ROWS["train"],
+            eval_samples=govreport_builder.TINY_ROWS["validation"],
             batch_size=8,
             base_lr=1.5e-2,
             training_steps=200,
@@ -243,9 +173,9 @@ class _TinyBase(Llama2Lora):
     def decoder(self) -> decoder.DecoderConfig:
         return super().decoder().replace(lora=None)
 
-    def train_data(self, data_dir: str) -> Any:
-        paths = text.build_tiny(data_dir, self.vocab)
+    def data(self) -> C4:
+        names = [
+            f"tiny_text_{self.vocab}/{c4_builder.TINY[split]}" for split in ("train", "validation")
+        ]
         samples = self.training_steps * self.batch_size
-        return megatron.GptTraining(
-            (paths["train"],), self.sequence_length, samples, vocabulary=self.vocab
-        )
+        return C4((names[0],), names[1], self.sequence_length, self.vocab, samples, tiny=True)

@@ -18,8 +18,6 @@ import optax
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Whole
-from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import text
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.optimizers import schedules
 
@@ -39,6 +37,7 @@ class Llama31_405B(language_model.Pretraining):
     ruleset = "6.0.0"
     architecture = _LLAMA
     parameters = 402_699_272_192
+    tokenizer = "Mixtral 8x22B's tokenizer"
 
     # hyperparameters
     batch_size: Samples = 1152
@@ -126,39 +125,13 @@ class Llama31_405B(language_model.Pretraining):
 
     def start(self, data_dir: str) -> Start:
         """The released weights, without optimizer state; each device reads its own part."""
-        tensors = decoder_huggingface.open_folder(self.prefix(data_dir, self.weights))
+        tensors = decoder_huggingface.open_folder(self.below(data_dir, self.weights))
         return Start(decoder_huggingface.start_weights(tensors, self.decoder(), cut_vocab=True))
 
-    # -- data ----------------------------------------------------------------------------------
-
-    def counts(self, data_dir: str) -> dict[str, int]:
-        """As `Pretraining.counts`; the start weights' names and shapes are checked too."""
-        self.start(data_dir)
-        return super().counts(data_dir)
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        """Tokenizes the organisers' C4: two groups of 128 files, and 91,205 validation documents.
-
-        Args:
-            data_dir: where the token files go; the organisers' own may lie there instead.
-            source: folder with C4's json.gz files and Mixtral 8x22B's tokenizer.
-        """
-        if self.is_tiny:
-            text.build_tiny(data_dir, self.vocab)
-            self._write_start(data_dir)
-            return
-        if source is None:
-            raise UserError(
-                f"{self.name} is made from C4: give --source, a folder with its en/*.json.gz and Mixtral "
-                "8x22B's tokenizer; or put the organisers' token files "
-                f"({', '.join(self.train_files)}, {self.validation_file}: .bin and .idx) into {data_dir}"
-            )
-        text.build_c4(source, data_dir, dict(zip(self.train_files, (6, 7))), self.validation_file)
-
-    def _write_start(self, data_dir: str) -> None:
+    def make_start(self, data_dir: str) -> None:
         """Random weights of a model with a larger vocabulary, as Hugging Face stores them."""
         larger = self.replace(vocab=self.vocab + _SPARE_ROWS)
-        language_model.save_huggingface(larger, larger.prefix(data_dir, self.weights))
+        language_model.save_huggingface(larger, self.below(data_dir, self.weights))
 
     def tiny(self) -> Self:
         """Docstrings, as for llama31_8b, in a blend of two files and from weights that are read."""

@@ -15,8 +15,6 @@ import optax
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
-from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import text
 from mlperf_jax.models import decoder
 from mlperf_jax.optimizers import schedules
 
@@ -31,6 +29,7 @@ class Llama31_8B(language_model.Pretraining):
     ruleset = "6.1.0"
     architecture = _LLAMA
     parameters = 8_030_261_248
+    tokenizer = "Llama 3.1's tokenizer.json"
 
     # hyperparameters
     batch_size: Samples = 16
@@ -109,26 +108,6 @@ class Llama31_8B(language_model.Pretraining):
             size: cls(batch_size=size, base_lr=rate, warmup_samples=warmup)
             for size, rate, warmup in points
         }
-
-    # -- data ----------------------------------------------------------------------------------
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        """Tokenizes the organisers' C4: 128 training files, and 91,205 validation documents.
-
-        Args:
-            data_dir: where the token files go; the organisers' own may lie there instead.
-            source: folder with C4's json.gz files and the model's tokenizer.json.
-        """
-        if self.is_tiny:
-            text.build_tiny(data_dir, self.vocab)
-            return
-        if source is None:
-            raise UserError(
-                f"{self.name} is made from C4: give --source, a folder with its en/*.json.gz and Llama 3.1's "
-                "tokenizer.json; or put the organisers' token files "
-                f"({self.train_files[0]}.bin and .idx, {self.validation_file}.bin and .idx) into {data_dir}"
-            )
-        text.build_c4(source, data_dir, dict(zip(self.train_files, (6,))), self.validation_file)
 
     def tiny(self) -> Self:
         """Docstrings of the standard library, a vocabulary of 512 byte pairs: half a minute on two cores."""

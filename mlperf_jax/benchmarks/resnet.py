@@ -15,7 +15,8 @@ from mlperf_jax import metrics
 from mlperf_jax.core.benchmark import Benchmark, Example, Target, f32, i32
 from mlperf_jax.core.fields import Count, Fraction, Range, Rate, Samples, Several, Whole
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import imagenet, images
+from mlperf_jax.input_pipelines import images
+from mlperf_jax.input_pipelines.imagenet import ImageNet, Normalise
 from mlperf_jax.models import resnet as models
 from mlperf_jax.ops import losses
 from mlperf_jax.optimizers import lars, poly_decay, schedules, sgd
@@ -54,7 +55,7 @@ class ResNet50(Benchmark):
     # the network's and the pipeline's accepted variants
     padding: Literal["same", "symmetric"] = "same"
     zero_gamma: bool = False
-    normalise: imagenet.Normalise = "reference"
+    normalise: Normalise = "reference"
     # sizes: what tiny() shrinks
     stages: Several[Count] = (3, 4, 6, 3)
     width: Count = 64
@@ -123,23 +124,13 @@ class ResNet50(Benchmark):
             skip=tree.norms,
         )
 
-    def train_data(self, data_dir: str) -> Any:
-        return imagenet.train(
-            data_dir,
+    def data(self) -> ImageNet:
+        return ImageNet(
             self.image_size,
             self.min_crop_area,
             self.flip,
-            classes=self.classes,
-            normalise=self.normalise,
-            tiny=self.is_tiny,
-        )
-
-    def eval_data(self, data_dir: str) -> Any:
-        return imagenet.validation(
-            data_dir,
-            self.image_size,
-            classes=self.classes,
-            normalise=self.normalise,
+            self.normalise,
+            self.classes,
             tiny=self.is_tiny,
         )
 
@@ -151,9 +142,6 @@ class ResNet50(Benchmark):
         return model(batch["image"]).argmax(-1) == batch["label"]
 
     # -- pictures ------------------------------------------------------------------------------
-
-    def class_names(self, data_dir: str) -> Sequence[str]:
-        return imagenet.class_names(data_dir, tiny=self.is_tiny)
 
     def find(self, model: Any, batch: Any) -> Any:
         """The likeliest class of each image, i32 [B]."""
@@ -250,17 +238,6 @@ class ResNet50(Benchmark):
             eval_offset=eval_offset,
             convention=convention,
         )
-
-    # -- data ----------------------------------------------------------------------------------
-
-    def counts(self, data_dir: str) -> Mapping[str, int]:
-        return imagenet.counts(data_dir, tiny=self.is_tiny)
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        imagenet.build(data_dir, tiny=self.is_tiny, source=source)
-
-    def check_data(self, data_dir: str) -> list[str]:
-        return imagenet.check(data_dir, tiny=self.is_tiny)
 
     def tiny(self) -> Self:
         """Scikit-learn's handwritten digits as JPEGs in the same files: half a minute on two cores."""

@@ -18,7 +18,8 @@ import optax
 from mlperf_jax.core.benchmark import Benchmark, Example, Start, Target, f32, i32
 from mlperf_jax.core.fields import Count, Range, Rate, Samples, Several, Share, Whole
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import images, openimages
+from mlperf_jax.input_pipelines import images
+from mlperf_jax.input_pipelines.openimages import OpenImages
 from mlperf_jax.metrics import coco
 from mlperf_jax.models import retinanet as models
 from mlperf_jax.ops import anchors as anchorlib
@@ -156,9 +157,6 @@ class RetinaNet(Benchmark):
 
     # -- pictures ------------------------------------------------------------------------------
 
-    def class_names(self, data_dir: str) -> Sequence[str]:
-        return openimages.class_names(data_dir, tiny=self.is_tiny)
-
     def find(self, model: Any, batch: Any) -> Any:
         """As `predict`."""
         return self.predict(model, batch, None)
@@ -211,41 +209,21 @@ class RetinaNet(Benchmark):
         }
         return {size: cls(batch_size=size, base_lr=rate) for size, rate in rates.items()}
 
-    # -- data ----------------------------------------------------------------------------------
+    # -- data and start ------------------------------------------------------------------------
 
-    def _data(self) -> dict[str, Any]:
-        return {"max_boxes": self.max_boxes, "classes": self.classes, "tiny": self.is_tiny}
-
-    def train_data(self, data_dir: str) -> Any:
-        return openimages.train(data_dir, self.image_size, flip=self.flip, **self._data())
-
-    def eval_data(self, data_dir: str) -> Any:
-        return openimages.validation(data_dir, self.image_size, **self._data())
-
-    def counts(self, data_dir: str) -> Mapping[str, int]:
-        coco.evaluator()  # missing, it would show after the first epoch
-        if self.pretrained:
-            backbone_file(data_dir)
-        return openimages.counts(data_dir, max_boxes=self.max_boxes, tiny=self.is_tiny)
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        openimages.build(data_dir, tiny=self.is_tiny, source=source)
-
-    def check_data(self, data_dir: str) -> list[str]:
-        report = openimages.check(data_dir, tiny=self.is_tiny)
-        if self.pretrained:
-            try:
-                self.start(data_dir)
-            except UserError as error:
-                report.append(f"problem: {error}")
-        return report
+    def data(self) -> OpenImages:
+        return OpenImages(
+            self.image_size, self.max_boxes, self.classes, self.flip, tiny=self.is_tiny
+        )
 
     def start(self, data_dir: str) -> Start | None:
         """torchvision's ImageNet weights of the body; everything else stays random.
 
         Raises:
-            UserError: the file is missing, damaged or of another network.
+            UserError: the file is missing, damaged or of another network; pycocotools is missing, which
+                would show after the first epoch.
         """
+        coco.evaluator()
         if not self.pretrained:
             return None
         path = backbone_file(data_dir)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from mlperf_jax.core.benchmark import Benchmark, Example, Shape, Target, f32, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19, kits19_patches
+from mlperf_jax.input_pipelines import kits19_patches
+from mlperf_jax.input_pipelines.kits19 import Kits19
 from mlperf_jax.metrics import dice as metrics
 from mlperf_jax.models import unet3d as models
 from mlperf_jax.ops import sliding_window
@@ -127,14 +128,10 @@ class UNet3D(Benchmark):
             weight_decay=self.weight_decay,
         )
 
-    def train_data(self, data_dir: str) -> Any:
-        return kits19.train(
-            data_dir, self.patch, self.oversampling, self.augmentation, tiny=self.is_tiny
+    def data(self) -> Kits19:
+        return Kits19(
+            self.patch, self.eval_shape, self.oversampling, self.augmentation, tiny=self.is_tiny
         )
-
-    def eval_data(self, data_dir: str) -> Any:
-        depth, height, width = self.eval_shape
-        return kits19.validation(data_dir, (depth, height, width), self.patch, tiny=self.is_tiny)
 
     def loss(self, model: Any, batch: Any, key: Any) -> Any:
         return dice_xent(model(batch["image"]), batch["label"])
@@ -153,9 +150,6 @@ class UNet3D(Benchmark):
         return sliding_window.each_row(volume, batch["image"], batch["label"], batch["windows"])
 
     # -- pictures ------------------------------------------------------------------------------
-
-    def class_names(self, data_dir: str) -> Sequence[str]:
-        return self.metric.classes
 
     def find(self, model: Any, batch: Any) -> Any:
         """As `segment`; a training patch is a volume of one window."""
@@ -239,17 +233,6 @@ class UNet3D(Benchmark):
                 (84, 1.5, 1500),
             )
         }
-
-    # -- data ----------------------------------------------------------------------------------
-
-    def counts(self, data_dir: str) -> Mapping[str, int]:
-        return kits19.counts(data_dir, tiny=self.is_tiny)
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        kits19.build(data_dir, tiny=self.is_tiny, source=source, side=self.patch)
-
-    def check_data(self, data_dir: str) -> list[str]:
-        return kits19.check(data_dir, tiny=self.is_tiny)
 
     def tiny(self) -> Self:
         """Phantoms of ellipsoids, written as NIfTI and prepared like the real ones: half a minute."""

@@ -243,7 +243,8 @@ def _evaluate(
 
 def train_feed(benchmark: Benchmark, options: RunOptions, mesh: Any, folder: str) -> feed.Feed:
     """The training batches as the loop reads them, from the first."""
-    batches = benchmark.train_data(folder).batches(
+    data: Any = benchmark.data().train(folder)
+    batches = data.batches(
         benchmark.batch_size,
         rows=meshes.process_rows(mesh, benchmark.batch_size),
         seed=options.seed or 0,

@@ -26,6 +26,7 @@ from mlperf_jax.core.fields import (
     check_fields,
     did_you_mean,
 )
+from mlperf_jax.core.protocols import DataSet
 from mlperf_jax.core.terms import (
     Array,
     Batch,
@@ -59,8 +60,8 @@ __all__ = [
 class Benchmark:
     """Base of every benchmark: common fields, and a default for what most need not state.
 
-    Subclasses add fields and must give `example`, `model`, `optimizer`, `loss`, `predict`,
-    `train_data`, `eval_data`, `eval_steps`, `counts`, `log`, `tiny`.
+    Subclasses add fields and must give `example`, `model`, `optimizer`, `loss`, `predict`, `eval_steps`,
+    `data`, `log`, `flops_per_sample`, `tiny`; a run without one of them is refused before it begins.
     """
 
     # class attributes: what does not vary with a recipe
@@ -70,7 +71,7 @@ class Benchmark:
     parameters: ClassVar[int]  # trained ones at full size, as the reference counts them
     frozen: ClassVar[tuple[str, ...]] = ()
     rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
-    # whether `train_data(...).ready(seed)` works out the order, from metadata alone, before the clock
+    # whether `data().train(...).ready(seed)` works out the order, from metadata alone, before the clock
     ready_ahead: ClassVar[bool] = False
     # samples of a picture when nobody says how many; 0: there are no pictures of this benchmark
     pictured: ClassVar[int] = 0
@@ -158,8 +159,20 @@ class Benchmark:
         raise NotImplementedError
 
     def start(self, data_dir: str) -> Start | None:
-        """Weights to begin from; None for random initialisation."""
+        """Weights to begin from; None for random initialisation.
+
+        Called before the run has a folder, to refuse one that misses them: names and shapes may be read.
+
+        Raises:
+            UserError: they are missing or damaged.
+        """
         return None
+
+    def make_start(self, data_dir: str) -> None:
+        """Makes the start weights of tiny, for which there are none to fetch; kept if they are there.
+
+        Called when its data have been built.
+        """
 
     # -- quality -------------------------------------------------------------------------------
 
@@ -177,10 +190,6 @@ class Benchmark:
 
     # -- pictures ------------------------------------------------------------------------------
 
-    def class_names(self, data_dir: str) -> Sequence[str]:
-        """Names of the classes as the data have them; empty where they have none."""
-        return ()
-
     def find(self, model: Any, batch: Batch) -> Any:
         """What the model sees in a batch, to be drawn by `picture`: arrays with leading axis B.
 
@@ -192,8 +201,8 @@ class Benchmark:
         """A `PIL.Image` of the batch and its labels and, beside them, of what the model found.
 
         Args:
-            batch: NumPy arrays, as `train_data` or `eval_data` give them.
-            names: of the classes, as `class_names` gives them.
+            batch: NumPy arrays, as the data set gives them.
+            names: of the classes, as the data set names them.
             found: what `find` gave for this batch; None draws the labels alone.
 
         Raises:
@@ -203,24 +212,8 @@ class Benchmark:
 
     # -- data ----------------------------------------------------------------------------------
 
-    def train_data(self, data_dir: str) -> Any:
-        """The training `Examples`."""
-        raise NotImplementedError
-
-    def eval_data(self, data_dir: str) -> Any:
-        """The evaluation `Examples`."""
-        raise NotImplementedError
-
-    def counts(self, data_dir: str) -> Mapping[str, int]:
-        """Samples by split ("train", "validation") read from metadata alone; UserError if unusable."""
-        raise NotImplementedError
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        """Builds the data set below `data_dir`."""
-        raise NotImplementedError
-
-    def check_data(self, data_dir: str) -> list[str]:
-        """Reads samples of the prepared data and returns what was found, a line each."""
+    def data(self) -> DataSet:
+        """The data set of this configuration; tiny has its own."""
         raise NotImplementedError
 
     # data that the model makes itself: `generate` is None unless a benchmark overrides it

@@ -10,9 +10,10 @@ import jax
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import preflight, step
 from mlperf_jax.core import state as states
+from mlperf_jax.core.benchmark import Benchmark
 
 
-def train_briefly(benchmark: Any, data_dir: str, steps: int, seed: int = 0) -> states.State:
+def train_briefly(benchmark: Benchmark, data_dir: str, steps: int, seed: int = 0) -> states.State:
     """The state of a benchmark after some steps from random weights.
 
     Args:
@@ -28,9 +29,8 @@ def train_briefly(benchmark: Any, data_dir: str, steps: int, seed: int = 0) -> s
     size, key = benchmark.batch_size, jax.random.key(seed)
     train = step.jit_train_step(assembly)
     sharding = meshes.batch_sharding(assembly.mesh)
-    batches = benchmark.train_data(data_dir).batches(
-        size, rows=(0, size), seed=seed, start=0, threads=1
-    )
+    data: Any = benchmark.data().train(data_dir)
+    batches = data.batches(size, rows=(0, size), seed=seed, start=0, threads=1)
     for batch in itertools.islice(batches, steps):
         state, _ = train(state, jax.device_put(batch, sharding), key)
     batches.close()

@@ -185,8 +185,8 @@ class Loop:
                 self._steps(self._until())
             except StopIteration:
                 raise UserError(
-                    f"the training data ended after step {self.done}: the batches of train_data() must "
-                    "go on without end"
+                    f"the training data ended after step {self.done}: the batches of data().train() "
+                    "must go on without end"
                 ) from None
             if self.status is None:
                 self._boundary()

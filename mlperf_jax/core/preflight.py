@@ -18,8 +18,10 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import processes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.members import EVALUATIONS, check_members, full_log
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.protocols import NamesClasses
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import closed, rules
 
@@ -60,22 +62,11 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
         optimizer_replaced=False,
         settings={f.name: getattr(benchmark, f.name) for f in dataclasses.fields(benchmark)},
         targets=benchmark.targets,
-        eval_steps=list(itertools.islice(benchmark.eval_steps(), 8)),
+        eval_steps=list(itertools.islice(benchmark.eval_steps(), EVALUATIONS)),
     )
     if broken:
         raise UserError(f'{" ".join(broken)} Change it, or say --division open (division="open")')
     return "closed"
-
-
-def full_log(benchmark: Benchmark) -> dict[str, Any]:
-    """All configuration lines of the log: the common ones and the benchmark's own."""
-    return {
-        "global_batch_size": benchmark.batch_size,
-        "gradient_accumulation_steps": benchmark.gradient_accumulation_steps,
-        "train_samples": benchmark.train_samples,
-        "eval_samples": benchmark.eval_samples,
-        **benchmark.log(),
-    }
 
 
 def check_counts(benchmark: Benchmark, data_dir: str) -> None:
@@ -85,19 +76,18 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
         UserError: the folder is unusable (from `counts`), holds another number of samples, or more
             classes than the benchmark tells apart.
     """
-    counts = benchmark.counts(data_dir)
+    counts = benchmark.data().counts(data_dir)
+    if "validation" not in counts:
+        raise UserError(f"{data_dir} holds no validation samples: prepare it again")
     expected = {"train": benchmark.train_samples, "validation": benchmark.eval_samples}
-    if benchmark.generate:  # the model makes them
-        del expected["train"]
-    for split, wanted in expected.items():
-        if split not in counts:
-            raise UserError(f"{data_dir} holds no {split} samples: prepare it again")
-        if counts[split] != wanted:
+    for split, found in counts.items():
+        if found != expected[split]:
             raise UserError(
-                f"{data_dir} holds {counts[split]:,} {split} samples and {benchmark.name} expects "
-                f"{wanted:,}: prepare it again, or set the sample count if this is another data set"
+                f"{data_dir} holds {found:,} {split} samples and {benchmark.name} expects "
+                f"{expected[split]:,}: prepare it again, or set the sample count if this is another data set"
             )
-    classes, held = getattr(benchmark, "classes", None), len(benchmark.class_names(data_dir))
+    data, classes = benchmark.data(), getattr(benchmark, "classes", None)
+    held = len(data.class_names(data_dir)) if isinstance(data, NamesClasses) else 0
     if classes is not None and held > classes:
         raise UserError(
             f"classes is {classes} and {data_dir} holds samples of {held} classes: give at least {held}"
@@ -171,12 +161,16 @@ class Plan:
 def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     """All that can be refused before the clock starts, refused; see DESIGN.md §3.0."""
     benchmark = resolve_dtype(benchmark)
+    check_members(benchmark)
     division = resolve_division(benchmark, options)
     given = options.optimizer
     optimizer = load_optimizer(given) if isinstance(given, str) else given
     mesh = meshes.make_mesh(options.mesh)
     check_batches(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
+    benchmark.start(
+        data_dir
+    )  # missing weights are refused; of those that are there, nothing is read
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
     processes.from_primary(lambda: check_room(options, assembly))

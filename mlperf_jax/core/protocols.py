@@ -7,8 +7,8 @@ Shape legend: B rows of a global batch, lo..hi the rows of it that this process 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -73,12 +73,15 @@ class Split(Protocol):
 class DataSet(Protocol):
     """A data set: how its folder is built, checked and read. Every method takes that folder."""
 
-    def train(self, folder: str) -> Split: ...
+    def train(self, folder: str) -> Any: ...  # a `Split`
 
-    def validation(self, folder: str) -> Split: ...
+    def validation(self, folder: str) -> Any: ...  # a `Split`
 
     def counts(self, folder: str) -> Mapping[str, int]:
-        """Samples by split ("train", "validation") from metadata alone; UserError if unusable."""
+        """Samples by split ("train", "validation") from metadata alone; UserError if unusable.
+
+        Training data that are repeated as often as a run asks are not counted.
+        """
         ...
 
     def build(self, folder: str, source: str | None = None) -> None:
@@ -87,6 +90,15 @@ class DataSet(Protocol):
 
     def check(self, folder: str) -> list[str]:
         """Reads samples and returns what was found, a line each; "problem: …" for what is wrong."""
+        ...
+
+
+@runtime_checkable
+class NamesClasses(Protocol):
+    """A data set whose classes have names, for pictures."""
+
+    def class_names(self, folder: str) -> Sequence[str]:
+        """Names of the classes by label; empty where the folder does not say."""
         ...
 
 

@@ -18,7 +18,8 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import progress as displays
 from mlperf_jax.core import state as states
 from mlperf_jax.core.checkpoints import Checkpoints
-from mlperf_jax.core.preflight import Plan, full_log
+from mlperf_jax.core.members import full_log
+from mlperf_jax.core.preflight import Plan
 from mlperf_jax.core.trained import with_frozen
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, keys, rules
@@ -275,12 +276,12 @@ class Run:
 
     def train_data(self) -> Any:
         if self._train is None:
-            self._train = self.benchmark.train_data(self.data_dir)
+            self._train = self.benchmark.data().train(self.data_dir)
         return self._train
 
     def eval_data(self) -> Any:
         if self._eval is None:
-            self._eval = self.benchmark.eval_data(self.data_dir)
+            self._eval = self.benchmark.data().validation(self.data_dir)
         return self._eval
 
     # -- checkpoints ---------------------------------------------------------------------------

@@ -120,7 +120,7 @@ class Trained:
         benchmark, mesh = self.benchmark, self.assembly.mesh
         size = benchmark.eval_batch
         rows = meshes.process_rows(mesh, size)
-        data = benchmark.eval_data(data_dir or self.find_data())
+        data: Any = benchmark.data().validation(data_dir or self.find_data())
         threads = threads or os.cpu_count() or 1
         evaluator = evaluation.Evaluator(
             self.assembly,

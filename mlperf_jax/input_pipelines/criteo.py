@@ -2,8 +2,8 @@
 
 A folder holds the organisers' day files (`criteo_files`) for days 0 .. 23, or HugeCTR's `train_data.bin`
 and `val_data.bin`. Days 0 .. 22 are shuffled already and are read as they lie, in large blocks from memory
-maps; validation is the first half of day 23, rounded up. `build` makes the day files from the raw logs, and
-`build(D, tiny=True)` writes a small stand-in of the same form.
+maps; validation is the first half of day 23, rounded up. `Criteo.build` makes the day files from the raw
+logs; tiny is a small stand-in of the same form.
 
 Reference: mlcommons/training, recommendation_v2/torchrec_dlrm.
 Shape legend: B rows of a global batch, k ids of a table's bag, K ids of all bags together (214).
@@ -11,9 +11,9 @@ Shape legend: B rows of a global batch, k ids of a table's bag, K ids of all bag
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 from mlperf_jax.errors import UserError
@@ -39,78 +39,124 @@ COUNTS = {
 }
 
 
-# -- what is in a folder -----------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Criteo:
+    """The data set: every method takes the folder with the files, or the one that holds `criteo_multihot`.
 
-
-def train(
-    data_dir: str | os.PathLike,
-    rows: Sequence[int] = ROWS,
-    bags: Sequence[int] = BAGS,
-    *,
-    tiny: bool = False,
-) -> ClickLog:
-    """The training samples, in the order of the files: days 0 .. 22, or `train_data.bin`.
-
-    Args:
-        data_dir: the folder with the files, or one that holds `criteo_multihot` (tiny:
-            `criteo_tiny/1.0.0`).
+    Attributes:
         rows: of each table.
         bags: bag size of each table.
-        tiny: read the small stand-in.
-
-    Raises:
-        UserError: a file is missing, cut short, or of other bag sizes.
+        round_ids: `build` rounds the training days' ids above 2^24 as float32 does, before the modulo. The
+            official data, and with it every reference convergence point, has this rounding; without it
+            training and validation agree on what an id means.
+        tiny: the small stand-in, `criteo_tiny/1.0.0`, which has `TINY_ROWS` and `TINY_BAGS`.
     """
-    folder, form = locate(data_dir, tiny=tiny)
-    if form == "records":
-        parts = (criteo_files.open_records(f"{folder}/{RECORD_FILES['train']}", bags),)
-    else:
-        days = [day for day in _days(tiny) if day != VALIDATION_DAY]
-        parts = tuple(criteo_files.open_day(folder, day, bags) for day in days)
-    return ClickLog(parts, tuple(rows), tuple(bags))
+
+    rows: tuple[int, ...] = ROWS
+    bags: tuple[int, ...] = BAGS
+    round_ids: bool = True
+    tiny: bool = False
+
+    def train(self, folder: records.Folder) -> ClickLog:
+        """The training samples, in the order of the files: days 0 .. 22, or `train_data.bin`.
+
+        Raises:
+            UserError: a file is missing, cut short, or of other bag sizes.
+        """
+        found, form = locate(folder, self.tiny)
+        if form == "records":
+            return self._log(
+                criteo_files.open_records(f"{found}/{RECORD_FILES['train']}", self.bags)
+            )
+        days = [day for day in _days(self.tiny) if day != VALIDATION_DAY]
+        return self._log(*(criteo_files.open_day(found, day, self.bags) for day in days))
+
+    def validation(self, folder: records.Folder) -> ClickLog:
+        """The validation samples: the first half of day 23, rounded up, or `val_data.bin`; raises as `train`."""
+        found, form = locate(folder, self.tiny)
+        if form == "records":
+            path = f"{found}/{RECORD_FILES['validation']}"
+            return self._log(criteo_files.open_records(path, self.bags))
+        day = criteo_files.open_day(found, VALIDATION_DAY, self.bags)
+        return self._log(day.head((day.rows + 1) // 2))
+
+    def _log(self, *parts: criteo_files.Part) -> ClickLog:
+        return ClickLog(parts, self.rows, self.bags)
+
+    def counts(self, folder: records.Folder) -> dict[str, int]:
+        """{"train": n, "validation": n} from headers and sizes alone; raises as `train`."""
+        return {"train": len(self.train(folder)), "validation": len(self.validation(folder))}
+
+    def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
+        """Writes the day files; does nothing if they are there already.
+
+        Args:
+            folder: `criteo_multihot` (tiny: `criteo_tiny/1.0.0`, in about a second) is made in it.
+            source: folder with the raw logs `day_0` .. `day_23` (or `.gz`), or with the one-hot arrays
+                `day_0_sparse.npy`, …; `folder` by default.
+
+        Raises:
+            UserError: nothing to build from, or not enough room on the disk.
+        """
+        try:
+            locate(folder, self.tiny)
+            return
+        except UserError:
+            target = f"{records.local(folder)}/{_folder_name(self.tiny)}"
+        if self.tiny:
+            criteo_tiny.write(target, self.rows, self.bags)
+            return
+        from mlperf_jax.input_pipelines import criteo_builder, criteo_plan
+
+        plan = criteo_plan.Plan(
+            records.local(source or folder),
+            target,
+            tuple(DAYS),
+            self.rows,
+            self.bags,
+            self.round_ids,
+        )
+        criteo_builder.write(plan.with_processes(usable_cores()))
+
+    def check(self, folder: records.Folder, *, whole: bool = False) -> list[str]:
+        """Opens every file, reads the first and last samples of each part, and compares checksums.
+
+        Args:
+            folder: as for the other methods.
+            whole: compare all files that have a published checksum, a third of a terabyte and more; else
+                the labels and dense features of days 0 and 23, 23 GB.
+
+        Returns:
+            A report, line by line; lines that begin with "problem:" need mending, those with "warning:" say
+            that a file differs from the published one.
+        """
+        from mlperf_jax.input_pipelines import criteo_builder
+
+        found, form = locate(folder, self.tiny)
+        report = [f"{found} ({form})"]
+        for split, open_ in {"train": self.train, "validation": self.validation}.items():
+            try:
+                log = open_(folder)
+            except UserError as error:
+                report.append(f"problem: {error}")
+                continue
+            expected = COUNTS[TINY_NAME if self.tiny else NAME][split]
+            report.append(f"{split}: {len(log):,} samples in {len(log.parts)} parts")
+            if len(log) != expected:
+                report.append(f"problem: {split} has {len(log):,} samples, expected {expected:,}")
+            problems = [p for p in (_problem(log, a, b) for a, b in _ends(log)) if p]
+            report += [f"problem: {p}" for p in problems]
+        return report + criteo_builder.verify(found, 1 << 62 if whole else _HASHED)
 
 
-def validation(
-    data_dir: str | os.PathLike,
-    rows: Sequence[int] = ROWS,
-    bags: Sequence[int] = BAGS,
-    *,
-    tiny: bool = False,
-) -> ClickLog:
-    """The validation samples: the first half of day 23, rounded up, or `val_data.bin`; as `train`."""
-    folder, form = locate(data_dir, tiny=tiny)
-    if form == "records":
-        part = criteo_files.open_records(f"{folder}/{RECORD_FILES['validation']}", bags)
-    else:
-        day = criteo_files.open_day(folder, VALIDATION_DAY, bags)
-        part = day.head((day.rows + 1) // 2)
-    return ClickLog((part,), tuple(rows), tuple(bags))
-
-
-def counts(
-    data_dir: str | os.PathLike, *, tiny: bool = False, bags: Sequence[int] | None = None
-) -> dict[str, int]:
-    """Returns {"train": n, "validation": n} from headers and sizes alone.
-
-    Args:
-        bags: bag sizes, which a file of records needs; the benchmark's by default.
-
-    Raises:
-        UserError: as `train`.
-    """
-    bags = bags or (TINY_BAGS if tiny else BAGS)
-    rows = (1,) * len(bags)  # ids are not looked at
-    splits = {"train": train, "validation": validation}
-    return {split: len(open_(data_dir, rows, bags, tiny=tiny)) for split, open_ in splits.items()}
+# -- what is in a folder -----------------------------------------------------------------------
 
 
 def _days(tiny: bool) -> tuple[int, ...]:
     return tuple(criteo_tiny.DAYS) if tiny else tuple(DAYS)
 
 
-def locate(
-    data_dir: str | os.PathLike, *, tiny: bool = False
-) -> tuple[str, Literal["days", "records"]]:
+def locate(data_dir: records.Folder, tiny: bool = False) -> tuple[str, Literal["days", "records"]]:
     """Returns the folder that holds the files, and their form.
 
     Raises:
@@ -159,102 +205,6 @@ def _missing(data_dir: str, tiny: bool) -> str:
         "them with the MLCommons downloader (dlrmv2-preprocessed-criteo-click-logs), or build them from the "
         f"raw logs: mlperf-jax data build dlrm_dcnv2 --data-dir {data_dir} --source FOLDER"
     )
-
-
-def build(
-    data_dir: str | os.PathLike,
-    *,
-    tiny: bool = False,
-    source: str | os.PathLike | None = None,
-    rows: Sequence[int] | None = None,
-    bags: Sequence[int] | None = None,
-    round_ids: bool = True,
-) -> str:
-    """Writes the day files and returns their folder; does nothing if they are there already.
-
-    Args:
-        data_dir: `criteo_multihot` (tiny: `criteo_tiny/1.0.0`) is made in it.
-        tiny: write the small stand-in, in about a second.
-        source: folder with the raw logs `day_0` .. `day_23` (or `.gz`), or with the one-hot arrays
-            `day_0_sparse.npy`, …; `data_dir` by default.
-        rows, bags: of each table; the benchmark's by default.
-        round_ids: round the training days' ids above 2^24 as float32 does, before the modulo. The
-            official data, and with it every reference convergence point, has this rounding; without it
-            training and validation agree on what an id means.
-
-    Raises:
-        UserError: nothing to build from, or not enough room on the disk.
-    """
-    try:
-        return locate(data_dir, tiny=tiny)[0]
-    except UserError:
-        pass
-    folder = f"{records.local(data_dir)}/{_folder_name(tiny)}"
-    if not tiny:
-        return _build_full(folder, data_dir, source, rows or ROWS, bags or BAGS, round_ids)
-    try:
-        pathlib.Path(folder).parent.mkdir(parents=True, exist_ok=True)
-        criteo_tiny.write(folder, rows or TINY_ROWS, bags or TINY_BAGS)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    return folder
-
-
-def _build_full(
-    folder: str,
-    data_dir: str | os.PathLike,
-    source: str | os.PathLike | None,
-    rows: Sequence[int],
-    bags: Sequence[int],
-    round_ids: bool,
-) -> str:
-    from mlperf_jax.input_pipelines import criteo_builder, criteo_plan
-
-    place = records.local(source or data_dir)
-    plan = criteo_plan.Plan(place, folder, tuple(DAYS), tuple(rows), tuple(bags), round_ids)
-    try:
-        return criteo_builder.write(plan.with_processes(usable_cores()))
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-
-
-def check(
-    data_dir: str | os.PathLike,
-    *,
-    tiny: bool = False,
-    rows: Sequence[int] | None = None,
-    bags: Sequence[int] | None = None,
-    whole: bool = False,
-) -> list[str]:
-    """Opens every file, reads the first and last samples of each part, and compares checksums.
-
-    Args:
-        whole: compare all files that have a published checksum, a third of a terabyte and more; else
-            the labels and dense features of days 0 and 23, 23 GB.
-        data_dir, tiny, rows, bags: as for `build`.
-
-    Returns:
-        A report, line by line; lines that begin with "problem:" need mending, those with "warning:" say
-        that a file differs from the published one.
-    """
-    from mlperf_jax.input_pipelines import criteo_builder
-
-    rows, bags = rows or (TINY_ROWS if tiny else ROWS), bags or (TINY_BAGS if tiny else BAGS)
-    folder, form = locate(data_dir, tiny=tiny)
-    report = [f"{folder} ({form})"]
-    for split, open_ in {"train": train, "validation": validation}.items():
-        try:
-            log = open_(data_dir, rows, bags, tiny=tiny)
-        except UserError as error:
-            report.append(f"problem: {error}")
-            continue
-        expected = COUNTS[TINY_NAME if tiny else NAME][split]
-        report.append(f"{split}: {len(log):,} samples in {len(log.parts)} parts")
-        if len(log) != expected:
-            report.append(f"problem: {split} has {len(log):,} samples, expected {expected:,}")
-        problems = [p for p in (_problem(log, a, b) for a, b in _ends(log)) if p]
-        report += [f"problem: {p}" for p in problems]
-    return report + criteo_builder.verify(folder, 1 << 62 if whole else _HASHED)
 
 
 def _ends(log: ClickLog) -> Iterator[tuple[int, int]]:

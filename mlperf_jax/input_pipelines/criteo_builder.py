@@ -12,12 +12,10 @@ Shape legend: n samples of a day, N of all training days.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import fcntl
+import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -27,13 +25,12 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import criteo_bags, criteo_ids, criteo_text
+from mlperf_jax.input_pipelines import building, criteo_bags, criteo_ids, criteo_text
 from mlperf_jax.input_pipelines.criteo_files import DENSE, day_files
 from mlperf_jax.input_pipelines.criteo_plan import (
     SPARSE_COLUMNS,
     Plan,
     check_room,
-    check_settings,
     column_type,
     needs,
     raw_file,
@@ -41,6 +38,7 @@ from mlperf_jax.input_pipelines.criteo_plan import (
     sparse_file,
 )
 
+_SETTINGS = ("source", "days", "rows", "bags", "round_ids")  # work is taken up under the same alone
 _CHUNK = 1 << 20  # rows handled at once where columns are streamed
 # published by the organisers
 _FIRST, _LAST, _HALF = 195_841_983, 178_274_637, 89_137_319  # samples of day 0, day 23, validation
@@ -61,8 +59,8 @@ MD5 = {  # file -> bytes without headers, checksum
 _HEADERS = 1 << 14  # bytes: no file's headers take more
 
 
-def write(plan: Plan, say: Callable[[str], None] = print) -> str:
-    """Builds the day files and returns their folder; see `criteo.build`.
+def write(plan: Plan, say: Callable[[str], None] = print) -> None:
+    """Builds the day files; see `Criteo.build`.
 
     Raises:
         UserError: the source is incomplete or damaged, disk or memory do not suffice, or the work that
@@ -75,10 +73,10 @@ def write(plan: Plan, say: Callable[[str], None] = print) -> str:
         f"{room.disk / 1e9:,.1f} GB of disk and {room.memory / 1e9:,.1f} GB of memory"
     )
     check_room(plan, room)
-    plan.work.mkdir(parents=True, exist_ok=True)
-    with _alone(plan.work):
-        if not pathlib.Path(plan.folder).exists():  # else another process wrote it meanwhile
-            check_settings(plan)
+    settings = {name: getattr(plan, name) for name in _SETTINGS}
+    with building.alone(plan.folder, resumes=True) as target:
+        if not target.exists():  # else another process wrote it meanwhile
+            building.begin(plan.work, settings)
             for name, stage in (_FROM_RAW if raw else _FROM_ONE_HOT).items():
                 done = plan.work / f"{name}.done"
                 if not done.exists():
@@ -89,7 +87,6 @@ def write(plan: Plan, say: Callable[[str], None] = print) -> str:
                     _say_all(say, verify(plan.work))
             _finish(plan)
     _say_all(say, verify(plan.folder))
-    return plan.folder
 
 
 def _say_all(say: Callable[[str], None], lines: Iterable[str]) -> None:
@@ -97,34 +94,9 @@ def _say_all(say: Callable[[str], None], lines: Iterable[str]) -> None:
         say(line)
 
 
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path):
-    """Lets one process at a time build; the system frees the lock of a killed one."""
-    with open(folder / ".building", "w") as file:
-        # Some network file systems have no locks; then two builds at once are the user's to avoid.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _each(plan: Plan, work: Callable[..., None], tasks: Iterable[Any]) -> None:
     """Runs `work(plan, task)` for every task, in several processes if the plan says so."""
-    tasks = list(tasks)
-    if plan.processes == 1 or len(tasks) < 2:
-        for task in tasks:
-            work(plan, task)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(plan.processes, context) as pool:
-        for done in [pool.submit(work, plan, task) for task in tasks]:
-            done.result()
-
-
-def _publish(part: pathlib.Path, path: pathlib.Path) -> None:
-    """Gives a complete file its name, after its bytes are on the disk."""
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    part.rename(path)
+    building.in_processes(functools.partial(work, plan), list(tasks), plan.processes)
 
 
 # -- the stages --------------------------------------------------------------------------------
@@ -173,7 +145,7 @@ def number_column(plan: Plan, column: int) -> None:
                 vocabulary.add(np.asarray(piece))
             part = progress.with_suffix(".part")
             part.write_text(json.dumps({"days": number, "size": vocabulary.sync()}))
-            _publish(part, progress)
+            building.publish(part, progress)
         vocabulary.close()
         del vocabulary
     left = [day for day in plan.days if not plan.column(day, column, ".id").exists()]
@@ -184,7 +156,7 @@ def number_column(plan: Plan, column: int) -> None:
             with open(part, "wb") as file:
                 for piece in _pieces(np.memmap(plan.column(day, column), "<u4", "r")):
                     numbering(np.asarray(piece)).tofile(file)
-            _publish(part, plan.column(day, column, ".id"))
+            building.publish(part, plan.column(day, column, ".id"))
             plan.column(day, column).unlink()
     words.unlink(missing_ok=True)
 
@@ -200,7 +172,7 @@ def _shuffle(plan: Plan) -> None:
     if not order.exists():
         part = order.with_suffix(".part")
         permutation(total).tofile(part)
-        _publish(part, order)
+        building.publish(part, order)
     for column in range(criteo_text.FIELDS):
         shuffle_column(plan, column, np.memmap(order, _index_type(total), "r"))
     order.unlink(missing_ok=True)
@@ -234,7 +206,7 @@ def shuffle_column(plan: Plan, column: int, order: np.ndarray) -> None:
         with open(part, "wb") as file:
             for piece in _pieces(order):
                 values[piece].tofile(file)
-        _publish(part, done)
+        building.publish(part, done)
     for path in paths:
         path.unlink(missing_ok=True)
 
@@ -264,7 +236,7 @@ def one_hot_day(plan: Plan, day: int) -> None:
             out[a:b] = np.stack([column[first + a : first + b] for column in group], 1)
         out.flush()
         del out
-        _publish(part, plan.work / name)
+        building.publish(part, plan.work / name)
 
 
 def _adopt(plan: Plan) -> None:
@@ -301,7 +273,7 @@ def multi_hot_day(plan: Plan, day: int) -> None:
         criteo_bags.write_npz(part, columns, matrices)
         del columns
         scratch.unlink()
-        _publish(part, done)
+        building.publish(part, done)
     mine.unlink(missing_ok=True)
 
 
@@ -340,7 +312,7 @@ def _finish(plan: Plan) -> None:
             shutil.rmtree(path)
         elif path.name not in keep:
             path.unlink()
-    plan.work.rename(plan.folder)
+    building.publish(plan.work, pathlib.Path(plan.folder))
 
 
 _FROM_RAW: dict[str, Callable[[Plan], None]] = {

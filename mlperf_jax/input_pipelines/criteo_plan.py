@@ -9,11 +9,10 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import zlib
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import criteo_text
+from mlperf_jax.input_pipelines import building, criteo_text
 from mlperf_jax.input_pipelines.criteo_files import DENSE, day_files
 
 LABEL, SPARSE_COLUMNS = 0, range(1 + DENSE, criteo_text.FIELDS)
@@ -159,16 +158,9 @@ def _estimate_lines(path: str, sample: int = 1 << 20) -> int:
 
 
 def check_room(plan: Plan, room: Needs) -> None:
-    place = plan.work
-    held = sum(p.stat().st_size for p in place.rglob("*") if p.is_file()) if place.exists() else 0
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free + held < room.disk:
-        raise UserError(
-            f"{place} has {free / 1e9:,.1f} GB free and the build needs {(room.disk - held) / 1e9:,.1f} GB: "
-            "give another --data-dir"
-        )
+    """Nothing, if disk and memory suffice; what the work begun holds already counts."""
+    held = sum(p.stat().st_size for p in plan.work.rglob("*") if p.is_file())
+    building.check_room(plan.work, room.disk - held)
     memory = _available_memory()
     if memory is not None and memory < room.memory:
         raise UserError(
@@ -184,20 +176,3 @@ def _available_memory() -> int | None:
         return None
     found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     return 1024 * int(found[0]) if found else None
-
-
-def check_settings(plan: Plan) -> None:
-    """Work that was begun is taken up only with the settings it was begun with."""
-    path = plan.work / "settings.json"
-    names = ("source", "days", "rows", "bags", "round_ids")
-    mine = json.loads(json.dumps({name: getattr(plan, name) for name in names}))
-    if not path.exists():
-        path.write_text(json.dumps(mine))
-        return
-    theirs = json.loads(path.read_text())
-    other = [name for name in names if theirs.get(name) != mine[name]]
-    if other:
-        raise UserError(
-            f"{plan.work} was begun with another {other[0]} ({theirs.get(other[0])}, now {mine[other[0]]}): "
-            "remove this folder to start over, or build with what it was begun with"
-        )

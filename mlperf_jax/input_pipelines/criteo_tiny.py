@@ -10,14 +10,12 @@ Shape legend: n samples of a day.
 
 from __future__ import annotations
 
-import os
 import pathlib
-import shutil
 from collections.abc import Sequence
 
 import numpy as np
 
-from mlperf_jax.input_pipelines import criteo_bags, criteo_files
+from mlperf_jax.input_pipelines import building, criteo_bags, criteo_files
 
 ROWS = (
     *(20, 12, 8, 16, 10, 3, 9, 6, 7, 20, 20, 12, 5),
@@ -39,28 +37,27 @@ _SEED = 2023
 
 def write(folder: str, rows: Sequence[int] = ROWS, bags: Sequence[int] = BAGS) -> None:
     """Writes the day files into a folder, which appears under its name only when it is complete."""
-    part = pathlib.Path(f"{folder}.incomplete.{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
-        rng = np.random.default_rng(_SEED)
-        signs = [rng.permuted(np.resize([-1.0, 1.0], n)) for n in rows]
-        slight = [rng.normal(0, 0.15, n) for n in rows]
-        matrices = list(criteo_bags.bag_matrices(rows, bags))
-        for day, samples in DAYS.items():
-            ids = np.stack([_popular(rng, n, samples) for n in rows], 1)  # [n, 26]
-            counts = np.floor(rng.lognormal(1.0, 1.0, (samples, criteo_files.DENSE)))
-            dense = np.log(counts.astype(np.float32) + 3)
-            click = rng.random(samples) < _click_rate(ids, dense, signs, slight)
-            labels, dense_name, sparse = (part / name for name in criteo_files.day_files(day))
-            np.save(labels, click.astype(np.int32)[:, None])
-            np.save(dense_name, dense)
-            criteo_bags.write_npz(sparse, ids.T, matrices)
-        part.rename(folder)
-    except OSError:
-        if not os.path.isdir(folder):  # else another process wrote it meanwhile
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with building.alone(folder) as target:
+        if not target.exists():  # else another process wrote it meanwhile
+            with building.unfinished(target) as part:
+                part.mkdir()
+                _write(part, rows, bags)
+
+
+def _write(folder: pathlib.Path, rows: Sequence[int], bags: Sequence[int]) -> None:
+    rng = np.random.default_rng(_SEED)
+    signs = [rng.permuted(np.resize([-1.0, 1.0], n)) for n in rows]
+    slight = [rng.normal(0, 0.15, n) for n in rows]
+    matrices = list(criteo_bags.bag_matrices(rows, bags))
+    for day, samples in DAYS.items():
+        ids = np.stack([_popular(rng, n, samples) for n in rows], 1)  # [n, 26]
+        counts = np.floor(rng.lognormal(1.0, 1.0, (samples, criteo_files.DENSE)))
+        dense = np.log(counts.astype(np.float32) + 3)
+        click = rng.random(samples) < _click_rate(ids, dense, signs, slight)
+        labels, dense_name, sparse = (folder / name for name in criteo_files.day_files(day))
+        np.save(labels, click.astype(np.int32)[:, None])
+        np.save(dense_name, dense)
+        criteo_bags.write_npz(sparse, ids.T, matrices)
 
 
 def _popular(rng: np.random.Generator, rows: int, samples: int) -> np.ndarray:

@@ -7,7 +7,6 @@ TensorFlow; so a folder written by either is read by both.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import pathlib
@@ -21,7 +20,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import imagenet, images, records
+from mlperf_jax.input_pipelines import building, images, records
+from mlperf_jax.input_pipelines import imagenet_files as files
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _STOCK = "datasets/imagenet2012"  # label files inside the tensorflow-datasets package
@@ -37,8 +37,8 @@ class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     Not registered: the name belongs to the stock builder, which one process may use beside this one.
     """
 
-    name = imagenet.NAME
-    VERSION = tfds.core.Version(imagenet.VERSION)
+    name = files.NAME
+    VERSION = tfds.core.Version(files.VERSION)
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"{TRAIN_TAR} and {VALIDATION_TAR} from https://image-net.org, or folders of JPEGs"
     )
@@ -75,7 +75,7 @@ class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 class Imagenet2012Tiny(Imagenet2012, skip_registration=True):  # pyright: ignore
     """scikit-learn's 1,797 handwritten digits as small JPEGs: 1,437 to train, 360 to validate."""
 
-    name = imagenet.TINY_NAME
+    name = files.TINY_NAME
 
     def _label(self) -> tfds.features.ClassLabel:
         return tfds.features.ClassLabel(names=[str(digit) for digit in range(10)])
@@ -85,7 +85,7 @@ class Imagenet2012Tiny(Imagenet2012, skip_registration=True):  # pyright: ignore
 
         digits: Any = datasets.load_digits()
         order = np.random.default_rng(_TINY_SEED).permutation(len(digits.images))
-        held_out = imagenet.COUNTS[self.name]["validation"]
+        held_out = files.COUNTS[self.name]["validation"]
         parts = {"train": order[held_out:], "validation": order[:held_out]}
         return {split: _digits(digits, rows) for split, rows in parts.items()}
 
@@ -158,10 +158,10 @@ def _reading(path: str):
 
 
 def _folders(source: str, split: str) -> Iterator[Example]:
-    files = imagenet.open_split(source, split, tiny=False)
-    assert isinstance(files, imagenet.FolderImages)
-    for index, (label, name) in enumerate(files.files):
-        yield _checked(name, bytes(files[index].image), files.names[label], files.describe(index))
+    found = files.open_split(source, split)
+    assert isinstance(found, files.FolderImages)
+    for index, (label, name) in enumerate(found.files):
+        yield _checked(name, bytes(found[index].image), found.names[label], found.describe(index))
 
 
 def _checked(name: str, data: bytes, label: str, where: str) -> Example:
@@ -171,76 +171,41 @@ def _checked(name: str, data: bytes, label: str, where: str) -> Example:
         raise UserError(f"{where}, {name}: {error}") from error
 
 
-def write(data_dir: str, tiny: bool, source: str) -> str:
-    """Writes the data set into `data_dir` and returns its folder; see `imagenet.build`."""
-    if data_dir.startswith("gs://"):
-        raise UserError("build writes to a local folder; copy the result to gs:// afterwards")
-    target = pathlib.Path(data_dir, imagenet.TINY_NAME if tiny else imagenet.NAME)
-    folder = f"{target}/{imagenet.VERSION}"
+def write(folder: str, tiny: bool, source: str) -> None:
+    """Writes the data set to `<name>/<version>`; see `ImageNet.build`."""
     if not tiny:
-        _check_source(source, data_dir)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
-            if records.prepared(folder) is None:  # else another process wrote it meanwhile
-                _write(data_dir, target, tiny, source)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    return folder
+        _check_source(source, folder)
+    with building.alone(folder) as target:
+        if records.prepared(folder) is None:  # else another process wrote it meanwhile
+            _write(target, tiny, source)
 
 
-def _write(data_dir: str, target: pathlib.Path, tiny: bool, source: str) -> None:
-    for leftover in target.glob(f"incomplete.*_{imagenet.VERSION}"):
+def _write(target: pathlib.Path, tiny: bool, source: str) -> None:
+    for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
         shutil.rmtree(leftover, ignore_errors=True)
     make = Imagenet2012Tiny if tiny else Imagenet2012
     config = tfds.download.DownloadConfig(manual_dir=source, try_download_gcs=False)
-    downloads = target / "downloads"  # stays empty, but tensorflow-datasets wants one
+    downloads = target.with_name("downloads")  # stays empty, but tensorflow-datasets wants one
     try:
         with _quiet() if tiny else contextlib.nullcontext():
-            make(data_dir=data_dir, file_format="array_record").download_and_prepare(
+            make(data_dir=target.parents[1], file_format="array_record").download_and_prepare(
                 download_config=config, download_dir=downloads
             )
     finally:
         shutil.rmtree(downloads, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _alone(target: pathlib.Path):
-    """Lets one process at a time build into a folder; the system frees the lock of a killed one."""
-    path = target / ".building"
-    with open(path, "w") as file:
-        # Some network file systems have no locks; then two builds at once are the user's to avoid.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _check_source(source: str, data_dir: str) -> None:
+def _check_source(source: str, folder: str) -> None:
     tars = [pathlib.Path(source, name) for name in (TRAIN_TAR, VALIDATION_TAR)]
     missing = [tar.name for tar in tars if not tar.exists()]
     if len(missing) == 1:
         raise UserError(f"{source} has one of the two official tar files; {missing[0]} is missing")
-    if missing:
-        imagenet.counts(
-            source, tiny=False
-        )  # class folders, or the sentence that says how to get ImageNet
+    if missing:  # class folders, or the sentence that says how to get ImageNet
+        for split in files.SPLITS:
+            files.open_split(source, split)
         return
     # tensorflow-datasets sorts the examples through temporary files before it writes the shards
-    need, room = 2 * sum(tar.stat().st_size for tar in tars), _free(data_dir)
-    if room < need:
-        raise UserError(
-            f"{data_dir} has {room / 1e9:.0f} GB free, the build needs {need / 1e9:.0f} GB"
-        )
-
-
-def _free(folder: str) -> int:
-    path = pathlib.Path(folder).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+    building.check_room(folder, 2 * sum(tar.stat().st_size for tar in tars))
 
 
 @contextlib.contextmanager

@@ -10,9 +10,7 @@ retired_benchmarks/unet3d/pytorch, preprocess_dataset.py.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import fcntl
 import os
 import pathlib
 import shutil
@@ -23,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19, kits19_checksums
+from mlperf_jax.input_pipelines import building, kits19_checksums
+from mlperf_jax.input_pipelines import kits19_files as files
 from mlperf_jax.input_pipelines import kits19_patches as patches
 
 SPACING = (1.6, 1.2, 1.2)  # millimetres between voxels, after resampling
@@ -38,21 +37,14 @@ _MEMORY_SHARE = 0.5  # of what is free when the build begins
 # -- the whole set -----------------------------------------------------------------------------------
 
 
-def write(data_dir: str, source: str, *, tiny: bool, side: int) -> str:
-    """Prepares every case that the index lacks; see `kits19.build`."""
-    if data_dir.startswith("gs://"):
-        raise UserError("build writes to a local folder; copy the result to gs:// afterwards")
-    folder = pathlib.Path(data_dir, kits19.TINY_NAME if tiny else kits19.NAME)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
-            if tiny:
-                _build_tiny(folder, side)
-            else:
-                _build(folder, find_cases(source, kits19.LABELLED), side, say=print)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    return str(folder)
+def write(folder: str, source: str, tiny: bool, side: int) -> None:
+    """Prepares every case that the index lacks; see `Kits19.build`."""
+    with building.alone(folder, resumes=True) as target:
+        target.mkdir(exist_ok=True)
+        if tiny:
+            _build_tiny(target, side)
+        else:
+            _build(target, find_cases(source, files.LABELLED), side, say=print)
 
 
 def find_cases(source: str, count: int) -> list[pathlib.Path]:
@@ -89,12 +81,12 @@ def find_cases(source: str, count: int) -> list[pathlib.Path]:
 def _build_tiny(folder: pathlib.Path, side: int) -> None:
     from mlperf_jax.input_pipelines import kits19_tiny
 
-    if len(kits19.read_index(str(folder))) == kits19.TINY_CASES:
+    if len(files.read_index(str(folder))) == files.TINY_CASES:
         return
     raw = folder / "nifti"
     try:
-        kits19_tiny.write(raw, kits19.TINY_CASES)
-        _build(folder, find_cases(str(raw), kits19.TINY_CASES), side, say=lambda text: None)
+        kits19_tiny.write(raw, files.TINY_CASES)
+        _build(folder, find_cases(str(raw), files.TINY_CASES), side, say=lambda text: None)
     finally:
         shutil.rmtree(raw, ignore_errors=True)
 
@@ -104,12 +96,12 @@ def _build(
 ) -> None:
     done = {
         name
-        for name in kits19.read_index(str(folder))
+        for name in files.read_index(str(folder))
         if all((folder / f"{name}_{part}.npy").is_file() for part in "xy")
     }
     todo = [path for path in cases if path.name not in done]
-    _check_room(folder, todo, side)
-    official = kits19_checksums.official() if len(cases) == kits19.LABELLED else {}
+    building.check_room(folder, _bytes_prepared(todo, side))
+    official = kits19_checksums.official() if len(cases) == files.LABELLED else {}
     memory = _Memory(_free_memory() * _MEMORY_SHARE)
     lock = threading.Lock()
 
@@ -120,7 +112,7 @@ def _build(
             name for name, summed in entry.md5.items() if official.get(name, summed) != summed
         ]
         with lock:
-            _append(kits19.index_path(str(folder)), entry)
+            _append(files.index_path(str(folder)), entry)
             done.add(path.name)
             say(f"{path.name}: {'x'.join(map(str, entry.shape))} ({len(done)} of {len(cases)})")
             for name in differ:
@@ -128,17 +120,10 @@ def _build(
             for note in entry.notes:
                 say(f"note: {path.name}: {note}")
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        futures = [pool.submit(one, path) for path in todo]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-        except BaseException:  # the cases under way are finished and kept
-            pool.shutdown(cancel_futures=True)
-            raise
+    building.in_threads(one, todo)
 
 
-def _check_room(folder: pathlib.Path, cases: Sequence[pathlib.Path], side: int) -> None:
+def _bytes_prepared(cases: Sequence[pathlib.Path], side: int) -> int:
     """Five bytes a voxel, by the headers alone."""
     need = 0
     for path in cases:
@@ -147,14 +132,10 @@ def _check_room(folder: pathlib.Path, cases: Sequence[pathlib.Path], side: int) 
         if len(volume.shape) == 3 and np.isfinite(spacing).all():  # else the case will be refused
             shape = resampled_shape(volume.shape, spacing.tolist())
             need += 5 * int(np.prod(np.maximum(shape, side)))
-    room = shutil.disk_usage(folder).free
-    if room < need:
-        raise UserError(
-            f"{folder} has {room / 1e9:.1f} GB free, the prepared volumes take {need / 1e9:.1f} GB"
-        )
+    return need
 
 
-def _append(path: pathlib.Path, entry: kits19.Entry) -> None:
+def _append(path: pathlib.Path, entry: files.Entry) -> None:
     """One line, on the disk before the next case counts as done; a half line is closed first."""
     with open(path, "a+b") as file:
         if file.tell():
@@ -204,24 +185,10 @@ def _bytes_needed(path: pathlib.Path) -> int:
     return voxels + (64 << 20)
 
 
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time build into a folder; the system frees the lock of a killed one."""
-    path = folder / ".building"
-    with open(path, "w") as file:
-        # Some network file systems have no locks; then two builds at once are the user's to avoid.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
 # -- one case ----------------------------------------------------------------------------------------
 
 
-def prepare_case(path: pathlib.Path, folder: pathlib.Path, side: int) -> kits19.Entry:
+def prepare_case(path: pathlib.Path, folder: pathlib.Path, side: int) -> files.Entry:
     """Writes the `.npy` pair of one case and returns its index line.
 
     Args:
@@ -245,13 +212,13 @@ def prepare_case(path: pathlib.Path, folder: pathlib.Path, side: int) -> kits19.
     del raw
     planes = (normalise(plane) for plane in trilinear_planes(_voxels(path / IMAGE, image), shape))
     _write_planes(folder / f"{path.name}_x.npy", planes, shape, side, np.float32)
-    prepared = kits19.open_volume(folder / f"{path.name}_y.npy", np.uint8)
+    prepared = files.open_volume(folder / f"{path.name}_y.npy", np.uint8)
     boxes = patches.largest_boxes(prepared)
     notes = () if boxes else ("the segmentation is empty; its patches are taken anywhere",)
     depth, height, width = prepared.shape
-    files = (f"{path.name}_x.npy", f"{path.name}_y.npy")
-    sums = {file: kits19.md5(folder / file) for file in files}
-    return kits19.Entry(path.name, (depth, height, width), boxes, sums, notes)
+    pair = (f"{path.name}_x.npy", f"{path.name}_y.npy")
+    sums = {file: files.md5(folder / file) for file in pair}
+    return files.Entry(path.name, (depth, height, width), boxes, sums, notes)
 
 
 def _load(path: pathlib.Path) -> Any:
@@ -333,17 +300,14 @@ def _write_planes(
     pads = [(max(side - n, 0) // 2, max(side - n, 0) - max(side - n, 0) // 2) for n in shape]
     padded = tuple(n + sum(pad) for n, pad in zip(shape, pads, strict=True))
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (1, *padded)}
-    unfinished = path.with_name(f"incomplete.{path.name}")
-    with open(unfinished, "wb") as file:  # a memory map would end the process on a full disk
+    # a memory map would end the process on a full disk
+    with building.unfinished(path) as part, open(part, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for number, plane in enumerate(planes):
             edge = (number == 0) * pads[0][0] + (number == shape[0] - 1) * pads[0][1]
             wide = np.pad(plane, pads[1:], mode="edge").astype(dtype).tobytes()
             for _ in range(1 + edge):
                 file.write(wide)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 # -- resampling --------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import records
+from mlperf_jax.input_pipelines import building, records
 
 MAGIC = b"MMIDIDX\0\0"
 DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
@@ -284,7 +284,9 @@ class Writer:
             if kind is None:
                 self._write_index()
                 for end in (".bin", ".idx"):  # the index last: where it is, the pair is complete
-                    os.replace(self._unfinished + end, self.prefix + end)
+                    building.publish(
+                        pathlib.Path(self._unfinished + end), pathlib.Path(self.prefix + end)
+                    )
         finally:
             for end in (".bin", ".idx"):
                 pathlib.Path(self._unfinished + end).unlink(missing_ok=True)

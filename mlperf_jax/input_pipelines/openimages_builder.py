@@ -7,18 +7,13 @@ and of one image a thread.
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
 import os
 import pathlib
-import shutil
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,11 +23,17 @@ from etils import epath
 from tensorflow_datasets.core import example_serializer
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import coco_labels, images, openimages, openimages_tiny, records
+from mlperf_jax.input_pipelines import (
+    building,
+    coco_labels,
+    images,
+    openimages_tiny,
+    records,
+)
+from mlperf_jax.input_pipelines import openimages_files as files
 
 LABELS = "labels/openimages-mlperf.json"
 PER_SHARD = 1024  # images: some 300 MB
-_SPLITS = ("train", "validation")
 # one record a chunk and no compression: records are read one by one, and JPEGs do not shrink
 _WRITER = "group_size:1,uncompressed"
 _FEATURES = tfds.features.FeaturesDict(
@@ -74,7 +75,7 @@ class Export:
             "most_boxes": int(per_image.max()),
             "crowd": int(labels.crowd.sum()),
             "outside": int((cut != labels.boxes).any(1).sum()),
-            "empty": int((~openimages.solid(cut)).sum()),
+            "empty": int((~files.solid(cut)).sum()),
             "without": int((per_image == 0).sum()),
         }
 
@@ -82,12 +83,12 @@ class Export:
 def write_tiny(folder: str) -> None:
     """Draws the scenes of shapes, exports them, and prepares the export like any other."""
     with tempfile.TemporaryDirectory() as source:
-        openimages_tiny.export(source, openimages.COUNTS[openimages.TINY_NAME])
-        write(folder, source, openimages.CLASSES[openimages.TINY_NAME])
+        openimages_tiny.export(source, files.COUNTS[files.TINY_NAME])
+        write(folder, source, files.CLASSES[files.TINY_NAME])
 
 
 def write(folder: str, source: str, classes: int) -> None:
-    """Prepares an export; see `openimages.build`.
+    """Prepares an export; see `OpenImages.build`.
 
     Args:
         folder: <name>/<version>, which appears when all is written.
@@ -97,42 +98,30 @@ def write(folder: str, source: str, classes: int) -> None:
     Raises:
         UserError: labels or images that do not fit, or a disk that is full or may not be written.
     """
-    if folder.startswith("gs://"):
-        raise UserError("build writes to a local folder; copy the result to gs:// afterwards")
-    target = pathlib.Path(folder)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target.parent):
-            if records.prepared(folder) is None:  # else another process wrote it meanwhile
-                _write(target, [_export(source, split, classes) for split in _SPLITS])
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    with building.alone(folder, resumes=True) as target:
+        if records.prepared(folder) is None:  # else another process wrote it meanwhile
+            _write(target, [_export(source, split, classes) for split in files.SPLITS])
 
 
 def _export(source: str, split: str, classes: int) -> Export:
     """Labels and images of a split, which must fit each other; no image is opened."""
     labels = coco_labels.read(f"{source}/{split}/{LABELS}", classes)
     folder = f"{source}/{split}/data"
-    files = records.listing(folder)
-    if files is None:
+    there = records.listing(folder)
+    if there is None:
         raise UserError(f"{folder} is missing; it should hold the images of {split}")
-    missing = [name for name in labels.files if name not in files]
+    missing = [name for name in labels.files if name not in there]
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing):,} of the {len(labels):,} images in the labels, the first is "
             f"{missing[0]}; fetch them, or export the labels again without them"
         )
-    return Export(split, labels, folder, sum(files[name] for name in labels.files))
+    return Export(split, labels, folder, sum(there[name] for name in labels.files))
 
 
 def _write(target: pathlib.Path, exports: list[Export]) -> None:
     work = target.with_name(f"incomplete.{target.name}")
-    digest = _digest(exports)
-    note = work / "labels.sha256"
-    if note.exists() and note.read_text() != digest:
-        shutil.rmtree(work)  # begun from other labels
-    work.mkdir(exist_ok=True)
-    note.write_text(digest)
+    building.begin(work, {"labels": _digest(exports)}, restart=True)
     name = target.parent.name
     jobs = [
         (export, shard, work / _shard_name(name, export, shard))
@@ -140,18 +129,11 @@ def _write(target: pathlib.Path, exports: list[Export]) -> None:
         for shard in range(export.shards)
     ]
     left = [job for job in jobs if not _whole(job[2], len(job[0].rows(job[1])))]
-    _check_room(work, sum(export.size for export in exports) * len(left) // len(jobs))
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        running = [pool.submit(_write_shard, *job) for job in left]
-        try:
-            for job in concurrent.futures.as_completed(running):
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    building.check_room(work, sum(export.size for export in exports) * len(left) // len(jobs))
+    building.in_threads(lambda job: _write_shard(*job), left)
     _write_index(work, target, exports)
-    note.unlink()
-    work.rename(target)
+    (work / building.SETTINGS).unlink()
+    building.publish(work, target)
 
 
 def _digest(exports: list[Export]) -> str:
@@ -178,17 +160,16 @@ def _whole(path: pathlib.Path, length: int) -> bool:
 
 
 def _write_shard(export: Export, shard: int, path: pathlib.Path) -> None:
-    half = path.with_name(f"half.{path.name}")
     kinds: Any = _FEATURES.get_serialized_info()
     serialise = example_serializer.ExampleSerializer(kinds).serialize_example
-    try:
-        writer = array_record_module.ArrayRecordWriter(os.fspath(half), _WRITER)
-        for row in export.rows(shard):
-            writer.write(serialise(_FEATURES.encode_example(_example(export, row))))
-        writer.close()
-    except RuntimeError as error:  # what the library makes of a full disk
-        raise UserError(f"cannot write {half}: {error}") from error
-    half.rename(path)
+    with building.unfinished(path) as part:
+        try:
+            writer = array_record_module.ArrayRecordWriter(os.fspath(part), _WRITER)
+            for row in export.rows(shard):
+                writer.write(serialise(_FEATURES.encode_example(_example(export, row))))
+            writer.close()
+        except RuntimeError as error:  # what the library makes of a full disk
+            raise UserError(f"cannot write {part}: {error}") from error
 
 
 def _example(export: Export, row: int) -> dict[str, Any]:
@@ -255,26 +236,3 @@ def _write_index(work: pathlib.Path, target: pathlib.Path, exports: list[Export]
         check_data=False,
         metadata=tfds.core.MetadataDict(facts),
     )
-
-
-def _check_room(folder: pathlib.Path, need: int) -> None:
-    room = shutil.disk_usage(folder).free
-    if room < need:
-        raise UserError(
-            f"{folder} has {room / 1e9:.1f} GB free, the build needs {need / 1e9:.1f} GB more: free space, "
-            "or give another --data-dir"
-        )
-
-
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time build into a folder; the system frees the lock of a killed one."""
-    path = folder / ".building"
-    with open(path, "w") as file:
-        # Some network file systems have no locks; then two builds at once are the user's to avoid.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

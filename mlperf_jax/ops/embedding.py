@@ -260,7 +260,7 @@ class _Routes(NamedTuple):
     row: jax.Array
     bag: jax.Array
     start: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def longest(self) -> jax.Array:

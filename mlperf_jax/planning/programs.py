@@ -275,7 +275,7 @@ def compile_program(lowered: Any, options: Mapping[str, Any]) -> tuple[dict[str,
 def read_findings(name: str, devices: names.Devices, found: dict[str, Any], text: str) -> Program:
     """The program that `compile_program` told of."""
     if found["error"] is not None:
-        failed = messages.failed(name, found["error"], devices.memory)
+        failed = failed_program(name, found["error"], devices.memory)
         if failed.outcome == "too big" and not failed.largest:  # the compiler names none
             largest = tuple(
                 (size // devices.count, f"{shape} of all devices, if spread evenly")
@@ -300,6 +300,23 @@ def read_findings(name: str, devices: names.Devices, found: dict[str, Any], text
         seconds=found["seconds"],
         cpu_seconds=found["cpu_seconds"],
         work=_work(module, devices),
+    )
+
+
+def failed_program(name: str, message: str, room: int) -> Program:
+    """The program of a compilation that ended with this message."""
+    used = messages.out_of_memory(message)
+    if used is None:
+        text = messages.first_lines(message)
+        return Program(name, "compiler failed", room, message=text)
+    total, available = used
+    return Program(
+        name,
+        "too big",
+        available or room,
+        total=total,
+        largest=messages.largest_allocations(message),
+        message=messages.first_lines(message, 1),
     )
 
 

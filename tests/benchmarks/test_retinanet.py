@@ -147,8 +147,6 @@ def test_backbone_weights_come_from_the_data_folder(tmp_path: pathlib.Path) -> N
     numpy = pytest.importorskip("safetensors.numpy")
     benchmark = tiny(pretrained=True, trainable_stages=3, **SMALL)
     with pytest.raises(UserError, match=rf"{BACKBONE} is missing.*weights_only=True"):
-        benchmark.counts(str(tmp_path))
-    with pytest.raises(UserError, match=r"is missing"):
         benchmark.start(str(tmp_path))
     (tmp_path / BACKBONE).write_bytes(b"\x80\x02}q\x00.")  # a pickle under that name
     with pytest.raises(UserError, match=r"no whole safetensors file"):
@@ -213,14 +211,18 @@ def test_what_is_found_is_scaled_back_and_scored() -> None:
 
 def test_rows_of_two_meshes_and_a_padded_batch_score_the_same(tmp_path: pathlib.Path) -> None:
     """Eight shards and a padded last batch against one device and whole batches."""
-    tiny().prepare(str(tmp_path))
+    tiny().data().build(str(tmp_path))
     found = []
     for size, mesh in ((96, "data=1"), (40, "data=8")):
         benchmark = tiny(eval_batch_size=size, **SMALL)
         assembly = state.assemble(benchmark, meshes.make_mesh(mesh))
 
         def batches(benchmark=benchmark, size=size):
-            return benchmark.eval_data(str(tmp_path)).eval_batches(size, rows=(0, size), threads=2)
+            return (
+                benchmark.data()
+                .validation(str(tmp_path))
+                .eval_batches(size, rows=(0, size), threads=2)
+            )
 
         programs = evaluation.compile_predict(assembly)
         evaluator = evaluation.Evaluator(assembly, batches, 0, programs)

@@ -14,7 +14,8 @@ from mlperf_jax.core import state as states
 from mlperf_jax.core import trained
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import imagenet, images
+from mlperf_jax.input_pipelines import images
+from mlperf_jax.input_pipelines.imagenet import ImageNet
 from mlperf_jax.results import pictures
 
 Image = pytest.importorskip("PIL.Image")
@@ -82,7 +83,7 @@ def test_no_field_is_named_like_an_option_of_show(name):
 
 def test_evaluation_samples_are_of_the_whole_split(batch_of, tiny_data):
     _, batch = batch_of("resnet", samples=6, seed=3)
-    every = imagenet.validation(tiny_data("resnet"), 32, tiny=True)
+    every = ImageNet(32, tiny=True).validation(tiny_data("resnet"))
     whole = next(every.eval_batches(len(every)))
     at = [int(np.flatnonzero((whole["image"] == one).all((1, 2, 3)))[0]) for one in batch["image"]]
     assert at == sorted(at) and len(set(at)) == 6 and at[-1] > len(every) // 2
@@ -95,7 +96,7 @@ def test_evaluation_samples_are_of_the_whole_split(batch_of, tiny_data):
 def test_training_samples_are_those_of_the_first_batch(batch_of, tiny_data):
     """Augmented: the same record looks otherwise with another seed."""
     benchmark, batch = batch_of("resnet", samples=5, split="train", seed=7)
-    first = next(benchmark.train_data(tiny_data("resnet")).batches(5, seed=7))
+    first = next(benchmark.data().train(tiny_data("resnet")).batches(5, seed=7))
     np.testing.assert_array_equal(batch["image"], first["image"])
 
 
@@ -126,13 +127,13 @@ def test_class_names_are_those_of_the_data(tiny_data, tmp_path):
         ("unet3d", ("kidney", "tumour")),
         ("retinanet", ("disc", "square", "triangle")),
     ):
-        assert benchmarks.get(name, tiny=True).class_names(tiny_data(name)) == wanted
+        assert benchmarks.get(name, tiny=True).data().class_names(tiny_data(name)) == wanted
     for split in ("train", "val"):
         for kind in ("n02", "n01"):
             folder = tmp_path / split / kind
             folder.mkdir(parents=True)
             (folder / "a.JPEG").write_bytes(images.encode_jpeg(np.zeros((8, 8, 3), np.uint8), 90))
-    assert benchmarks.get("resnet").class_names(str(tmp_path)) == ("n01", "n02")
+    assert benchmarks.get("resnet").data().class_names(str(tmp_path)) == ("n01", "n02")
 
 
 @pytest.mark.parametrize("how", ["reference", "imagenet_std"])

@@ -127,7 +127,7 @@ def test_optimizer_is_torchs_nesterov() -> None:
 
 
 def seven_volumes() -> Examples:
-    """Seven volumes of unlike size and content, laid out as `kits19.validation` does."""
+    """Seven volumes of unlike size and content, laid out as `Kits19.validation` does."""
     draw = np.random.RandomState(0)
     image = draw.standard_normal((7, 16, 16, 16, 1)).astype(np.float32)
     label = draw.randint(0, 3, (7, 16, 16, 16)).astype(np.uint8)

@@ -27,7 +27,7 @@ def evaluator(benchmark, mesh="data=8"):
 
     def batches():
         rows = meshes.process_rows(assembly.mesh, size)
-        return assembly.benchmark.eval_data("").eval_batches(size, rows=rows, threads=1)
+        return assembly.benchmark.data().validation("").eval_batches(size, rows=rows, threads=1)
 
     programs = evaluation.compile_predict(assembly)
     return evaluation.Evaluator(assembly, batches, 0, programs), assembly.create(0)

@@ -21,7 +21,9 @@ from mlperf_jax.input_pipelines import (
     criteo_text,
     criteo_tiny,
 )
+from mlperf_jax.input_pipelines.criteo import Criteo
 
+TINY = Criteo(criteo.TINY_ROWS, criteo.TINY_BAGS, tiny=True)
 ROWS, BAGS = (50, 9, 200, 4), (3, 1, 8, 1)
 DAYS = {0: 40, 1: 23, 2: 31, 23: 21}
 STATES = np.load(pathlib.Path(__file__).parent / "data" / "criteo_states.npz")
@@ -74,9 +76,9 @@ def binary(tmp_path, monkeypatch) -> pathlib.Path:
     return folder
 
 
-def log(folder, split="train", rows=ROWS, bags=BAGS) -> criteo.ClickLog:
-    tiny = pathlib.Path(folder).name == "days"
-    return getattr(criteo, split)(folder, rows, bags, tiny=tiny)
+def log(folder, split="train", rows=ROWS, bags=BAGS) -> criteo_log.ClickLog:
+    data = Criteo(rows, bags, tiny=pathlib.Path(folder).name == "days")
+    return getattr(data, split)(folder)
 
 
 def expected(*numbers: int) -> dict[str, np.ndarray]:
@@ -144,7 +146,7 @@ def test_opening_reads_no_sample(folder, monkeypatch):
     monkeypatch.setattr(criteo_files.MappedFile, "map", property(lambda _: pytest.fail("read")))
     assert len(log(folder)) == 94
     tiny = folder.name == "days"
-    assert criteo.counts(folder, bags=BAGS, tiny=tiny) == {"train": 94, "validation": 11}
+    assert Criteo(ROWS, BAGS, tiny=tiny).counts(folder) == {"train": 94, "validation": 11}
 
 
 def test_labels_of_one_axis_are_read_too(days):
@@ -172,7 +174,7 @@ def test_an_id_that_is_no_row_is_named(days, column, value, said):
     next(data.batches(57, seed=0))  # samples 0 .. 56 are good
     with pytest.raises(UserError, match=r"day_1_sparse_multi_hot\.npz, sample 17, " + said):
         next(data.batches(94, seed=0))
-    problems = criteo.check(days, tiny=True, rows=ROWS, bags=BAGS)
+    problems = Criteo(ROWS, BAGS, tiny=True).check(days)
     assert any(line.startswith("problem:") and "sample 17" in line for line in problems)
 
 
@@ -212,11 +214,11 @@ def test_a_label_that_is_neither_is_named(days, label):
 
 def test_missing_days(days):
     (days / "day_2_dense.npy").unlink()
-    for open_ in (lambda: log(days), lambda: criteo.counts(days, tiny=True)):
+    for open_ in (lambda: log(days), lambda: Criteo(ROWS, BAGS, tiny=True).counts(days)):
         with pytest.raises(UserError, match=r"lacks 1 of 12 files, the first is day_2_dense\.npy"):
             open_()
     with pytest.raises(UserError, match=r"lacks 61 of 72 files, the first is day_2_dense\.npy"):
-        criteo.train(days, ROWS, BAGS)  # as the full data set
+        Criteo(ROWS, BAGS).train(days)  # as the full data set
 
 
 def test_missing_records(binary, tmp_path):
@@ -224,11 +226,11 @@ def test_missing_records(binary, tmp_path):
     with pytest.raises(UserError, match=r"lacks val_data\.bin"):
         log(binary)
     with pytest.raises(UserError, match="no multi-hot Criteo click logs in"):
-        criteo.counts(tmp_path)
+        Criteo().counts(tmp_path)
     with pytest.raises(UserError, match="data build dlrm_dcnv2 --tiny"):
-        criteo.counts(tmp_path, tiny=True)
+        Criteo(tiny=True).counts(tmp_path)
     with pytest.raises(UserError, match="gcsfuse"):
-        criteo.counts("gs://bucket/criteo")
+        Criteo().counts("gs://bucket/criteo")
 
 
 def test_other_bag_sizes(days, binary):
@@ -391,31 +393,31 @@ def test_the_official_sizes():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
-    criteo.build(folder, tiny=True)
+    TINY.build(folder)
     return str(folder)
 
 
 def test_tiny_has_its_counts_and_no_problem(tiny):
-    assert criteo.counts(tiny, tiny=True) == criteo.COUNTS[criteo.TINY_NAME]
-    report = criteo.check(tiny, tiny=True)
+    assert TINY.counts(tiny) == criteo.COUNTS[criteo.TINY_NAME]
+    report = TINY.check(tiny)
     assert len(report) == 3 and not [line for line in report if line.startswith("problem")]
     before = sorted(pathlib.Path(tiny).rglob("*"))
-    assert criteo.build(tiny, tiny=True).startswith(tiny)  # it is there already
+    TINY.build(tiny)  # it is there already
     assert sorted(pathlib.Path(tiny).rglob("*")) == before
 
 
 def test_check_compares_published_checksums(tiny, monkeypatch):
     size = 4 * criteo_tiny.DAYS[23]
     monkeypatch.setitem(criteo_builder.MD5, "day_23_labels.npy", (size, "0" * 32))
-    report = criteo.check(tiny, tiny=True)
+    report = TINY.check(tiny)
     assert report[-1].startswith("warning:") and "day_23_labels.npy has md5" in report[-1]
     monkeypatch.setattr(criteo, "_HASHED", 1000)
-    assert len(criteo.check(tiny, tiny=True)) == 3
-    assert criteo.check(tiny, tiny=True, whole=True) == report
+    assert len(TINY.check(tiny)) == 3
+    assert TINY.check(tiny, whole=True) == report
 
 
 def test_tiny_is_made_alike_each_time(tiny, tmp_path):
-    criteo.build(tmp_path, tiny=True)
+    TINY.build(tmp_path)
     for path in pathlib.Path(tiny).rglob("*.np?"):
         assert (tmp_path / path.relative_to(tiny)).read_bytes() == path.read_bytes()
 
@@ -429,7 +431,7 @@ def area(labels, scores) -> float:
 def test_products_tell_what_a_linear_model_cannot_see(tiny):
     """Area 0.65 for the linear model as least squares fits it, 0.8 for the products of signs alone."""
     rows, bags = criteo.TINY_ROWS, criteo.TINY_BAGS
-    logs = [open_(tiny, rows, bags, tiny=True) for open_ in (criteo.train, criteo.validation)]
+    logs = TINY.train(tiny), TINY.validation(tiny)
     train, test = (next(data.eval_batches(len(data))) for data in logs)
     starts = np.cumsum((0, *bags))[:-1]
 
@@ -458,17 +460,18 @@ def test_products_tell_what_a_linear_model_cannot_see(tiny):
 
 def test_tables_of_other_sizes(tmp_path):
     rows, bags = tuple(n + 2 for n in criteo.TINY_ROWS), (1,) * 26
-    criteo.build(tmp_path, tiny=True, rows=rows, bags=bags)
-    batch = next(criteo.train(tmp_path, rows, bags, tiny=True).batches(64, seed=0))
+    other = Criteo(rows, bags, tiny=True)
+    other.build(tmp_path)
+    batch = next(other.train(tmp_path).batches(64, seed=0))
     assert batch["ids"].shape == (64, 26)
     with pytest.raises(UserError, match="expected"):
-        criteo.train(tmp_path, criteo.TINY_ROWS, criteo.TINY_BAGS, tiny=True)
+        TINY.train(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        criteo.build(tmp_path / "file", tiny=True)
+        TINY.build(tmp_path / "file")
 
 
 @pytest.mark.parametrize("module", [criteo_bags, criteo_ids, criteo_text])

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19, kits19_builder, kits19_tiny
+from mlperf_jax.input_pipelines import building, kits19_builder, kits19_tiny
+from mlperf_jax.input_pipelines import kits19_files as files
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -122,13 +123,13 @@ def test_a_case_goes_through_all_the_steps(tmp_path):
     np.testing.assert_allclose(found[0], np.pad(image, pads, mode="edge"), rtol=1e-6, atol=1e-6)
     assert found.dtype == np.float32
     np.save(tmp_path / "same.npy", found)  # the organisers' sums include NumPy's header
-    assert wide.md5["case_00000_x.npy"] == kits19.md5(tmp_path / "same.npy")
+    assert wide.md5["case_00000_x.npy"] == files.md5(tmp_path / "same.npy")
     assert found.min() == pytest.approx((-79 - 101) / 76.9)
     label = np.load(tmp_path / "wide/case_00000_y.npy")
     assert (label.dtype, label.shape) == (np.uint8, found.shape)
     assert wide.shape == found.shape[1:] == (16, 16, 16)
     assert entry.shape == (9, 15, 13)  # 8 is enough: nothing is added
-    assert entry.md5["case_00000_x.npy"] == kits19.md5(target / "case_00000_x.npy")
+    assert entry.md5["case_00000_x.npy"] == files.md5(target / "case_00000_x.npy")
     assert kits19_builder.normalise(np.float32([-2000, 101, 2000])).tolist() == pytest.approx(
         [-180 / 76.9, 0, 203 / 76.9]
     )
@@ -252,8 +253,8 @@ def test_without_nibabel_it_is_named(tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):
     write_case(tmp_path / "raw")
     usage = types.SimpleNamespace(free=1000)
-    monkeypatch.setattr(kits19_builder.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(UserError, match=r"0.0 GB free, the prepared volumes take"):
+    monkeypatch.setattr(building.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match=r"0.0 GB free and the build needs"):
         kits19_builder._build(tmp_path, [tmp_path / "raw/case_00000"], 8, say=print)
 
 
@@ -279,14 +280,14 @@ def test_a_build_goes_on_where_it_was_stopped(tmp_path):
     broken.write_bytes(good)
     target = tmp_path / "kits19"
     before = {p.name: p.stat().st_mtime_ns for p in target.glob("case_0000[01]_x.npy")}
-    index = kits19.index_path(str(target))
+    index = files.index_path(str(target))
     index.write_text(index.read_text() + '{"case": "case_000')  # a kill in the middle of a line
     said = []
     build(tmp_path, said)
     done = {p.name: p.stat().st_mtime_ns for p in target.glob("case_*_x.npy")}
     kept = {line for line in before if done[line] == before[line]}
     assert len(kept) == len(before) >= 1
-    assert set(kits19.read_index(str(target))) == {"case_00000", "case_00001", "case_00002"}
+    assert set(files.read_index(str(target))) == {"case_00000", "case_00001", "case_00002"}
     assert said[-1].startswith("case_0000") and "(3 of 3)" in said[-1]
     again = []
     build(tmp_path, again)

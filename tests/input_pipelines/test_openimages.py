@@ -12,6 +12,7 @@ from photographs import photograph
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import (
+    building,
     coco_labels,
     images,
     openimages,
@@ -19,6 +20,8 @@ from mlperf_jax.input_pipelines import (
     openimages_tiny,
     records,
 )
+from mlperf_jax.input_pipelines import openimages_files as files
+from mlperf_jax.input_pipelines.openimages import OpenImages
 
 LABELS = "labels/openimages-mlperf.json"
 COUNTS = {"train": 5, "validation": 3}
@@ -33,6 +36,10 @@ def export(tmp_path) -> pathlib.Path:
     return folder
 
 
+def read(size=32, **fields):
+    return OpenImages(size, **{**SIZES, **fields})
+
+
 def labels_of(export, split="train"):
     return json.loads((export / split / LABELS).read_text())
 
@@ -41,15 +48,15 @@ def relabel(export, labels, split="train"):
     (export / split / LABELS).write_text(json.dumps(labels))
 
 
-def prepared(export, name=openimages.NAME):
+def prepared(export, name=files.NAME):
     """Prepares an export beside itself and returns the data folder."""
     data = export.parent / "data"
-    openimages_builder.write(f"{data}/{name}/{openimages.VERSION}", str(export), 3)
+    openimages_builder.write(f"{data}/{name}/{files.VERSION}", str(export), 3)
     return str(data)
 
 
 def scenes(data, split="train"):
-    source = openimages.open_split(data, split)
+    source = files.open_split(data, split)
     return [source[i] for i in range(len(source))]
 
 
@@ -66,7 +73,7 @@ def test_images_and_boxes_are_kept_as_exported(export):
     labels["images"].reverse()
     relabel(export, labels)
     data = prepared(export)
-    assert openimages.counts(data, max_boxes=6) == COUNTS
+    assert read().counts(data) == COUNTS
     for scene in scenes(data):
         row = next(i for i in labels["images"] if i["id"] == scene.image_id)
         file = export / "train" / "data" / row["file_name"]
@@ -76,7 +83,7 @@ def test_images_and_boxes_are_kept_as_exported(export):
         assert scene.crowd.tolist() == [a["iscrowd"] for a in mine]
         corners = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in mine)]
         np.testing.assert_allclose(scene.boxes, corners)
-    facts = openimages.statistics(openimages.locate(data))["train"]
+    facts = files.statistics(files.locate(data))["train"]
     assert (facts["crowd"], facts["outside"], facts["empty"]) == (1, 1, 1)
     assert facts["boxes"] == len(labels["annotations"])
 
@@ -84,7 +91,7 @@ def test_images_and_boxes_are_kept_as_exported(export):
 def test_the_folder_opens_in_tensorflow_datasets(export):
     import tensorflow_datasets as tfds
 
-    folder = openimages.locate(prepared(export)).folder
+    folder = files.locate(prepared(export)).folder
     builder = tfds.builder_from_directory(folder)
     assert builder.info.splits["train"].num_examples == 5
     assert str(builder.info.full_name) == "openimages_mlperf/1.0.0"
@@ -97,10 +104,10 @@ def test_an_image_without_a_box_is_kept(export):
     labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] != gone]
     relabel(export, labels)
     data = prepared(export)
-    assert openimages.statistics(openimages.locate(data))["train"]["without"] == 1
+    assert files.statistics(files.locate(data))["train"]["without"] == 1
     empty = next(s for s in scenes(data) if s.image_id == gone)
     assert len(empty.label) == 0
-    train = openimages.train(data, 32, **SIZES)
+    train = read().train(data)
     example = train.augment(empty, np.random.default_rng(0))
     assert (example["label"] == openimages.PADDING).all()
 
@@ -111,7 +118,7 @@ def test_a_killed_build_goes_on_where_it_stopped(export, monkeypatch):
 
     def killed(split, shard, path):
         if len(written) == 2:
-            (path.parent / f"half.{path.name}").write_bytes(b"half")
+            (path.parent / f"incomplete.{path.name}").write_bytes(b"half")
             raise KeyboardInterrupt
         write(split, shard, path)
         written.append(path.name)
@@ -121,7 +128,7 @@ def test_a_killed_build_goes_on_where_it_stopped(export, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepared(export)
     data = export.parent / "data"
-    assert records.prepared(f"{data}/{openimages.NAME}/{openimages.VERSION}") is None
+    assert records.prepared(f"{data}/{files.NAME}/{files.VERSION}") is None
     later = []
     monkeypatch.setattr(
         openimages_builder, "_write_shard", lambda *job: (write(*job), later.append(job[2].name))
@@ -136,20 +143,20 @@ def test_a_killed_build_goes_on_where_it_stopped(export, monkeypatch):
 
 
 def test_a_build_begun_from_other_labels_starts_over(export, monkeypatch):
-    work = export.parent / "data" / openimages.NAME / f"incomplete.{openimages.VERSION}"
+    work = export.parent / "data" / files.NAME / f"incomplete.{files.VERSION}"
     work.mkdir(parents=True)
-    (work / "labels.sha256").write_text("of something else")
-    name = f"{openimages.NAME}-train.array_record-00000-of-00001"
+    (work / building.SETTINGS).write_text('{"labels": "of something else"}')
+    name = f"{files.NAME}-train.array_record-00000-of-00001"
     (work / name).write_bytes(b"old")
     assert len(scenes(prepared(export))) == 5
 
 
 def test_build_is_done_once(export):
     data = prepared(export)
-    info = pathlib.Path(openimages.locate(data).folder, "dataset_info.json")
+    info = pathlib.Path(files.locate(data).folder, "dataset_info.json")
     stamp = info.stat().st_mtime_ns
     shutil.rmtree(export)
-    assert openimages.build(data) == os.fspath(info.parent)
+    read().build(data)
     assert info.stat().st_mtime_ns == stamp
 
 
@@ -197,7 +204,7 @@ def test_bad_labels_are_refused(export, what):
     relabel(export, labels)
     with pytest.raises(UserError, match=message):
         prepared(export)
-    assert records.prepared(f"{export.parent}/data/{openimages.NAME}/1.0.0") is None
+    assert records.prepared(f"{export.parent}/data/{files.NAME}/1.0.0") is None
 
 
 def test_damaged_files_are_named(export):
@@ -220,13 +227,13 @@ def test_damaged_files_are_named(export):
 
 
 def test_missing_data_says_how_to_get_it(tmp_path):
-    for call in (openimages.train, openimages.validation, openimages.counts):
+    for call in (read().train, read().validation, read().counts):
         with pytest.raises(UserError, match=r"FiftyOne 0.15.1.*data build retinanet --data-dir"):
-            call(tmp_path, max_boxes=6)
+            call(tmp_path)
     with pytest.raises(UserError, match=r"no Open Images in .*352 GB"):
-        openimages.build(tmp_path)
+        read().build(tmp_path)
     with pytest.raises(UserError, match=r"openimages_mlperf_tiny/1.0.0.*--tiny"):
-        openimages.locate(tmp_path, tiny=True)
+        read(tiny=True).counts(tmp_path)
 
 
 def test_too_many_boxes_are_never_cut(export):
@@ -237,16 +244,16 @@ def test_too_many_boxes_are_never_cut(export):
     relabel(export, labels | {"annotations": labels["annotations"] + extra})
     data = prepared(export)
     with pytest.raises(UserError, match=r"image with \d boxes and max_boxes is 6: raise it"):
-        openimages.counts(data, max_boxes=6)
+        read().counts(data)
     with pytest.raises(UserError, match=r"record \d+: image 1 has \d boxes and max_boxes is 6"):
-        next(openimages.train(data, 32, **SIZES).batches(5, seed=0, threads=0))
+        next(read().train(data).batches(5, seed=0, threads=0))
     with pytest.raises(UserError, match=r"box of class \d; classes are 0\.\.0"):
-        next(openimages.train(data, 32, max_boxes=20, classes=1).batches(5, seed=0, threads=0))
+        next(read(max_boxes=20, classes=1).train(data).batches(5, seed=0, threads=0))
 
 
 def test_check_reports(export):
     data = prepared(export)
-    report = openimages.check(data)
+    report = read().check(data)
     assert any("train has 5 images, openimages_mlperf has 1,170,301" in line for line in report)
     assert "train: decoded 2 images, 0 with problems" in report
 
@@ -261,7 +268,7 @@ def scene_of(pixels, boxes, label):
 
     Image.fromarray(pixels).save(out, "PNG")
     crowd = np.zeros(len(label), np.uint8)
-    return openimages.Scene(out.getvalue(), 7, boxes, np.array(label, np.int32), crowd)
+    return files.Scene(out.getvalue(), 7, boxes, np.array(label, np.int32), crowd)
 
 
 class Draws:
@@ -296,7 +303,7 @@ def test_training_clips_mirrors_and_drops_empty_boxes(mirror):
 
 
 def test_half_of_the_images_are_mirrored(export):
-    train = openimages.train(prepared(export), 8, **SIZES)
+    train = read(8).train(prepared(export))
     scene = train.source[0]
     plain = train.decode(scene)["boxes"][0, 0]
     moved = [train.augment(scene, np.random.default_rng(i))["boxes"][0, 0] for i in range(200)]
@@ -328,7 +335,7 @@ def test_images_are_stretched_as_torch_does_and_normalised(shape):
 
 
 def test_batches_do_not_depend_on_threads_or_rows(export):
-    train = openimages.train(prepared(export), 16, **SIZES)
+    train = read(16).train(prepared(export))
     whole = next(train.batches(4, seed=1, start=3, threads=0))
     parts = [
         next(train.batches(4, seed=1, start=3, threads=t, rows=r))

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import packed, text
+from mlperf_jax.input_pipelines import govreport_builder as builder
+from mlperf_jax.input_pipelines import govreport_files as files
+from mlperf_jax.input_pipelines import text
+from mlperf_jax.input_pipelines.govreport import GovReport
+from mlperf_jax.input_pipelines.megatron import IGNORED as NONE
 
-NONE = packed.IGNORED
+TINY = GovReport(256, 512, tiny=True)
 
 
 def words(texts: list[str]) -> list[list[int]]:
@@ -52,11 +56,11 @@ def test_prompt_and_labels_of_a_document():
         5,
         10,
     ]  # ### Summarize the following text: one three ### Summary:
-    (tokens, labels), *rest = packed.encode([(report, summary)], WORDS, mask_prompt=True)
+    (tokens, labels), *rest = builder.encode([(report, summary)], WORDS, mask_prompt=True)
     assert not rest
     assert tokens.tolist() == [0, *prompt, 4, 4, 1]
     assert labels.tolist() == [NONE] * 10 + [4, 4, NONE]
-    ((tokens, labels),) = packed.encode([(report, summary)], WORDS, mask_prompt=False)
+    ((tokens, labels),) = builder.encode([(report, summary)], WORDS, mask_prompt=False)
     assert labels.tolist() == tokens.tolist()
 
 
@@ -68,7 +72,7 @@ def test_the_prompt_is_the_reference_s():
         return words(texts)
 
     tokenizer = text.Tokenizer("spy", 100, spy, str, 0, 1)
-    list(packed.encode([("IN", "OUT")], tokenizer, mask_prompt=True))
+    list(builder.encode([("IN", "OUT")], tokenizer, mask_prompt=True))
     prompt = "### Summarize the following text:\n IN\n ### Summary:\n"
     assert seen == [f"{prompt} OUT", prompt]
 
@@ -85,7 +89,7 @@ def test_packing_equals_the_slow_twin(count, length, shards):
         documents.append(
             (tokens, np.where(tokens < 30, NONE, tokens + number % 2).astype(np.int32))
         )
-    inputs, labels = packed.pack(documents, length, shards)
+    inputs, labels = builder.pack(documents, length, shards)
     expected = slow_twin(documents, length, shards)
     np.testing.assert_array_equal(inputs, expected[..., 0])
     np.testing.assert_array_equal(labels, expected[..., 1])
@@ -94,7 +98,7 @@ def test_packing_equals_the_slow_twin(count, length, shards):
 
 def test_long_documents_are_dropped_and_the_remainder_too():
     documents = [(np.full(n, n, np.int32),) * 2 for n in (5, 9, 8, 4)]
-    inputs, _ = packed.pack(documents, 8, 1)  # 9 is too long, 5 + 8 + 4 = 17 leave 1
+    inputs, _ = builder.pack(documents, 8, 1)  # 9 is too long, 5 + 8 + 4 = 17 leave 1
     assert inputs.tolist() == [[5] * 5 + [8] * 3, [8] * 5 + [4] * 3]
 
 
@@ -103,20 +107,20 @@ def folder(tmp_path) -> pathlib.Path:
     tokens = np.arange(60, dtype=np.int32).reshape(6, 10)
     for split in ("train", "validation"):
         labels = np.where(tokens % 3 == 0, NONE, tokens) if split == "validation" else tokens
-        packed._save(str(tmp_path), packed.NAME, split, tokens, labels.astype(np.int32))
+        builder._save(files.stem(tmp_path), split, tokens, labels.astype(np.int32))
     return tmp_path
 
 
 def test_labels_are_the_next_tokens(folder):
-    data = packed.validation(folder, vocabulary=60)
+    data = GovReport(10, 60).validation(folder)
     batch = next(data.eval_batches(2))
     assert batch["inputs"][1].tolist() == list(range(10, 20))
     assert batch["labels"][1].tolist() == [11, NONE, 13, 14, NONE, 16, 17, NONE, 19, NONE]
-    assert packed.train(folder).source[2][1].tolist() == list(range(20, 30))
+    assert GovReport(10).train(folder).source[2][1].tolist() == list(range(20, 30))
 
 
 def test_an_epoch_is_a_permutation_of_the_rows(folder):
-    data = packed.train(folder, vocabulary=60)
+    data = GovReport(10, 60).train(folder)
     batches = data.batches(4, seed=1, threads=0)
     first = np.concatenate([next(batches)["inputs"][:, 0] // 10 for _ in range(3)])
     assert sorted(first[:6]) == sorted(first[6:]) == list(range(6))
@@ -130,18 +134,20 @@ def test_build_reads_json_lines(tmp_path):
     for split, count in (("train", 40), ("validation", 9)):
         lines = [json.dumps({"input": f"report {n}", "output": f"sum {n}"}) for n in range(count)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
-    packed.build(tmp_path / "out", tmp_path, tokenizer, length=128)
-    train, held_out = (packed.PackedRows(tmp_path / "out", s) for s in ("train", "validation"))
+    data = GovReport(128)
+    data.build(tmp_path / "out", tmp_path)
+    stem = files.stem(tmp_path / "out")
+    train, held_out = (files.PackedRows(stem, split) for split in files.SPLITS)
     reader = text.open_tokenizer(tokenizer)
     assert reader.decode(train[0][1]).startswith("### Summarize the following text:\n report 0\n")
     labels = held_out[0][2]
     assert reader.decode(labels[labels != NONE]).startswith(" sum 0")
     np.testing.assert_array_equal(train.arrays[0], train.arrays[1])
     before = (tmp_path / "out" / "govreport_train_inputs.npy").stat().st_mtime_ns
-    packed.build(tmp_path / "out", tmp_path, tokenizer, length=128)
+    data.build(tmp_path / "out", tmp_path)
     assert (tmp_path / "out" / "govreport_train_inputs.npy").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"train.jsonl fills 0 rows of 8192 tokens, not 1"):
-        packed.build(tmp_path / "new", tmp_path, tokenizer, length=8192)
+        GovReport(8192).build(tmp_path / "new", tmp_path)
 
 
 def test_tiny_reports_stay_in_their_split_when_python_drops_one(tmp_path, monkeypatch):
@@ -149,9 +155,8 @@ def test_tiny_reports_stay_in_their_split_when_python_drops_one(tmp_path, monkey
     texts = text.docstrings()
 
     def held_out(folder):
-        return set(
-            (pathlib.Path(packed.build_tiny(folder)) / "validation.jsonl").read_text().splitlines()
-        )
+        TINY.build(folder)
+        return set((folder / "tiny_reports_512_256" / "validation.jsonl").read_text().splitlines())
 
     before = held_out(tmp_path / "all")
     monkeypatch.setattr(text, "docstrings", lambda: texts[1:])
@@ -161,10 +166,10 @@ def test_tiny_reports_stay_in_their_split_when_python_drops_one(tmp_path, monkey
 
 def test_tiny_summarises_docstrings(tmp_path):
     pytest.importorskip("tokenizers")
-    folder = packed.build_tiny(tmp_path)
-    assert packed.build_tiny(tmp_path) == folder
-    train = packed.train(folder, vocabulary=512, name=packed.TINY_NAME)
-    held_out = packed.validation(folder, vocabulary=512, name=packed.TINY_NAME)
+    TINY.build(tmp_path)
+    TINY.build(tmp_path)  # is there: nothing to do
+    assert TINY.counts(tmp_path) == builder.TINY_ROWS
+    train, held_out = TINY.train(tmp_path), TINY.validation(tmp_path)
     assert len(train) > 300 and len(held_out) > 16
     for batch in held_out.eval_batches(8):
         scored = (batch["labels"] != NONE).sum(1)[batch["mask"]]
@@ -178,7 +183,7 @@ def test_a_token_beyond_the_vocabulary_is_named(folder):
     with pytest.raises(
         UserError, match=r"train_inputs\.npy, row \d: token id 5\d at byte (\d+)"
     ) as error:
-        for _, _batch in zip(range(6), packed.train(folder, vocabulary=50).batches(1, seed=0)):
+        for _, _batch in zip(range(6), GovReport(10, 50).train(folder).batches(1, seed=0)):
             pass
     at = int(str(error.value).split("at byte ")[1].split()[0])
     raw = (folder / "govreport_train_inputs.npy").read_bytes()
@@ -189,19 +194,19 @@ def test_missing_damaged_and_mismatched_arrays(folder):
     path = folder / "govreport_train_labels.npy"
     np.save(path, np.zeros((5, 10), np.int32))
     with pytest.raises(UserError, match="has shape"):
-        packed.train(folder)
+        GovReport(10).train(folder)
     np.save(path, np.zeros((6, 10), np.int64))
     with pytest.raises(UserError, match="holds int64"):
-        packed.train(folder)
+        GovReport(10).train(folder)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="damaged or cut short"):
-        packed.train(folder)
+        GovReport(10).train(folder)
     path.unlink()
     with pytest.raises(UserError, match="is missing; build it with"):
-        packed.train(folder)
+        GovReport(10).train(folder)
 
 
 def test_a_tokenizer_without_bos():
     bare = text.Tokenizer("bare.model", 100, words, str, None, 1)
     with pytest.raises(UserError, match=r"bare\.model has no BOS"):
-        list(packed.encode([("a", "b")], bare, mask_prompt=False))
+        list(builder.encode([("a", "b")], bare, mask_prompt=False))

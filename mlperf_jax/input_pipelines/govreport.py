@@ -1,0 +1,133 @@
+"""GovReport packed into rows of 8,192 tokens, for LoRA fine-tuning of Llama 2 70B: 3,901 to train, 173 to validate.
+
+A document is its report in a prompt, its summary, EOS; `govreport_builder` says how rows are made of them.
+Tiny are docstrings as reports, their first lines as summaries.
+Reference: mlcommons/training, llama2_70b_lora, scripts/utils.py.
+
+Shape legend: L tokens of a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import govreport_builder as builder
+from mlperf_jax.input_pipelines import govreport_files as files
+from mlperf_jax.input_pipelines import records
+from mlperf_jax.input_pipelines.examples import Examples
+from mlperf_jax.input_pipelines.megatron import IGNORED
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftedRow:
+    """Row -> {"inputs": i32 [L], "labels": i32 [L]}: the label of a position is the next token's.
+
+    The last position has none, so 8,191 of 8,192 are scored in training.
+    """
+
+    source: files.PackedRows
+    vocabulary: int | None
+
+    def __call__(self, row: tuple[int, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+        index, inputs, labels = row
+        if self.vocabulary is not None:
+            self._check(0, index, inputs, inputs)
+            self._check(1, index, labels, np.where(labels == IGNORED, 0, labels))
+        return {"inputs": inputs, "labels": np.append(labels[1:], np.int32(IGNORED))}
+
+    def _check(self, which: int, index: int, raw: np.ndarray, ids: np.ndarray) -> None:
+        wrong = np.flatnonzero((ids < 0) | (ids >= self.vocabulary))
+        if len(wrong):
+            rows, at = self.source.arrays[which], int(wrong[0])
+            offset = getattr(rows, "offset", 0) + (index * rows.shape[1] + at) * rows.itemsize
+            raise UserError(
+                f"{self.source.paths[which]}, row {index}: token id {raw[at]} at byte {offset} (position "
+                f"{at}) is outside the vocabulary of {self.vocabulary}; build it again with the model's "
+                "tokenizer"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class GovReport:
+    """The data set: every method takes the folder of the packed rows.
+
+    Attributes:
+        sequence_length: L.
+        vocabulary: ids must lie below it.
+        tiny: the docstrings in place of GovReport.
+    """
+
+    sequence_length: int = 8192
+    vocabulary: int | None = None
+    tiny: bool = False
+
+    def _rows(self, folder: records.Folder, split: str) -> files.PackedRows:
+        tiny = f"{self.vocabulary}_{self.sequence_length}" if self.tiny else ""
+        rows = files.PackedRows(files.stem(folder, tiny), split)
+        if rows.length != self.sequence_length:
+            raise UserError(
+                f"{rows.paths[0]} has rows of {rows.length} tokens, not {self.sequence_length}: build "
+                "it again"
+            )
+        return rows
+
+    def train(self, folder: records.Folder) -> Examples:
+        """Training examples, in a fresh permutation each epoch; batches run on across epochs.
+
+        Raises:
+            UserError: a file is missing or damaged, or its rows have another length.
+        """
+        rows = self._rows(folder, "train")
+        return Examples(rows, ShiftedRow(rows, self.vocabulary), last_batch="mix")
+
+    def validation(self, folder: records.Folder) -> Examples:
+        """Validation examples, each row once; only the summaries' tokens have labels; raises as `train`."""
+        rows = self._rows(folder, "validation")
+        decode = ShiftedRow(rows, self.vocabulary)
+        return Examples(rows, decode, shuffle=False, last_batch="keep")
+
+    def counts(self, folder: records.Folder) -> dict[str, int]:
+        """Rows of both splits, from headers alone; raises as `train`."""
+        return {split: len(self._rows(folder, split)) for split in files.SPLITS}
+
+    def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
+        """Packs GovReport into rows, or takes the rows that the organisers packed.
+
+        Args:
+            folder: where the rows go.
+            source: a folder with the organisers' train*.parquet and validation*.parquet; or with
+                SCROLLS' train.jsonl and validation.jsonl and Llama 2's tokenizer.
+
+        Raises:
+            UserError: a file is missing or damaged, or there is no room on the disk.
+        """
+        if self.tiny:
+            builder.build_tiny(folder, self.vocabulary or 512, self.sequence_length)
+            return
+        if source is None:
+            raise UserError(
+                "the rows are made from SCROLLS GovReport: give --source, a folder with the organisers' "
+                "parquet files, or with train.jsonl, validation.jsonl and Llama 2's tokenizer, for which a "
+                "licence must be accepted"
+            )
+        if any(name.endswith(".parquet") for name in records.listing(records.local(source)) or ()):
+            builder.build_from_parquet(files.stem(folder), source)
+        else:
+            builder.build(files.stem(folder), source, source, length=self.sequence_length)
+
+    def check(self, folder: records.Folder) -> list[str]:
+        """Reads rows of both splits; ids beyond the vocabulary are named by file, row and byte."""
+        found = []
+        for split in files.SPLITS:
+            rows = self._rows(folder, split)
+            decode = ShiftedRow(rows, self.vocabulary)
+            found.append(f"{split}: {len(rows):,} rows of {self.sequence_length} tokens")
+            for index in range(0, len(rows), max(1, len(rows) // 64)):
+                try:
+                    decode(rows[index])
+                except UserError as error:
+                    found.append(f"problem: {error}")
+        return found
