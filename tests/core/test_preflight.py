@@ -59,12 +59,16 @@ def test_another_number_of_samples_is_refused(tmp_path):
 
 
 def test_more_classes_in_the_data_than_the_model_has_are_refused(tmp_path):
+    class Animals(toys.InMemory):
+        def class_names(self, folder):
+            return ("cat", "dog", "owl")
+
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Named(toys.Toy):
         classes: Count = 3
 
-        def class_names(self, data_dir):
-            return ("cat", "dog", "owl")
+        def data(self):
+            return Animals(self)
 
     assert plan(Named(classes=4), tmp_path / "output").benchmark.classes == 4
     with pytest.raises(UserError, match="classes is 2 and data holds samples of 3 classes"):
