@@ -12,16 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import splash
 from mlperf_jax.ops.pretend import pretended
-from mlperf_jax.ops.shard import platform, shard
+from mlperf_jax.ops.shard import ROWS, free_axes, platform, row_axes, shard
 
 BACKENDS = ("auto", "xla", "cudnn", "splash", "splash_interpret")
 NAME = splash.NAME  # a remat policy that keeps this name does not attend twice
-_ROWS = ("data", "fsdp")
 _PRETENDED = {"gpu": (9, 0)}  # the CUDA capability of a GPU that is not here
 
 
@@ -37,7 +36,7 @@ def attention(
 ) -> jax.Array:
     """Softmax attention of grouped heads: head n reads key and value head n // G.
 
-    Over the mesh of `jax.set_mesh` rows go over `data` and `fsdp`, heads over `tensor` and queries
+    Over the mesh of `jax.set_mesh` rows go over `ROWS`, heads over `tensor` and queries
     over `context`, whose devices gather all keys and values; the result does not depend on the mesh.
     Scores and softmax are in `promote_types(q.dtype, f32)`. Every back end names its result
     "attention" for remat policies.
@@ -68,7 +67,7 @@ def attention(
     """
     _check_shapes(q, k, v, causal, segments)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    parts = _free_axes()
+    parts = free_axes()
     k, v = (_spread_heads(x, parts.get("tensor", 1)) for x in (k, v))
     chosen = _choose(backend, q, k, segments, parts.get("context", 1))
     if chosen == "xla":
@@ -152,8 +151,8 @@ def _cuda_capability() -> tuple[int, int] | None:
 
 def _xla(q, k, v, causal, segments, scale) -> jax.Array:
     # keys and values whole over `context`: the compiler gathers them
-    q = shard(q, _ROWS, "context", "tensor")
-    k, v = (shard(x, _ROWS, None, "tensor") for x in (k, v))
+    q = shard(q, ROWS, "context", "tensor")
+    k, v = (shard(x, ROWS, None, "tensor") for x in (k, v))
     batch, queries, heads, head = q.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
     # groups get an axis of their own, so keys and values are read as they are, not repeated
@@ -163,7 +162,7 @@ def _xla(q, k, v, causal, segments, scale) -> jax.Array:
     weights = _softmax(scores, mask if mask is None else mask[:, :, None]).astype(v.dtype)  # over G
     out = jnp.einsum("bkgts,bskh->btkgh", weights, v, preferred_element_type=wide)
     out = out.reshape(batch, queries, heads, head).astype(q.dtype)
-    return shard(out, _ROWS, "context", "tensor")
+    return shard(out, ROWS, "context", "tensor")
 
 
 @jax.custom_jvp
@@ -227,9 +226,9 @@ def _shapes_of_flash(q, k, v) -> jax.Array:
 
 
 def _like_flash(q, k, v):
-    keys, values = (shard(x, _ROWS, None, "tensor").mean((1, 2), keepdims=True) for x in (k, v))
+    keys, values = (shard(x, ROWS, None, "tensor").mean((1, 2), keepdims=True) for x in (k, v))
     touched = keys + values
-    out = shard(q + touched.astype(q.dtype), _ROWS, "context", "tensor")
+    out = shard(q + touched.astype(q.dtype), ROWS, "context", "tensor")
     kept = jnp.max(out, -1).astype(jnp.promote_types(q.dtype, jnp.float32))  # log-sum-exp [B, T, N]
     return out, (q, k, v, out, kept)
 
@@ -239,7 +238,7 @@ def _like_flash_backward(saved, slope):
     delta = jnp.sum((out * slope).astype(kept.dtype), -1) + kept
     per_row = delta.mean((1, 2))[:, None, None, None]
     of_q = slope + q * delta[..., None].astype(q.dtype)
-    return of_q, *(shard((x * per_row.astype(x.dtype)), _ROWS, "context", "tensor") for x in (k, v))
+    return of_q, *(shard((x * per_row.astype(x.dtype)), ROWS, "context", "tensor") for x in (k, v))
 
 
 _shapes_of_flash.defvjp(_like_flash, _like_flash_backward)
@@ -263,16 +262,6 @@ def _splash(q, k, v, causal, segments, scale, parts: dict[str, int], interpret) 
 
 
 # --- the mesh
-
-
-def _free_axes() -> dict[str, int]:
-    """Sizes of the mesh's axes that no surrounding shard_map has taken."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {
-        name: mesh.shape[name]
-        for name, kind in zip(mesh.axis_names, mesh.axis_types)
-        if kind != AxisType.Manual
-    }
 
 
 def _spread_heads(x: jax.Array, ways: int) -> jax.Array:
@@ -300,7 +289,7 @@ def _over_mesh(
     if all(size == 1 for size in parts.values()):
         return local(*args)
     _check_divisible(q, k, parts)
-    rows = tuple(axis for axis in _ROWS if axis in parts) or None
+    rows = row_axes() or None
     context, tensor = (axis if axis in parts else None for axis in ("context", "tensor"))
     split = PartitionSpec(rows, context, tensor)
     ids = (None, None) if segments is None else (PartitionSpec(rows, context), PartitionSpec(rows))
@@ -314,10 +303,10 @@ def _over_mesh(
 
 
 def _check_divisible(q, k, parts: dict[str, int]):
-    rows = math.prod(parts.get(axis, 1) for axis in _ROWS)
+    rows = math.prod(parts[axis] for axis in row_axes())
     context, tensor = parts.get("context", 1), parts.get("tensor", 1)
     checks = [
-        ("rows", q.shape[0], "data and fsdp", rows),
+        ("rows", q.shape[0], " and ".join(ROWS), rows),
         ("queries", q.shape[1], "context", context),
         ("keys", k.shape[1], "context", context),
         ("heads", q.shape[2], "tensor", tensor),

@@ -56,9 +56,9 @@ def calls(monkeypatch):
 
 
 def test_synthetic_input_runs_the_loops_own_step_on_every_device(calls):
-    report = bench(TOY, RunOptions(mesh="data=2,fsdp=4"), steps=4, warmup=1)
+    report = bench(TOY, RunOptions(mesh="data=2,fsdp=2,expert=2"), steps=4, warmup=1)
     assert len(calls) == 2 * (1 + 4), "two passes of warm-up and steps"
-    assert report.mesh == {"data": 2, "fsdp": 4}
+    assert report.mesh == {"data": 2, "fsdp": 2, "expert": 2}
     assert report.device_count == 8
     assert report.examples_per_second == pytest.approx(TOY.batch_size / report.step_seconds)
     assert 0 < report.step_seconds_p10 <= report.step_seconds_median <= report.step_seconds_p90

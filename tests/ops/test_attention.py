@@ -164,7 +164,7 @@ def test_splash_blocks_divide(monkeypatch, kind, head, keys):
 
 MESHES = [
     {"data": 2, "tensor": 2, "context": 2},
-    {"fsdp": 2, "context": 4},
+    {"expert": 2, "context": 4},
     {"data": 2, "tensor": 4},  # more devices than key heads
 ]
 

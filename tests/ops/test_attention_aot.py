@@ -9,12 +9,12 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mlperf_jax.ops.attention import attention
+from mlperf_jax.ops.shard import ROWS
 
 pytestmark = pytest.mark.aot
 pytest.importorskip("libtpu")
 
 AXES = ("data", "fsdp", "tensor", "expert", "context")
-ROWS = ("data", "fsdp")
 # topology, axis sizes, queries, heads, key heads, head dimension, packed
 CASES = [
     ("v5p:2x2x1", {"fsdp": 4}, 8192, 32, 8, 128, False),

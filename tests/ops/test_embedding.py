@@ -9,6 +9,7 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding, embedding_rows
 from mlperf_jax.ops.embedding_plan import Bag, make_plan
+from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.optimizers import rows
 
 W, B = 8, 32
@@ -84,7 +85,7 @@ def check_store(store, mesh, kind, optimizer, ids, steps):
     program = jax.jit(both, donate_argnums=0)
     for number in range(steps):
         grads = np.random.default_rng(number).normal(size=(len(looked_up), len(store.places), W))
-        split = jax.NamedSharding(mesh, jax.P(embedding.AXES))
+        split = jax.NamedSharding(mesh, jax.P(ROWS))
         sums, state = program(state, *jax.device_put((looked_up, grads), split))
         for index, name in enumerate(names_of(store)):
             table, squares = truth[name]
@@ -100,7 +101,7 @@ def check_store(store, mesh, kind, optimizer, ids, steps):
             np.testing.assert_array_equal(found[untouched], table[untouched])
 
 
-@pytest.mark.parametrize("mesh", ["data=1", "data=8", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize("mesh", ["data=1", "data=8", "data=2,expert=2,tensor=2"])
 @pytest.mark.parametrize("way", ["rows", "tables", "columns", "replicated"])
 def test_each_way_equals_dense_steps(way, mesh):
     plan = make_plan(BAGS, width=W, bins=8, way=way)
@@ -111,7 +112,7 @@ def test_each_way_equals_dense_steps(way, mesh):
 def test_each_optimizer_on_mixed_placements(kind):
     plan = make_plan(BAGS, width=W, bins=8, ways=MIXED, replicate_bytes=1)
     assert set(plan.stores) == {"split", "columns", "replicated"}
-    check(plan, "data=2,fsdp=4", kind, ids_of())
+    check(plan, "data=2,fsdp=2,expert=2", kind, ids_of())
 
 
 def test_a_replicated_table_larger_than_the_batch():
@@ -203,7 +204,7 @@ def test_a_step_takes_its_batch_besides_the_table(way, kind):
         whole = jax.ShapeDtypeStruct((store.rows, 64), jnp.float32)
         where = jax.NamedSharding(mesh, embedding.spec(store))
         table = {n: whole.update(sharding=where) for n in ("rows", "accumulator")}
-        samples = jax.NamedSharding(mesh, jax.P(embedding.AXES))
+        samples = jax.NamedSharding(mesh, jax.P(ROWS))
         ids = jax.ShapeDtypeStruct((64, 6), jnp.int32, sharding=samples)
         grads = jax.ShapeDtypeStruct((64, 2, 64), jnp.float32, sharding=samples)
         optimizer = rows.adagrad(0.1)
