@@ -283,10 +283,13 @@ def show_picture_command(words: Sequence[str]) -> int:
 def evaluate_command(words: Sequence[str]) -> int:
     path = Option("path", help="the output folder of a trained run", metavar="RUN")
     about = "Scores the sealed checkpoints of a run whose benchmark is evaluated after training."
-    given = options.parse(f"{PROG} evaluate", about, words, [path], {})
+    bisect = Option(
+        "bisect", bool, help="score only what finds one that passes while the one before does not"
+    )
+    given = options.parse(f"{PROG} evaluate", about, words, [path], {"evaluate": [bisect]})
     from mlperf_jax import benchmarks
 
-    return show(benchmarks.evaluate(given["path"]))
+    return show(benchmarks.evaluate(**given))
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {

@@ -134,12 +134,14 @@ def run(name: str, *, tiny: bool = False, **settings: Any) -> Any:
     return start(get(name, tiny=tiny, **fields), options)
 
 
-def evaluate(path: str | os.PathLike, *, optimizer: Any = None) -> Any:
+def evaluate(path: str | os.PathLike, *, optimizer: Any = None, bisect: bool = False) -> Any:
     """Scores a set's trained runs whose benchmark is evaluated after training; `mlperf-jax evaluate`.
 
     Args:
         path: the output folder of the set.
         optimizer: the one that the run was given, where it was an object; its state is checked.
+        bisect: score only as many checkpoints as it takes to find one that passes while the one before it
+            does not: enough for all runs of an official set but one. By default all up to the first.
 
     Returns:
         The `Result`; a list of them when the set had several runs to score.
@@ -154,7 +156,8 @@ def evaluate(path: str | os.PathLike, *, optimizer: Any = None) -> Any:
         config, options = found
         options = dataclasses.replace(options, optimizer=optimizer or options.optimizer)
         benchmark = from_config(config)
-        results.append(offline.score(benchmark, options, data_folder(benchmark, options)))
+        folder = data_folder(benchmark, options)
+        results.append(offline.score(benchmark, options, folder, bisect=bisect))
     if not results:
         raise UserError(f"every run in {path} has its result already")
     return results[0] if len(results) == 1 else results

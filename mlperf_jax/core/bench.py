@@ -30,6 +30,7 @@ from mlperf_jax.core import state as states
 from mlperf_jax.core.bench_report import BenchReport
 from mlperf_jax.core.benchmark import Benchmark, Example
 from mlperf_jax.core.fields import Count, Whole, check
+from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.optimizer_argument import load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
@@ -214,6 +215,9 @@ def _evaluate(
     """Examples per second of predict, on a constant batch; fewer batches than `steps` when it is slow."""
     benchmark, mesh = assembly.benchmark, assembly.mesh
     view = assembly.eval_view(state)
+    judges = judges_of(benchmark, mesh)
+    zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)  # noqa: E731
+    more = [jax.tree.map(zeros, judges.abstract)] if judges else []
     mask = jax.device_put(np.ones(benchmark.eval_batch, bool), meshes.batch_sharding(mesh))
     batches = itertools.cycle(
         synthetic_batches(benchmark.eval_examples(), benchmark.eval_batch, mesh)
@@ -225,7 +229,7 @@ def _evaluate(
         for _ in range(count):
             # waiting for the one before last bounds what lies on the device, and hides dispatch
             before, batch = outputs, next(batches)
-            outputs = programs[evaluation.shape_key(batch)](view, batch, mask, key)
+            outputs = programs[evaluation.shape_key(batch)](view, batch, mask, key, *more)
             jax.block_until_ready(before)
         jax.block_until_ready(outputs)
         return time.perf_counter() - begin

@@ -31,6 +31,9 @@ from mlperf_jax.core.terms import (
     Array,
     Batch,
     Example,
+    Games,
+    Parts,
+    Reader,
     Shape,
     Start,
     Table,
@@ -46,6 +49,9 @@ __all__ = [
     "Batch",
     "Benchmark",
     "Example",
+    "Games",
+    "Parts",
+    "Reader",
     "Shape",
     "Start",
     "Table",
@@ -177,7 +183,25 @@ class Benchmark:
     # -- quality -------------------------------------------------------------------------------
 
     def predict(self, model: Any, batch: Batch, key: jax.Array) -> Any:
-        """What the metric adds up: arrays with leading axis B. `model` is the evaluation view."""
+        """What the metric adds up: arrays with leading axis B. `model` is the evaluation view.
+
+        A benchmark with `judges` takes them as a fourth argument.
+        """
+        raise NotImplementedError
+
+    def judges(self, rngs: Any) -> Any:
+        """A Flax NNX module of the networks that only judge (Inception, a target player); None for none.
+
+        They are on the devices while an evaluation lasts, and in no state, gradient or checkpoint.
+        """
+        return None
+
+    def judge_weights(self, data_dir: str) -> Mapping[str, np.ndarray | Reader]:
+        """All arrays of `judges`, as `Start.weights` has them: "params/conv/kernel", "stats/norm/mean".
+
+        Raises:
+            UserError: a file is missing; nothing else of it need be read here.
+        """
         raise NotImplementedError
 
     def diverged(self, quality: Mapping[str, float]) -> bool:
@@ -216,11 +240,38 @@ class Benchmark:
         """The data set of this configuration; tiny has its own."""
         raise NotImplementedError
 
-    # data that the model makes itself: `generate` is None unless a benchmark overrides it
+    # -- data that the model makes itself ------------------------------------------------------
+
+    # `generate(model, games: Games)` plays one device's share of the games of a part, without collectives:
+    # no result may depend on how many games it is given. It returns records, arrays [G, …] by name, one
+    # per game; or (records [G, most, …], lengths int32 [G]): of each game the first `length` are real.
+    # None: training data are read.
     generate: ClassVar[Callable[..., Any] | None] = None
+    # `reward(records) -> records` is called on process 0 with the real records of a part, NumPy arrays in
+    # the games' order, and returns what is kept of them: rewards that Python code computes, for instance.
+    # It must be deterministic. None: all is kept as it is.
+    reward: ClassVar[Callable[..., Any] | None] = None
+    # whether evaluations come at the end of each generation, whose records decide after how many steps
+    # that is; plans go by `eval_steps()`, epochs are generations
+    evaluates_generations: ClassVar[bool] = False
+
+    def parts(self) -> Parts:
+        """How many parts a generation has, and how many games each."""
+        raise NotImplementedError
+
+    def prompt(self) -> Example:
+        """Shape and dtype of what a game is given, by name; the training data are then the prompts.
+
+        Part p of generation g is given batch g * parts + p of them, a row for each game.
+        """
+        return {}
 
     def generated_data(self, generations: Sequence[Mapping[str, np.ndarray]]) -> Any:
-        """Training `Examples` of the current generation from the sealed records, newest last."""
+        """Training examples of the current generation, from the records of all, memory-mapped.
+
+        Args:
+            generations: arrays by name, a row per record in the games' order; newest last.
+        """
         raise NotImplementedError
 
     # -- the log and the recipes ---------------------------------------------------------------

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from mlperf_jax.core import feed, processes, step
 from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.state import Assembly, State, stream
 from mlperf_jax.errors import UserError
 
@@ -34,17 +35,22 @@ class Evaluator:
         assembly: the run's program.
         batches: a fresh iterator over this process's evaluation batches, each with a "mask".
         seed: sampling keys of evaluation number k derive from (seed, k).
+        programs: from `compile_predict`.
+        judges: loads the arrays of the judges, if there are any; called as an evaluation begins, at whose
+            end they are let go.
     """
 
     assembly: Assembly
     batches: Callable[[], Iterator[Mapping[str, np.ndarray]]]
     seed: int
     programs: Mapping[Any, Any]
+    judges: Callable[[], State] | None = None
 
     def outputs(self, state: State, number: int) -> Any:
         """Sums added over all batches, or rows in data order, on the host (rows: process 0 only)."""
         benchmark, mesh = self.assembly.benchmark, self.assembly.mesh
         view = self.assembly.eval_view(state)
+        judges = [self.judges()] if self.judges else []
         key = jax.random.fold_in(stream(self.seed, "evaluation"), number)
         found: list[Any] = []
         examples, sharding = benchmark.eval_examples(), meshes.batch_sharding(mesh)
@@ -57,7 +63,7 @@ class Evaluator:
                 if not masked:
                     batch.pop("mask")
                 outputs = self.programs[shape_key(batch)](
-                    view, batch, mask, jax.random.fold_in(key, index)
+                    view, batch, mask, jax.random.fold_in(key, index), *judges
                 )
                 if benchmark.metric.rows:
                     outputs = _rows_on_host(outputs, mask)
@@ -96,16 +102,24 @@ def compile_predict(assembly: Assembly) -> dict[Any, Any]:
     """Compiled predict steps by batch shape."""
     benchmark, mesh = assembly.benchmark, assembly.mesh
     sharding = meshes.batch_sharding(mesh)
-    predict = step.jit_predict_step(assembly)
+    judges = judges_of(benchmark, mesh)
+    predict = step.jit_predict_step(assembly, judges)
+    more = [judges.abstract] if judges else []
     mask = jax.ShapeDtypeStruct((benchmark.eval_batch,), bool, sharding=sharding)
     programs = {}
     for example in benchmark.eval_examples():
         batch = step.abstract_batch(example, benchmark.eval_batch, sharding)
         key = jax.eval_shape(lambda: jax.random.key(0))
         programs[shape_key(batch)] = assembly.compile(
-            predict, assembly.abstract_view, batch, mask, key
+            predict, assembly.abstract_view, batch, mask, key, *more
         )
     return programs
+
+
+def judges_from(assembly: Assembly, data_dir: str) -> Callable[[], State] | None:
+    """What loads the arrays of a benchmark's judges; None where it has none."""
+    judges = judges_of(assembly.benchmark, assembly.mesh)
+    return None if judges is None else lambda: judges.load(data_dir)
 
 
 def shape_key(batch: Mapping[str, Any]) -> Any:

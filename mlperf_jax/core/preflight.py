@@ -18,6 +18,7 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import processes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.members import EVALUATIONS, check_members, full_log
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
@@ -98,11 +99,14 @@ def check_batches(benchmark: Benchmark, options: RunOptions, mesh: Any) -> None:
     """Every batch splits over the mesh, also in micro-batches; at least one step is allowed."""
     ways = meshes.batch_ways(mesh)
     micro = benchmark.batch_size // benchmark.gradient_accumulation_steps
-    for what, rows in (
+    sizes = [
         ("batch size", benchmark.batch_size),
         ("micro-batch of", micro),
         ("evaluation batch size", benchmark.eval_batch),
-    ):
+    ]
+    if benchmark.generate is not None:
+        sizes.append(("games of a part", benchmark.parts().games))
+    for what, rows in sizes:
         if rows % ways:
             raise UserError(
                 f"{what} {rows} is not divided by the mesh {meshes.describe(mesh)}, which splits rows "
@@ -112,6 +116,35 @@ def check_batches(benchmark: Benchmark, options: RunOptions, mesh: Any) -> None:
     if options.max_samples is not None and options.max_samples < benchmark.batch_size:
         raise UserError(
             f"max_samples {options.max_samples} is less than one batch of {benchmark.batch_size}"
+        )
+
+
+def last_step(benchmark: Benchmark, options: RunOptions) -> int | None:
+    """The step after which the run gives up; None for never."""
+    limits = [n for n in (benchmark.last_sample, options.max_samples) if n]
+    return min(limits) // benchmark.batch_size if limits else None
+
+
+def check_offline(benchmark: Benchmark, options: RunOptions) -> None:
+    """A run that is scored afterwards ends by itself, and not before its second checkpoint.
+
+    Raises:
+        UserError: nothing ends it, or its limit leaves fewer than two.
+    """
+    if benchmark.metric.mode != "offline":
+        return
+    last = last_step(benchmark, options)
+    if last is None:
+        raise UserError(
+            f"{benchmark.name} is scored after its run, which no value ends: say how many samples it may "
+            "see (--max-samples N)"
+        )
+    second = next(itertools.islice(benchmark.eval_steps(), 1, None))
+    if last < second:
+        raise UserError(
+            f"{benchmark.name} is scored after its run, which needs two checkpoints: the second comes after "
+            f"step {second} and the run ends after step {last}, so allow at least "
+            f"{second * benchmark.batch_size} samples"
         )
 
 
@@ -162,6 +195,7 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     """All that can be refused before the clock starts, refused; see DESIGN.md §3.0."""
     benchmark = resolve_dtype(benchmark)
     check_members(benchmark)
+    check_offline(benchmark, options)
     division = resolve_division(benchmark, options)
     given = options.optimizer
     optimizer = load_optimizer(given) if isinstance(given, str) else given
@@ -173,6 +207,9 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     )  # missing weights are refused; of those that are there, nothing is read
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
+    judges = judges_of(benchmark, mesh)
+    if judges is not None:
+        judges.sources(data_dir)
     processes.from_primary(lambda: check_room(options, assembly))
     text = describe_optimizer(given)
     return Plan(benchmark, options, division, data_dir, assembly, text)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from mlperf_jax.core import checksums, peaks, processes, profiling
+from mlperf_jax.core import checksums, generation, peaks, processes, profiling
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import progress as displays
 from mlperf_jax.core import state as states
@@ -60,6 +60,7 @@ class Run:
         self.scalars: Scalars | None = None
         self._block_open = False
         self._evaluated: int | None = None  # the step whose quality was logged last
+        self.generation_ends: list[int] = []  # the last step of each generation made so far
         self._train: Any = None
         self._eval: Any = None
         self._open_folder()
@@ -205,7 +206,7 @@ class Run:
 
     def position(self, step: int) -> dict[str, Any]:
         """Metadata of evaluation lines and `run_stop`, in the units of the benchmark's round."""
-        benchmark, here = self.benchmark, self.benchmark.position(step)
+        benchmark, here = self.benchmark, self._here(step)
         return keys.position(
             self.official,
             epochs=here["epoch_num"],
@@ -213,6 +214,12 @@ class Run:
             steps=step,
             logged=full_log(benchmark),
         )
+
+    def _here(self, step: int) -> dict[str, Any]:
+        here = self.benchmark.position(step)
+        if self.benchmark.evaluates_generations:
+            here["epoch_num"] = generation.done(self.generation_ends, step)
+        return here
 
     def end_init(self) -> None:
         """The order of the samples is worked out, where that takes long, and `init_stop` written."""
@@ -226,13 +233,19 @@ class Run:
         if not self.started:
             self.log.start("run_start")
 
-    def log_block_start(self, step: int, until: int) -> None:
-        """The start of the steps up to the next evaluation. Epochs are numbered from 1."""
-        begin, end = self.benchmark.position(step), self.benchmark.position(until)
+    def log_block_start(self, step: int, until: int | None) -> None:
+        """The start of the steps up to the next evaluation. Epochs are numbered from 1.
+
+        Args:
+            step: steps done.
+            until: the evaluation's; None where it ends a generation that is still to be made.
+        """
+        begin = self._here(step)
+        epochs = 1 if until is None else self._here(until)["epoch_num"] - begin["epoch_num"]
         self.log.start(
             "block_start",
             first_epoch_num=begin["epoch_num"] + 1,
-            epoch_count=end["epoch_num"] - begin["epoch_num"],
+            epoch_count=epochs,
             samples_count=begin["samples_count"],
         )
         self._block = begin
@@ -240,7 +253,7 @@ class Run:
 
     def log_block_stop(self, step: int) -> None:
         if self._block_open:
-            position = self.benchmark.position(step)
+            position = self._here(step)
             self.log.stop(
                 "block_stop",
                 first_epoch_num=self._block["epoch_num"] + 1,
@@ -248,15 +261,21 @@ class Run:
             )
             self._block_open = False
 
-    def log_quality(self, step: int, quality: Mapping[str, float]) -> None:
-        """`eval_accuracy` and `eval_stop` of the evaluation after `step`."""
+    def log_quality(
+        self, step: int, quality: Mapping[str, float], time_ms: int | None = None
+    ) -> None:
+        """`eval_accuracy` and `eval_stop` of the evaluation after `step`; their time is now by default."""
         self._evaluated = step
-        logged, position = self.position(step), self.benchmark.position(step)
+        logged = self.position(step)
         names = keys.quality_keys(self.official, self.plan.division)
         for value, metadata in self.benchmark.quality_lines(quality):
             for key in names:
-                self.log.event(key, value, **logged, **metadata)
-        self.log.stop("eval_stop", **logged)
+                self.log.event(key, value, time_ms=time_ms, **logged, **metadata)
+        self.log.stop("eval_stop", time_ms=time_ms, **logged)
+
+    def say_quality(self, step: int, quality: Mapping[str, float]) -> None:
+        """The values of the evaluation after `step`, for the display."""
+        position = self._here(step)
         # "mAP/class" and the like stay in the result
         values = ", ".join(f"{n} {value:.4f}" for n, value in quality.items() if "/" not in n)
         targets = " and ".join(map(str, self.benchmark.targets))
@@ -297,7 +316,7 @@ class Run:
         if self.scalars:
             self.scalars.sync()
         meta = {**self._meta(loop), "evaluation_due": evaluation_due}
-        self.checkpoints.save(loop.done, _without_frozen(loop.state), meta, sealed=sealed)
+        self.checkpoints.save(loop.done, without_frozen(loop.state), meta, sealed=sealed)
         if self.primary:
             self.mirror.push()
 
@@ -312,7 +331,7 @@ class Run:
             "log_offset": self.log.offset,
             "scalars_offset": self.scalars.offset if self.scalars else 0,
             "block": self._block if self._block_open else None,
-            "generation": loop.generator.position() if loop.generator else None,
+            "generation_ends": self.generation_ends,
             "mesh": meshes.describe(self.assembly.mesh),
             "seed": self.seed,
         }
@@ -331,7 +350,7 @@ class Run:
             raise UserError(
                 f"{self.folder.path} is trained: score it with `mlperf-jax evaluate {self.root}`"
             )
-        found = self.checkpoints.restore(_without_frozen(self.assembly.abstract))
+        found = self.checkpoints.restore(without_frozen(self.assembly.abstract))
         for warning in self.checkpoints.warnings:
             self.progress.say(warning)
         state, meta = found if found else (None, None)
@@ -342,6 +361,7 @@ class Run:
         if meta["block"]:
             self._block, self._block_open = meta["block"], True
         self._evaluated = meta.get("evaluated")
+        self.generation_ends = meta["generation_ends"]
         self.progress.say(f"resumed after step {meta['step']:,}")
         return with_frozen(self.assembly, state, self.seed, self.data_dir), meta
 
@@ -355,18 +375,6 @@ class Run:
         count = (durable.read_json(path) if path.exists() else 0) + 1
         durable.write_json(path, count)
         return count
-
-    def load(self, step: int) -> tuple[states.State, dict[str, Any]]:
-        """The checkpoint of one step.
-
-        Raises:
-            UserError: there is none, or it is damaged.
-        """
-        found = self.checkpoints.restore(_without_frozen(self.assembly.abstract), step=step)
-        if found is None:
-            raise UserError(f"the checkpoint of step {step} in {self.folder.path} is damaged")
-        state, meta = found
-        return with_frozen(self.assembly, state, self.seed, self.data_dir), meta
 
     def reopen_log(self, offset: int) -> None:
         """Goes on with the log of a started run, cut back to `offset`."""
@@ -395,8 +403,8 @@ class Run:
         elif not loop.ended:  # kept, so that the weights can be used
             ended = {"status": loop.status, "reason": loop.reason}
             meta = {**self._meta(loop), "step": step, "ended": ended}
-            self.checkpoints.save(step, _without_frozen(state), meta)
-        return self._conclude(loop, state, step)
+            self.checkpoints.save(step, without_frozen(state), meta)
+        return self.conclude(loop, state, step)
 
     def _note_trained(self, loop: Any) -> None:
         noted = {
@@ -408,25 +416,29 @@ class Run:
         durable.write_json(self.folder.path / TRAINED, noted)
         self.mirror.push(final=True)
 
-    def finish_scored(self, ending: Any) -> Result | None:
-        """The end of an offline run: `run_stop` with the time of the checkpoint that counts."""
-        position = self.position(ending.kept_step)
-        self.log.stop("run_stop", status=ending.status, time_ms=ending.time_ms, **position)
-        return self._conclude(ending, ending.kept, ending.kept_step)
+    def conclude(
+        self, ending: Any, state: states.State | None, step: int, scored: Sequence[int] = ()
+    ) -> Result | None:
+        """`result.json` of a run whose log has ended.
 
-    def _conclude(self, ending: Any, state: states.State | None, step: int) -> Result | None:
+        Args:
+            ending: how it ended.
+            state: the one that counts, after `step`.
+            step: its.
+            scored: steps whose checkpoints were scored afterwards.
+        """
         self.checkpoints.wait()
         digest = None if state is None else checksums.parameters_sha256(state)
         if not self.primary:
             return None
-        result = self._result(ending, step, digest)
+        result = self._result(ending, step, digest, scored)
         self.folder.save_result(result)
         self.mirror.push(final=True)
         verdict = "target reached" if result.reached else f"target not reached: {ending.reason}"
         self.progress.say(f"{verdict} after {result.samples:,} samples, {result.seconds:.1f} s")
         return result
 
-    def _result(self, loop: Any, step: int, digest: str | None) -> Result:
+    def _result(self, loop: Any, step: int, digest: str | None, scored: Sequence[int]) -> Result:
         mesh, benchmark = self.assembly.mesh, self.benchmark
         stamps = {line.key: line.time_ms for line in logs.read(self.folder.log_path)}
         rate = loop.done * benchmark.batch_size / max(loop.seconds_training, 1e-9)
@@ -453,6 +465,7 @@ class Run:
             division=self.plan.division,
             ruleset=benchmark.ruleset,
             device_count=mesh.devices.size,
+            scored=[step * benchmark.batch_size for step in scored],
         )
 
 
@@ -476,7 +489,7 @@ def end_of_line(path: pathlib.Path, key: str) -> int:
     raise UserError(f"{path} has no {key} line")
 
 
-def _without_frozen(state: Mapping[str, Any]) -> dict[str, Any]:
+def without_frozen(state: Mapping[str, Any]) -> dict[str, Any]:
     return {part: value for part, value in state.items() if part != "frozen"}
 
 

@@ -134,9 +134,7 @@ class Assembly:
 
     def eval_model(self, view: State) -> Any:
         """The module in evaluation behaviour."""
-        return nnx.view(
-            self.model(view), use_running_average=True, deterministic=True, raise_if_not_found=False
-        )
+        return in_evaluation(self.model(view))
 
     @property
     def abstract_view(self) -> State:
@@ -334,6 +332,11 @@ def merge(graphdef: Any, params: State, frozen: State, stats: State) -> Any:
     return nnx.merge(graphdef, _integer_keys(trees.unflatten(weights)), _integer_keys(stats))
 
 
+def in_evaluation(module: Any) -> Any:
+    """The module in evaluation behaviour."""
+    return nnx.view(module, use_running_average=True, deterministic=True, raise_if_not_found=False)
+
+
 def stats_of(module: Any) -> State:
     """The running statistics as they are now."""
     return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param))))
@@ -369,7 +372,7 @@ def begin_from(state: State, start: Start) -> State:
     for path, source in start.weights.items():
         if path not in leaves:
             raise UserError(f"start checkpoint has {path!r}, which this model lacks")
-        leaves[path] = _read_leaf(path, leaves[path], source)
+        leaves[path] = read_leaf(path, leaves[path], source)
     state = {**state, **trees.unflatten(leaves)}
     if "ema" in state and any(path.startswith("params/") for path in start.weights):
         state["ema"] = jax.tree.map(jnp.copy, state["params"])
@@ -382,7 +385,12 @@ def begin_from(state: State, start: Start) -> State:
     return state
 
 
-def _read_leaf(path: str, leaf: jax.Array, source: Any) -> jax.Array:
+def read_leaf(path: str, leaf: Any, source: Any) -> jax.Array:
+    """An array or what a reader gives, placed as `leaf` lies, each device's part read by itself.
+
+    Raises:
+        UserError: the shapes differ.
+    """
     shape = getattr(source, "shape", leaf.shape)
     if tuple(shape) != leaf.shape:
         raise UserError(
@@ -411,7 +419,7 @@ def set_moments(opt: Any, moments: Mapping[str, Mapping[str, Any]]) -> Any:
         name, parameter = names[known[0]], "/".join(names[known[0] + 1 :])
         if parameter not in moments[name]:
             raise UserError(f"start checkpoint has no {name!r} of {parameter!r}")
-        return _read_leaf(f"{name} of {parameter}", leaf, moments[name][parameter])
+        return read_leaf(f"{name} of {parameter}", leaf, moments[name][parameter])
 
     return jax.tree_util.tree_map_with_path(value, opt)
 

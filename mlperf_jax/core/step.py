@@ -15,6 +15,7 @@ import optax
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.benchmark import Weighted
+from mlperf_jax.core.judges import Judges
 from mlperf_jax.ops import embedding
 
 State = states.State
@@ -181,16 +182,20 @@ def _average(decay: float, old: Any, new: Any) -> Any:
 
 
 def make_predict_step(
-    assembly: states.Assembly,
-) -> Callable[[State, Any, jax.Array, jax.Array], Any]:
-    """`(view, batch, mask [B], key) -> sums or rows`, as the benchmark's metric takes them."""
+    assembly: states.Assembly, judges: Judges | None = None
+) -> Callable[..., Any]:
+    """`(view, batch, mask [B], key) -> sums or rows`, as the benchmark's metric takes them.
+
+    The arrays of the judges, if there are any, are one more argument.
+    """
     benchmark = assembly.benchmark
 
-    def predict(view: State, batch: Any, mask: jax.Array, key: jax.Array) -> Any:
+    def predict(view: State, batch: Any, mask: jax.Array, key: jax.Array, *arrays: State) -> Any:
         if view["tables"]:
             ids = benchmark.lookups(batch)
             batch = {**batch, "rows": look_up(assembly, view["tables"], ids)}
-        outputs = benchmark.predict(assembly.eval_model(view), batch, key)
+        modules = [judges.module(arrays[0])] if judges else []
+        outputs = benchmark.predict(assembly.eval_model(view), batch, key, *modules)
         return outputs if benchmark.metric.rows else benchmark.metric.sums(outputs, mask)
 
     return predict
@@ -206,11 +211,11 @@ def jit_train_step(assembly: states.Assembly) -> Any:
     )
 
 
-def jit_predict_step(assembly: states.Assembly) -> Any:
+def jit_predict_step(assembly: states.Assembly, judges: Judges | None = None) -> Any:
     """The jitted predict step: sums come back replicated, rows stay where they are."""
     rows = assembly.benchmark.metric.rows
     return jax.jit(
-        make_predict_step(assembly),
+        make_predict_step(assembly, judges),
         out_shardings=meshes.batch_sharding(assembly.mesh)
         if rows
         else meshes.replicated(assembly.mesh),

@@ -1,6 +1,7 @@
-"""The words a benchmark states itself in: shapes of its examples, targets, losses, tables, start weights.
+"""The words a benchmark states itself in: shapes of its examples, targets, losses, tables, start weights,
+the games of data that it makes itself.
 
-Shape legend: B rows of the global batch · K ids of a row · T tables.
+Shape legend: B rows of the global batch · K ids of a row · T tables · G games of one device's share.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlperf_jax.core.fields import check_fields
+from mlperf_jax.core.fields import Count, check_fields
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding_plan import Store
 from mlperf_jax.results import rules
@@ -116,3 +117,36 @@ class Table:
     def parameters(self) -> int:
         """Trained weights: not those that only fill up a store's bins."""
         return self.rows * self.width if self.store is None else self.store.parameters
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a generation of self-made data is divided: `count` parts, of `games` games each.
+
+    The games of a part are played at once, spread over the devices, and their records are on the disk
+    before the next part begins. So the records of a part, padded, must fit the devices' memory, and a kill
+    loses one part.
+    """
+
+    count: Count
+    games: Count
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class Games:
+    """What `Benchmark.generate` plays: one device's share of the games of a part.
+
+    Attributes:
+        keys: [G] random keys, each a function of the run's seed, the generation and the game's number.
+        numbers: [G] int32, the games' numbers within their generation.
+        generation: int32, its number, from 0.
+        prompts: arrays [G, …] as `Benchmark.prompt` describes them; empty where it describes none.
+    """
+
+    keys: jax.Array
+    numbers: jax.Array
+    generation: jax.Array
+    prompts: Batch

@@ -26,6 +26,7 @@ from mlperf_jax.core import state as states
 from mlperf_jax.core import step as steps
 from mlperf_jax.core.benchmark import Batch, Benchmark
 from mlperf_jax.core.checkpoints import Checkpoints
+from mlperf_jax.core.judges import Judges, judges_of
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
@@ -78,32 +79,45 @@ class Trained:
         Raises:
             UserError: it does not.
         """
+        return self._apply(function, batch)
+
+    def _apply(self, function: Callable[..., Any], batch: Batch, *more: Any) -> Any:
         mesh = self.assembly.mesh
         meshes.process_rows(mesh, len(next(iter(batch.values()))))
         placed = jax.device_put(dict(batch), meshes.batch_sharding(mesh))
         with jax.set_mesh(mesh):
-            return self._program(function, self.view, placed)
+            return self._program(function, self.view, placed, *more)
 
     @functools.cached_property
     def _program(self) -> Any:
         assembly = self.assembly
 
-        def program(function: Any, view: states.State, batch: Any) -> Any:
+        def program(function: Any, view: states.State, batch: Any, *more: Any) -> Any:
             if view["tables"]:
                 ids = assembly.benchmark.lookups(batch)
                 batch = {**batch, "rows": steps.look_up(assembly, view["tables"], ids)}
-            return function(assembly.eval_model(view), batch)
+            return function(assembly.eval_model(view), batch, *more)
 
         return jax.jit(program, static_argnums=0)
 
     def predict(self, batch: Batch) -> Any:
         """What the benchmark's `predict` gives for a batch of its evaluation data, arrays [B, …]."""
-        return self.apply(self._predict, batch)
+        return self._apply(self._predict, batch, *self._judging[1])
 
     @functools.cached_property
-    def _predict(self) -> Callable[[Any, Batch], Any]:
-        key = states.stream(self.seed, "evaluation")
-        return lambda model, batch: self.benchmark.predict(model, batch, key)
+    def _predict(self) -> Callable[..., Any]:
+        key, judges = states.stream(self.seed, "evaluation"), self._judging[0]
+
+        def predict(model: Any, batch: Batch, *arrays: states.State) -> Any:
+            modules = [judges.module(arrays[0])] if judges else []
+            return self.benchmark.predict(model, batch, key, *modules)
+
+        return predict
+
+    @functools.cached_property
+    def _judging(self) -> tuple[Judges | None, list[states.State]]:
+        judges = judges_of(self.benchmark, self.assembly.mesh)
+        return judges, [judges.load(self.find_data())] if judges else []
 
     def evaluate(
         self, data_dir: str | None = None, *, threads: int | None = None
@@ -120,13 +134,15 @@ class Trained:
         benchmark, mesh = self.benchmark, self.assembly.mesh
         size = benchmark.eval_batch
         rows = meshes.process_rows(mesh, size)
-        data: Any = benchmark.data().validation(data_dir or self.find_data())
+        folder = data_dir or self.find_data()
+        data: Any = benchmark.data().validation(folder)
         threads = threads or os.cpu_count() or 1
         evaluator = evaluation.Evaluator(
             self.assembly,
             lambda: data.eval_batches(size, rows=rows, threads=threads),
             self.seed,
             evaluation.compile_predict(self.assembly),
+            evaluation.judges_from(self.assembly, folder),
         )
         return evaluator.quality(self.view, max(1, self.evaluations))
 
