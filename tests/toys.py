@@ -425,7 +425,7 @@ def prepared(benchmark: Benchmark, mesh: str | None = "data=1", optimizer: Any =
 
 def batch_of(benchmark: Benchmark, step: int, seed: int = 0) -> dict[str, np.ndarray]:
     """The global batch of one step."""
-    size = benchmark.batch_size
+    size = benchmark.rows
     data = benchmark.train_data("")
     return next(data.batches(size, rows=(0, size), seed=seed, start=step, threads=1))
 

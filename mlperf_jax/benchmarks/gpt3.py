@@ -100,7 +100,7 @@ class Gpt3(language_model.Pretraining):
         return self.adamw()
 
     def requested_samples(self) -> int:
-        return -(-self.last_sample // self.batch_size) * self.batch_size
+        return self.samples(self.step_of(self.last_sample - 1) + 1)
 
     def train_data(self, data_dir: str) -> megatron.GptTraining:
         return megatron.GptTraining(

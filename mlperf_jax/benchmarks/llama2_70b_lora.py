@@ -63,7 +63,7 @@ class Llama2Lora(language_model.LanguageModel):
     hidden: int = _LLAMA.hidden
     vocab: int = _LLAMA.vocab
     weights: str = "llama2-70b-fused-qkv-mlperf"  # folder of safetensors below the data's
-    rows: str = packed.NAME  # the stem of the packed rows below the data folder
+    row_files: str = packed.NAME  # the stem of the packed rows below the data folder
     train_samples: int = 3901
     eval_samples: int = 173
     targets: tuple[Target, ...] = (Target("eval_loss", at_most=0.925),)
@@ -95,7 +95,7 @@ class Llama2Lora(language_model.LanguageModel):
 
     @property
     def last_sample(self) -> int:
-        return self.sample_limit or self.training_steps * self.batch_size
+        return self.sample_limit or self.samples(self.training_steps)
 
     def log(self) -> Mapping[str, Any]:
         return {
@@ -126,7 +126,7 @@ class Llama2Lora(language_model.LanguageModel):
 
     def _rows(self, data_dir: str) -> tuple[str, str]:
         """Folder and stem of the packed rows."""
-        folder, _, name = f"{str(data_dir).rstrip('/')}/{self.rows}".rpartition("/")
+        folder, _, name = f"{str(data_dir).rstrip('/')}/{self.row_files}".rpartition("/")
         return folder, name
 
     def train_data(self, data_dir: str) -> Any:
@@ -221,7 +221,7 @@ class Llama2Lora(language_model.LanguageModel):
             vocab=512,
             remat=None,
             weights=f"tiny_llama2_70b_lora_{_TINY_STEPS}",
-            rows=f"{packed.TINY_NAME}_512_256/{packed.TINY_NAME}",
+            row_files=f"{packed.TINY_NAME}_512_256/{packed.TINY_NAME}",
             train_samples=packed.TINY_ROWS["train"],
             eval_samples=packed.TINY_ROWS["validation"],
             batch_size=8,
@@ -244,7 +244,7 @@ class _TinyBase(Llama2Lora):
 
     def train_data(self, data_dir: str) -> Any:
         paths = text.build_tiny(data_dir, self.vocab)
-        samples = self.training_steps * self.batch_size
+        samples = self.samples(self.training_steps)
         return megatron.GptTraining(
             (paths["train"],), self.sequence_length, samples, vocabulary=self.vocab
         )

@@ -25,7 +25,7 @@ def train_briefly(benchmark: Any, data_dir: str, steps: int, seed: int = 0) -> s
     state = assembly.create(seed)
     if not steps:
         return state
-    size, key = benchmark.batch_size, jax.random.key(seed)
+    size, key = benchmark.rows, jax.random.key(seed)
     train = step.jit_train_step(assembly)
     sharding = meshes.batch_sharding(assembly.mesh)
     batches = benchmark.train_data(data_dir).batches(

@@ -84,11 +84,11 @@ class Generator:
         return self._data
 
     def _last_step(self) -> int:
-        steps = self._examples().steps_per_epoch(self._run.benchmark.batch_size)
+        steps = self._examples().steps_per_epoch(self._run.benchmark.rows)
         if steps < 1:
             raise UserError(
                 f"generation {self.number} has fewer records than one batch of "
-                f"{self._run.benchmark.batch_size}: lower the batch size or generate more"
+                f"{self._run.benchmark.rows}: lower the batch size or generate more"
             )
         return self.first_step + steps
 

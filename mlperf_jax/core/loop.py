@@ -71,7 +71,7 @@ def compile_train(assembly: states.Assembly) -> dict[Any, Any]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     programs = {}
     for example in benchmark.examples():
-        batch = step.abstract_batch(example, benchmark.batch_size, sharding)
+        batch = step.abstract_batch(example, benchmark.rows, sharding)
         programs[evaluation.shape_key(batch)] = assembly.compile(
             jitted, assembly.abstract, batch, key
         )
@@ -140,7 +140,7 @@ class Loop:
         self.schedule = schedule_after(run.benchmark.eval_steps(), self.done - due)
         self.next_eval = next(self.schedule)
         limits = [n for n in (run.benchmark.last_sample, run.options.max_samples) if n]
-        self.last_step = min(limits) // run.benchmark.batch_size if limits else None
+        self.last_step = run.benchmark.step_of(min(limits)) if limits else None
         self.evaluator = evaluation.Evaluator(
             run.assembly, self._eval_batches, run.seed, self.predict
         )
@@ -154,18 +154,16 @@ class Loop:
         else:
             data, start = run.train_data(), self.done
         batches = data.batches(
-            benchmark.batch_size,
-            rows=meshes.process_rows(mesh, benchmark.batch_size),
+            benchmark.rows,
+            rows=meshes.process_rows(mesh, benchmark.rows),
             seed=run.seed,
             start=start,
             threads=run.threads,
         )
-        return feed.Feed(
-            batches, benchmark.batch_size, meshes.batch_sharding(mesh), benchmark.examples()
-        )
+        return feed.Feed(batches, benchmark.rows, meshes.batch_sharding(mesh), benchmark.examples())
 
     def _eval_batches(self) -> Iterator[Any]:
-        run, size = self.run, self.run.benchmark.eval_batch
+        run, size = self.run, self.run.benchmark.eval_rows
         rows = meshes.process_rows(run.assembly.mesh, size)
         return run.eval_data().eval_batches(size, rows=rows, threads=run.threads)
 

@@ -77,8 +77,8 @@ def _score(run: Run, trained: dict[str, Any]) -> Result | None:
     benchmark = run.benchmark
 
     def batches() -> Any:
-        rows = meshes.process_rows(run.assembly.mesh, benchmark.eval_batch)
-        return run.eval_data().eval_batches(benchmark.eval_batch, rows=rows, threads=run.threads)
+        rows = meshes.process_rows(run.assembly.mesh, benchmark.eval_rows)
+        return run.eval_data().eval_batches(benchmark.eval_rows, rows=rows, threads=run.threads)
 
     programs = evaluation.compile_predict(run.assembly)
     evaluator = evaluation.Evaluator(run.assembly, batches, run.seed, programs)

@@ -13,6 +13,7 @@ import shutil
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import processes
@@ -100,25 +101,39 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
             )
 
 
-def check_batches(benchmark: Benchmark, options: RunOptions, mesh: Any) -> None:
-    """Every batch splits over the mesh, also in micro-batches; at least one step is allowed."""
+def check_batches(benchmark: Benchmark, mesh: Mesh) -> None:
+    """Samples grow with every step, and every batch splits over the mesh, also in micro-batches.
+
+    Raises:
+        UserError: they do not.
+    """
+    counted = [benchmark.samples(step) for step in range(9)]
+    if counted[0] != 0 or any(after <= before for before, after in itertools.pairwise(counted)):
+        raise UserError(
+            f"samples(step) of {benchmark.name} must be 0 before the first step and grow with every one, "
+            f"but counts {', '.join(map(str, counted))}"
+        )
     ways = meshes.batch_ways(mesh)
-    micro = benchmark.batch_size // benchmark.gradient_accumulation_steps
+    packed = benchmark.rows != benchmark.batch_size
     for what, rows in (
-        ("batch size", benchmark.batch_size),
-        ("micro-batch of", micro),
-        ("evaluation batch size", benchmark.eval_batch),
+        ("rows" if packed else "batch size", benchmark.rows),
+        ("micro-batch of", benchmark.rows // benchmark.gradient_accumulation_steps),
+        ("evaluation batch size", benchmark.eval_rows),
     ):
         if rows % ways:
             raise UserError(
                 f"{what} {rows} is not divided by the mesh {meshes.describe(mesh)}, which splits rows "
                 f"{ways} ways: choose a multiple of {ways}, or another --mesh"
             )
+
+
+def check_reading(benchmark: Benchmark, options: RunOptions, mesh: Mesh) -> None:
+    """This process reads consecutive rows of every batch, and at least one step is allowed."""
+    for rows in (benchmark.rows, benchmark.eval_rows):
         meshes.process_rows(mesh, rows)
-    if options.max_samples is not None and options.max_samples < benchmark.batch_size:
-        raise UserError(
-            f"max_samples {options.max_samples} is less than one batch of {benchmark.batch_size}"
-        )
+    first = benchmark.samples(1)
+    if options.max_samples is not None and options.max_samples < first:
+        raise UserError(f"max_samples {options.max_samples} is less than one batch of {first}")
 
 
 def check_submission(options: RunOptions) -> None:
@@ -180,7 +195,8 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     given = options.optimizer
     optimizer = load_optimizer(given) if isinstance(given, str) else given
     mesh = meshes.make_mesh(options.mesh)
-    check_batches(benchmark, options, mesh)
+    check_batches(benchmark, mesh)
+    check_reading(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()

@@ -118,7 +118,7 @@ class Trained:
             UserError: the data are not there, or the mesh does not divide the evaluation batch.
         """
         benchmark, mesh = self.benchmark, self.assembly.mesh
-        size = benchmark.eval_batch
+        size = benchmark.eval_rows
         rows = meshes.process_rows(mesh, size)
         data = benchmark.eval_data(data_dir or self.find_data())
         threads = threads or os.cpu_count() or 1
@@ -297,7 +297,7 @@ def _chosen_step(
 
 def _reported_step(kept: Kept, benchmark: Benchmark) -> int | None:
     folder = kept.folder
-    return folder.result().samples // benchmark.batch_size if folder.finished else None
+    return benchmark.step_of(folder.result().samples) if folder.finished else None
 
 
 def _check_configuration(kept: Kept, meta: Mapping[str, Any]) -> None:
