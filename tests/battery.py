@@ -72,11 +72,11 @@ def few_steps(cache: str, name: str, data_dir: str, folder: pathlib.Path) -> Non
 
     Leaves one.npz, eight.npz and resumed.npz in the folder, and the killed run's set in `resumed`.
     """
-    size = benchmarks.get(name, tiny=True).batch_size
+    samples = benchmarks.get(name, tiny=True).samples(STEPS)
 
     def task(output: str, mesh: str = "data=1", resume: bool = False, **more: Any) -> Any:
         given = settings(data_dir, folder / output, mesh=mesh, dtype="float64", resume=resume)
-        given |= {"max_samples": STEPS * size, "checkpoint_every": 1, "log_every": 1}
+        given |= {"max_samples": samples, "checkpoint_every": 1, "log_every": 1}
         return {"settings": given, "weights": str(folder / f"{output}.npz"), **more}
 
     tasks = [
@@ -93,12 +93,12 @@ def two_processes(cache: str, name: str, data_dir: str, folder: pathlib.Path) ->
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    size = benchmarks.get(name, tiny=True).batch_size
+    samples = benchmarks.get(name, tiny=True).samples(STEPS)
     file, children = folder / "two.npz", []
     for process in range(2):
         where = {"coordinator": f"127.0.0.1:{port}", "processes": 2, "process": process}
         given = settings(data_dir, folder / "two", mesh="data=8", dtype="float64", **where)
-        given |= {"max_samples": STEPS * size, "checkpoint_every": None}
+        given |= {"max_samples": samples, "checkpoint_every": None}
         tasks = [{"settings": given, "weights": str(file)}]
         children.append((start_child(cache, name, tasks, x64=True, devices=4), tasks))
     for child, tasks in children:

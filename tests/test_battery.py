@@ -83,7 +83,7 @@ def test_parameter_count_tree_and_shardings(name: str) -> None:
 
 def test_data_give_what_example_says(name: str, data_dir: str) -> None:
     benchmark = benchmarks.get(name, tiny=True)
-    size = benchmark.batch_size
+    size = benchmark.rows
     train = (
         benchmark.data().train(data_dir).batches(size, rows=(0, size), seed=0, start=0, threads=1)
     )
@@ -100,7 +100,7 @@ def test_data_give_what_example_says(name: str, data_dir: str) -> None:
 
 def test_evaluation_counts_every_sample_once(name: str, data_dir: str) -> None:
     benchmark = benchmarks.get(name, tiny=True)
-    size = benchmark.eval_batch
+    size = benchmark.eval_rows
     batches = benchmark.data().validation(data_dir).eval_batches(size, rows=(0, size), threads=2)
     assert sum(int(batch["mask"].sum()) for batch in batches) == benchmark.eval_samples
 
@@ -108,7 +108,7 @@ def test_evaluation_counts_every_sample_once(name: str, data_dir: str) -> None:
 def test_untrained_model_misses_the_target(name: str, data_dir: str) -> None:
     benchmark = preflight.resolve_dtype(benchmarks.get(name, tiny=True))
     assembly = state.assemble(benchmark, meshes.make_mesh("data=1"))
-    size, programs = benchmark.eval_batch, evaluation.compile_predict(assembly)
+    size, programs = benchmark.eval_rows, evaluation.compile_predict(assembly)
     evaluator = evaluation.Evaluator(
         assembly,
         lambda: benchmark.data().validation(data_dir).eval_batches(size, rows=(0, size), threads=2),

@@ -66,7 +66,7 @@ def test_result_is_saved_and_says_what_it_is(name: str, tiny_runs: Any) -> None:
 def test_loaded_weights_give_the_logged_quality_again(name: str, tiny_runs: Any) -> None:
     result, output = tiny_runs(name)
     trained = benchmarks.load(output)
-    assert trained.step * trained.benchmark.batch_size == result.samples
+    assert trained.benchmark.samples(trained.step) == result.samples
     assert trained.quality == result.quality
     assert trained.evaluate() == result.quality
 
@@ -91,7 +91,7 @@ def test_killed_and_resumed_run_equals_the_undisturbed(
     As the two runs are of different processes, it shows too that two equal runs end equal.
     """
     wanted, undisturbed = tiny_runs(name)
-    every = max(2, wanted.samples // benchmarks.get(name, tiny=True).batch_size // 4)
+    every = max(2, benchmarks.get(name, tiny=True).step_of(wanted.samples) // 4)
     chance = np.random.default_rng()
     kills: list[dict[str, int]] = [
         {"kill_before_step": 0},
@@ -142,7 +142,7 @@ def test_learns_in_bfloat16_on_eight_devices(name: str, data_dir: str) -> None:
 
 def some_losses(assembly: Any, data_dir: str, steps: int) -> list[float]:
     """The losses of some steps on the real data, from the start weights if there are any."""
-    size, sharding = assembly.benchmark.batch_size, meshes.batch_sharding(assembly.mesh)
+    size, sharding = assembly.benchmark.rows, meshes.batch_sharding(assembly.mesh)
     batches = (
         assembly.benchmark.data()
         .train(data_dir)

@@ -546,7 +546,7 @@ def prepared(benchmark: Benchmark, mesh: str | None = "data=1", optimizer: Any =
 
 def batch_of(benchmark: Benchmark, step: int, seed: int = 0) -> dict[str, np.ndarray]:
     """The global batch of one step."""
-    size = benchmark.batch_size
+    size = benchmark.rows
     data = benchmark.data().train("")
     return next(data.batches(size, rows=(0, size), seed=seed, start=step, threads=1))
 

@@ -146,7 +146,7 @@ class DlrmDcnV2(Benchmark):
     @property
     def last_sample(self) -> int:
         """One epoch: the rules allow no more."""
-        return self.sample_limit or self.train_samples // self.batch_size * self.batch_size
+        return self.sample_limit or self.samples(self.epoch_steps)
 
     @property
     def flops_per_sample(self) -> float:

@@ -102,7 +102,7 @@ class Gpt3(language_model.Pretraining):
         return self.adamw()
 
     def requested_samples(self) -> int:
-        return -(-self.last_sample // self.batch_size) * self.batch_size
+        return self.samples(self.step_of(self.last_sample - 1) + 1)
 
     def data(self) -> C4:
         """Windows share no token, documents are not shuffled, and every validation token is taken once."""

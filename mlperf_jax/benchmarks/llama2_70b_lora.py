@@ -96,7 +96,7 @@ class Llama2Lora(language_model.LanguageModel):
 
     @property
     def last_sample(self) -> int:
-        return self.sample_limit or self.training_steps * self.batch_size
+        return self.sample_limit or self.samples(self.training_steps)
 
     def log(self) -> Mapping[str, Any]:
         return {

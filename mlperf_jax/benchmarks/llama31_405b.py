@@ -94,7 +94,7 @@ class Llama31_405B(language_model.Pretraining):
         return self.adamw(mask=~(tree.norms | tree.biases))
 
     def requested_samples(self) -> int:
-        return self.schedule_steps * self.batch_size
+        return self.samples(self.schedule_steps)
 
     def eval_steps(self) -> Iterator[int]:
         # in ten-thousandths: 0.0026 * 5000 is below 13 in floating point
@@ -103,7 +103,7 @@ class Llama31_405B(language_model.Pretraining):
 
     @property
     def last_sample(self) -> int:
-        return self.sample_limit or self.schedule_steps * self.batch_size
+        return self.sample_limit or self.samples(self.schedule_steps)
 
     def log(self) -> Mapping[str, Any]:
         return {

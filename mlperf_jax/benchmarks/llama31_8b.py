@@ -73,14 +73,14 @@ class Llama31_8B(language_model.Pretraining):
         return self.adamw(mask=~(tree.norms | tree.biases))
 
     def requested_samples(self) -> int:
-        return self.max_steps * self.batch_size
+        return self.samples(self.max_steps)
 
     def eval_steps(self) -> Iterator[int]:
         return schedules.every_samples(self.eval_every, self.batch_size)
 
     @property
     def last_sample(self) -> int:
-        return self.sample_limit or self.max_steps * self.batch_size
+        return self.sample_limit or self.samples(self.max_steps)
 
     def log(self) -> Mapping[str, Any]:
         end_lr = self.end_lr_factor * self.base_lr

@@ -69,7 +69,7 @@ class ResNet50(Benchmark):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        micro = self.batch_size // self.gradient_accumulation_steps
+        micro = self.rows // self.gradient_accumulation_steps
         if micro % self.bn_span:
             raise UserError(
                 f"batch size {micro} is not a multiple of bn_span {self.bn_span}: batch-norm statistics "
@@ -162,15 +162,15 @@ class ResNet50(Benchmark):
     def last_sample(self) -> int:
         """The reference's loop ends with the first evaluation at or after the schedule's end."""
         past = -(-(self.lr_epochs - self.eval_offset) // self.eval_every) * self.eval_every
-        steps = (self.eval_offset + max(past, 0)) * (self.train_samples // self.batch_size)
-        return self.sample_limit or steps * self.batch_size
+        steps = (self.eval_offset + max(past, 0)) * self.epoch_steps
+        return self.sample_limit or self.samples(steps)
 
     @property
     def flops_per_sample(self) -> float:
         return models.flops_per_sample(self.stages, self.width, self.classes, self.image_size)
 
     def log(self) -> Mapping[str, Any]:
-        steps = self.lr_epochs * (self.train_samples // self.batch_size)
+        steps = self.lr_epochs * self.epoch_steps
         common = {"opt_name": self.opt_name, "model_bn_span": self.bn_span}
         prefix = "lars_opt" if self.opt_name == "lars" else "sgd_opt"
         keys = {

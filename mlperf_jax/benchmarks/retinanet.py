@@ -112,9 +112,8 @@ class RetinaNet(Benchmark):
 
     def learning_rate(self) -> schedules.Schedule:
         """Step -> rate: linear from factor times base over the warm-up epochs, then constant."""
-        epoch = schedules.steps_per_epoch(self.train_samples, self.batch_size)
-        start = self.warmup_factor * self.base_lr
-        return schedules.warmup_constant(self.base_lr, self.warmup_epochs * epoch, start_lr=start)
+        steps, start = self.warmup_epochs * self.epoch_steps, self.warmup_factor * self.base_lr
+        return schedules.warmup_constant(self.base_lr, steps, start_lr=start)
 
     def optimizer(self, tree: Any) -> Any:
         return optax.adam(self.learning_rate(), b1=0.9, b2=0.999, eps=1e-8)
@@ -173,8 +172,7 @@ class RetinaNet(Benchmark):
 
     @property
     def last_sample(self) -> int:
-        steps = self.epochs * (self.train_samples // self.batch_size)
-        return self.sample_limit or steps * self.batch_size
+        return self.sample_limit or self.samples(self.epochs * self.epoch_steps)
 
     @property
     def flops_per_sample(self) -> float:

@@ -103,6 +103,7 @@ class UNet3D(Benchmark):
 
     @property
     def epoch_steps(self) -> int:
+        """The last batch is filled up."""
         return schedules.steps_per_epoch(self.train_samples, self.batch_size, "pad")
 
     def learning_rate(self) -> schedules.Schedule:
@@ -182,7 +183,7 @@ class UNet3D(Benchmark):
 
     def _epochs_of(self, samples: int) -> int:
         """Whole padded epochs that hold at least so many samples."""
-        return -(-samples // (self.epoch_steps * self.batch_size))
+        return -(-samples // self.samples(self.epoch_steps))
 
     def diverged(self, quality: Mapping[str, float]) -> bool:
         """The reference gives a run up whose model no longer finds anything."""
@@ -190,15 +191,7 @@ class UNet3D(Benchmark):
 
     @property
     def last_sample(self) -> int:
-        epochs = self._epochs_of(self.give_up)
-        return self.sample_limit or epochs * self.epoch_steps * self.batch_size
-
-    def position(self, step: int) -> dict[str, Any]:
-        epochs = step / self.epoch_steps
-        return {
-            "epoch_num": int(epochs) if epochs.is_integer() else epochs,
-            "samples_count": step * self.batch_size,
-        }
+        return self.sample_limit or self.samples(self._epochs_of(self.give_up) * self.epoch_steps)
 
     @property
     def flops_per_sample(self) -> float:

@@ -75,7 +75,7 @@ def bench(
     launch.use_compile_cache()
     benchmark = preflight.resolve_dtype(benchmark)
     mesh = meshes.make_mesh(options.mesh)
-    preflight.check_batches(benchmark, options, mesh)
+    preflight.check_batches(benchmark, mesh)
     data_dir = options.data_dir if data_dir is None else data_dir
     folder = None if input == "synthetic" else _data_folder(benchmark, data_dir)
     if folder is not None and input == "input-only":
@@ -112,7 +112,7 @@ def _measure_input(
         seconds = time.perf_counter() - begin
     size = sum(leaf.nbytes for leaf in batch.values())
     return {
-        "input_examples_per_second": benchmark.batch_size * steps / seconds,
+        "input_examples_per_second": _samples(benchmark, warmup + feed.DEPTH, steps) / seconds,
         "input_bytes_per_second": size * steps / seconds,
     }
 
@@ -134,7 +134,7 @@ def _measure_steps(
     key = jax.device_put(jax.random.key(options.seed or 0), meshes.replicated(mesh))
     stepper = Stepper(train.programs, state, key)
     batches: Any = (
-        Constant(synthetic_batches(benchmark.examples(), benchmark.batch_size, mesh))
+        Constant(synthetic_batches(benchmark.examples(), benchmark.rows, mesh))
         if folder is None
         else train_feed(benchmark, options, mesh, folder)
     )
@@ -147,7 +147,7 @@ def _measure_steps(
     memory, source = peak_memory(mesh, train.programs)  # before evaluation adds its own
     examples = _evaluate(assembly, stepper.state, predict.programs, key, steps)
     return {
-        "examples_per_second": benchmark.batch_size * steps / seconds,
+        "examples_per_second": _samples(benchmark, warmup, steps) / seconds,
         "step_seconds": seconds / steps,
         "step_seconds_p10": float(np.percentile(each, 10)),
         "step_seconds_median": float(np.median(each)),
@@ -161,6 +161,11 @@ def _measure_steps(
         "evaluation_examples_per_second": examples,
         "profile": profile,
     }
+
+
+def _samples(benchmark: Benchmark, before: int, steps: int) -> int:
+    """Samples of the steps that come after those `before`."""
+    return benchmark.samples(before + steps) - benchmark.samples(before)
 
 
 @dataclass
@@ -218,9 +223,9 @@ def _evaluate(
     judges = judges_of(benchmark, mesh)
     zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)  # noqa: E731
     more = [jax.tree.map(zeros, judges.abstract)] if judges else []
-    mask = jax.device_put(np.ones(benchmark.eval_batch, bool), meshes.batch_sharding(mesh))
+    mask = jax.device_put(np.ones(benchmark.eval_rows, bool), meshes.batch_sharding(mesh))
     batches = itertools.cycle(
-        synthetic_batches(benchmark.eval_examples(), benchmark.eval_batch, mesh)
+        synthetic_batches(benchmark.eval_examples(), benchmark.eval_rows, mesh)
     )
 
     def window(count: int) -> float:
@@ -237,9 +242,7 @@ def _evaluate(
     window(1)
     once = window(1)
     count = min(steps, int(EVALUATION_SECONDS / max(once, 1e-9)))
-    return (
-        benchmark.eval_batch * count / window(count) if count > 1 else benchmark.eval_batch / once
-    )
+    return benchmark.eval_rows * count / window(count) if count > 1 else benchmark.eval_rows / once
 
 
 # -- input -------------------------------------------------------------------------------------------
@@ -249,14 +252,14 @@ def train_feed(benchmark: Benchmark, options: RunOptions, mesh: Any, folder: str
     """The training batches as the loop reads them, from the first."""
     data: Any = benchmark.data().train(folder)
     batches = data.batches(
-        benchmark.batch_size,
-        rows=meshes.process_rows(mesh, benchmark.batch_size),
+        benchmark.rows,
+        rows=meshes.process_rows(mesh, benchmark.rows),
         seed=options.seed or 0,
         start=0,
         threads=options.threads or os.cpu_count() or 1,
     )
     sharding = meshes.batch_sharding(mesh)
-    return feed.Feed(batches, benchmark.batch_size, sharding, benchmark.examples())
+    return feed.Feed(batches, benchmark.rows, sharding, benchmark.examples())
 
 
 class Constant:
@@ -388,7 +391,7 @@ def _report(benchmark: Benchmark, mesh: Any, **found: Any) -> BenchReport:
         tiny=benchmark.is_tiny,
         config=benchmark.config(),
         batch_size=benchmark.batch_size,
-        evaluation_batch_size=benchmark.eval_batch,
+        evaluation_batch_size=benchmark.eval_rows,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
         dtype=dtype,
         device=kind,

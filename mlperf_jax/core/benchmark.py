@@ -8,6 +8,7 @@ Shape legend: B rows of the global batch.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,9 +102,10 @@ class Benchmark:
     def __post_init__(self) -> None:
         check_fields(self)
         self._check_targets()
-        if self.batch_size % self.gradient_accumulation_steps:
+        if self.rows % self.gradient_accumulation_steps:
+            what = "batch_size" if self.rows == self.batch_size else "rows"
             raise UserError(
-                f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps "
+                f"{what} {self.rows} is not a multiple of gradient_accumulation_steps "
                 f"{self.gradient_accumulation_steps}: choose one that divides it"
             )
         if self.batch_size > self.train_samples:
@@ -111,10 +113,9 @@ class Benchmark:
                 f"batch_size {self.batch_size} exceeds the {self.train_samples} training samples: "
                 "an epoch would have no batch"
             )
-        if self.sample_limit is not None and self.sample_limit < self.batch_size:
-            raise UserError(
-                f"sample_limit {self.sample_limit} is less than one batch of {self.batch_size}"
-            )
+        first = self.samples(1)
+        if self.sample_limit is not None and self.sample_limit < first:
+            raise UserError(f"sample_limit {self.sample_limit} is less than one batch of {first}")
 
     def _check_targets(self) -> None:
         """Each target names a quality that the metric gives, and bounds that it can have."""
@@ -129,6 +130,38 @@ class Benchmark:
             bounds = [b for b in (target.at_least, target.at_most, target.above) if b is not None]
             if target.above == high or any(not low <= bound <= high for bound in bounds):
                 raise UserError(f"targets: {target} cannot be: {target.name} is {Range(low, high)}")
+
+    # -- samples and rows ----------------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        """Rows of a training array: `batch_size`, unless a row holds several samples."""
+        return self.batch_size
+
+    @property
+    def eval_rows(self) -> int:
+        """Rows of an evaluation array."""
+        return self.eval_batch_size or self.rows
+
+    def samples(self, step: int) -> int:
+        """Samples seen after `step` steps: 0 before the first, and more after every one.
+
+        Samples are counted in no other way. A benchmark overrides it whose batches do not all hold
+        `batch_size` of them: packed rows, bucket shapes, a batch that grows.
+        """
+        return step * self.batch_size
+
+    def step_of(self, samples: int) -> int:
+        """The last step after which no more than so many samples were seen: `samples` inverted."""
+        beyond = 1
+        while self.samples(beyond) <= samples:
+            beyond *= 2
+        return bisect.bisect_right(range(beyond), samples, key=self.samples) - 1
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch; what is left of the training samples makes none."""
+        return max(1, self.step_of(self.train_samples))
 
     # -- what is trained -----------------------------------------------------------------------
 
@@ -285,11 +318,11 @@ class Benchmark:
 
         Epochs are counted from 1 in the log, so `epoch_num` here is the number of epochs done.
         """
-        per_epoch = max(1, self.train_samples // self.batch_size)
-        epochs = step / per_epoch
+        samples = self.samples(step)
+        epochs = samples / self.samples(self.epoch_steps)
         return {
             "epoch_num": int(epochs) if epochs.is_integer() else epochs,
-            "samples_count": step * self.batch_size,
+            "samples_count": samples,
         }
 
     def quality_lines(self, quality: Mapping[str, float]) -> list[tuple[Any, dict[str, Any]]]:
@@ -340,10 +373,6 @@ class Benchmark:
     @property
     def is_tiny(self) -> bool:
         return self.size == "tiny"
-
-    @property
-    def eval_batch(self) -> int:
-        return self.eval_batch_size or self.batch_size
 
     def config(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

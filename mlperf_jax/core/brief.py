@@ -26,7 +26,7 @@ def train_briefly(benchmark: Benchmark, data_dir: str, steps: int, seed: int = 0
     state = assembly.create(seed)
     if not steps:
         return state
-    size, key = benchmark.batch_size, jax.random.key(seed)
+    size, key = benchmark.rows, jax.random.key(seed)
     train = step.jit_train_step(assembly)
     sharding = meshes.batch_sharding(assembly.mesh)
     data: Any = benchmark.data().train(data_dir)

@@ -56,7 +56,7 @@ class Evaluator:
         examples, sharding = benchmark.eval_examples(), meshes.batch_sharding(mesh)
         masked = "mask" in examples[0]
         with feed.Feed(
-            self.batches(), benchmark.eval_batch, sharding, examples, padded=True
+            self.batches(), benchmark.eval_rows, sharding, examples, padded=True
         ) as batches:
             for index, batch in enumerate(batches):
                 mask = batch["mask"]
@@ -105,10 +105,10 @@ def compile_predict(assembly: Assembly) -> dict[Any, Any]:
     judges = judges_of(benchmark, mesh)
     predict = step.jit_predict_step(assembly, judges)
     more = [judges.abstract] if judges else []
-    mask = jax.ShapeDtypeStruct((benchmark.eval_batch,), bool, sharding=sharding)
+    mask = jax.ShapeDtypeStruct((benchmark.eval_rows,), bool, sharding=sharding)
     programs = {}
     for example in benchmark.eval_examples():
-        batch = step.abstract_batch(example, benchmark.eval_batch, sharding)
+        batch = step.abstract_batch(example, benchmark.eval_rows, sharding)
         key = jax.eval_shape(lambda: jax.random.key(0))
         programs[shape_key(batch)] = assembly.compile(
             predict, assembly.abstract_view, batch, mask, key, *more

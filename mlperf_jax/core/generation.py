@@ -180,11 +180,11 @@ class Generator:
         return self._data
 
     def _steps(self, number: int) -> int:
-        found = self._examples(number).steps_per_epoch(self._run.benchmark.batch_size)
+        found = self._examples(number).steps_per_epoch(self._run.benchmark.rows)
         if found < 1:
             raise UserError(
                 f"generation {number} has fewer records than one batch of "
-                f"{self._run.benchmark.batch_size}: lower the batch size or generate more"
+                f"{self._run.benchmark.rows}: lower the batch size or generate more"
             )
         return found
 

@@ -72,7 +72,7 @@ def compile_train(assembly: states.Assembly) -> dict[Any, Any]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     programs = {}
     for example in benchmark.examples():
-        batch = step.abstract_batch(example, benchmark.batch_size, sharding)
+        batch = step.abstract_batch(example, benchmark.rows, sharding)
         programs[evaluation.shape_key(batch)] = assembly.compile(
             jitted, assembly.abstract, batch, key
         )
@@ -159,18 +159,16 @@ class Loop:
         else:
             data, start = run.train_data(), self.done
         batches = data.batches(
-            benchmark.batch_size,
-            rows=meshes.process_rows(mesh, benchmark.batch_size),
+            benchmark.rows,
+            rows=meshes.process_rows(mesh, benchmark.rows),
             seed=run.seed,
             start=start,
             threads=run.threads,
         )
-        return feed.Feed(
-            batches, benchmark.batch_size, meshes.batch_sharding(mesh), benchmark.examples()
-        )
+        return feed.Feed(batches, benchmark.rows, meshes.batch_sharding(mesh), benchmark.examples())
 
     def _eval_batches(self) -> Iterator[Any]:
-        run, size = self.run, self.run.benchmark.eval_batch
+        run, size = self.run, self.run.benchmark.eval_rows
         rows = meshes.process_rows(run.assembly.mesh, size)
         return run.eval_data().eval_batches(size, rows=rows, threads=run.threads)
 

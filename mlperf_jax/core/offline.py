@@ -145,7 +145,7 @@ class Scorer:
 
     @functools.cached_property
     def _evaluator(self) -> evaluation.Evaluator:
-        run, size = self.run, self.run.benchmark.eval_batch
+        run, size = self.run, self.run.benchmark.eval_rows
         rows = meshes.process_rows(run.assembly.mesh, size)
         judges = evaluation.judges_from(run.assembly, run.data_dir)
         return evaluation.Evaluator(

@@ -10,9 +10,9 @@ import itertools
 import os
 import pathlib
 import shutil
-from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import processes
@@ -95,14 +95,24 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
         )
 
 
-def check_batches(benchmark: Benchmark, options: RunOptions, mesh: Any) -> None:
-    """Every batch splits over the mesh, also in micro-batches; at least one step is allowed."""
+def check_batches(benchmark: Benchmark, mesh: Mesh) -> None:
+    """Samples grow with every step, and every batch splits over the mesh, also in micro-batches.
+
+    Raises:
+        UserError: they do not.
+    """
+    counted = [benchmark.samples(step) for step in range(9)]
+    if counted[0] != 0 or any(after <= before for before, after in itertools.pairwise(counted)):
+        raise UserError(
+            f"samples(step) of {benchmark.name} must be 0 before the first step and grow with every one, "
+            f"but counts {', '.join(map(str, counted))}"
+        )
     ways = meshes.batch_ways(mesh)
-    micro = benchmark.batch_size // benchmark.gradient_accumulation_steps
+    packed = benchmark.rows != benchmark.batch_size
     sizes = [
-        ("batch size", benchmark.batch_size),
-        ("micro-batch of", micro),
-        ("evaluation batch size", benchmark.eval_batch),
+        ("rows" if packed else "batch size", benchmark.rows),
+        ("micro-batch of", benchmark.rows // benchmark.gradient_accumulation_steps),
+        ("evaluation batch size", benchmark.eval_rows),
     ]
     if benchmark.generate is not None:
         sizes.append(("games of a part", benchmark.parts().games))
@@ -112,17 +122,21 @@ def check_batches(benchmark: Benchmark, options: RunOptions, mesh: Any) -> None:
                 f"{what} {rows} is not divided by the mesh {meshes.describe(mesh)}, which splits rows "
                 f"{ways} ways: choose a multiple of {ways}, or another --mesh"
             )
+
+
+def check_reading(benchmark: Benchmark, options: RunOptions, mesh: Mesh) -> None:
+    """This process reads consecutive rows of every batch, and at least one step is allowed."""
+    for rows in (benchmark.rows, benchmark.eval_rows):
         meshes.process_rows(mesh, rows)
-    if options.max_samples is not None and options.max_samples < benchmark.batch_size:
-        raise UserError(
-            f"max_samples {options.max_samples} is less than one batch of {benchmark.batch_size}"
-        )
+    first = benchmark.samples(1)
+    if options.max_samples is not None and options.max_samples < first:
+        raise UserError(f"max_samples {options.max_samples} is less than one batch of {first}")
 
 
 def last_step(benchmark: Benchmark, options: RunOptions) -> int | None:
     """The step after which the run gives up; None for never."""
     limits = [n for n in (benchmark.last_sample, options.max_samples) if n]
-    return min(limits) // benchmark.batch_size if limits else None
+    return benchmark.step_of(min(limits)) if limits else None
 
 
 def check_offline(benchmark: Benchmark, options: RunOptions) -> None:
@@ -144,7 +158,7 @@ def check_offline(benchmark: Benchmark, options: RunOptions) -> None:
         raise UserError(
             f"{benchmark.name} is scored after its run, which needs two checkpoints: the second comes after "
             f"step {second} and the run ends after step {last}, so allow at least "
-            f"{second * benchmark.batch_size} samples"
+            f"{benchmark.samples(second)} samples"
         )
 
 
@@ -200,7 +214,8 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     given = options.optimizer
     optimizer = load_optimizer(given) if isinstance(given, str) else given
     mesh = meshes.make_mesh(options.mesh)
-    check_batches(benchmark, options, mesh)
+    check_batches(benchmark, mesh)
+    check_reading(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
     benchmark.start(
         data_dir

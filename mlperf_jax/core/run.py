@@ -286,7 +286,7 @@ class Run:
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Scalars of one step, to the file and the display."""
-        samples = step * self.benchmark.batch_size
+        samples = self.benchmark.samples(step)
         if self.scalars:
             self.scalars.write(step=step, samples=samples, **values)
         self.progress.update(step, samples, values)
@@ -441,14 +441,14 @@ class Run:
     def _result(self, loop: Any, step: int, digest: str | None, scored: Sequence[int]) -> Result:
         mesh, benchmark = self.assembly.mesh, self.benchmark
         stamps = {line.key: line.time_ms for line in logs.read(self.folder.log_path)}
-        rate = loop.done * benchmark.batch_size / max(loop.seconds_training, 1e-9)
+        rate = benchmark.samples(loop.done) / max(loop.seconds_training, 1e-9)
         kind = mesh.devices.flat[0].device_kind
         return Result(
             benchmark=benchmark.name,
             tiny=benchmark.is_tiny,
             reached=loop.status == "success",
             quality=loop.quality,
-            samples=step * benchmark.batch_size,
+            samples=benchmark.samples(step),
             seconds=(stamps["run_stop"] - stamps["run_start"]) / 1000,
             examples_per_second=rate,
             mfu=peaks.utilisation(
@@ -465,7 +465,7 @@ class Run:
             division=self.plan.division,
             ruleset=benchmark.ruleset,
             device_count=mesh.devices.size,
-            scored=[step * benchmark.batch_size for step in scored],
+            scored=[benchmark.samples(step) for step in scored],
         )
 
 

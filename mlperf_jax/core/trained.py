@@ -132,7 +132,7 @@ class Trained:
             UserError: the data are not there, or the mesh does not divide the evaluation batch.
         """
         benchmark, mesh = self.benchmark, self.assembly.mesh
-        size = benchmark.eval_batch
+        size = benchmark.eval_rows
         rows = meshes.process_rows(mesh, size)
         folder = data_dir or self.find_data()
         data: Any = benchmark.data().validation(folder)
@@ -313,7 +313,7 @@ def _chosen_step(
 
 def _reported_step(kept: Kept, benchmark: Benchmark) -> int | None:
     folder = kept.folder
-    return folder.result().samples // benchmark.batch_size if folder.finished else None
+    return benchmark.step_of(folder.result().samples) if folder.finished else None
 
 
 def _check_configuration(kept: Kept, meta: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ def advice(
     if not big:
         return
     if [program.name.split()[0] for program in big] == ["evaluation"]:
-        rows = benchmark.eval_batch // 2
+        rows = benchmark.eval_rows // 2
         yield f"--eval-batch-size {rows}: only the evaluation does not fit"
     state = sum(found.state.values())
     if state > devices.memory / 2 and found.mesh.get("data", 1) > 1:
@@ -63,12 +63,7 @@ def _accumulations(benchmark: Benchmark, sizes: Mapping[str, int]) -> list[int]:
     """Numbers of micro-batches above the present one that leave every device a row."""
     ways = math.prod(sizes.get(axis, 1) for axis in ROWS)
     now = benchmark.gradient_accumulation_steps
-    return [
-        2**k * now
-        for k in range(1, 4)
-        if benchmark.batch_size % (2**k * now) == 0
-        and (benchmark.batch_size // (2**k * now)) % ways == 0
-    ]
+    return [2**k * now for k in range(1, 4) if benchmark.rows % (2**k * now * ways) == 0]
 
 
 # -- the search ------------------------------------------------------------------------------------

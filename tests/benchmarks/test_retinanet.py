@@ -43,7 +43,7 @@ def test_recipes_equal_the_reference_convergence_points() -> None:
 def test_an_epoch_drops_its_remainder_and_ends_with_an_evaluation() -> None:
     assert list(itertools.islice(RetinaNet().eval_steps(), 3)) == [4571, 9142, 13713]
     assert RetinaNet().position(4571)["epoch_num"] == 1
-    assert RetinaNet().eval_batch == 256
+    assert RetinaNet().eval_rows == 256
 
 
 def test_learning_rate_warms_up_from_the_factor_and_stays() -> None:
@@ -283,4 +283,4 @@ def raw(image, wide=False):
 def predict_batch(assembly: state.Assembly) -> dict:
     benchmark = assembly.benchmark
     sharding = meshes.batch_sharding(assembly.mesh)
-    return step.abstract_batch(benchmark.examples()[0], benchmark.eval_batch, sharding)
+    return step.abstract_batch(benchmark.examples()[0], benchmark.eval_rows, sharding)

@@ -23,7 +23,7 @@ SECONDS = 60  # for what must happen: a test that waits this long has failed
 def evaluator(benchmark, mesh="data=8"):
     """(evaluator, a state to evaluate)."""
     assembly = toys.prepared(benchmark, mesh)
-    size = assembly.benchmark.eval_batch
+    size = assembly.benchmark.eval_rows
 
     def batches():
         rows = meshes.process_rows(assembly.mesh, size)
