@@ -140,7 +140,7 @@ def test_a_metric_may_be_a_mean_of_anything():
 class Gated:
     """Accuracy from rows, whose value is known once the gate is open."""
 
-    mode, rows = "beside", True
+    mode, rows, names = "beside", True, ("accuracy",)
 
     def __init__(self):
         self.gate, self.asked = threading.Event(), threading.Event()
