@@ -89,5 +89,6 @@ def _check_quality(benchmark: Benchmark) -> None:
     quality = dict.fromkeys(metric.ranges, 0.5)
     benchmark.diverged(quality)
     lines = benchmark.quality_lines(quality)
-    if not lines or not all(len(line) == 2 and isinstance(line[1], Mapping) for line in lines):
+    pairs = [line for line in lines if isinstance(line, tuple) and len(line) == 2]
+    if not lines or pairs != lines or not all(isinstance(more, Mapping) for _, more in pairs):
         raise _wrong(benchmark, "quality_lines", lines, "pairs of a value and its metadata")

@@ -234,7 +234,7 @@ def gpt_validation(
 class GptTraining:
     """Training data whose order follows the run's seed, which is known when batches are asked for.
 
-    What a benchmark returns as its `train_data`. The files are opened, and their indices compared with
+    What `C4.train` returns. The files are opened, and their indices compared with
     them, at once; the order is computed at the first batch or by `ready`. Arguments as for
     `gpt_examples`.
     """
