@@ -185,9 +185,9 @@ class _Set:
     def score(self, scaling: Scaling, official: bool) -> Score:
         runs = tuple(self._run(log, official) for log in self.logs)
         same = [run for run in runs if run.same]
-        of = self.round
-        drop, required = (of.drop, of.runs) if of else (1, 0)
-        weak = self.folder.parent.name == "weak" and of is not None and of.suite == "hpc"
+        known = self.round
+        drop, required = (known.drop, known.runs) if known else (1, 0)
+        weak = self.folder.parent.name == "weak" and known is not None and known.suite == "hpc"
         self._count(same, required, drop, weak)
         self._seeds(same)
         batch_size = self._batch_size(same)
@@ -196,16 +196,16 @@ class _Set:
         factor, source = self._factor(scaling, verdict)
         return Score(
             folder=self.folder,
-            benchmark=of.benchmark if of else self.name,
+            benchmark=known.benchmark if known else self.name,
             ruleset=self.ruleset,
-            suite=of.suite if of else "training",
+            suite=known.suite if known else "training",
             division=self.division,
             tiny=self.tiny,
             system=self.system,
             runs=runs,
             required=required,
             drop=drop,
-            unit=of.length_unit if of else "epochs",
+            unit=known.length_unit if known else "epochs",
             batch_size=batch_size,
             raw_minutes=raw,
             models=sum(run.counted for run in same) if weak else None,

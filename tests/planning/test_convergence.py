@@ -69,7 +69,6 @@ def test_minutes_hours_and_price():
 def test_without_a_price_and_without_points(monkeypatch):
     found, _ = convergence.to_target(Decoder(), V5P, time(), None)
     assert found.price is None
-    monkeypatch.setattr(Decoder, "name", "minigo")
 
     def none(*_):
         raise UserError("the installed mlperf-logging has no reference convergence points")
