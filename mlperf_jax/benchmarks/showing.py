@@ -69,9 +69,11 @@ def draw(
     fields: Mapping[str, Any] | None = None,
 ) -> Any:
     """The picture; see `benchmarks.show`."""
-    if not benchmarks.benchmark_class(name).pictured:
-        able = [other for other in benchmarks.names() if benchmarks.benchmark_class(other).pictured]
-        raise UserError(f"there are no pictures of {name}; there are of {', '.join(able)}")
+    cls = benchmarks.benchmark_class(name)
+    if cls.picture is Benchmark.picture:
+        every = map(benchmarks.benchmark_class, benchmarks.names())
+        able = [other.name for other in every if other.picture is not Benchmark.picture]
+        raise UserError(f"there are no pictures of {cls.name}; there are of {', '.join(able)}")
     pictures.pillow()  # missing, it shall not show after a minute's work
     if run is None:
         if step is not None:
@@ -82,7 +84,7 @@ def draw(
         folder = benchmarks.data_folder(benchmark, RunOptions(data_dir=data_dir))
         batch, found = chosen(benchmark, folder, wanted), None
     else:
-        _check_run(name, tiny, run, fields or {})
+        _check_run(cls.name, tiny, run, fields or {})
         # one device: it need not divide the samples, and these models are small
         model = benchmarks.load(run, step=step, data_dir=data_dir, mesh="data=1")
         benchmark, folder = model.benchmark, model.find_data()

@@ -18,6 +18,7 @@ import numpy as np
 
 from mlperf_jax.core.fields import check_whole, did_you_mean
 from mlperf_jax.core.terms import (
+    Absence,
     Array,
     Batch,
     Example,
@@ -32,6 +33,7 @@ from mlperf_jax.core.terms import (
 from mlperf_jax.errors import UserError
 
 __all__ = [
+    "Absence",
     "Array",
     "Batch",
     "Benchmark",
@@ -51,20 +53,22 @@ class Benchmark:
     """Base of every benchmark: common fields, and a default for what most need not state.
 
     Subclasses add fields and must give `example`, `model`, `optimizer`, `loss`, `predict`,
-    `train_data`, `eval_data`, `eval_steps`, `counts`, `log`, `tiny`.
+    `data`, `eval_steps`, `flops_per_sample`, `tiny`.
     """
 
     # class attributes: what does not vary with a recipe
     name: ClassVar[str]
-    ruleset: ClassVar[str]
+    ruleset: ClassVar[str] = ""  # of the last round that ran it; "" if none did
     metric: ClassVar[Any]
     parameters: ClassVar[int]  # trained ones at full size, as the reference counts them
     frozen: ClassVar[tuple[str, ...]] = ()
     rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
     # whether `train_data(...).ready(seed)` works out the order, from metadata alone, before the clock
     ready_ahead: ClassVar[bool] = False
-    # samples of a picture when nobody says how many; 0: there are no pictures of this benchmark
-    pictured: ClassVar[int] = 0
+    # what it does not have, and never had, said so that nobody takes it for forgotten
+    absent: ClassVar[tuple[Absence, ...]] = ()
+    # samples of a picture when nobody says how many
+    pictured: ClassVar[int] = 6
     # training records that a core makes a second at full size, as measured; None: nobody has measured
     records_per_core: ClassVar[int | None] = None
 
@@ -198,25 +202,29 @@ class Benchmark:
 
     # -- data ----------------------------------------------------------------------------------
 
+    def data(self) -> Any:
+        """The data set that it is trained on and judged by; see `DataSet`."""
+        raise NotImplementedError
+
     def train_data(self, data_dir: str) -> Any:
         """The training `Examples`."""
-        raise NotImplementedError
+        return self.data().train(data_dir)
 
     def eval_data(self, data_dir: str) -> Any:
         """The evaluation `Examples`."""
-        raise NotImplementedError
+        return self.data().validation(data_dir)
 
     def counts(self, data_dir: str) -> Mapping[str, int]:
         """Samples by split ("train", "validation") read from metadata alone; UserError if unusable."""
-        raise NotImplementedError
+        return self.data().counts(data_dir)
 
     def prepare(self, data_dir: str, source: str | None = None) -> None:
         """Builds the data set below `data_dir`."""
-        raise NotImplementedError
+        self.data().build(data_dir, source)
 
     def check_data(self, data_dir: str) -> list[str]:
         """Reads samples of the prepared data and returns what was found, a line each."""
-        raise NotImplementedError
+        return self.data().check(data_dir)
 
     # data that the model makes itself: `generate` is None unless a benchmark overrides it
     generate: ClassVar[Callable[..., Any] | None] = None
@@ -229,7 +237,7 @@ class Benchmark:
 
     def log(self) -> Mapping[str, Any]:
         """mllog keys and values of this configuration, spelled as the newest ruleset spells them."""
-        raise NotImplementedError
+        return {}
 
     def position(self, step: int) -> dict[str, Any]:
         """Metadata of block and evaluation lines after `step` steps.

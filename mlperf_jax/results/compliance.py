@@ -181,7 +181,9 @@ def _benchmark(
     name, path = next(iter(names.items()))
     found = rules.by_log_name(name)
     if not found:
-        raise UserError(f"{path} is of the benchmark {name!r}, which no round had.")
+        raise UserError(
+            f"{path} is of {name!r}, which no round had: there are no official rules to check it by."
+        )
     if ruleset is not None:
         entry = next(iter(rules.by_log_name(name, ruleset)), found[-1])
         return name, entry, f"{entry.round(ruleset)}.0"

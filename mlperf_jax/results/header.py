@@ -29,7 +29,7 @@ def header(
     Args:
         log: the run's log.
         benchmark: our name; logged as the official tools call it in that round.
-        ruleset: the round; the benchmark's last one by default.
+        ruleset: the round; the benchmark's last one by default, "" for one that no round had.
         division: "closed" or "open".
         org: who runs it.
         platform: the system, such as "1 x TPU v5e".
@@ -39,8 +39,9 @@ def header(
     Raises:
         UserError: an unknown benchmark, round, division or status, or an empty name.
     """
+    row, name = rules.at(benchmark, ruleset)
     values: dict[str, Any] = {
-        "submission_benchmark": rules.entry(benchmark).log_name(ruleset),
+        "submission_benchmark": row.log_name(name),
         "submission_division": _one_of("division", division, DIVISIONS),
         "submission_org": _named("org", org),
         "submission_platform": _named("platform", platform),

@@ -91,8 +91,7 @@ def translate(
         UserError: there is no such benchmark or round, the disclosure is missing or cannot be logged, or
             names of tensors are needed and the official package, which has them, is not installed.
     """
-    row = rules.entry(benchmark)
-    name = row.round(ruleset)
+    row, name = rules.at(benchmark, ruleset)
     values = spelled(benchmark, ruleset, logged)
     metadata: dict[str, dict[str, Any]] = {}
     for change in _changes("metadata", row, name):
@@ -108,8 +107,7 @@ def translate(
 
 def spelled(benchmark: str, ruleset: str | None, logged: Mapping[str, Any]) -> dict[str, Any]:
     """The same values under the keys of a round."""
-    row = rules.entry(benchmark)
-    name = row.round(ruleset)
+    row, name = rules.at(benchmark, ruleset)
     values = dict(logged)
     for change in _changes("copy", row, name):
         if change["from"] in values:
@@ -121,22 +119,21 @@ def spelled(benchmark: str, ruleset: str | None, logged: Mapping[str, Any]) -> d
         if change["key"] in values:
             values[change["key"]] = change["value"]
     for key in rules.data("common.toml")[row.suite]["keys"]:
-        if not in_log(key, benchmark, name):
+        if not in_log(key, benchmark, ruleset):
             values.pop(key, None)
     return values
 
 
 def in_log(key: str, benchmark: str, ruleset: str | None = None) -> bool:
     """Whether a key of every benchmark is one of that round's log; not all are of every round."""
-    row = rules.entry(benchmark)
+    row, name = rules.at(benchmark, ruleset)
     given = rules.data("common.toml")[row.suite]["keys"].get(key, [])
-    return bool(of_round(given, row.round(ruleset), row.suite))
+    return bool(of_round(given, name, row.suite))
 
 
 def quality_keys(benchmark: str, ruleset: str | None, division: str) -> tuple[str, ...]:
     """The keys under which each evaluation logs its quality."""
-    row = rules.entry(benchmark)
-    name = row.round(ruleset)
+    row, name = rules.at(benchmark, ruleset)
     own = [change["key"] for change in _changes("quality", row, name)] or ["eval_accuracy"]
     if division == "open":
         own += [change["key"] for change in _changes("open", row, name)]
@@ -166,8 +163,7 @@ def position(
         steps: batches trained so far.
         logged: key -> value of the benchmark's lines.
     """
-    row = rules.entry(benchmark)
-    name = row.round(ruleset)
+    row, name = rules.at(benchmark, ruleset)
     names = {**logged, "epochs": epochs, "samples": samples, "steps": steps}
     epoch_num = epochs
     for change in _changes("epoch_num", row, name):
@@ -191,8 +187,7 @@ def required(
         ruleset: the round; the benchmark's last one by default.
         log_values: values already known, which decide about keys such as an optimizer's own.
     """
-    row = rules.entry(benchmark)
-    name = row.round(ruleset)
+    row, name = rules.at(benchmark, ruleset)
     return tuple(
         key
         for key, given in keys(benchmark, name, log_values or {}).items()
@@ -211,8 +206,7 @@ def keys(
         values: what is logged, in the round's spelling: some keys depend on others.
         common: with the keys of every benchmark.
     """
-    row = rules.entry(benchmark)
-    name = row.round(ruleset)
+    row, name = rules.at(benchmark, ruleset)
     rule = closed_rule(benchmark, name) or {}
     given: dict[str, Any] = {}
     if common:
@@ -248,8 +242,7 @@ def initialized_tensors(benchmark: str, ruleset: str | None = None) -> tuple[str
     Raises:
         UserError: there are such, and the official package is not installed or lacks them.
     """
-    row = rules.entry(benchmark)
-    name = row.round(ruleset)
+    row, name = rules.at(benchmark, ruleset)
     if "weights_initialization" not in keys(benchmark, name, {}, common=False):
         return ()
     folder = rules.official_package() / "compliance_checker" / f"{row.suite}_{name}.0"

@@ -124,8 +124,27 @@ def entry(name: str) -> Entry:
     """
     table = entries()
     if name not in table:
-        raise UserError(f"there is no benchmark {name!r}{_meant(name, table)}.")
+        raise UserError(f"there is no official benchmark {name!r}{_meant(name, table)}.")
     return table[name]
+
+
+def at(name: str, ruleset: str | None) -> tuple[Entry, str]:
+    """The row of a benchmark and the round that a ruleset names.
+
+    Args:
+        name: of the benchmark.
+        ruleset: as `Entry.round` takes it; "" for a benchmark that no round had, whose row is empty and
+            whose log is spelled as in the newest round.
+
+    Raises:
+        UserError: there is no such benchmark or round.
+    """
+    if ruleset != "":
+        row = entry(name)
+        return row, row.round(ruleset)
+    newest = rounds_of("training")[-1]
+    words = dict.fromkeys(("task", "model", "dataset", "metric"), "")
+    return _entry(name, {**words, "rounds": newest, "targets": [], "runs": []}), newest
 
 
 @functools.cache

@@ -117,6 +117,7 @@ class _Set:
         self.system = find_system(folder, logs, self.own, self.find)
         self.bert_train_samples = bert_train_samples
         self.name = _most(log.benchmark for log in logs)
+        self.outside = False  # of a benchmark of the user's own, which no rule binds
         self.row, self.ruleset = self._rules(ruleset)
         self.tiny = any(run.tiny for run in self.own.values())
         said = _most(log.division for log in logs)
@@ -148,7 +149,12 @@ class _Set:
             return None, ""
         known = rules.by_log_name(self.name)
         if not known:
-            self.find("submission_benchmark", f"is {self.name!r}, which no round had.")
+            self.outside = len(self.own) == len(self.logs) and all(
+                r.outside for r in self.own.values()
+            )
+            says = f"is {self.name!r}, which no round had: there are no official rules"
+            said = ", so this is the plain mean." if self.outside else "."
+            self.find("submission_benchmark", says + said, self.outside)
             return None, ""
         own = sorted({run.ruleset for run in self.own.values() if run.ruleset})
         if len(own) > 1:
@@ -187,7 +193,7 @@ class _Set:
         runs = tuple(self._run(log, official) for log in self.logs)
         same = [run for run in runs if run.same]
         row = self.row
-        drop = row.drop if row else 1
+        drop = row.drop if row else 0 if self.outside else 1
         required = row.runs(self.ruleset) if row else 0
         weak = self.folder.parent.name == "weak" and row is not None and row.suite == "hpc"
         self._count(same, required, drop, weak)
@@ -207,7 +213,7 @@ class _Set:
             runs=runs,
             required=required,
             drop=drop,
-            unit=rcp.unit(row.name, self.ruleset) if row else "epochs",
+            unit=rcp.unit(row.name, self.ruleset) if row else "samples",
             batch_size=batch_size,
             raw_minutes=raw,
             models=sum(run.counted for run in same) if weak else None,
@@ -249,12 +255,12 @@ class _Set:
 
     def _length(self, log: RunLog) -> float | None:
         """What the official checker takes for the length of a run that ended with success."""
+        before = log.evaluations[: log.ended_after]
         if self.row is None:
-            return None
+            return before[-1].counts.get("samples_count") if before and self.outside else None
         if self.bert_train_samples and self.row.name == "bert":
             return log.train_samples
         field = rcp.length_field(self.row.name, self.ruleset)
-        before = log.evaluations[: log.ended_after]
         if self.row.name == "stable_diffusion":  # evaluated afterwards, in any order
             length = scored_run.first_passing(before, field, self.row.targets(self.ruleset))
         else:
@@ -269,7 +275,7 @@ class _Set:
 
     def _samples(self, length: float | None, log: RunLog) -> float | None:
         if length is None or self.row is None:
-            return None
+            return length
         unit = rcp.unit(self.row.name, self.ruleset)
         scale = {"epochs": log.train_samples, "steps": log.batch_size}.get(unit, 1)
         return None if scale is None else length * scale

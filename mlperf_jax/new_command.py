@@ -1,0 +1,5 @@
+ABOUT = "x"
+
+
+def new_command(words):
+    return 0
