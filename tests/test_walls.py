@@ -39,12 +39,14 @@ MAY_IMPORT = {
         "results",
     },
     "planning": {"benchmarks", "core", "ops", "results"},
+    "testing": {"benchmarks", "core", "optimizers", "results"},
 }
 # they may import everything
 DOORS = {
     "__init__",
     "__main__",
     "cli",
+    "new_command",
     "options",
     "plan_commands",
     "result_commands",

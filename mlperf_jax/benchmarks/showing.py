@@ -59,7 +59,7 @@ class Some:
 
 
 def draw(
-    name: str,
+    name: benchmarks.Named,
     wanted: Wanted,
     *,
     tiny: bool = False,

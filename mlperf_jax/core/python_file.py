@@ -122,8 +122,8 @@ def _sources(cls: type) -> Iterator[str]:
         yield pathlib.Path(file).read_text(encoding="utf-8", errors="replace")
         return
     for name, member in vars(cls).items():
-        yield (
-            f"{name} = {member!r}\n" if isinstance(member, bool | int | float | str | tuple) else ""
-        )
-        with contextlib.suppress(OSError, TypeError):
-            yield inspect.getsource(member)
+        if inspect.isfunction(member):
+            with contextlib.suppress(OSError):  # those that the dataclass made stand nowhere
+                yield inspect.getsource(member)
+        elif isinstance(member, bool | int | float | str | tuple):
+            yield f"{name} = {member!r}\n"

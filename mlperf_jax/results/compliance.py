@@ -99,8 +99,7 @@ def check(
     contents = {p: _read(p) for p in paths}
     name, entry, version = _benchmark(contents, ruleset)
     suite = entry.suite if entry else "training"
-    folder = rules.official_package() / "compliance_checker" / f"{suite}_{version}"
-    if not folder.is_dir() or version in ("0.5.0", "0.6.0"):
+    if rules.checker(suite, version) is None:
         raise UserError(
             f"there is no official checker for logs of this format under ruleset {version}; "
             "the oldest is 0.7.0."

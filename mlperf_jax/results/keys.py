@@ -187,7 +187,7 @@ def required(
         ruleset: the round; the benchmark's last one by default.
         log_values: values already known, which decide about keys such as an optimizer's own.
     """
-    row, name = rules.at(benchmark, ruleset)
+    _, name = rules.at(benchmark, ruleset)
     return tuple(
         key
         for key, given in keys(benchmark, name, log_values or {}).items()

@@ -341,6 +341,17 @@ def _point(name: str, point: Mapping[str, Any]) -> ReferencePoint:
     )
 
 
+def checker(suite: str, version: str) -> pathlib.Path | None:
+    """The folder of the official checker's rules of a round, such as "4.0.0"; None where it has none.
+
+    Raises:
+        UserError: the official package is not installed.
+    """
+    folder = official_package() / "compliance_checker" / f"{suite}_{version}"
+    # it keeps those of the first two rounds, whose logs have another form, and cannot read them
+    return folder if folder.is_dir() and version not in ("0.5.0", "0.6.0") else None
+
+
 def official_package() -> pathlib.Path:
     """The folder of the installed `mlperf_logging`.
 
