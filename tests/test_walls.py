@@ -39,7 +39,8 @@ MAY_IMPORT = {
         "results",
     },
     "planning": {"benchmarks", "core", "ops", "results"},
-    "testing": {"benchmarks", "core", "optimizers", "results"},
+    "testing": {"benchmarks", "core", "results"},
+    "template": {"benchmarks", "metrics", "ops", "optimizers", "testing"},
 }
 # they may import everything
 DOORS = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mlperf_jax.core.fields import check_whole, did_you_mean
@@ -299,6 +300,11 @@ class Benchmark:
     @property
     def is_tiny(self) -> bool:
         return self.size == "tiny"
+
+    @property
+    def param_dtype(self) -> Any:
+        """Of the weights, once `dtype` is decided: float32, and float64 where that is computed in."""
+        return jnp.promote_types(self.dtype, jnp.float32)
 
     @property
     def eval_batch(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 import numpy as np
 
@@ -28,6 +29,19 @@ class InMemory:
     ) -> None:
         self._train = Arrays(train, "the training data")
         self._validation = Arrays(validation, "the validation data")
+
+    @classmethod
+    def split(cls, arrays: Mapping[str, np.ndarray], *, every: int) -> Self:
+        """Of one table each `every`-th row, from the first on, for validation, and the others to train on.
+
+        >>> InMemory.split({"x": np.arange(10)}, every=5).counts()
+        {'train': 8, 'validation': 2}
+        """
+        train, validation = {}, {}
+        for name, rows in arrays.items():
+            held = np.arange(len(rows)) % every == 0
+            train[name], validation[name] = rows[~held], rows[held]
+        return cls(train=train, validation=validation)
 
     def train(self, folder: str = "") -> Examples:
         """The training samples, reshuffled in every epoch."""
