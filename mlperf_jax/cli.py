@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlperf_jax
-from mlperf_jax import options, plan_commands, result_commands, show_command
+from mlperf_jax import new_command, options, plan_commands, result_commands, show_command
 from mlperf_jax.core.fields import Count, Whole, did_you_mean
 from mlperf_jax.errors import UserError
 from mlperf_jax.options import Option
@@ -135,14 +135,15 @@ def parse_benchmark(
     groups: dict[str, Sequence[Option]] = {command.split()[0]: own}
     if free and fields:
         instance = benchmarks.get(free[0], tiny="--tiny" in typed)
-        groups[free[0]] = options.options_of(type(instance), instance, leave_out=("size",))
+        groups[instance.name] = options.options_of(type(instance), instance, leave_out=("size",))
     elif free:
         benchmarks.benchmark_class(free[0])
     about = COMMANDS[command][1]
     about = f"{about[0].upper()}{about[1:]}."
     if fields and not free:
         about += f" {prog} NAME --help shows the benchmark's own options too."
-    name = dataclasses.replace(NAME, help=f"{NAME.help} ({', '.join(benchmarks.names())})")
+    known = f"{NAME.help} ({', '.join(benchmarks.names())}), or my_file.py:Wine"
+    name = dataclasses.replace(NAME, help=known)
     return options.parse(prog, about, words, [name], groups)
 
 
@@ -234,7 +235,7 @@ def _benchmark_and_folder(given: dict[str, Any]) -> tuple[Any, str]:
 
     benchmark, settings, _ = made(given)
     folder = settings.data_dir
-    if folder is None and not benchmark.is_tiny:
+    if folder is None and benchmarks.needs_folder(benchmark):
         raise UserError(f"say where the data of {benchmark.name} belong: --data-dir DIR")
     return benchmark, folder or benchmarks.default_tiny_folder()
 
@@ -294,6 +295,7 @@ def evaluate_command(words: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "list": (result_commands.list_command, "the benchmarks: model, data, target, rounds, status"),
+    "new": (new_command.new_command, new_command.ABOUT),
     "run": (run_command, "train a benchmark to its quality target"),
     "data build": (data_build_command, "prepare a benchmark's data"),
     "data check": (data_check_command, "read samples of prepared data and say what is wrong"),

@@ -22,7 +22,10 @@ def list_command(words: Sequence[str]) -> int:
         Option("round", help="only the benchmarks of a round, with its targets", metavar="5.1"),
         Option("json", bool, help="as JSON, with every round's numbers"),
     ]
-    given = options.parse(f"{PROG} list", "Lists the benchmarks.", words, [], {"list": own})
+    about = "Lists the benchmarks, and those of your own that are named: my_file.py:Wine."
+    mine, typed = options.split(words, own)
+    rest = [word for flag, values in typed.items() for word in (flag, *values)]
+    given = options.parse(f"{PROG} list [FILE.py:CLASS...]", about, rest, [], {"list": own})
     from mlperf_jax import benchmarks
     from mlperf_jax.results import rules
 
@@ -30,15 +33,24 @@ def list_command(words: Sequence[str]) -> int:
     entries = rules.in_round(ruleset) if ruleset else list(rules.entries().values())
     here = benchmarks.names()
     status = {entry.name: "tiny, full" if entry.name in here else "planned" for entry in entries}
+    rows_of_own = [describe_own(benchmarks.get(name)) for name in mine]
     if given.get("json"):
-        print(
-            json.dumps(
-                [describe(entry, status[entry.name], ruleset) for entry in entries], indent=2
-            )
-        )
+        rows = [describe(entry, status[entry.name], ruleset) for entry in entries]
+        print(json.dumps([*rows_of_own, *rows], indent=2))
         return 0
     header = ("benchmark", "model", "data", "target", "rounds", "status")
     rows = [
+        (
+            row["benchmark"],
+            row["model"],
+            "",
+            " and ".join(str(rules.Target(**target)) for target in row["targets"]),
+            "none",
+            row["status"],
+        )
+        for row in rows_of_own
+    ]
+    rows += [
         (
             entry.name,
             entry.model,
@@ -53,6 +65,21 @@ def list_command(words: Sequence[str]) -> int:
     return 0
 
 
+def describe_own(benchmark: Any) -> dict[str, Any]:
+    """A row for a benchmark that no round had: the first line of its file says what it is."""
+    return {
+        "benchmark": benchmark.name,
+        "model": (sys.modules[type(benchmark).__module__].__doc__ or "").strip().partition("\n")[0],
+        "targets": [_stated(target) for target in benchmark.targets],
+        "rounds": [],
+        "status": "yours",
+    }
+
+
+def _stated(target: Any) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(target).items() if v not in (None, "")}
+
+
 def describe(entry: Any, status: str, ruleset: str | None = None) -> dict[str, Any]:
     """A row of the table for `list --json`."""
     from mlperf_jax.results import rules
@@ -64,10 +91,7 @@ def describe(entry: Any, status: str, ruleset: str | None = None) -> dict[str, A
         "task": entry.task,
         "model": entry.model,
         "data": entry.dataset,
-        "targets": [
-            {k: v for k, v in dataclasses.asdict(target).items() if v not in (None, "")}
-            for target in official.targets
-        ],
+        "targets": [_stated(target) for target in official.targets],
         "rounds": list(entry.rounds),
         "runs": official.runs,
         "status": status,

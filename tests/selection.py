@@ -31,9 +31,9 @@ STAND_FOR_ALL = (
     "llama31_8b",
 )  # images and batch norm; tokens, attention and stacked layers
 # outside of the package, what the battery itself depends on
-HARNESS = {"pyproject.toml"} | {
-    f"tests/{name}.py" for name in ("battery", "child", "conftest", "test_battery_whole")
-}
+HARNESS = {"pyproject.toml"}
+HARNESS |= {f"tests/{name}.py" for name in ("battery", "conftest", "test_battery_whole")}
+HARNESS |= {f"{PACKAGE}/testing/{name}.py" for name in ("checks", "child", "runs")}
 
 MERGE_BASE = ["merge-base", "HEAD", "origin/main"]
 

@@ -22,6 +22,8 @@ from mlperf_jax.core import state, step
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance, runs
 from mlperf_jax.results import log as logs
+from mlperf_jax.testing import checks
+from mlperf_jax.testing import runs as harness
 
 pytestmark = [pytest.mark.parametrize("name", benchmarks.names()), pytest.mark.whole]
 
@@ -74,7 +76,7 @@ def test_loaded_weights_give_the_logged_quality_again(name: str, tiny_runs: Any)
 def test_pictures_of_the_run(name: str, tiny_runs: Any) -> None:
     """What it found is drawn beside the truth, for those that can be drawn."""
     _, output = tiny_runs(name)
-    if not benchmarks.benchmark_class(name).pictured:
+    if "pictures" in benchmarks.benchmark_class(name).absent:
         with pytest.raises(UserError, match=f"no pictures of {name}"):
             benchmarks.show(name, run=output)
         return
@@ -102,19 +104,19 @@ def test_killed_and_resumed_run_equals_the_undisturbed(
         {"kill_before_step": int(chance.integers(2 * every + 1, 3 * every))},
     ]
     print("killed at", kills)
-    settings = battery.settings(data_dir, tmp_path, checkpoint_every=every)
+    settings = harness.settings(data_dir, tmp_path, checkpoint_every=every)
     tasks = [
         {"settings": {**settings, "resume": number > 0}, **kill}
         for number, kill in enumerate([*kills, {}])
     ]
-    result = battery.one_after_another(compile_cache, name, tasks)[-1]
+    result = harness.one_after_another(compile_cache, name, tasks)[-1]
     if result is None:  # scored after the run
         benchmarks.evaluate(tmp_path)
         result = json.loads((tmp_path / "run_0" / "result.json").read_text())
     assert result["parameters_sha256"] == wanted.parameters_sha256
     assert result["quality"] == wanted.quality
     assert result["resumed"] == len(kills)
-    battery.assert_log_is_whole(tmp_path / "result_0.txt")
+    checks.log_is_whole(tmp_path / "result_0.txt")
     accuracies = [battery.accuracies(output / "result_0.txt") for output in (undisturbed, tmp_path)]
     assert accuracies[0] == accuracies[1] != []
     scalars = [
@@ -127,8 +129,8 @@ def test_two_processes_train_as_one(
     name: str, few_steps: Any, data_dir: str, tmp_path: pathlib.Path, compile_cache: str
 ) -> None:
     """Two processes of four fake devices, the batch over all eight, in float64 against one device."""
-    found = battery.weights(battery.two_processes(compile_cache, name, data_dir, tmp_path))
-    assert battery.distance(found, battery.weights(few_steps(name) / "one.npz")) < 1e-12
+    found = harness.weights(battery.two_processes(compile_cache, name, data_dir, tmp_path))
+    assert harness.distance(found, harness.weights(few_steps(name) / "one.npz")) < 1e-12
 
 
 def test_learns_in_bfloat16_on_eight_devices(name: str, data_dir: str) -> None:
@@ -146,10 +148,10 @@ def some_losses(assembly: Any, data_dir: str, steps: int) -> list[float]:
     batches = (
         assembly.benchmark.data()
         .train(data_dir)
-        .batches(size, rows=(0, size), seed=battery.SEED, start=0, threads=2)
+        .batches(size, rows=(0, size), seed=harness.SEED, start=0, threads=2)
     )
-    train, key = step.jit_train_step(assembly), jax.random.key(battery.SEED)
-    current, losses = assembly.create(battery.SEED), []
+    train, key = step.jit_train_step(assembly), jax.random.key(harness.SEED)
+    current, losses = assembly.create(harness.SEED), []
     start = assembly.benchmark.start(data_dir)
     current = current if start is None else state.begin_from(current, start)
     with jax.set_mesh(assembly.mesh):

@@ -40,12 +40,15 @@ MAY_IMPORT = {
         "results",
     },
     "planning": {"benchmarks", "core", "ops", "results"},
+    "testing": {"benchmarks", "core", "results"},
+    "template": {"benchmarks", "metrics", "ops", "optimizers", "testing"},
 }
 # they may import everything
 DOORS = {
     "__init__",
     "__main__",
     "cli",
+    "new_command",
     "options",
     "plan_commands",
     "result_commands",

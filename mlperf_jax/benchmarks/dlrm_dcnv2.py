@@ -46,6 +46,7 @@ class DlrmDcnV2(Benchmark):
     ruleset = "6.0.0"
     metric = metrics.Auc("auc")
     parameters = 26_151_671_809
+    absent = ("pictures",)
     records_per_core = 3_600_000  # scripts/bench_criteo.py: 3.6 to 4.1 million, from the page cache
 
     # hyperparameters; of these the rules leave only batch size and learning rate free

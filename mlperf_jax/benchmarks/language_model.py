@@ -34,6 +34,7 @@ class LanguageModel(Benchmark):
 
     metric = metrics.LogPerplexity()
     rules = decoder.RULES
+    absent = ("pictures",)
     architecture: ClassVar[decoder.DecoderConfig]
 
     # AdamW

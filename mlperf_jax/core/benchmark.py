@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mlperf_jax.core.fields import (
@@ -29,6 +30,7 @@ from mlperf_jax.core.fields import (
 )
 from mlperf_jax.core.protocols import DataSet
 from mlperf_jax.core.terms import (
+    Absence,
     Array,
     Batch,
     Example,
@@ -46,6 +48,7 @@ from mlperf_jax.core.terms import (
 from mlperf_jax.errors import UserError
 
 __all__ = [
+    "Absence",
     "Array",
     "Batch",
     "Benchmark",
@@ -68,20 +71,22 @@ class Benchmark:
     """Base of every benchmark: common fields, and a default for what most need not state.
 
     Subclasses add fields and must give `example`, `model`, `optimizer`, `loss`, `predict`, `eval_steps`,
-    `data`, `log`, `flops_per_sample`, `tiny`; a run without one of them is refused before it begins.
+    `data`, `flops_per_sample`, `tiny`; a run without one of them is refused before it begins.
     """
 
     # class attributes: what does not vary with a recipe
     name: ClassVar[str]
-    ruleset: ClassVar[str]
+    ruleset: ClassVar[str] = ""  # of the last round that ran it; "" if none did
     metric: ClassVar[Any]
     parameters: ClassVar[int]  # trained ones at full size, as the reference counts them
     frozen: ClassVar[tuple[str, ...]] = ()
     rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
     # whether `data().train(...).ready(seed)` works out the order, from metadata alone, before the clock
     ready_ahead: ClassVar[bool] = False
-    # samples of a picture when nobody says how many; 0: there are no pictures of this benchmark
-    pictured: ClassVar[int] = 0
+    # what it does not have, and never had, said so that nobody takes it for forgotten
+    absent: ClassVar[tuple[Absence, ...]] = ()
+    # samples of a picture when nobody says how many
+    pictured: ClassVar[int] = 6
     # training records that a core makes a second at full size, as measured; None: nobody has measured
     records_per_core: ClassVar[int | None] = None
 
@@ -311,7 +316,7 @@ class Benchmark:
 
     def log(self) -> Mapping[str, Any]:
         """mllog keys and values of this configuration, spelled as the newest ruleset spells them."""
-        raise NotImplementedError
+        return {}
 
     def position(self, step: int) -> dict[str, Any]:
         """Metadata of block and evaluation lines after `step` steps.
@@ -373,6 +378,11 @@ class Benchmark:
     @property
     def is_tiny(self) -> bool:
         return self.size == "tiny"
+
+    @property
+    def param_dtype(self) -> Any:
+        """Of the weights, once `dtype` is decided: float32, and float64 where that is computed in."""
+        return jnp.promote_types(self.dtype, jnp.float32)
 
     def config(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

@@ -11,7 +11,7 @@ from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
 
 EVALUATIONS = 8  # steps of `eval_steps` that are looked at
-_METHODS = ("example", "model", "optimizer", "loss", "predict", "eval_steps", "data", "log")
+_METHODS = ("example", "model", "optimizer", "loss", "predict", "eval_steps", "data")
 _MODES = ("inline", "beside", "offline")
 
 
@@ -32,7 +32,7 @@ def check_members(benchmark: Benchmark) -> None:
     Raises:
         UserError: naming the member.
     """
-    for name in ("name", "ruleset", "metric"):
+    for name in ("name", "metric"):
         if not hasattr(benchmark, name):
             raise _lacks(benchmark, name)
     wanted = [*_METHODS, "flops_per_sample"]

@@ -31,7 +31,7 @@ SCORES = "scores.json"  # by step: the quality, and when its scoring began and e
 
 
 def waiting(path: os.PathLike | str) -> tuple[dict[str, Any], RunOptions] | None:
-    """Configuration and options of the first run of a set that has no result yet; None if all have.
+    """What the first run of a set that has no result yet was given; None if all have one.
 
     Args:
         path: the output folder of the set, or the folder of one of its runs.
@@ -48,7 +48,7 @@ def waiting(path: os.PathLike | str) -> tuple[dict[str, Any], RunOptions] | None
     if first is None:
         return None
     document = first.config()
-    return document["config"], options_here(document["options"], output=str(root), resume=True)
+    return document, options_here(document["options"], output=str(root), resume=True)
 
 
 def score(

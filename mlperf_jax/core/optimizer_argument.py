@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import pathlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
 
+from mlperf_jax.core import python_file
 from mlperf_jax.core.fields import did_you_mean
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers.per_layer import per_layer
@@ -51,7 +50,7 @@ def load_optimizer(text: str) -> Any:
     if not colon:
         name, rest = text, ""
     if name.endswith(".py"):
-        return _from_file(pathlib.Path(name), rest)
+        return python_file.load(text, "optimizer", "make")
     if name not in SHORT:
         raise UserError(
             f"no optimizer {name!r}{did_you_mean(name, SHORT)}; or give my_file.py:make"
@@ -65,26 +64,6 @@ def load_optimizer(text: str) -> Any:
     maker = getattr(optax, name)
     tx = maker(rate, momentum=0.9) if name == "sgd" else maker(rate)
     return per_layer(tx) if name in TENSORWISE else tx
-
-
-def _from_file(path: pathlib.Path, name: str) -> Any:
-    if not path.is_file():
-        raise UserError(f"there is no file {path} to take the optimizer from")
-    if not name:
-        raise UserError(f"say what in {path} is the optimizer: write {path}:make")
-    module_name = f"user_optimizer_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses in the file look themselves up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} failed to load: {type(error).__name__}: {error}") from error
-    if not hasattr(module, name):
-        known = [key for key, value in vars(module).items() if inspect.isroutine(value)]
-        raise UserError(f"{path} has no {name!r}{did_you_mean(name, known)}")
-    return getattr(module, name)
 
 
 # -- as text, for the run's configuration ----------------------------------------------------------

@@ -46,9 +46,10 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
         UserError: a replaced optimizer without `division="open"`, tiny in closed, or a closed run
             whose configuration breaks a rule; the sentence names each.
     """
-    if benchmark.is_tiny:
+    if benchmark.is_tiny or not benchmark.ruleset:
         if options.division == "closed":
-            raise UserError("a tiny run is open division by its nature: leave --division out")
+            what = "a tiny run" if benchmark.is_tiny else f"{benchmark.name}, which no round had,"
+            raise UserError(f"{what} is open division by its nature: leave --division out")
         return "open"
     if options.division == "open":
         return "open"

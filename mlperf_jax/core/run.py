@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from mlperf_jax.core import checksums, generation, peaks, processes, profiling
+from mlperf_jax.core import checksums, generation, peaks, processes, profiling, python_file
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import progress as displays
 from mlperf_jax.core import state as states
@@ -53,6 +53,8 @@ class Run:
             "division": plan.division,
             "optimizer": plan.optimizer,
         }
+        if not python_file.is_ours(type(plan.benchmark)):
+            self.config["code"] = python_file.code(type(plan.benchmark))
         name = run_name(plan.benchmark.name, self.config, tiny=plan.benchmark.is_tiny)
         self.mirror = Mirror(plan.options.output or f"{WHERE_OUTPUT}/{name}")
         self.root = self.mirror.local
@@ -120,6 +122,7 @@ class Run:
         self.mirror.pull()
         runs, options = RunSet(self.root), self.options
         about = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+        about["benchmark"] = python_file.place(type(self.benchmark))
         about["seed"] = options.seed if options.seed is not None else fresh_seed()
         if not isinstance(options.optimizer, str):
             about["optimizer"] = None  # the configuration describes it

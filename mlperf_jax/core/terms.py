@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ Example = Mapping[str, Shape]
 Array = jax.Array | np.ndarray
 Batch = Mapping[str, Array]
 Reader = Callable[[tuple[slice, ...]], np.ndarray]
+# what a benchmark's rounds never had: reference convergence points, a ruleset that today's official checker
+# has, something to draw, training data in files (the model makes them)
+Absence = Literal["recipes", "ruleset", "pictures", "training files"]
 
 
 def f32(*shape: int) -> Shape:

@@ -99,8 +99,7 @@ def check(
     contents = {p: _read(p) for p in paths}
     name, official, version = _benchmark(contents, ruleset)
     suite = official.suite if official else "training"
-    folder = rules.official_package() / "compliance_checker" / f"{suite}_{version}"
-    if not folder.is_dir() or version in ("0.5.0", "0.6.0"):
+    if rules.checker(suite, version) is None:
         raise UserError(
             f"there is no official checker for logs of this format under ruleset {version}; "
             "the oldest is 0.7.0."
@@ -181,7 +180,9 @@ def _benchmark(
     name, path = next(iter(names.items()))
     found = rules.by_log_name(name)
     if not found:
-        raise UserError(f"{path} is of the benchmark {name!r}, which no round had.")
+        raise UserError(
+            f"{path} is of {name!r}, which no round had: there are no official rules to check it by."
+        )
     # An official name may have changed hands or been given up: the last round that used it.
     official = found[-1]
     if ruleset is not None:

@@ -193,11 +193,14 @@ def resolve(benchmark: str, ruleset: str | None = None) -> Round:
 
     Args:
         benchmark: our name.
-        ruleset: the round, as "4.0", "v4.0" or "4.0.0"; the benchmark's last one by default.
+        ruleset: the round, as "4.0", "v4.0" or "4.0.0"; the benchmark's last one by default; "" for a
+            benchmark that no round had, which has no rules and logs in the newest round's spelling.
 
     Raises:
         UserError: there is no such benchmark or round, or the benchmark was not in it.
     """
+    if ruleset == "":
+        return _resolved(benchmark, "training", rounds_of("training")[-1])
     row = entry(benchmark)
     name = row.rounds[-1] if ruleset is None else round_name(ruleset, row.suite)
     if name not in row.rounds:
@@ -259,7 +262,7 @@ def entry(name: str) -> Entry:
     """
     table = entries()
     if name not in table:
-        raise UserError(f"there is no benchmark {name!r}{_meant(name, table)}.")
+        raise UserError(f"there is no official benchmark {name!r}{_meant(name, table)}.")
     return table[name]
 
 
@@ -429,6 +432,17 @@ def _point(name: str, point: Mapping[str, Any]) -> ReferencePoint:
         lengths=tuple(float(length) for length in point[field]),
         hyperparameters=point.get("Hyperparams", {}),
     )
+
+
+def checker(suite: str, version: str) -> pathlib.Path | None:
+    """The folder of the official checker's rules of a round, such as "4.0.0"; None where it has none.
+
+    Raises:
+        UserError: the official package is not installed.
+    """
+    folder = official_package() / "compliance_checker" / f"{suite}_{version}"
+    # it keeps those of the first two rounds, whose logs have another form, and cannot read them
+    return folder if folder.is_dir() and version not in ("0.5.0", "0.6.0") else None
 
 
 def official_package() -> pathlib.Path:

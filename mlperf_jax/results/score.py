@@ -117,6 +117,7 @@ class _Set:
         self.system = find_system(folder, logs, self.own, self.find)
         self.bert_train_samples = bert_train_samples
         self.name = _most(log.benchmark for log in logs)
+        self.outside = False  # of a benchmark of the user's own, which no rule binds
         self.round = self._round(ruleset)
         self.ruleset = self.round.ruleset if self.round else ""
         self.tiny = any(run.tiny for run in self.own.values())
@@ -149,7 +150,12 @@ class _Set:
             return None
         known = rules.by_log_name(self.name)
         if not known:
-            self.find("submission_benchmark", f"is {self.name!r}, which no round had.")
+            self.outside = len(self.own) == len(self.logs) and all(
+                run.outside for run in self.own.values()
+            )
+            says = f"is {self.name!r}, which no round had: there are no official rules"
+            said = ", so this is the plain mean." if self.outside else "."
+            self.find("submission_benchmark", says + said, self.outside)
             return None
         own = sorted({run.ruleset for run in self.own.values() if run.ruleset})
         if len(own) > 1:
@@ -186,7 +192,7 @@ class _Set:
         runs = tuple(self._run(log, official) for log in self.logs)
         same = [run for run in runs if run.same]
         known = self.round
-        drop, required = (known.drop, known.runs) if known else (1, 0)
+        drop, required = (known.drop, known.runs) if known else (0 if self.outside else 1, 0)
         weak = self.folder.parent.name == "weak" and known is not None and known.suite == "hpc"
         self._count(same, required, drop, weak)
         self._seeds(same)
@@ -205,7 +211,7 @@ class _Set:
             runs=runs,
             required=required,
             drop=drop,
-            unit=known.length_unit if known else "epochs",
+            unit=known.length_unit if known else "samples",
             batch_size=batch_size,
             raw_minutes=raw,
             models=sum(run.counted for run in same) if weak else None,
@@ -247,12 +253,12 @@ class _Set:
 
     def _length(self, log: RunLog) -> float | None:
         """What the official checker takes for the length of a run that ended with success."""
+        before = log.evaluations[: log.ended_after]
         if self.round is None:
-            return None
+            return before[-1].counts.get("samples_count") if before and self.outside else None
         if self.bert_train_samples and self.round.benchmark == "bert":
             return log.train_samples
         field = self.round.length_field
-        before = log.evaluations[: log.ended_after]
         if self.round.benchmark == "stable_diffusion":  # evaluated afterwards, in any order
             length = scored_run.first_passing(before, field, self.round.targets)
         else:
@@ -267,7 +273,7 @@ class _Set:
 
     def _samples(self, length: float | None, log: RunLog) -> float | None:
         if length is None or self.round is None:
-            return None
+            return length
         scales = {"epochs": log.train_samples, "steps": log.batch_size}
         scale = scales.get(self.round.length_unit, 1)
         return None if scale is None else length * scale

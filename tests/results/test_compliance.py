@@ -393,7 +393,9 @@ def test_rulesets_that_do_not_apply(resnet_log, ruleset, says):
 
 def test_unknown_and_unnamed_benchmarks(resnet_log):
     path = resnet_log(spoil=change("submission_benchmark", "resnet51"))
-    with pytest.raises(UserError, match="'resnet51', which no round had"):
+    with pytest.raises(
+        UserError, match="'resnet51', which no round had: there are no official rules"
+    ):
         check(path)
     path = resnet_log("other.txt", spoil=drop("submission_benchmark"))
     with pytest.raises(UserError, match="so the ruleset must be given"):

@@ -1,0 +1,129 @@
+"""What users write in Python files of their own: named "my_file.py:name", loaded, and told apart by its code."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import sys
+import traceback
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from mlperf_jax.core.fields import did_you_mean
+from mlperf_jax.errors import UserError
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def load(text: str, what: str, example: str) -> Any:
+    """The object that "my_file.py:name" names, or "package.module:name" of what is installed.
+
+    A file runs once for every content it has, and may import what lies beside it.
+
+    Args:
+        text: a file or module, a colon, and the object's name in it.
+        what: what is looked for, such as "optimizer".
+        example: such a name.
+
+    Raises:
+        UserError: no such file, module or name, or the file fails: with its own error, file and line.
+    """
+    where, _, name = (text if ":" in text else f"{text}:").rpartition(":")
+    if not name:
+        raise UserError(f"say what in {where} is the {what}: write {where}:{example}")
+    module = _from_file(pathlib.Path(where), what) if where.endswith(".py") else _imported(where)
+    if not hasattr(module, name):
+        known = [
+            k for k, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
+        ]
+        raise UserError(f"{where} has no {name!r}{did_you_mean(name, known) if known else ''}")
+    return getattr(module, name)
+
+
+def _from_file(path: pathlib.Path, what: str) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"there is no file {path} to take the {what} from")
+    path = path.resolve()
+    content = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:8]
+    name = f"user_file_{path.stem}_{content}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(f"{path} failed to load: {in_one_line(error, path.parent)}") from error
+    return module
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot be imported: {in_one_line(error, pathlib.Path())}"
+        ) from error
+
+
+def in_one_line(error: BaseException, folder: pathlib.Path) -> str:
+    """An error's kind and first line, and the last line of the files in a folder that led to it."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    said = ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((error.filename or "", error.lineno))
+    own = [(file, line) for file, line in frames if pathlib.Path(file).parent == folder]
+    return f"{said} ({own[-1][0]}, line {own[-1][1]})" if own else said
+
+
+# -- where a class is from ---------------------------------------------------------------------
+
+
+def place(cls: type) -> str | None:
+    """What `load` takes to give a user's class again; None of a class of ours and of a notebook's."""
+    module = sys.modules.get(cls.__module__)
+    file = getattr(module, "__file__", None)
+    if is_ours(cls) or module is None or file is None or "." in cls.__qualname__:
+        return None
+    inside_a_package = "." in module.__name__  # its relative imports work only there
+    return f"{module.__name__ if inside_a_package else pathlib.Path(file).resolve()}:{cls.__name__}"
+
+
+def code(cls: type) -> str:
+    """Eight hex digits of the files that a user's class and those it inherits from stand in.
+
+    A class of a notebook, which is in no file, is told apart by its methods.
+    """
+    digest = hashlib.sha256()
+    for base in cls.__mro__:
+        if not is_ours(base) and base.__module__.partition(".")[0] not in sys.stdlib_module_names:
+            digest.update("".join(_sources(base)).encode())
+    return digest.hexdigest()[:8]
+
+
+def is_ours(cls: type) -> bool:
+    """Whether a class is of this library."""
+    return cls.__module__.partition(".")[0] == PACKAGE
+
+
+def _sources(cls: type) -> Iterator[str]:
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if file is not None and pathlib.Path(file).is_file():
+        yield pathlib.Path(file).read_text(encoding="utf-8", errors="replace")
+        return
+    for name, member in vars(cls).items():
+        if inspect.isfunction(member):
+            with contextlib.suppress(OSError):  # those that the dataclass made stand nowhere
+                yield inspect.getsource(member)
+        elif isinstance(member, bool | int | float | str | tuple):
+            yield f"{name} = {member!r}\n"
