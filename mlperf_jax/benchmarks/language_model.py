@@ -15,7 +15,7 @@ from mlperf_jax import metrics
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Benchmark, Example, Weighted, i32
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines.c4 import C4
+from mlperf_jax.input_pipelines.tokens import C4
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.ops import cross_entropy
 from mlperf_jax.optimizers import schedules

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 
 from mlperf_jax.core.benchmark import Benchmark, Example, Shape, Target, f32, i32
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19_patches
-from mlperf_jax.input_pipelines.kits19 import Kits19
+from mlperf_jax.input_pipelines.kits19 import Augmentation, Kits19
 from mlperf_jax.metrics import dice as metrics
 from mlperf_jax.models import unet3d as models
 from mlperf_jax.ops import sliding_window
@@ -54,7 +53,7 @@ class UNet3D(Benchmark):
     momentum: float = 0.9
     weight_decay: float = 0.0
     oversampling: float = 0.4
-    augmentation: kits19_patches.Augmentation = "reference"
+    augmentation: Augmentation = "reference"
     # the schedule, in samples: whole epochs that hold at least so many
     eval_first: int = 168_000
     eval_every: int = 3360
