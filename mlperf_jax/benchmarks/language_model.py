@@ -107,8 +107,8 @@ class LanguageModel(Benchmark):
 class Pretraining(LanguageModel):
     """A language model on windows of token files.
 
-    `train_files` and `validation_file` name `.bin`/`.idx` pairs below the data folder. `train_samples` is what accepted logs state; how
-    often the files are repeated follows from the samples a run asks for.
+    `train_files` and `validation_file` name `.bin`/`.idx` pairs below the data folder. `train_samples` is
+    what accepted logs state; how often the files are repeated follows from the samples a run asks for.
     """
 
     ready_ahead = True
