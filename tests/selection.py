@@ -87,7 +87,7 @@ def defined_in(name: str, root: pathlib.Path = ROOT) -> Iterator[pathlib.Path]:
     package, _, last = name.rpartition(".")
     home = file_of(package, root)
     passed_on = imported(home).get(last) if home and home.name == "__init__.py" else None
-    if passed_on:
+    if passed_on and passed_on != name:  # not a module of the package that it imports itself
         yield from defined_in(passed_on, root)
     elif found := file_of(name, root) or home:
         yield found

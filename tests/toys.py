@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from toy_data import InMemory
 
 from mlperf_jax import metrics
 from mlperf_jax.core import launch
@@ -81,28 +82,6 @@ class ArrayExamples:
             ids = np.arange(begin, begin + batch_size)[rows[0] : rows[1]]
             mask = ids < len(self)
             yield {n: v[np.where(mask, ids, 0)] for n, v in self.arrays.items()} | {"mask": mask}
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """The data set of a toy: what its methods of such names give, whatever the folder."""
-
-    toy: Any
-
-    def train(self, folder):
-        return self.toy.train_data(folder)
-
-    def validation(self, folder):
-        return self.toy.eval_data(folder)
-
-    def counts(self, folder):
-        return self.toy.counts(folder)
-
-    def build(self, folder, source=None):
-        """There is nothing to build."""
-
-    def check(self, folder):
-        return []
 
 
 @dataclass

@@ -24,7 +24,6 @@ from mlperf_jax.core.benchmark import Benchmark, Example, Table, Target, f32, i3
 from mlperf_jax.core.fields import Count, Positive, Rate, Samples, Several, Whole
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import criteo
-from mlperf_jax.input_pipelines.criteo import Criteo
 from mlperf_jax.metrics import auc
 from mlperf_jax.models import dlrm as models
 from mlperf_jax.ops import embedding_plan
@@ -158,8 +157,8 @@ class DlrmDcnV2(Benchmark):
 
     # -- data ----------------------------------------------------------------------------------
 
-    def data(self) -> Criteo:
-        return Criteo(self.table_rows, self.bag_sizes, tiny=self.is_tiny)
+    def data(self) -> criteo.Criteo:
+        return criteo.Criteo(self.table_rows, self.bag_sizes, tiny=self.is_tiny)
 
     # -- the log and the recipes ---------------------------------------------------------------
 

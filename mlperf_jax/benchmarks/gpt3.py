@@ -21,7 +21,7 @@ from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Start, Target
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
-from mlperf_jax.input_pipelines.c4 import C4
+from mlperf_jax.input_pipelines.tokens import C4
 from mlperf_jax.models import decoder, decoder_paxml
 from mlperf_jax.optimizers import schedules, tree
 

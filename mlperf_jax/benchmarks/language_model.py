@@ -16,7 +16,7 @@ from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Benchmark, Example, Weighted, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Range, Rate, Several, Whole
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines.c4 import C4
+from mlperf_jax.input_pipelines.tokens import C4
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.ops import cross_entropy
 from mlperf_jax.optimizers import schedules
@@ -112,8 +112,8 @@ class LanguageModel(Benchmark):
 class Pretraining(LanguageModel):
     """A language model on windows of token files.
 
-    `train_files` and `validation_file` name `.bin`/`.idx` pairs below the data folder. `train_samples` is what accepted logs state; how
-    often the files are repeated follows from the samples a run asks for.
+    `train_files` and `validation_file` name `.bin`/`.idx` pairs below the data folder. `train_samples` is
+    what accepted logs state; how often the files are repeated follows from the samples a run asks for.
     """
 
     ready_ahead = True

@@ -19,9 +19,8 @@ from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share
 from mlperf_jax.core.protocols import DataSet
-from mlperf_jax.input_pipelines import c4_builder, govreport_builder
-from mlperf_jax.input_pipelines.c4 import C4
-from mlperf_jax.input_pipelines.govreport import GovReport
+from mlperf_jax.input_pipelines.govreport import TINY_ROWS, GovReport
+from mlperf_jax.input_pipelines.tokens import C4, TINY_FILES
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.optimizers import schedules
 
@@ -153,8 +152,8 @@ class Llama2Lora(language_model.LanguageModel):
             vocab=512,
             remat=None,
             weights=f"tiny_llama2_70b_lora_{_TINY_STEPS}",
-            train_samples=govreport_builder.TINY_ROWS["train"],
-            eval_samples=govreport_builder.TINY_ROWS["validation"],
+            train_samples=TINY_ROWS["train"],
+            eval_samples=TINY_ROWS["validation"],
             batch_size=8,
             base_lr=1.5e-2,
             training_steps=200,
@@ -174,8 +173,6 @@ class _TinyBase(Llama2Lora):
         return super().decoder().replace(lora=None)
 
     def data(self) -> C4:
-        names = [
-            f"tiny_text_{self.vocab}/{c4_builder.TINY[split]}" for split in ("train", "validation")
-        ]
+        names = [f"tiny_text_{self.vocab}/{TINY_FILES[split]}" for split in ("train", "validation")]
         samples = self.training_steps * self.batch_size
         return C4((names[0],), names[1], self.sequence_length, self.vocab, samples, tiny=True)

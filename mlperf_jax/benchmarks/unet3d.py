@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from mlperf_jax.core.benchmark import Benchmark, Example, Shape, Target, f32, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19_patches
-from mlperf_jax.input_pipelines.kits19 import Kits19
+from mlperf_jax.input_pipelines.kits19 import Augmentation, Kits19
 from mlperf_jax.metrics import dice as metrics
 from mlperf_jax.models import unet3d as models
 from mlperf_jax.ops import sliding_window
@@ -56,7 +55,7 @@ class UNet3D(Benchmark):
     momentum: Fraction = 0.9
     weight_decay: Rate = 0.0
     oversampling: Share = 0.4
-    augmentation: kits19_patches.Augmentation = "reference"
+    augmentation: Augmentation = "reference"
     # the schedule, in samples: whole epochs that hold at least so many
     eval_first: Samples = 168_000
     eval_every: Samples = 3360
@@ -65,11 +64,8 @@ class UNet3D(Benchmark):
     filters: Several[Count] = (32, 64, 128, 256, 320)
     classes: Literal[3] = 3  # background, kidney, tumour
     patch: Side = 128
-    eval_shape: tuple[Side, Side, Side] = (
-        448,
-        448,
-        448,
-    )  # holds the largest volume, 456 x 416 x 416
+    # holds the largest volume, 456 x 416 x 416
+    eval_shape: tuple[Side, Side, Side] = (448, 448, 448)
     train_samples: Samples = 168
     eval_samples: Samples = 42
     targets: Several[Target] = (Target("mean_dice", at_least=0.908),)

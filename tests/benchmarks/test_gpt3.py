@@ -11,7 +11,7 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import preflight, state
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron
+from mlperf_jax.input_pipelines.tokens import megatron
 from mlperf_jax.models import decoder_paxml
 from mlperf_jax.optimizers import ParamTree, tree
 from tests.benchmarks.language_models import (

@@ -11,7 +11,8 @@ from mlperf_jax.benchmarks.llama31_8b import Llama31_8B
 from mlperf_jax.core import preflight
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron, megatron_file, text
+from mlperf_jax.input_pipelines import text
+from mlperf_jax.input_pipelines.tokens import megatron, megatron_file
 from tests.benchmarks.language_models import assert_adamw, first_steps, points, write_tokens
 
 

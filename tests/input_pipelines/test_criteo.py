@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import (
-    criteo,
-    criteo_bags,
-    criteo_builder,
-    criteo_files,
-    criteo_ids,
-    criteo_log,
-    criteo_text,
-    criteo_tiny,
+from mlperf_jax.input_pipelines.criteo import (
+    Criteo,
+    builder,
+    click_log,
+    files,
+    multi_hot,
+    numbering,
+    raw_logs,
 )
-from mlperf_jax.input_pipelines.criteo import Criteo
+from mlperf_jax.input_pipelines.criteo import data_set as criteo
+from mlperf_jax.input_pipelines.criteo import tiny as criteo_tiny
 
 TINY = Criteo(criteo.TINY_ROWS, criteo.TINY_BAGS, tiny=True)
 ROWS, BAGS = (50, 9, 200, 4), (3, 1, 8, 1)
@@ -43,7 +43,7 @@ def content(day: int) -> dict[str, np.ndarray]:
 
 
 def write_day(folder: pathlib.Path, day: int, found: dict[str, np.ndarray]) -> None:
-    labels, dense, sparse = (folder / name for name in criteo_files.day_files(day))
+    labels, dense, sparse = (folder / name for name in files.day_files(day))
     np.save(labels, found["label"])
     np.save(dense, found["dense"])
     split = np.split(found["ids"], np.cumsum(BAGS)[:-1], axis=1)
@@ -54,7 +54,7 @@ def write_day(folder: pathlib.Path, day: int, found: dict[str, np.ndarray]) -> N
 def days(tmp_path, monkeypatch) -> pathlib.Path:
     """A folder of day files; chunks of seven rows, so that parts and chunks meet everywhere."""
     monkeypatch.setattr(criteo_tiny, "DAYS", DAYS)
-    monkeypatch.setattr(criteo_log, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(click_log, "_CHUNK_ROWS", 7)
     folder = tmp_path / "days"
     folder.mkdir()
     for day in DAYS:
@@ -65,7 +65,7 @@ def days(tmp_path, monkeypatch) -> pathlib.Path:
 @pytest.fixture
 def binary(tmp_path, monkeypatch) -> pathlib.Path:
     """The same samples as HugeCTR's records."""
-    monkeypatch.setattr(criteo_log, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(click_log, "_CHUNK_ROWS", 7)
     folder = tmp_path / "records"
     folder.mkdir()
     training, last = [content(day) for day in (0, 1, 2)], content(23)
@@ -76,7 +76,7 @@ def binary(tmp_path, monkeypatch) -> pathlib.Path:
     return folder
 
 
-def log(folder, split="train", rows=ROWS, bags=BAGS) -> criteo_log.ClickLog:
+def log(folder, split="train", rows=ROWS, bags=BAGS) -> click_log.ClickLog:
     data = Criteo(rows, bags, tiny=pathlib.Path(folder).name == "days")
     return getattr(data, split)(folder)
 
@@ -143,7 +143,7 @@ def test_reading_goes_on_after_an_iterator_was_dropped(days):
 
 
 def test_opening_reads_no_sample(folder, monkeypatch):
-    monkeypatch.setattr(criteo_files.MappedFile, "map", property(lambda _: pytest.fail("read")))
+    monkeypatch.setattr(files.MappedFile, "map", property(lambda _: pytest.fail("read")))
     assert len(log(folder)) == 94
     tiny = folder.name == "days"
     assert Criteo(ROWS, BAGS, tiny=tiny).counts(folder) == {"train": 94, "validation": 11}
@@ -268,7 +268,7 @@ def test_arrays_of_another_form(days):
         log(days)
 
 
-@pytest.mark.parametrize("name", criteo_files.day_files(0))
+@pytest.mark.parametrize("name", files.day_files(0))
 def test_files_that_are_cut_short(days, name):
     path = days / name
     whole = path.read_bytes()
@@ -323,7 +323,7 @@ def generator(after: int | None) -> np.random.RandomState:
 
 def matrix(random: np.random.RandomState, table: int) -> np.ndarray:
     out = np.empty((criteo.ROWS[table], criteo.BAGS[table]), np.int32)
-    criteo_bags.bag_matrix(random, out)
+    multi_hot.bag_matrix(random, out)
     return out
 
 
@@ -344,7 +344,7 @@ CHECKED = {  # md5, sum, row 0, end of the last row: the fact sheet's values
 def test_bags_of_the_official_tables(after, last, monkeypatch):
     import hashlib
 
-    monkeypatch.setattr(criteo_bags, "CHUNK", 1 << 17)
+    monkeypatch.setattr(multi_hot, "CHUNK", 1 << 17)
     random = generator(after)
     for table in range(after + 1, last + 1):
         bags = matrix(random, table)
@@ -357,28 +357,26 @@ def test_bags_of_the_official_tables(after, last, monkeypatch):
 
 def test_the_stream_begins_with_seed_0_and_table_0():
     out = np.empty((2, 3), np.int32)
-    criteo_bags.draw_bags(generator(None), criteo.ROWS[0], 0, out)
+    multi_hot.draw_bags(generator(None), criteo.ROWS[0], 0, out)
     assert out[0].tolist() == [0, 8325804, 2215104] and out[1, 0] == 1
 
 
 def test_bags_do_not_depend_on_the_chunks(monkeypatch):
-    whole = list(criteo_bags.bag_matrices(ROWS, BAGS))
-    monkeypatch.setattr(criteo_bags, "CHUNK", 5)
-    for a, b in zip(whole, criteo_bags.bag_matrices(ROWS, BAGS)):
+    whole = list(multi_hot.bag_matrices(ROWS, BAGS))
+    monkeypatch.setattr(multi_hot, "CHUNK", 5)
+    for a, b in zip(whole, multi_hot.bag_matrices(ROWS, BAGS)):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a[:, 0], np.arange(len(a)))
 
 
 def test_saved_bags_go_on_where_a_killed_build_was(tmp_path):
-    whole = criteo_bags.save_matrices(tmp_path, ROWS, BAGS)
-    for table, array in enumerate(criteo_bags.bag_matrices(ROWS, BAGS)):
+    whole = multi_hot.save_matrices(tmp_path, ROWS, BAGS)
+    for table, array in enumerate(multi_hot.bag_matrices(ROWS, BAGS)):
         np.testing.assert_array_equal(whole[table], array)
     for table in (2, 3):
         (tmp_path / f"{table}.npy").unlink()
-    again = criteo_bags.save_matrices(tmp_path, ROWS, BAGS)
-    np.testing.assert_array_equal(
-        again[2], np.asarray(list(criteo_bags.bag_matrices(ROWS, BAGS))[2])
-    )
+    again = multi_hot.save_matrices(tmp_path, ROWS, BAGS)
+    np.testing.assert_array_equal(again[2], np.asarray(list(multi_hot.bag_matrices(ROWS, BAGS))[2]))
 
 
 def test_the_official_sizes():
@@ -408,7 +406,7 @@ def test_tiny_has_its_counts_and_no_problem(tiny):
 
 def test_check_compares_published_checksums(tiny, monkeypatch):
     size = 4 * criteo_tiny.DAYS[23]
-    monkeypatch.setitem(criteo_builder.MD5, "day_23_labels.npy", (size, "0" * 32))
+    monkeypatch.setitem(builder.MD5, "day_23_labels.npy", (size, "0" * 32))
     report = TINY.check(tiny)
     assert report[-1].startswith("warning:") and "day_23_labels.npy has md5" in report[-1]
     monkeypatch.setattr(criteo, "_HASHED", 1000)
@@ -474,6 +472,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         TINY.build(tmp_path / "file")
 
 
-@pytest.mark.parametrize("module", [criteo_bags, criteo_ids, criteo_text])
+@pytest.mark.parametrize("module", [multi_hot, numbering, raw_logs])
 def test_documented_examples(module):
     assert doctest.testmod(module).failed == 0

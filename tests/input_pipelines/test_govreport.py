@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import govreport_builder as builder
-from mlperf_jax.input_pipelines import govreport_files as files
 from mlperf_jax.input_pipelines import text
-from mlperf_jax.input_pipelines.govreport import GovReport
-from mlperf_jax.input_pipelines.megatron import IGNORED as NONE
+from mlperf_jax.input_pipelines.govreport import GovReport, builder, files
+from mlperf_jax.input_pipelines.tokens.megatron import IGNORED as NONE
 
 TINY = GovReport(256, 512, tiny=True)
 

@@ -12,9 +12,8 @@ import pytest
 from photographs import photograph
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import imagenet_files as files
 from mlperf_jax.input_pipelines import images, records
-from mlperf_jax.input_pipelines.imagenet import ImageNet
+from mlperf_jax.input_pipelines.imagenet import ImageNet, files
 
 TINY = ImageNet(32, 0.6, False, classes=10, tiny=True)
 

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19_checksums
-from mlperf_jax.input_pipelines import kits19_files as files
-from mlperf_jax.input_pipelines import kits19_patches as patches
-from mlperf_jax.input_pipelines.kits19 import Kits19
+from mlperf_jax.input_pipelines.kits19 import Kits19, checksums, files, patches
 
 SHAPE = (8, 9, 10)
 
@@ -49,7 +46,7 @@ def test_the_validation_cases_are_the_official_ones():
 
 
 def test_the_official_sums_are_of_420_files():
-    sums = kits19_checksums.official()
+    sums = checksums.official()
     wanted = {f"case_{i:05d}_{part}.npy" for i in range(210) for part in "xy"}
     assert set(sums) == wanted
     assert all(re.fullmatch("[0-9a-f]{32}", s) for s in sums.values())

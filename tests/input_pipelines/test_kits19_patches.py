@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19_patches as patches
+from mlperf_jax.input_pipelines.kits19 import patches
 
 
 def volume(shape, boxes=None, seed=0):

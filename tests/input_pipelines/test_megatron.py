@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron
+from mlperf_jax.input_pipelines.tokens import megatron
 
 CASES = json.loads((pathlib.Path(__file__).parent / "data" / "megatron_orders.json").read_text())
 LENGTHS = [7, 3, 11, 2, 6]

@@ -11,17 +11,10 @@ import pytest
 from photographs import photograph
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import (
-    building,
-    coco_labels,
-    images,
-    openimages,
-    openimages_builder,
-    openimages_tiny,
-    records,
-)
-from mlperf_jax.input_pipelines import openimages_files as files
-from mlperf_jax.input_pipelines.openimages import OpenImages
+from mlperf_jax.input_pipelines import building, images, records
+from mlperf_jax.input_pipelines.openimages import OpenImages, coco_labels, files, tiny
+from mlperf_jax.input_pipelines.openimages import builder as openimages_builder
+from mlperf_jax.input_pipelines.openimages import data_set as openimages
 
 LABELS = "labels/openimages-mlperf.json"
 COUNTS = {"train": 5, "validation": 3}
@@ -32,7 +25,7 @@ SIZES = dict(max_boxes=6, classes=3)
 def export(tmp_path) -> pathlib.Path:
     """A small export of our own scenes."""
     folder = tmp_path / "export"
-    openimages_tiny.export(str(folder), COUNTS)
+    tiny.export(str(folder), COUNTS)
     return folder
 
 
@@ -220,7 +213,7 @@ def test_damaged_files_are_named(export):
     ):
         prepared(export)
     shutil.rmtree(export / "validation")
-    openimages_tiny.export(str(export.parent / "again"), {"train": 2})
+    tiny.export(str(export.parent / "again"), {"train": 2})
     shutil.copytree(export.parent / "again" / "train", export / "train", dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"validation/labels/openimages-mlperf.json is missing"):
         prepared(export)
@@ -354,7 +347,7 @@ def test_batches_do_not_depend_on_threads_or_rows(export):
 def test_scenes_have_tight_boxes_inside_the_image():
     kinds = set()
     for seed in range(20):
-        pixels, shapes = openimages_tiny.scene(np.random.default_rng(seed))
+        pixels, shapes = tiny.scene(np.random.default_rng(seed))
         assert 1 <= len(shapes) <= 3
         for kind, (x, y, w, h) in shapes:
             kinds.add(kind)

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import imagenet_files, records
-from mlperf_jax.input_pipelines.imagenet import ImageNet
+from mlperf_jax.input_pipelines import records
+from mlperf_jax.input_pipelines.imagenet import ImageNet, files
 
 TINY = ImageNet(32, tiny=True)
 
@@ -17,7 +17,7 @@ TINY = ImageNet(32, tiny=True)
 def copy(tiny_dir, tmp_path):
     """A copy of the tiny data set that a test may spoil: the folder of the version."""
     shutil.copytree(tiny_dir, tmp_path / "data")
-    return tmp_path / "data" / imagenet_files.TINY_NAME / imagenet_files.VERSION
+    return tmp_path / "data" / files.TINY_NAME / files.VERSION
 
 
 def shard(folder: pathlib.Path, split="train"):
@@ -27,7 +27,7 @@ def shard(folder: pathlib.Path, split="train"):
 def test_messages_parse_as_the_library_parses_them(tiny_dir):
     import tensorflow_datasets as tfds
 
-    folder = imagenet_files.locate(tiny_dir, tiny=True)
+    folder = files.locate(tiny_dir, tiny=True)
     theirs = tfds.builder_from_directory(folder).as_data_source(
         "validation", decoders={"image": tfds.decode.SkipDecoding()}
     )

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines.criteo_files import DENSE, Part
+from mlperf_jax.input_pipelines.criteo.files import DENSE, Part
 from mlperf_jax.input_pipelines.examples import Batch
 
 _CHUNK_ROWS = 4096  # rows a thread copies at once: their ids, 3.5 MB, stay in a core's cache

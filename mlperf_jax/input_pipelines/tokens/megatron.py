@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron_index
 from mlperf_jax.input_pipelines.examples import Batch, Examples
-from mlperf_jax.input_pipelines.megatron_file import TokenFile, Writer
+from mlperf_jax.input_pipelines.tokens import megatron_index
+from mlperf_jax.input_pipelines.tokens.megatron_file import TokenFile, Writer
 
 __all__ = ["IGNORED", "GptTraining", "TokenFile", "Writer", "gpt_examples", "gpt_validation"]
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlperf_jax.input_pipelines import building, criteo_bags, criteo_files
+from mlperf_jax.input_pipelines import building
+from mlperf_jax.input_pipelines.criteo import files, multi_hot
 
 ROWS = (
     *(20, 12, 8, 16, 10, 3, 9, 6, 7, 20, 20, 12, 5),
@@ -48,16 +49,16 @@ def _write(folder: pathlib.Path, rows: Sequence[int], bags: Sequence[int]) -> No
     rng = np.random.default_rng(_SEED)
     signs = [rng.permuted(np.resize([-1.0, 1.0], n)) for n in rows]
     slight = [rng.normal(0, 0.15, n) for n in rows]
-    matrices = list(criteo_bags.bag_matrices(rows, bags))
+    matrices = list(multi_hot.bag_matrices(rows, bags))
     for day, samples in DAYS.items():
         ids = np.stack([_popular(rng, n, samples) for n in rows], 1)  # [n, 26]
-        counts = np.floor(rng.lognormal(1.0, 1.0, (samples, criteo_files.DENSE)))
+        counts = np.floor(rng.lognormal(1.0, 1.0, (samples, files.DENSE)))
         dense = np.log(counts.astype(np.float32) + 3)
         click = rng.random(samples) < _click_rate(ids, dense, signs, slight)
-        labels, dense_name, sparse = (folder / name for name in criteo_files.day_files(day))
+        labels, dense_name, sparse = (folder / name for name in files.day_files(day))
         np.save(labels, click.astype(np.int32)[:, None])
         np.save(dense_name, dense)
-        criteo_bags.write_npz(sparse, ids.T, matrices)
+        multi_hot.write_npz(sparse, ids.T, matrices)
 
 
 def _popular(rng: np.random.Generator, rows: int, samples: int) -> np.ndarray:

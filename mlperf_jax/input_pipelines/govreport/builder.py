@@ -19,9 +19,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import building, c4_builder, records, text
-from mlperf_jax.input_pipelines import govreport_files as files
-from mlperf_jax.input_pipelines.megatron import IGNORED
+from mlperf_jax.input_pipelines import building, records, text
+from mlperf_jax.input_pipelines.govreport import files
+from mlperf_jax.input_pipelines.tokens.builder import build_tiny as build_docstrings
+from mlperf_jax.input_pipelines.tokens.megatron import IGNORED
 
 TINY_ROWS = {"train": 448, "validation": 28}  # of 256 tokens; what any version of Python fills
 SHARDS = {"train": 8, "validation": 2}  # processes of the reference: each packs a contiguous share
@@ -171,7 +172,7 @@ def build_tiny(data_dir: records.Folder, vocabulary: int, length: int) -> None:
     stem = files.stem(data_dir, f"{vocabulary}_{length}")
     if os.path.exists(files.path(stem, "validation", "labels")):
         return
-    tokenizer = c4_builder.build_tiny(data_dir, vocabulary)["tokenizer"]
+    tokenizer = build_docstrings(data_dir, vocabulary)["tokenizer"]
     pairs = [(body.strip(), first.strip()) for first, _, body in _titled(text.docstrings())]
     source = pathlib.Path(stem).parent
     source.mkdir(exist_ok=True)

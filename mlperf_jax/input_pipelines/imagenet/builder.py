@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import pathlib
 import shutil
 import tarfile
 from collections.abc import Iterator
-from typing import Any
 
-import cv2
-import numpy as np
 import tensorflow_datasets as tfds
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building, images, records
-from mlperf_jax.input_pipelines import imagenet_files as files
+from mlperf_jax.input_pipelines.imagenet import files, tiny
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _STOCK = "datasets/imagenet2012"  # label files inside the tensorflow-datasets package
-_TINY_SIDE = 40  # pixels: room to crop for a side of 32
-_TINY_SEED = 2012
 
 Example = tuple[str, dict]
 
@@ -73,29 +69,16 @@ class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
 
 class Imagenet2012Tiny(Imagenet2012, skip_registration=True):  # pyright: ignore
-    """scikit-learn's 1,797 handwritten digits as small JPEGs: 1,437 to train, 360 to validate."""
+    """The digits, written as ImageNet is."""
 
     name = files.TINY_NAME
 
     def _label(self) -> tfds.features.ClassLabel:
-        return tfds.features.ClassLabel(names=[str(digit) for digit in range(10)])
+        return tfds.features.ClassLabel(names=tiny.CLASSES)
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator[Example]]:
-        from sklearn import datasets
-
-        digits: Any = datasets.load_digits()
-        order = np.random.default_rng(_TINY_SEED).permutation(len(digits.images))
-        held_out = files.COUNTS[self.name]["validation"]
-        parts = {"train": order[held_out:], "validation": order[:held_out]}
-        return {split: _digits(digits, rows) for split, rows in parts.items()}
-
-
-def _digits(digits, rows: np.ndarray) -> Iterator[Example]:
-    for row in rows:
-        grey = np.clip(digits.images[row] * (255 / 16), 0, 255).astype(np.uint8)  # 8 x 8, 0..16
-        large = cv2.resize(grey, (_TINY_SIDE, _TINY_SIDE), interpolation=cv2.INTER_LINEAR)
-        data = images.encode_jpeg(np.repeat(large[..., None], 3, -1), 90)
-        yield _example(f"digit_{row:04d}.JPEG", data, str(digits.target[row]))
+        parts = tiny.digits(files.COUNTS[self.name])
+        return {split: itertools.starmap(_example, part) for split, part in parts.items()}
 
 
 def _example(file_name: str, data: bytes, label: str) -> Example:
@@ -171,23 +154,23 @@ def _checked(name: str, data: bytes, label: str, where: str) -> Example:
         raise UserError(f"{where}, {name}: {error}") from error
 
 
-def write(folder: str, tiny: bool, source: str) -> None:
+def write(folder: str, source: str, stand_in: bool) -> None:
     """Writes the data set to `<name>/<version>`; see `ImageNet.build`."""
-    if not tiny:
+    if not stand_in:
         _check_source(source, folder)
     with building.alone(folder) as target:
         if records.prepared(folder) is None:  # else another process wrote it meanwhile
-            _write(target, tiny, source)
+            _write(target, source, stand_in)
 
 
-def _write(target: pathlib.Path, tiny: bool, source: str) -> None:
+def _write(target: pathlib.Path, source: str, stand_in: bool) -> None:
     for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
         shutil.rmtree(leftover, ignore_errors=True)
-    make = Imagenet2012Tiny if tiny else Imagenet2012
+    make = Imagenet2012Tiny if stand_in else Imagenet2012
     config = tfds.download.DownloadConfig(manual_dir=source, try_download_gcs=False)
     downloads = target.with_name("downloads")  # stays empty, but tensorflow-datasets wants one
     try:
-        with _quiet() if tiny else contextlib.nullcontext():
+        with _quiet() if stand_in else contextlib.nullcontext():
             make(data_dir=target.parents[1], file_format="array_record").download_and_prepare(
                 download_config=config, download_dir=downloads
             )

@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import building, criteo_bags, criteo_ids, criteo_text
-from mlperf_jax.input_pipelines.criteo_files import DENSE, day_files
-from mlperf_jax.input_pipelines.criteo_plan import (
+from mlperf_jax.input_pipelines import building
+from mlperf_jax.input_pipelines.criteo import multi_hot, numbering, raw_logs
+from mlperf_jax.input_pipelines.criteo.files import DENSE, day_files
+from mlperf_jax.input_pipelines.criteo.plan import (
     SPARSE_COLUMNS,
     Plan,
     check_room,
@@ -116,9 +117,9 @@ def parse_day(plan: Plan, day: int) -> None:
     part.mkdir(parents=True)
     samples = 0
     with contextlib.ExitStack() as stack:
-        paths = [part / f"{column:02d}" for column in range(criteo_text.FIELDS)]
+        paths = [part / f"{column:02d}" for column in range(raw_logs.FIELDS)]
         files = [stack.enter_context(open(path, "wb", 1 << 20)) for path in paths]
-        for lines in criteo_text.read(raw_file(plan, day)):
+        for lines in raw_logs.read(raw_file(plan, day)):
             columns = [lines.labels, *lines.dense.T, *lines.words.T]
             for file, column in zip(files, columns):
                 file.write(np.ascontiguousarray(column).data)
@@ -139,7 +140,7 @@ def number_column(plan: Plan, column: int) -> None:
     progress = plan.work / f"{column:02d}.json"
     state = json.loads(progress.read_text()) if progress.exists() else {"days": 0, "size": 0}
     if state["days"] < len(plan.days):
-        vocabulary = criteo_ids.Vocabulary(words, state["size"])
+        vocabulary = numbering.Vocabulary(words, state["size"])
         for number, day in enumerate(plan.days[state["days"] :], state["days"] + 1):
             for piece in _pieces(np.memmap(plan.column(day, column), "<u4", "r")):
                 vocabulary.add(np.asarray(piece))
@@ -150,12 +151,12 @@ def number_column(plan: Plan, column: int) -> None:
         del vocabulary
     left = [day for day in plan.days if not plan.column(day, column, ".id").exists()]
     if left:
-        numbering = criteo_ids.Numbering(words)
+        ids_of = numbering.Numbering(words)
         for day in left:
             part = plan.column(day, column, ".part")
             with open(part, "wb") as file:
                 for piece in _pieces(np.memmap(plan.column(day, column), "<u4", "r")):
-                    numbering(np.asarray(piece)).tofile(file)
+                    ids_of(np.asarray(piece)).tofile(file)
             building.publish(part, plan.column(day, column, ".id"))
             plan.column(day, column).unlink()
     words.unlink(missing_ok=True)
@@ -173,7 +174,7 @@ def _shuffle(plan: Plan) -> None:
         part = order.with_suffix(".part")
         permutation(total).tofile(part)
         building.publish(part, order)
-    for column in range(criteo_text.FIELDS):
+    for column in range(raw_logs.FIELDS):
         shuffle_column(plan, column, np.memmap(order, _index_type(total), "r"))
     order.unlink(missing_ok=True)
 
@@ -199,7 +200,7 @@ def shuffle_column(plan: Plan, column: int, order: np.ndarray) -> None:
         for path in paths:
             found = np.fromfile(path, values.dtype)
             if plan.round_ids and column in SPARSE_COLUMNS:
-                found = criteo_ids.as_float32(found)
+                found = numbering.as_float32(found)
             values[at : at + len(found)] = found
             at += len(found)
         part = done.with_suffix(".part")
@@ -218,10 +219,10 @@ def _one_hot(plan: Plan) -> None:
 def one_hot_day(plan: Plan, day: int) -> None:
     """Columns -> the three one-hot files of a day; output day d has as many rows as input day d."""
     first, samples = 0, plan.samples(day)
-    paths = [plan.numbered(day, column) for column in range(criteo_text.FIELDS)]
+    paths = [plan.numbered(day, column) for column in range(raw_logs.FIELDS)]
     if day in plan.training:
         first = sum(plan.samples(d) for d in plan.training if d < day)
-        paths = [plan.shuffled(column) for column in range(criteo_text.FIELDS)]
+        paths = [plan.shuffled(column) for column in range(raw_logs.FIELDS)]
     columns = [np.memmap(path, column_type(c), "r") for c, path in enumerate(paths)]
     labels, dense, _ = day_files(day)
     parts = {labels: columns[:1], dense: columns[1 : 1 + DENSE], sparse_file(day): columns[-26:]}
@@ -256,7 +257,7 @@ def _adopt(plan: Plan) -> None:
 def _multi_hot(plan: Plan) -> None:
     for columns in ("shuffled", "parsed"):  # not before the one-hot files were marked as done
         shutil.rmtree(plan.work / columns, ignore_errors=True)
-    criteo_bags.save_matrices(plan.work / "bags", plan.rows, plan.bags)
+    multi_hot.save_matrices(plan.work / "bags", plan.rows, plan.bags)
     _each(plan, multi_hot_day, plan.days)
 
 
@@ -268,9 +269,9 @@ def multi_hot_day(plan: Plan, day: int) -> None:
         source = mine if mine.exists() else pathlib.Path(plan.source, sparse_file(day))
         scratch = plan.work / f"{day}.columns"
         columns = by_column(source, scratch)
-        matrices = criteo_bags.save_matrices(plan.work / "bags", plan.rows, plan.bags)
+        matrices = multi_hot.save_matrices(plan.work / "bags", plan.rows, plan.bags)
         part = plan.work / f"{day}.part"
-        criteo_bags.write_npz(part, columns, matrices)
+        multi_hot.write_npz(part, columns, matrices)
         del columns
         scratch.unlink()
         building.publish(part, done)
@@ -287,9 +288,9 @@ def by_column(source: pathlib.Path, scratch: pathlib.Path) -> np.ndarray:
         ids = np.load(source, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{source} is missing or damaged ({error}); copy it again") from error
-    if ids.ndim != 2 or ids.shape[1] != criteo_text.SPARSE or ids.dtype != np.dtype("<i4"):
+    if ids.ndim != 2 or ids.shape[1] != raw_logs.SPARSE or ids.dtype != np.dtype("<i4"):
         raise UserError(
-            f"{source} holds {ids.dtype} {list(ids.shape)}, expected int32 [samples, {criteo_text.SPARSE}]"
+            f"{source} holds {ids.dtype} {list(ids.shape)}, expected int32 [samples, {raw_logs.SPARSE}]"
         )
     columns = np.memmap(scratch, "<i4", "w+", shape=ids.shape[::-1])
     for first in range(0, len(ids), _CHUNK):

@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import c4_builder, megatron, records
+from mlperf_jax.input_pipelines import records
 from mlperf_jax.input_pipelines.examples import Examples
-from mlperf_jax.input_pipelines.megatron_file import TokenFile
+from mlperf_jax.input_pipelines.tokens import builder, megatron
+from mlperf_jax.input_pipelines.tokens.megatron_file import TokenFile
 
 _GROUPS = (6, 7)  # of C4's training files, which the organisers train on
 
@@ -102,7 +103,7 @@ class C4:
             UserError: files are missing or damaged, or there is no room on the disk.
         """
         if self.tiny:
-            c4_builder.build_tiny(folder, self.vocabulary)
+            builder.build_tiny(folder, self.vocabulary)
             return
         if source is None:
             names = ", ".join((*self.train_files, self.validation_file))
@@ -111,7 +112,7 @@ class C4:
                 f"{self.tokenizer}; or put the organisers' own ({names}: .bin and .idx) into {folder}"
             )
         groups = dict(zip(self.train_files, _GROUPS))
-        c4_builder.build_c4(source, folder, groups, self.validation_file, self.validation_texts)
+        builder.build_c4(source, folder, groups, self.validation_file, self.validation_texts)
 
     def check(self, folder: records.Folder) -> list[str]:
         """Reads windows of every file; ids beyond the vocabulary are named by file and byte."""

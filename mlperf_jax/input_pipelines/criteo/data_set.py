@@ -1,6 +1,6 @@
 """Criteo's 1 TB click logs with multi-hot ids, for DLRM-DCNv2: 4.2 G training samples, 89 M to validate.
 
-A folder holds the organisers' day files (`criteo_files`) for days 0 .. 23, or HugeCTR's `train_data.bin`
+A folder holds the organisers' day files (`criteo.files`) for days 0 .. 23, or HugeCTR's `train_data.bin`
 and `val_data.bin`. Days 0 .. 22 are shuffled already and are read as they lie, in large blocks from memory
 maps; validation is the first half of day 23, rounded up. `Criteo.build` makes the day files from the raw
 logs; tiny is a small stand-in of the same form.
@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import criteo_files, criteo_tiny, records
-from mlperf_jax.input_pipelines.criteo_log import ClickLog, usable_cores
+from mlperf_jax.input_pipelines import records
+from mlperf_jax.input_pipelines.criteo import files
+from mlperf_jax.input_pipelines.criteo import tiny as criteo_tiny
+from mlperf_jax.input_pipelines.criteo.click_log import ClickLog, usable_cores
 
 NAME, TINY_NAME, VERSION = "criteo_multihot", "criteo_tiny", "1.0.0"
 DAYS, VALIDATION_DAY = range(24), 23
@@ -65,22 +67,20 @@ class Criteo:
         """
         found, form = locate(folder, self.tiny)
         if form == "records":
-            return self._log(
-                criteo_files.open_records(f"{found}/{RECORD_FILES['train']}", self.bags)
-            )
+            return self._log(files.open_records(f"{found}/{RECORD_FILES['train']}", self.bags))
         days = [day for day in _days(self.tiny) if day != VALIDATION_DAY]
-        return self._log(*(criteo_files.open_day(found, day, self.bags) for day in days))
+        return self._log(*(files.open_day(found, day, self.bags) for day in days))
 
     def validation(self, folder: records.Folder) -> ClickLog:
         """The validation samples: the first half of day 23, rounded up, or `val_data.bin`; raises as `train`."""
         found, form = locate(folder, self.tiny)
         if form == "records":
             path = f"{found}/{RECORD_FILES['validation']}"
-            return self._log(criteo_files.open_records(path, self.bags))
-        day = criteo_files.open_day(found, VALIDATION_DAY, self.bags)
+            return self._log(files.open_records(path, self.bags))
+        day = files.open_day(found, VALIDATION_DAY, self.bags)
         return self._log(day.head((day.rows + 1) // 2))
 
-    def _log(self, *parts: criteo_files.Part) -> ClickLog:
+    def _log(self, *parts: files.Part) -> ClickLog:
         return ClickLog(parts, self.rows, self.bags)
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
@@ -106,9 +106,10 @@ class Criteo:
         if self.tiny:
             criteo_tiny.write(target, self.rows, self.bags)
             return
-        from mlperf_jax.input_pipelines import criteo_builder, criteo_plan
+        from mlperf_jax.input_pipelines.criteo import builder
+        from mlperf_jax.input_pipelines.criteo.plan import Plan
 
-        plan = criteo_plan.Plan(
+        plan = Plan(
             records.local(source or folder),
             target,
             tuple(DAYS),
@@ -116,7 +117,7 @@ class Criteo:
             self.bags,
             self.round_ids,
         )
-        criteo_builder.write(plan.with_processes(usable_cores()))
+        builder.write(plan.with_processes(usable_cores()))
 
     def check(self, folder: records.Folder, *, whole: bool = False) -> list[str]:
         """Opens every file, reads the first and last samples of each part, and compares checksums.
@@ -130,7 +131,7 @@ class Criteo:
             A report, line by line; lines that begin with "problem:" need mending, those with "warning:" say
             that a file differs from the published one.
         """
-        from mlperf_jax.input_pipelines import criteo_builder
+        from mlperf_jax.input_pipelines.criteo import builder
 
         found, form = locate(folder, self.tiny)
         report = [f"{found} ({form})"]
@@ -146,7 +147,7 @@ class Criteo:
                 report.append(f"problem: {split} has {len(log):,} samples, expected {expected:,}")
             problems = [p for p in (_problem(log, a, b) for a, b in _ends(log)) if p]
             report += [f"problem: {p}" for p in problems]
-        return report + criteo_builder.verify(found, 1 << 62 if whole else _HASHED)
+        return report + builder.verify(found, 1 << 62 if whole else _HASHED)
 
 
 # -- what is in a folder -----------------------------------------------------------------------
@@ -168,7 +169,7 @@ def locate(data_dir: records.Folder, tiny: bool = False) -> tuple[str, Literal["
             "gcsfuse and give the mounted folder"
         )
     data_dir = records.local(data_dir)
-    wanted = [name for day in _days(tiny) for name in criteo_files.day_files(day)]
+    wanted = [name for day in _days(tiny) for name in files.day_files(day)]
     folders = (data_dir, f"{data_dir}/{_folder_name(tiny)}")
     have = {folder: records.listing(folder) or {} for folder in folders}
     for folder in folders:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines.criteo_files import DENSE
+from mlperf_jax.input_pipelines.criteo.files import DENSE
 
 SPARSE = 26
 FIELDS = 1 + DENSE + SPARSE

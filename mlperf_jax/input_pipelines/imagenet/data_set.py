@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import imagenet_files as files
 from mlperf_jax.input_pipelines import images, records
 from mlperf_jax.input_pipelines.examples import Examples
+from mlperf_jax.input_pipelines.imagenet import files
 
 Normalise = Literal["reference", "imagenet_std"]
 
@@ -137,13 +137,13 @@ class ImageNet:
         Raises:
             UserError: nothing to build from, or not enough room on the disk.
         """
-        from mlperf_jax.input_pipelines import (
-            imagenet_builder,
-        )  # imports tensorflow-datasets: 0.4 s
+        from mlperf_jax.input_pipelines.imagenet import (
+            builder,  # imports tensorflow-datasets: 0.4 s
+        )
 
         target = files.prepared_folder(records.local(folder), self.tiny)
         if records.prepared(target) is None:
-            imagenet_builder.write(target, self.tiny, records.local(source or folder))
+            builder.write(target, records.local(source or folder), self.tiny)
 
     def check(self, folder: records.Folder) -> list[str]:
         """Reads the index of both splits and the first and last image of every shard or class.

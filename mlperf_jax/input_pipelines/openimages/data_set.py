@@ -21,8 +21,8 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import images, records
-from mlperf_jax.input_pipelines import openimages_files as files
 from mlperf_jax.input_pipelines.examples import Examples
+from mlperf_jax.input_pipelines.openimages import files
 
 PADDING = -1  # the class of a place without a box
 
@@ -187,20 +187,20 @@ class OpenImages:
         Raises:
             UserError: nothing to build from, labels that do not fit, or not enough room on the disk.
         """
-        from mlperf_jax.input_pipelines import (
-            openimages_builder,
-        )  # imports tensorflow-datasets: 0.4 s
+        from mlperf_jax.input_pipelines.openimages import (
+            builder,  # imports tensorflow-datasets: 0.4 s
+        )
 
         target = files.prepared_folder(records.local(folder), self.tiny)
         if records.prepared(target) is not None:
             return
         if self.tiny:
-            openimages_builder.write_tiny(target)
+            builder.write_tiny(target)
             return
         where = records.local(source or folder)
         if not os.path.isdir(f"{where}/validation/labels"):
             raise UserError(files.missing(where))
-        openimages_builder.write(target, where, files.CLASSES[files.NAME])
+        builder.write(target, where, files.CLASSES[files.NAME])
 
     def check(self, folder: records.Folder) -> list[str]:
         """Reads the index of both splits and the first and last image of every shard.

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19_patches as patches
 from mlperf_jax.input_pipelines import records
+from mlperf_jax.input_pipelines.kits19 import patches
 
 NAME, TINY_NAME = "kits19", "kits19_tiny"
 LABELLED = 210  # cases from here on have no public segmentation
@@ -47,7 +47,7 @@ class Entry:
     Attributes:
         case: "case_00000".
         shape: D, H, W.
-        boxes: the largest components by class, as `kits19_patches.largest_boxes` finds them.
+        boxes: the largest components by class, as `patches.largest_boxes` finds them.
         md5: of the two files, by their names.
         notes: what the preparation found odd.
     """

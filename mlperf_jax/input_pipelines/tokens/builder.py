@@ -22,7 +22,8 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import building, megatron_file, records, text
+from mlperf_jax.input_pipelines import building, records, text
+from mlperf_jax.input_pipelines.tokens import megatron_file
 
 C4_GROUP = 128  # files of C4 in each of the organisers' groups c4-train.en_0 .. en_7
 C4_VALIDATION_DOCUMENTS = 91_205  # the benchmark's share of the 364,608
@@ -204,7 +205,7 @@ def _tokenize(task: _Task) -> None:
 
 # -- tiny ----------------------------------------------------------------------------------------
 
-TINY = {
+TINY_FILES = {
     "train": "docstrings.train_text_document",
     "train_0": "docstrings.train_0_text_document",
     "train_1": "docstrings.train_1_text_document",
@@ -223,10 +224,10 @@ def build_tiny(data_dir: records.Folder, vocabulary: int = 512) -> dict[str, str
         "tokenizer" -> file. What is there already is kept.
     """
     folder = f"{records.local(data_dir)}/tiny_text_{vocabulary}"
-    paths = {split: f"{folder}/{name}" for split, name in TINY.items()}
+    paths = {split: f"{folder}/{name}" for split, name in TINY_FILES.items()}
     paths["tokenizer"] = f"{folder}/tokenizer.json"
     with building.alone(folder) as target:
-        if not all(os.path.exists(f"{paths[split]}.idx") for split in TINY):
+        if not all(os.path.exists(f"{paths[split]}.idx") for split in TINY_FILES):
             target.mkdir(exist_ok=True)
             _write_tiny(paths, vocabulary)
     return paths

@@ -23,14 +23,8 @@ from etils import epath
 from tensorflow_datasets.core import example_serializer
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import (
-    building,
-    coco_labels,
-    images,
-    openimages_tiny,
-    records,
-)
-from mlperf_jax.input_pipelines import openimages_files as files
+from mlperf_jax.input_pipelines import building, images, records
+from mlperf_jax.input_pipelines.openimages import coco_labels, files, tiny
 
 LABELS = "labels/openimages-mlperf.json"
 PER_SHARD = 1024  # images: some 300 MB
@@ -83,7 +77,7 @@ class Export:
 def write_tiny(folder: str) -> None:
     """Draws the scenes of shapes, exports them, and prepares the export like any other."""
     with tempfile.TemporaryDirectory() as source:
-        openimages_tiny.export(source, files.COUNTS[files.TINY_NAME])
+        tiny.export(source, files.COUNTS[files.TINY_NAME])
         write(folder, source, files.CLASSES[files.TINY_NAME])
 
 

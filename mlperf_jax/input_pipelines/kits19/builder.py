@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import building, kits19_checksums
-from mlperf_jax.input_pipelines import kits19_files as files
-from mlperf_jax.input_pipelines import kits19_patches as patches
+from mlperf_jax.input_pipelines import building
+from mlperf_jax.input_pipelines.kits19 import checksums, files, patches
 
 SPACING = (1.6, 1.2, 1.2)  # millimetres between voxels, after resampling
 CLIP = (-79.0, 304.0)  # Hounsfield units
@@ -79,7 +78,7 @@ def find_cases(source: str, count: int) -> list[pathlib.Path]:
 
 
 def _build_tiny(folder: pathlib.Path, side: int) -> None:
-    from mlperf_jax.input_pipelines import kits19_tiny
+    from mlperf_jax.input_pipelines.kits19 import tiny as kits19_tiny
 
     if len(files.read_index(str(folder))) == files.TINY_CASES:
         return
@@ -101,7 +100,7 @@ def _build(
     }
     todo = [path for path in cases if path.name not in done]
     building.check_room(folder, _bytes_prepared(todo, side))
-    official = kits19_checksums.official() if len(cases) == files.LABELLED else {}
+    official = checksums.official() if len(cases) == files.LABELLED else {}
     memory = _Memory(_free_memory() * _MEMORY_SHARE)
     lock = threading.Lock()
 

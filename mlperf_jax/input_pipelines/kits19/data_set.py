@@ -17,10 +17,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19_checksums, records
-from mlperf_jax.input_pipelines import kits19_files as files
-from mlperf_jax.input_pipelines import kits19_patches as patches
+from mlperf_jax.input_pipelines import records
 from mlperf_jax.input_pipelines.examples import Examples
+from mlperf_jax.input_pipelines.kits19 import checksums, files, patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Kits19:
         side: S, of training patches and of windows; volumes are padded to at least this when prepared.
         shape: D, H, W that whole volumes are padded to.
         oversampling: share of training patches around foreground.
-        augmentation: see `kits19_patches.Patch`.
+        augmentation: see `kits19.patches.Patch`.
         tiny: phantoms in the place of KiTS19.
     """
 
@@ -59,7 +58,7 @@ class Kits19:
         return Examples(source, centre, patch, last_batch="mix")
 
     def validation(self, folder: records.Folder) -> Examples:
-        """Whole volumes, each once; see `kits19_patches.WholeVolume`; raises as `train`.
+        """Whole volumes, each once; see `kits19.patches.WholeVolume`; raises as `train`.
 
         Those with the most windows come first, so that the devices of a batch have about as much to do.
         """
@@ -84,7 +83,7 @@ class Kits19:
         return files.CLASSES
 
     def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
-        """Prepares what is not prepared yet; see `kits19_builder`.
+        """Prepares what is not prepared yet; see `kits19.builder`.
 
         Args:
             folder: where `kits19` and `kits19.jsonl` (tiny: `kits19_tiny`) go.
@@ -94,10 +93,10 @@ class Kits19:
         Raises:
             UserError: nothing to build from, a case is incomplete or damaged, or the disk is full.
         """
-        from mlperf_jax.input_pipelines import kits19_builder
+        from mlperf_jax.input_pipelines.kits19 import builder
 
         target = f"{records.local(folder)}/{files.TINY_NAME if self.tiny else files.NAME}"
-        kits19_builder.write(target, records.local(source or folder), self.tiny, self.side)
+        builder.write(target, records.local(source or folder), self.tiny, self.side)
 
     def check(self, folder: records.Folder) -> list[str]:
         """Reads every volume once: labels, values, and the MD5 sums of index and organisers.
@@ -106,7 +105,7 @@ class Kits19:
             A report, line by line; lines that begin with "problem:" need mending.
         """
         found = files.locate(folder, self.tiny)
-        official = {} if self.tiny else kits19_checksums.official()
+        official = {} if self.tiny else checksums.official()
         report, same = [found], 0
         ids = range(files.TINY_CASES if self.tiny else files.LABELLED)
         for split in files.SPLITS:

@@ -12,10 +12,11 @@ import pathlib
 import zlib
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import building, criteo_text
-from mlperf_jax.input_pipelines.criteo_files import DENSE, day_files
+from mlperf_jax.input_pipelines import building
+from mlperf_jax.input_pipelines.criteo import raw_logs
+from mlperf_jax.input_pipelines.criteo.files import DENSE, day_files
 
-LABEL, SPARSE_COLUMNS = 0, range(1 + DENSE, criteo_text.FIELDS)
+LABEL, SPARSE_COLUMNS = 0, range(1 + DENSE, raw_logs.FIELDS)
 _PROCESS = 3 * 10**9  # bytes that numbering a column of the official data takes
 
 
@@ -128,15 +129,15 @@ def needs(plan: Plan, raw: bool) -> Needs:
     if raw:
         per_day = [_estimate_lines(raw_file(plan, day)) for day in plan.days]
     else:
-        width = 4 * criteo_text.SPARSE
+        width = 4 * raw_logs.SPARSE
         per_day = [
             os.path.getsize(f"{plan.source}/{sparse_file(day)}") // width for day in plan.days
         ]
-    one_hot, multi_hot = 4 * criteo_text.FIELDS, 4 * (1 + DENSE + sum(plan.bags))
+    one_hot, multi_hot = 4 * raw_logs.FIELDS, 4 * (1 + DENSE + sum(plan.bags))
     matrices = 4 * sum(n * k for n, k in zip(plan.rows, plan.bags))
     largest = 4 * max(n * k for n, k in zip(plan.rows, plan.bags))
     total, training = sum(per_day), sum(per_day[:-1])
-    sparse = 4 * criteo_text.SPARSE * (total if raw else max(per_day))
+    sparse = 4 * raw_logs.SPARSE * (total if raw else max(per_day))
     disk = max(total * multi_hot + sparse + matrices, raw * (2 * total * one_hot + 4 * training))
     process = min(_PROCESS, 5_000 * total)  # of small data, each new value touches a page
     memory = max(4 * training if raw else 0, largest, plan.processes * process) + process

@@ -1,6 +1,6 @@
 """GovReport packed into rows of 8,192 tokens, for LoRA fine-tuning of Llama 2 70B: 3,901 to train, 173 to validate.
 
-A document is its report in a prompt, its summary, EOS; `govreport_builder` says how rows are made of them.
+A document is its report in a prompt, its summary, EOS; `govreport.builder` says how rows are made of them.
 Tiny are docstrings as reports, their first lines as summaries.
 Reference: mlcommons/training, llama2_70b_lora, scripts/utils.py.
 
@@ -14,11 +14,10 @@ import dataclasses
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import govreport_builder as builder
-from mlperf_jax.input_pipelines import govreport_files as files
 from mlperf_jax.input_pipelines import records
 from mlperf_jax.input_pipelines.examples import Examples
-from mlperf_jax.input_pipelines.megatron import IGNORED
+from mlperf_jax.input_pipelines.govreport import builder, files
+from mlperf_jax.input_pipelines.tokens.megatron import IGNORED
 
 
 @dataclasses.dataclass(frozen=True)
