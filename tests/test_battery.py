@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax import benchmarks
-from mlperf_jax.core import evaluation, preflight, state
+from mlperf_jax.core import evaluation, feed, preflight, state
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.results import keys, rules, runs
 from mlperf_jax.results.closed import required_keys
@@ -86,15 +86,14 @@ def test_data_give_what_example_says(name: str, data_dir: str) -> None:
     benchmark = benchmarks.get(name, tiny=True)
     size = benchmark.rows
     train = benchmark.train_data(data_dir).batches(size, rows=(0, size), seed=0, start=0, threads=1)
+    size = benchmark.eval_rows
     evaluation = benchmark.eval_data(data_dir).eval_batches(size, rows=(0, size), threads=1)
-    for batches, examples in (
-        (train, benchmark.examples()),
-        (evaluation, benchmark.eval_examples()),
+    one = meshes.make_mesh("data=1")
+    for batches, buckets, padded in (
+        (train, benchmark.buckets(), False),
+        (evaluation, benchmark.eval_buckets(), True),
     ):
-        batch = dict(next(iter(batches)))
-        batch.pop("mask", None)
-        found = {k: (v.shape[1:], v.dtype) for k, v in batch.items()}
-        assert found in [{k: (v.shape, v.dtype) for k, v in e.items()} for e in examples]
+        feed.fitting(next(iter(batches)), [feed.Form.of(b, one, padded) for b in buckets])
 
 
 def test_evaluation_counts_every_sample_once(name: str, data_dir: str) -> None:

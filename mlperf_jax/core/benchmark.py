@@ -21,6 +21,7 @@ from mlperf_jax.core.fields import check_whole, did_you_mean
 from mlperf_jax.core.terms import (
     Array,
     Batch,
+    Bucket,
     Example,
     Shape,
     Start,
@@ -36,6 +37,7 @@ __all__ = [
     "Array",
     "Batch",
     "Benchmark",
+    "Bucket",
     "Example",
     "Shape",
     "Start",
@@ -161,6 +163,14 @@ class Benchmark:
     def eval_example(self) -> Example | tuple[Example, ...]:
         """As `example`, of evaluation's batches, where they are not of training's shape."""
         return self.example()
+
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The shapes of training batches: `rows` of each example, unless the benchmark states others."""
+        return _buckets(self.rows, self.example())
+
+    def eval_buckets(self) -> tuple[Bucket, ...]:
+        """As `buckets`, of evaluation's batches."""
+        return _buckets(self.eval_rows, self.eval_example())
 
     def model(self, rngs: Any) -> Any:
         """The Flax NNX module, freshly initialised."""
@@ -314,14 +324,6 @@ class Benchmark:
                 raise UserError(f"{self.name} has no field {name!r}{did_you_mean(name, known)}")
         return dataclasses.replace(self, **changes)
 
-    def examples(self) -> tuple[Example, ...]:
-        """`example()` as a tuple of bucket shapes."""
-        return _as_tuple(self.example())
-
-    def eval_examples(self) -> tuple[Example, ...]:
-        """`eval_example()` as a tuple of bucket shapes."""
-        return _as_tuple(self.eval_example())
-
     @property
     def is_tiny(self) -> bool:
         return self.size == "tiny"
@@ -331,5 +333,6 @@ class Benchmark:
         return {"benchmark": self.name, **dataclasses.asdict(self)}
 
 
-def _as_tuple(examples: Example | tuple[Example, ...]) -> tuple[Example, ...]:
-    return (examples,) if isinstance(examples, Mapping) else tuple(examples)
+def _buckets(rows: int, examples: Example | tuple[Example, ...]) -> tuple[Bucket, ...]:
+    each = (examples,) if isinstance(examples, Mapping) else examples
+    return tuple(Bucket(rows, example) for example in each)

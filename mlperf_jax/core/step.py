@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
-from mlperf_jax.core.benchmark import Weighted
+from mlperf_jax.core.benchmark import Bucket, Shape, Weighted
 from mlperf_jax.ops import embedding
 
 State = states.State
@@ -217,9 +218,9 @@ def jit_predict_step(assembly: states.Assembly) -> Any:
     )
 
 
-def abstract_batch(example: Mapping[str, Any], batch_size: int, sharding: Any) -> dict[str, Any]:
-    """The shapes of a global batch of this example, rows in front."""
+def abstract_batch(bucket: Bucket, sharding: NamedSharding) -> dict[str, Shape]:
+    """The shapes of a global batch, rows in front."""
     return {
-        name: jax.ShapeDtypeStruct((batch_size, *leaf.shape), leaf.dtype, sharding=sharding)
-        for name, leaf in example.items()
+        name: jax.ShapeDtypeStruct((bucket.rows, *leaf.shape), leaf.dtype, sharding=sharding)
+        for name, leaf in bucket.example.items()
     }

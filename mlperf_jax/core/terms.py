@@ -35,6 +35,19 @@ def i32(*shape: int) -> Shape:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """One of the shapes that batches come in.
+
+    Attributes:
+        rows: B of the global batch.
+        example: shape and dtype of one row by array.
+    """
+
+    rows: int
+    example: Example
+
+
+@dataclass(frozen=True)
 class Target:
     """A bound that one named quality must meet; a run ends when all of its targets are met at once.
 

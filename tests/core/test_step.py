@@ -280,9 +280,7 @@ def test_no_gradient_of_a_whole_table_is_made(nonfinite):
     """The step on a table of 5 MB takes far less besides, and gives its buffers back."""
     benchmark = toys.Wide(dtype="float32", nonfinite=nonfinite)
     assembly = toys.prepared(benchmark)
-    batch = train.abstract_batch(
-        benchmark.example(), benchmark.batch_size, meshes.batch_sharding(assembly.mesh)
-    )
+    batch = train.abstract_batch(benchmark.buckets()[0], meshes.batch_sharding(assembly.mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     memory = train.jit_train_step(assembly).lower(assembly.abstract, batch, key).compile()
     memory = memory.memory_analysis()
