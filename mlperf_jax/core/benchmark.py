@@ -181,7 +181,10 @@ class Benchmark:
         raise NotImplementedError
 
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> Any:
-        """Mean loss over the rows given: a scalar or `Weighted`, optionally `(loss, scalars)`."""
+        """Mean loss over the rows given: a scalar, `Weighted`, or several by name that are added.
+
+        Optionally `(loss, scalars)`; scalars are logged beside the loss, and so are means by their name.
+        """
         raise NotImplementedError
 
     def tables(self) -> Mapping[str, Table]:
