@@ -1,4 +1,4 @@
-"""Toys of rarer kinds: packed rows, a batch that grows, bucket shapes of different rows."""
+"""Toys of rarer kinds: packed rows, a batch that grows, bucket shapes of different rows, a router."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import toys
+from flax import nnx
 
 from mlperf_jax.core.benchmark import Bucket, Weighted, i32
 
@@ -169,3 +170,40 @@ class Planned(toys.Plain):
 
     def eval_data(self, data_dir):
         return PlannedBatches(super().eval_data(data_dir).arrays)
+
+
+# -- a router ------------------------------------------------------------------------------------------
+
+EXPERTS = 4
+
+
+class Router(nnx.Module):
+    """Each row goes to one expert; a bias, which no gradient moves, evens out how many get how much."""
+
+    def __init__(self, dtype: Any, rngs: nnx.Rngs) -> None:
+        kept = dict(dtype=dtype, param_dtype=jnp.promote_types(dtype, jnp.float32), rngs=rngs)
+        self.scores = nnx.Linear(toys.FEATURES, EXPERTS, use_bias=False, **kept)
+        self.experts = nnx.Linear(toys.FEATURES, EXPERTS * toys.CLASSES, **kept)
+        self.bias = nnx.BatchStat(jnp.zeros(EXPERTS))
+        self.load = nnx.BatchStat(jnp.zeros(EXPERTS, jnp.int32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scores = jax.nn.sigmoid(self.scores(x))
+        chosen = jax.nn.one_hot((scores + self.bias[...]).argmax(-1), EXPERTS)
+        self.load[...] += chosen.sum(0).astype(jnp.int32)
+        outputs = self.experts(x).reshape(-1, EXPERTS, toys.CLASSES)
+        return ((scores * chosen)[..., None] * outputs).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routed(toys.Plain):
+    def model(self, rngs):
+        return Router(self.dtype, rngs)
+
+    def optimizer(self, tree):
+        return optax.adam(0.05)
+
+    def after_step(self, stats):
+        load = stats["load"]
+        error = jnp.sign(load.mean() - load)
+        return {"bias": stats["bias"] + 0.01 * error, "load": jnp.zeros_like(load)}

@@ -187,6 +187,20 @@ class Benchmark:
         """
         raise NotImplementedError
 
+    def after_step(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The model's statistics after an optimizer step, as they are by default.
+
+        Called once a step, whatever the accumulation and unless bad losses skip it. What a model adds up
+        from micro-batch to micro-batch, such as the tokens of each expert, is used and set to zero here.
+
+        Args:
+            stats: a nested dict of arrays: all variables of the model that are not `nnx.Param`.
+
+        Returns:
+            The same arrays with other values; they are evaluated, and the next step begins with them.
+        """
+        return stats
+
     def tables(self) -> Mapping[str, Table]:
         """Embedding tables that are updated row by row; none by default."""
         return {}

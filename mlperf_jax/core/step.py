@@ -15,9 +15,11 @@ from jax.sharding import NamedSharding
 
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
-from mlperf_jax.core.benchmark import Bucket, Shape
+from mlperf_jax.core.benchmark import Benchmark, Bucket, Shape
 from mlperf_jax.core.gradients import gradients
+from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding
+from mlperf_jax.optimizers import tree as trees
 
 State = states.State
 Metrics = dict[str, jax.Array]
@@ -41,7 +43,7 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
         updates, opt = tx.update(grads, state["opt"], state["params"], value=loss)
         new = {
             "params": optax.apply_updates(state["params"], updates),
-            "stats": found["stats"],
+            "stats": _after_step(benchmark, found["stats"]),
             "opt": opt,
         }
         if benchmark.ema_decay is not None:
@@ -57,6 +59,29 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
         return new, {**found["scalars"], "loss": loss, "finite": finite}
 
     return step
+
+
+def _after_step(benchmark: Benchmark, stats: State) -> State:
+    """What `Benchmark.after_step` makes of the statistics.
+
+    Raises:
+        UserError: it changes more than their values.
+    """
+    new = dict(benchmark.after_step(stats))
+    was, became = (
+        {
+            path: f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in trees.flatten_paths(tree).items()
+        }
+        for tree in (stats, new)
+    )
+    for path in sorted({*was, *became}):
+        if was.get(path) != became.get(path):
+            raise UserError(
+                f"after_step must return the statistics that it was given, with other values: {path} was "
+                f"{was.get(path, 'not there')} and became {became.get(path, 'nothing')}"
+            )
+    return new
 
 
 def look_up(assembly: states.Assembly, tables: State, ids: Any) -> dict[str, jax.Array]:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import more_toys
 import numpy as np
 import optax
 import pytest
@@ -193,3 +194,61 @@ def test_a_name_that_is_taken_is_refused(name):
 
     with pytest.raises(UserError, match=f"a mean of the loss is called '{name}', which is taken"):
         toys.stepped(Named(), steps=1)
+
+
+# -- after a step ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=2,fsdp=4"])
+def test_a_routers_bias_moves_once_a_step_whatever_the_accumulation(x64, mesh):
+    states = [
+        toys.stepped(more_toys.Routed(dtype="float64", gradient_accumulation_steps=n), mesh, k)[0]
+        for n in (1, 2, 4)
+        for k in (1, 5)
+    ]
+    first, later = states[::2], states[1::2]
+    for state in first:
+        assert np.abs(state["stats"]["bias"]).max() == pytest.approx(0.01, rel=1e-6)
+        assert not state["stats"]["load"].any()
+    for state in later[1:]:
+        np.testing.assert_array_equal(state["stats"]["bias"], later[0]["stats"]["bias"])
+        assert toys.distance(state["params"], later[0]["params"]) < 1e-12
+
+
+def test_what_is_counted_after_a_step_are_the_rows_that_counted():
+    """Of a bad micro-batch nothing, and after a batch that is bad altogether nothing happens."""
+    seen = []
+
+    class Seeing(more_toys.Routed):
+        def after_step(self, stats):
+            jax.debug.callback(lambda load: seen.append(np.asarray(load)), stats["load"])
+            return super().after_step(stats)
+
+    benchmark = Seeing(dtype="float32", nonfinite="skip", gradient_accumulation_steps=4)
+    assembly = toys.prepared(benchmark)
+    program, key = jax.jit(train.make_train_step(assembly)), jax.random.key(0)
+    batch = toys.batch_of(benchmark, 0)
+    batch["x"][1::4] = np.nan
+    state, _ = program(assembly.create(0), batch, key)
+    jax.effects_barrier()
+    assert seen[0].sum() == 24
+    batch["x"][:] = np.nan
+    after, _ = program(state, batch, key)
+    np.testing.assert_array_equal(after["stats"]["bias"], state["stats"]["bias"])
+    assert state["stats"]["bias"].any() and not after["stats"]["load"].any()
+
+
+@pytest.mark.parametrize("change", [{"load": jnp.zeros(4)}, {"extra": jnp.zeros(4)}])
+def test_statistics_keep_their_shapes(change):
+    class Wrong(more_toys.Routed):
+        def after_step(self, stats):
+            return {**stats, **change}
+
+    with pytest.raises(UserError, match=f"after_step must return .*: {next(iter(change))} was"):
+        toys.stepped(Wrong(), steps=1)
+
+
+def test_evaluation_does_not_count(tmp_path):
+    """The loads that evaluation adds up are not kept; the run learns and its weights are reproducible."""
+    one, two = (toys.run(more_toys.Routed(), tmp_path / name) for name in ("one", "two"))
+    assert one.reached and one.parameters_sha256 == two.parameters_sha256
