@@ -154,9 +154,7 @@ def compiled_nothing(assembly: Any) -> Any:
         in_shardings=(assembly.shardings, meshes.batch_sharding(mesh), None),
         out_shardings=(assembly.shardings, meshes.replicated(mesh)),
     )
-    batch = step.abstract_batch(
-        benchmark.example(), benchmark.batch_size, meshes.batch_sharding(mesh)
-    )
+    batch = step.abstract_batch(benchmark.buckets()[0], meshes.batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jitted.lower(assembly.abstract, batch, key).compile()
 

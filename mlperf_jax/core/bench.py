@@ -28,7 +28,7 @@ from mlperf_jax.core import evaluation, feed, launch, loop, peaks, preflight, pr
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.bench_report import BenchReport
-from mlperf_jax.core.benchmark import Benchmark, Example
+from mlperf_jax.core.benchmark import Benchmark, Bucket
 from mlperf_jax.core.fields import Count, Whole, check
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.optimizer_argument import load_optimizer
@@ -134,7 +134,7 @@ def _measure_steps(
     key = jax.device_put(jax.random.key(options.seed or 0), meshes.replicated(mesh))
     stepper = Stepper(train.programs, state, key)
     batches: Any = (
-        Constant(synthetic_batches(benchmark.examples(), benchmark.rows, mesh))
+        Constant(synthetic_batches(benchmark.buckets(), mesh))
         if folder is None
         else train_feed(benchmark, options, mesh, folder)
     )
@@ -219,30 +219,31 @@ def _evaluate(
 ) -> float:
     """Examples per second of predict, on a constant batch; fewer batches than `steps` when it is slow."""
     benchmark, mesh = assembly.benchmark, assembly.mesh
-    view = assembly.eval_view(state)
+    view, buckets = assembly.eval_view(state), benchmark.eval_buckets()
     judges = judges_of(benchmark, mesh)
     zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)  # noqa: E731
     more = [jax.tree.map(zeros, judges.abstract)] if judges else []
-    mask = jax.device_put(np.ones(benchmark.eval_rows, bool), meshes.batch_sharding(mesh))
-    batches = itertools.cycle(
-        synthetic_batches(benchmark.eval_examples(), benchmark.eval_rows, mesh)
-    )
+    sharding = meshes.batch_sharding(mesh)
+    masks = [jax.device_put(np.ones(bucket.rows, bool), sharding) for bucket in buckets]
+    batches = itertools.cycle(zip(synthetic_batches(buckets, mesh), masks, strict=True))
 
-    def window(count: int) -> float:
-        begin = time.perf_counter()
+    def window(count: int) -> tuple[int, float]:
+        rows, begin = 0, time.perf_counter()
         outputs: Any = None
         for _ in range(count):
             # waiting for the one before last bounds what lies on the device, and hides dispatch
-            before, batch = outputs, next(batches)
+            before, (batch, mask) = outputs, next(batches)
             outputs = programs[evaluation.shape_key(batch)](view, batch, mask, key, *more)
             jax.block_until_ready(before)
+            rows += len(mask)
         jax.block_until_ready(outputs)
-        return time.perf_counter() - begin
+        return rows, time.perf_counter() - begin
 
-    window(1)
-    once = window(1)
+    window(len(buckets))  # each is slower the first time
+    rows, once = window(1)
     count = min(steps, int(EVALUATION_SECONDS / max(once, 1e-9)))
-    return benchmark.eval_rows * count / window(count) if count > 1 else benchmark.eval_rows / once
+    rows, seconds = window(count) if count > 1 else (rows, once)
+    return rows / seconds
 
 
 # -- input -------------------------------------------------------------------------------------------
@@ -258,8 +259,7 @@ def train_feed(benchmark: Benchmark, options: RunOptions, mesh: Any, folder: str
         start=0,
         threads=options.threads or os.cpu_count() or 1,
     )
-    sharding = meshes.batch_sharding(mesh)
-    return feed.Feed(batches, benchmark.rows, sharding, benchmark.examples())
+    return feed.Feed(batches, benchmark.buckets(), mesh)
 
 
 class Constant:
@@ -279,26 +279,24 @@ class Constant:
     def __exit__(self, *error: Any) -> None: ...
 
 
-def synthetic_batches(
-    examples: Sequence[Example], batch_size: int, mesh: Any
-) -> list[dict[str, jax.Array]]:
+def synthetic_batches(buckets: Sequence[Bucket], mesh: Any) -> list[dict[str, jax.Array]]:
     """A random batch for each of these shapes, made where it lives.
 
     Floats are normal, bytes uniform; other integers are 0 or 1, which every label and id may be.
     """
 
-    def make(example: Example, key: jax.Array) -> dict[str, jax.Array]:
+    def make(bucket: Bucket, key: jax.Array) -> dict[str, jax.Array]:
         return {
-            name: _random(jax.random.fold_in(key, index), (batch_size, *leaf.shape), leaf.dtype)
-            for index, (name, leaf) in enumerate(sorted(example.items()))
+            name: _random(jax.random.fold_in(key, index), (bucket.rows, *leaf.shape), leaf.dtype)
+            for index, (name, leaf) in enumerate(sorted(bucket.example.items()))
         }
 
     sharding = meshes.batch_sharding(mesh)
     return [
-        jax.jit(lambda key, example=example: make(example, key), out_shardings=sharding)(
+        jax.jit(lambda key, bucket=bucket: make(bucket, key), out_shardings=sharding)(
             jax.random.key(index)
         )
-        for index, example in enumerate(examples)
+        for index, bucket in enumerate(buckets)
     ]
 
 

@@ -33,6 +33,7 @@ from mlperf_jax.core.terms import (
     Absence,
     Array,
     Batch,
+    Bucket,
     Example,
     Games,
     Parts,
@@ -52,6 +53,7 @@ __all__ = [
     "Array",
     "Batch",
     "Benchmark",
+    "Bucket",
     "Example",
     "Games",
     "Parts",
@@ -178,6 +180,14 @@ class Benchmark:
         """As `example`, of evaluation's batches, where they are not of training's shape."""
         return self.example()
 
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The shapes of training batches: `rows` of each example, unless the benchmark states others."""
+        return _buckets(self.rows, self.example())
+
+    def eval_buckets(self) -> tuple[Bucket, ...]:
+        """As `buckets`, of evaluation's batches."""
+        return _buckets(self.eval_rows, self.eval_example())
+
     def model(self, rngs: Any) -> Any:
         """The Flax NNX module, freshly initialised."""
         raise NotImplementedError
@@ -187,8 +197,25 @@ class Benchmark:
         raise NotImplementedError
 
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> Any:
-        """Mean loss over the rows given: a scalar or `Weighted`, optionally `(loss, scalars)`."""
+        """Mean loss over the rows given: a scalar, `Weighted`, or several by name that are added.
+
+        Optionally `(loss, scalars)`; scalars are logged beside the loss, and so are means by their name.
+        """
         raise NotImplementedError
+
+    def after_step(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The model's statistics after an optimizer step, as they are by default.
+
+        Called once a step, whatever the accumulation and unless bad losses skip it. What a model adds up
+        from micro-batch to micro-batch, such as the tokens of each expert, is used and set to zero here.
+
+        Args:
+            stats: a nested dict of arrays: all variables of the model that are not `nnx.Param`.
+
+        Returns:
+            The same arrays with other values; they are evaluated, and the next step begins with them.
+        """
+        return stats
 
     def tables(self) -> Mapping[str, Table]:
         """Embedding tables that are updated row by row; none by default."""
@@ -367,14 +394,6 @@ class Benchmark:
                 raise UserError(f"{self.name} has no field {name!r}{did_you_mean(name, known)}")
         return dataclasses.replace(self, **changes)
 
-    def examples(self) -> tuple[Example, ...]:
-        """`example()` as a tuple of bucket shapes."""
-        return _as_tuple(self.example())
-
-    def eval_examples(self) -> tuple[Example, ...]:
-        """`eval_example()` as a tuple of bucket shapes."""
-        return _as_tuple(self.eval_example())
-
     @property
     def is_tiny(self) -> bool:
         return self.size == "tiny"
@@ -389,5 +408,6 @@ class Benchmark:
         return {"benchmark": self.name, **dataclasses.asdict(self)}
 
 
-def _as_tuple(examples: Example | tuple[Example, ...]) -> tuple[Example, ...]:
-    return (examples,) if isinstance(examples, Mapping) else tuple(examples)
+def _buckets(rows: int, examples: Example | tuple[Example, ...]) -> tuple[Bucket, ...]:
+    each = (examples,) if isinstance(examples, Mapping) else examples
+    return tuple(Bucket(rows, example) for example in each)

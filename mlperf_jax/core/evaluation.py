@@ -8,7 +8,7 @@ leaves sealed checkpoints that `offline.score` works through after the run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from mlperf_jax.core import feed, processes, step
 from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core.benchmark import Shape
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.state import Assembly, State, stream
 from mlperf_jax.errors import UserError
@@ -53,14 +54,10 @@ class Evaluator:
         judges = [self.judges()] if self.judges else []
         key = jax.random.fold_in(stream(self.seed, "evaluation"), number)
         found: list[Any] = []
-        examples, sharding = benchmark.eval_examples(), meshes.batch_sharding(mesh)
-        masked = "mask" in examples[0]
-        with feed.Feed(
-            self.batches(), benchmark.eval_rows, sharding, examples, padded=True
-        ) as batches:
+        with feed.Feed(self.batches(), benchmark.eval_buckets(), mesh, padded=True) as batches:
             for index, batch in enumerate(batches):
                 mask = batch["mask"]
-                if not masked:
+                if shape_key(batch) not in self.programs:  # the model asks for no mask
                     batch.pop("mask")
                 outputs = self.programs[shape_key(batch)](
                     view, batch, mask, jax.random.fold_in(key, index), *judges
@@ -99,20 +96,25 @@ class Evaluator:
 
 
 def compile_predict(assembly: Assembly) -> dict[Any, Any]:
-    """Compiled predict steps by batch shape."""
-    benchmark, mesh = assembly.benchmark, assembly.mesh
-    sharding = meshes.batch_sharding(mesh)
-    judges = judges_of(benchmark, mesh)
+    """Compiled predict steps by batch shape.
+
+    Raises:
+        UserError: the rows that the metric is to take differ from bucket to bucket.
+    """
+    sharding = meshes.batch_sharding(assembly.mesh)
+    judges = judges_of(assembly.benchmark, assembly.mesh)
     predict = step.jit_predict_step(assembly, judges)
     more = [judges.abstract] if judges else []
-    mask = jax.ShapeDtypeStruct((benchmark.eval_rows,), bool, sharding=sharding)
     programs = {}
-    for example in benchmark.eval_examples():
-        batch = step.abstract_batch(example, benchmark.eval_rows, sharding)
+    for bucket in assembly.benchmark.eval_buckets():
+        batch = step.abstract_batch(bucket, sharding)
+        mask = jax.ShapeDtypeStruct((bucket.rows,), bool, sharding=sharding)
         key = jax.eval_shape(lambda: jax.random.key(0))
         programs[shape_key(batch)] = assembly.compile(
             predict, assembly.abstract_view, batch, mask, key, *more
         )
+    if assembly.benchmark.metric.rows:
+        _check_rows([jax.tree.leaves(program.out_info) for program in programs.values()])
     return programs
 
 
@@ -120,6 +122,16 @@ def judges_from(assembly: Assembly, data_dir: str) -> Callable[[], State] | None
     """What loads the arrays of a benchmark's judges; None where it has none."""
     judges = judges_of(assembly.benchmark, assembly.mesh)
     return None if judges is None else lambda: judges.load(data_dir)
+
+
+def _check_rows(outputs: Sequence[Sequence[Shape]]) -> None:
+    """Nothing, if rows of all buckets are alike, as they are put together."""
+    kinds = {tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves) for leaves in outputs}
+    if len(kinds) > 1:
+        listed = " and ".join(
+            ", ".join(f"{dtype}{list(shape)}" for shape, dtype in kind) for kind in sorted(kinds)
+        )
+        raise UserError(f"predict gives rows of {listed}: pad them to one shape for all buckets")
 
 
 def shape_key(batch: Mapping[str, Any]) -> Any:

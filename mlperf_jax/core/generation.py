@@ -31,7 +31,7 @@ from mlperf_jax.core import feed, processes
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as steps
-from mlperf_jax.core.benchmark import Benchmark, Games
+from mlperf_jax.core.benchmark import Benchmark, Bucket, Games
 from mlperf_jax.core.state import State
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.shard import ROWS
@@ -83,7 +83,7 @@ def compile_generate(assembly: states.Assembly) -> Any:
         return share(view, generation, key, numbers, prompts)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    prompts = steps.abstract_batch(benchmark.prompt(), count, rows)
+    prompts = steps.abstract_batch(Bucket(count, benchmark.prompt()), rows)
     jitted = jax.jit(generate, out_shardings=rows)
     return assembly.compile(jitted, assembly.abstract_view, np.int32(0), np.int32(0), key, prompts)
 
@@ -211,7 +211,8 @@ class Generator:
         prompts: Any = {}
         if self._prompts is not None:
             batch = self._prompts[number * self._parts.count + part]
-            feed.check(batch, [self._run.benchmark.prompt()])
+            bucket = Bucket(games, self._run.benchmark.prompt())
+            feed.fitting(batch, [feed.Form.of(bucket, mesh, padded=False)])
             prompts = feed.place(batch, games, meshes.batch_sharding(mesh))
         made = self._program(view, np.int32(number), np.int32(part), key, prompts)
         for first, end, shares in own_records(*made):

@@ -71,8 +71,8 @@ def compile_train(assembly: states.Assembly) -> dict[Any, Any]:
     sharding = meshes.batch_sharding(assembly.mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     programs = {}
-    for example in benchmark.examples():
-        batch = step.abstract_batch(example, benchmark.rows, sharding)
+    for bucket in benchmark.buckets():
+        batch = step.abstract_batch(bucket, sharding)
         programs[evaluation.shape_key(batch)] = assembly.compile(
             jitted, assembly.abstract, batch, key
         )
@@ -165,7 +165,7 @@ class Loop:
             start=start,
             threads=run.threads,
         )
-        return feed.Feed(batches, benchmark.rows, meshes.batch_sharding(mesh), benchmark.examples())
+        return feed.Feed(batches, benchmark.buckets(), mesh)
 
     def _eval_batches(self) -> Iterator[Any]:
         run, size = self.run, self.run.benchmark.eval_rows

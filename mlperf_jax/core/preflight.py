@@ -108,27 +108,28 @@ def check_batches(benchmark: Benchmark, mesh: Mesh) -> None:
             f"samples(step) of {benchmark.name} must be 0 before the first step and grow with every one, "
             f"but counts {', '.join(map(str, counted))}"
         )
-    ways = meshes.batch_ways(mesh)
-    packed = benchmark.rows != benchmark.batch_size
-    sizes = [
-        ("rows" if packed else "batch size", benchmark.rows),
-        ("micro-batch of", benchmark.rows // benchmark.gradient_accumulation_steps),
-        ("evaluation batch size", benchmark.eval_rows),
-    ]
-    if benchmark.generate is not None:
-        sizes.append(("games of a part", benchmark.parts().games))
-    for what, rows in sizes:
-        if rows % ways:
-            raise UserError(
-                f"{what} {rows} is not divided by the mesh {meshes.describe(mesh)}, which splits rows "
-                f"{ways} ways: choose a multiple of {ways}, or another --mesh"
-            )
+    ways, micro = meshes.batch_ways(mesh), benchmark.gradient_accumulation_steps
+    train = [bucket.rows for bucket in benchmark.buckets()]
+    whole = "batch size" if train == [benchmark.batch_size] else "rows"
+    played = [] if benchmark.generate is None else [benchmark.parts().games]
+    for what, parts, sizes in (
+        (whole, 1, train),
+        ("micro-batch of", micro, train),
+        ("evaluation batch size", 1, [bucket.rows for bucket in benchmark.eval_buckets()]),
+        ("games of a part", 1, played),
+    ):
+        for rows in sizes:
+            if rows % (parts * ways):
+                raise UserError(
+                    f"{what} {rows / parts:g} is not divided by the mesh {meshes.describe(mesh)}, which "
+                    f"splits rows {ways} ways: choose a multiple of {ways}, or another --mesh"
+                )
 
 
 def check_reading(benchmark: Benchmark, options: RunOptions, mesh: Mesh) -> None:
     """This process reads consecutive rows of every batch, and at least one step is allowed."""
-    for rows in (benchmark.rows, benchmark.eval_rows):
-        meshes.process_rows(mesh, rows)
+    for bucket in (*benchmark.buckets(), *benchmark.eval_buckets()):
+        meshes.process_rows(mesh, bucket.rows)
     first = benchmark.samples(1)
     if options.max_samples is not None and options.max_samples < first:
         raise UserError(f"max_samples {options.max_samples} is less than one batch of {first}")

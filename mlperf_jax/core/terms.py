@@ -41,6 +41,19 @@ def i32(*shape: int) -> Shape:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """One of the shapes that batches come in.
+
+    Attributes:
+        rows: B of the global batch.
+        example: shape and dtype of one row by array.
+    """
+
+    rows: int
+    example: Example
+
+
+@dataclass(frozen=True)
 class Target(rules.Target):
     """Bounds that one named quality must meet; a run ends when all of its targets are met at once.
 
@@ -89,8 +102,10 @@ class Start:
 class Weighted:
     """A loss whose mean runs over something other than rows (tokens, valid labels).
 
-    `Benchmark.loss` returns it instead of a scalar; totals and weights are added over micro-batches
-    before the division, so gradient accumulation does not change the mean.
+    `Benchmark.loss` returns it instead of a scalar, or several by name, whose means are added: {"masked":
+    Weighted(…), "next": Weighted(…)}. Each mean is over the whole batch, as totals and weights are added over
+    micro-batches before the division: gradient accumulation changes nothing. Weights that follow from the
+    batch alone make several means cost what one costs (`core/gradients.py`).
     """
 
     total: jax.Array

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.benchmark import Benchmark, Example
 from mlperf_jax.errors import UserError
 from mlperf_jax.planning import devices as names
 from mlperf_jax.planning.timing import StepTime, samples_per_step
@@ -150,15 +150,18 @@ def _megabytes(rate: float) -> str:
     return f"{value:,.0f} MB/s" if value >= 100 else f"{value:.3g} MB/s"
 
 
+def _bytes(example: Example) -> int:
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in example.values())
+
+
 def input_notes(benchmark: Benchmark, devices: names.Devices, time: StepTime) -> Iterator[str]:
     """Records and bytes per second that a host must read, and whether its cores carry the making of them."""
-    rate = time.samples_per_second * benchmark.rows / samples_per_step(benchmark)
-    each = rate / devices.hosts  # a row is a record, though it may hold several samples
-    example = benchmark.examples()[0]
-    size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in example.values())
+    rows, size = np.mean([(b.rows, b.rows * _bytes(b.example)) for b in benchmark.buckets()], 0)
+    # a row is a record, though it may hold several samples
+    each = time.samples_per_second * rows / samples_per_step(benchmark) / devices.hosts
     yield (
         f"input: {each:,.{0 if each >= 10 else 2}f} records a second on each of {devices.hosts:,} hosts, "
-        f"{_megabytes(each * size)} onto its devices"
+        f"{_megabytes(each * size / rows)} onto its devices"
     )
     per_core = benchmark.records_per_core
     if per_core is None:

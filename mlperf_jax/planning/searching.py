@@ -62,8 +62,9 @@ def _sharded(sizes: Mapping[str, int]) -> dict[str, int]:
 def _accumulations(benchmark: Benchmark, sizes: Mapping[str, int]) -> list[int]:
     """Numbers of micro-batches above the present one that leave every device a row."""
     ways = math.prod(sizes.get(axis, 1) for axis in ROWS)
-    now = benchmark.gradient_accumulation_steps
-    return [2**k * now for k in range(1, 4) if benchmark.rows % (2**k * now * ways) == 0]
+    now, rows = benchmark.gradient_accumulation_steps, [b.rows for b in benchmark.buckets()]
+    steps = [2**k * now for k in range(1, 4)]
+    return [n for n in steps if not any(count % (n * ways) for count in rows)]
 
 
 # -- the search ------------------------------------------------------------------------------------

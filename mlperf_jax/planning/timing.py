@@ -152,8 +152,8 @@ def _evaluation(
     if not programs:
         return None
     each = [_parts(p.work, devices, flops)["seconds"] for p in programs]
-    batches = math.ceil(benchmark.eval_samples / benchmark.eval_rows)
-    return batches * sum(each) / len(each)
+    rows = [bucket.rows for bucket in benchmark.eval_buckets()]
+    return math.ceil(benchmark.eval_samples * len(rows) / sum(rows)) * sum(each) / len(each)
 
 
 def _parts(work: Mapping[str, Any], devices: names.Devices, flops: float) -> dict[str, float]:

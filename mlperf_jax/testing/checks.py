@@ -12,9 +12,10 @@ from typing import Any, get_args
 import numpy as np
 
 from mlperf_jax import benchmarks
-from mlperf_jax.core import evaluation, preflight, state
+from mlperf_jax.core import evaluation, feed, preflight, state
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Absence, Benchmark
+from mlperf_jax.errors import UserError
 from mlperf_jax.results import log as logs
 from mlperf_jax.results import rules
 from mlperf_jax.results.runs import Scalars
@@ -88,26 +89,19 @@ def _has_checker(cls: type[Benchmark]) -> bool:
 
 def data_give_what_example_says(benchmark: Benchmark, data_dir: str) -> None:
     """The first batch of training and of evaluation: names, shapes and dtypes."""
-    size, data = benchmark.rows, benchmark.data()
+    data, one = benchmark.data(), meshes.make_mesh("data=1")
+    size = benchmark.rows
     train = data.train(data_dir).batches(size, rows=(0, size), seed=0, start=0, threads=1)
+    size = benchmark.eval_rows
     tested = data.validation(data_dir).eval_batches(size, rows=(0, size), threads=1)
-    for split, batches, examples in (
-        ("training", train, benchmark.examples()),
-        ("evaluation", tested, benchmark.eval_examples()),
+    for split, batches, buckets, padded in (
+        ("training", train, benchmark.buckets(), False),
+        ("evaluation", tested, benchmark.eval_buckets(), True),
     ):
-        batch = dict(next(iter(batches)))
-        batch.pop("mask", None)
-        found = {name: (v.shape[1:], v.dtype) for name, v in batch.items()}
-        stated = [{name: (v.shape, v.dtype) for name, v in e.items()} for e in examples]
-        must(
-            found in stated,
-            f"{split} data give {_words(found)}; example() says {' or '.join(map(_words, stated))}",
-        )
-
-
-def _words(arrays: Mapping[str, Any]) -> str:
-    """ "label int32[], x float32[13]"."""
-    return ", ".join(f"{k} {np.dtype(arrays[k][1])}{list(arrays[k][0])}" for k in sorted(arrays))
+        try:
+            feed.fitting(next(iter(batches)), [feed.Form.of(b, one, padded) for b in buckets])
+        except UserError as error:
+            raise AssertionError(f"in {split}, {error}") from error
 
 
 def evaluation_counts_every_sample_once(benchmark: Benchmark, data_dir: str) -> None:

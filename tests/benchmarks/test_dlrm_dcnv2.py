@@ -147,9 +147,7 @@ def test_a_step_takes_table_accumulator_and_what_a_batch_does():
     )
     for mesh, devices in (("data=1", 1), ("data=8", 8)):
         assembly = states.assemble(benchmark, meshes.make_mesh(mesh))
-        batch = train.abstract_batch(
-            benchmark.example(), benchmark.batch_size, meshes.batch_sharding(assembly.mesh)
-        )
+        batch = train.abstract_batch(benchmark.buckets()[0], meshes.batch_sharding(assembly.mesh))
         key = jax.eval_shape(lambda: jax.random.key(0))
         compiled = assembly.compile(train.jit_train_step(assembly), assembly.abstract, batch, key)
         memory = compiled.memory_analysis()

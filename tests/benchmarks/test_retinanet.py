@@ -283,4 +283,4 @@ def raw(image, wide=False):
 def predict_batch(assembly: state.Assembly) -> dict:
     benchmark = assembly.benchmark
     sharding = meshes.batch_sharding(assembly.mesh)
-    return step.abstract_batch(benchmark.examples()[0], benchmark.eval_rows, sharding)
+    return step.abstract_batch(benchmark.eval_buckets()[0], sharding)

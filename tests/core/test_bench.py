@@ -141,7 +141,7 @@ def test_synthetic_batches_are_valid_everywhere_and_lie_where_the_step_wants_the
                 "ok": jax.ShapeDtypeStruct((), bool),
             }
 
-    (batch,) = benches.synthetic_batches(Shapes().examples(), 16, mesh)
+    (batch,) = benches.synthetic_batches(Shapes(batch_size=16).buckets(), mesh)
     assert all(leaf.sharding == meshes.batch_sharding(mesh) for leaf in batch.values())
     assert set(np.unique(batch["ids"])) == {0, 1}
     assert batch["image"].dtype == np.uint8

@@ -42,7 +42,7 @@ KILLS = {
 
 
 # others than the toy, killed before the first checkpoint and between two
-OTHERS = ["sample_toys:Packed"]
+OTHERS = ["more_toys:Packed", "more_toys:Growing", "more_toys:Planned", "more_toys:Routed"]
 
 
 def run_killed(*tasks, toy="Toy"):

@@ -7,6 +7,7 @@ import optax
 import pytest
 import toys
 
+from mlperf_jax.core import gradients
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import step as train
 from mlperf_jax.core.benchmark import Table
@@ -90,7 +91,7 @@ def test_each_device_works_on_every_micro_batch():
     """Splitting the batch into micro-batches moves no row to another device."""
     mesh = meshes.make_mesh("data=8")
     x = jax.device_put(np.arange(32.0), meshes.batch_sharding(mesh))
-    parts = jax.jit(lambda x: train._interleave(x, 4))(x)
+    parts = jax.jit(lambda x: gradients.interleave(x, 4))(x)
     for shard in parts.addressable_shards:
         assert shard.data.shape == (1, 4)
     np.testing.assert_array_equal(parts, np.arange(32.0).reshape(8, 4))
@@ -280,9 +281,7 @@ def test_no_gradient_of_a_whole_table_is_made(nonfinite):
     """The step on a table of 5 MB takes far less besides, and gives its buffers back."""
     benchmark = toys.Wide(dtype="float32", nonfinite=nonfinite)
     assembly = toys.prepared(benchmark)
-    batch = train.abstract_batch(
-        benchmark.example(), benchmark.batch_size, meshes.batch_sharding(assembly.mesh)
-    )
+    batch = train.abstract_batch(benchmark.buckets()[0], meshes.batch_sharding(assembly.mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     memory = train.jit_train_step(assembly).lower(assembly.abstract, batch, key).compile()
     memory = memory.memory_analysis()
