@@ -178,7 +178,10 @@ class Benchmark:
     # -- pictures ------------------------------------------------------------------------------
 
     def class_names(self, data_dir: str) -> Sequence[str]:
-        """Names of the classes as the data have them; empty where they have none."""
+        """Names of the classes as the data have them; empty where they have none.
+
+        Preflight refuses data with more of them than a field `classes`, where there is one, says.
+        """
         return ()
 
     def find(self, model: Any, batch: Batch) -> Any:
