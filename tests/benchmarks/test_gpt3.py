@@ -200,7 +200,7 @@ def test_bad_start_checkpoint_is_named(data_dir) -> None:
 
 
 def test_sequences_beyond_the_positions_are_refused() -> None:
-    with pytest.raises(UserError, match="sequence_length must be from 2 to 2048, not 4096"):
+    with pytest.raises(UserError, match="sequence_length must be at most 2048, not 4096"):
         Gpt3(sequence_length=4096)
 
 

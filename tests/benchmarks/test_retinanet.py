@@ -106,9 +106,9 @@ def test_closed_refuses_what_the_rules_do_not_allow(changes: dict, word: str) ->
 
 
 def test_fields_out_of_range_are_refused() -> None:
-    with pytest.raises(UserError, match="stages must be four"):
+    with pytest.raises(UserError, match="stages must be 4 whole numbers"):
         RetinaNet(stages=(3, 4, 6))
-    with pytest.raises(UserError, match="trainable_stages must be 0"):
+    with pytest.raises(UserError, match="trainable_stages must be a whole number, from 0 to 5"):
         RetinaNet(trainable_stages=6)
 
 

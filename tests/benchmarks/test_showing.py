@@ -261,9 +261,8 @@ def test_the_file_has_a_name_of_its_own(tiny_data, tmp_path, monkeypatch, capsys
     [
         ("gpt3", {"tiny": True}, "no pictures of gpt3; there are of resnet, unet3d, retinanet"),
         ("resnt", {}, "did you mean 'resnet'"),
-        ("resnet", {"samples": 0}, "samples must be at least 1"),
-        ("resnet", {"samples": 2.5}, "samples must be a whole number"),
-        ("resnet", {"seed": -1}, "seed must be at least 0"),
+        ("resnet", {"samples": 0}, "samples must be a whole number, at least 1, or None"),
+        ("resnet", {"seed": -1}, "seed must be a whole number, from 0"),
         ("resnet", {"split": "validation"}, "split must be train or eval"),
         ("resnet", {"output": "a.gif"}, "must end in .png"),
         ("resnet", {"output": "no/such/folder/a.png"}, "there is no folder"),

@@ -225,7 +225,7 @@ def test_both_accepted_augmentations_are_closed() -> None:
         ({"augmentation": "torch"}, "augmentation must be reference or dali"),
         ({"patch": 100}, "patch 100 cannot be halved 5 times: give a multiple of 32"),
         ({"eval_shape": (448, 448, 400)}, "eval_shape 448x448x400 holds no whole windows"),
-        ({"oversampling": 1.5}, "oversampling must be in 0 … 1"),
+        ({"oversampling": 1.5}, "oversampling must be a number, from 0 to 1"),
     ],
 )
 def test_impossible_fields_are_refused(changes: dict, said: str) -> None:

@@ -153,10 +153,10 @@ def test_synthetic_batches_are_valid_everywhere_and_lie_where_the_step_wants_the
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"input": "imaginary"}, "input must be one of synthetic, real, input-only"),
+        ({"input": "imaginary"}, "input must be synthetic, real or input-only"),
         ({"input": "real"}, "give data_dir"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"warmup": -1}, "warmup must be at least 0"),
+        ({"steps": 0}, "steps must be a whole number, at least 1"),
+        ({"warmup": -1}, "warmup must be a whole number, at least 0"),
     ],
 )
 def test_bad_arguments_are_refused(change, says):
