@@ -112,6 +112,7 @@ def test_untrained_model_misses_the_target(name: str, data_dir: str) -> None:
         lambda: benchmark.eval_data(data_dir).eval_batches(size, rows=(0, size), threads=2),
         battery.SEED,
         programs,
+        data_dir,
     )
     quality = evaluator.quality(assembly.create(battery.SEED), 1)
     assert not all(target.met(quality) for target in benchmark.targets), quality

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from mlperf_jax.core.fields import check_whole, did_you_mean
+from mlperf_jax.core.protocols import Metric
 from mlperf_jax.core.terms import (
     Array,
     Batch,
@@ -60,7 +61,7 @@ class Benchmark:
     # class attributes: what does not vary with a recipe
     name: ClassVar[str]
     ruleset: ClassVar[str]
-    metric: ClassVar[Any]
+    metric: ClassVar[Metric]
     parameters: ClassVar[int]  # trained ones at full size, as the reference counts them
     frozen: ClassVar[tuple[str, ...]] = ()
     rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
@@ -222,6 +223,15 @@ class Benchmark:
     def predict(self, model: Any, batch: Batch, key: jax.Array) -> Any:
         """What the metric adds up: arrays with leading axis B. `model` is the evaluation view."""
         raise NotImplementedError
+
+    def metric_from(self, data_dir: str) -> Metric:
+        """The metric with what it needs of the data: a vocabulary, references, statistics, polygons.
+
+        `metric` itself where it needs nothing. Otherwise `metric` is one without data, which says its mode,
+        whether it takes rows, and its sums: a run is compiled and planned by it. This one gives the
+        results, and is made when the first is due, after `run_start`, by the process that computes it.
+        """
+        return self.metric
 
     def diverged(self, quality: Mapping[str, float]) -> bool:
         """Whether an evaluation says that the run is beyond hope; it is then given up."""

@@ -142,7 +142,7 @@ class Loop:
         limits = [n for n in (run.benchmark.last_sample, run.options.max_samples) if n]
         self.last_step = run.benchmark.step_of(min(limits)) if limits else None
         self.evaluator = evaluation.Evaluator(
-            run.assembly, self._eval_batches, run.seed, self.predict
+            run.assembly, self._eval_batches, run.seed, self.predict, run.data_dir
         )
 
     # -- data ----------------------------------------------------------------------------------

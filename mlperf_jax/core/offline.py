@@ -81,7 +81,7 @@ def _score(run: Run, trained: dict[str, Any]) -> Result | None:
         return run.eval_data().eval_batches(benchmark.eval_rows, rows=rows, threads=run.threads)
 
     programs = evaluation.compile_predict(run.assembly)
-    evaluator = evaluation.Evaluator(run.assembly, batches, run.seed, programs)
+    evaluator = evaluation.Evaluator(run.assembly, batches, run.seed, programs, run.data_dir)
     ending = Ending(seconds_training=trained["seconds_training"], done=trained["step"])
     for number, step in enumerate(run.checkpoints.sealed_steps(), start=1):
         state, meta = run.load(step)

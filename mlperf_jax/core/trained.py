@@ -120,13 +120,15 @@ class Trained:
         benchmark, mesh = self.benchmark, self.assembly.mesh
         size = benchmark.eval_rows
         rows = meshes.process_rows(mesh, size)
-        data = benchmark.eval_data(data_dir or self.find_data())
+        folder = data_dir or self.find_data()
+        data = benchmark.eval_data(folder)
         threads = threads or os.cpu_count() or 1
         evaluator = evaluation.Evaluator(
             self.assembly,
             lambda: data.eval_batches(size, rows=rows, threads=threads),
             self.seed,
             evaluation.compile_predict(self.assembly),
+            folder,
         )
         return evaluator.quality(self.view, max(1, self.evaluations))
 
