@@ -28,7 +28,7 @@ from mlperf_jax.core.fields import (
     check_fields,
     did_you_mean,
 )
-from mlperf_jax.core.protocols import DataSet
+from mlperf_jax.core.protocols import DataSet, Metric
 from mlperf_jax.core.terms import (
     Absence,
     Array,
@@ -79,7 +79,7 @@ class Benchmark:
     # class attributes: what does not vary with a recipe
     name: ClassVar[str]
     ruleset: ClassVar[str] = ""  # of the last round that ran it; "" if none did
-    metric: ClassVar[Any]
+    metric: ClassVar[Metric]
     parameters: ClassVar[int]  # trained ones at full size, as the reference counts them
     frozen: ClassVar[tuple[str, ...]] = ()
     rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
@@ -268,6 +268,15 @@ class Benchmark:
             UserError: a file is missing; nothing else of it need be read here.
         """
         raise NotImplementedError
+
+    def metric_from(self, data_dir: str) -> Metric:
+        """The metric with what it needs of the data: a vocabulary, references, statistics, polygons.
+
+        `metric` itself where it needs nothing. Otherwise `metric` is one without data, which says its mode,
+        whether it takes rows, and its sums: a run is compiled and planned by it. This one gives the
+        results, and is made when the first is due, after `run_start`, by the process that computes it.
+        """
+        return self.metric
 
     def diverged(self, quality: Mapping[str, float]) -> bool:
         """Whether an evaluation says that the run is beyond hope; it is then given up."""

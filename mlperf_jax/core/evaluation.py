@@ -7,6 +7,8 @@ leaves sealed checkpoints that `offline.score` works through after the run.
 
 from __future__ import annotations
 
+import collections
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from mlperf_jax.core import feed, processes, step
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Shape
 from mlperf_jax.core.judges import judges_of
+from mlperf_jax.core.protocols import Metric
 from mlperf_jax.core.state import Assembly, State, stream
 from mlperf_jax.errors import UserError
 
@@ -37,6 +40,7 @@ class Evaluator:
         batches: a fresh iterator over this process's evaluation batches, each with a "mask".
         seed: sampling keys of evaluation number k derive from (seed, k).
         programs: from `compile_predict`.
+        data_dir: where the metric finds what it needs of the data.
         judges: loads the arrays of the judges, if there are any; called as an evaluation begins, at whose
             end they are let go.
     """
@@ -45,7 +49,24 @@ class Evaluator:
     batches: Callable[[], Iterator[Mapping[str, np.ndarray]]]
     seed: int
     programs: Mapping[Any, Any]
+    data_dir: str
     judges: Callable[[], State] | None = None
+
+    @functools.cached_property
+    def metric(self) -> Metric:
+        """The metric that knows its data.
+
+        Raises:
+            UserError: it is of another kind than the one that predictions were compiled for.
+        """
+        benchmark = self.assembly.benchmark
+        stated, made = benchmark.metric, benchmark.metric_from(self.data_dir)
+        if (made.mode, made.rows) != (stated.mode, stated.rows):
+            raise UserError(
+                f"metric_from gives a metric of mode {made.mode} that takes {_takes(made)}, and metric says "
+                f"{stated.mode} and {_takes(stated)}: they must agree"
+            )
+        return made
 
     def outputs(self, state: State, number: int) -> Any:
         """Sums added over all batches, or rows in data order, on the host (rows: process 0 only)."""
@@ -53,7 +74,8 @@ class Evaluator:
         view = self.assembly.eval_view(state)
         judges = [self.judges()] if self.judges else []
         key = jax.random.fold_in(stream(self.seed, "evaluation"), number)
-        found: list[Any] = []
+        found: collections.deque[Any] = collections.deque()
+        total: Any = None
         with feed.Feed(self.batches(), benchmark.eval_buckets(), mesh, padded=True) as batches:
             for index, batch in enumerate(batches):
                 mask = batch["mask"]
@@ -62,17 +84,14 @@ class Evaluator:
                 outputs = self.programs[shape_key(batch)](
                     view, batch, mask, jax.random.fold_in(key, index), *judges
                 )
-                if benchmark.metric.rows:
-                    outputs = _rows_on_host(outputs, mask)
-                found.append(outputs)
-                if len(found) > IN_FLIGHT:
-                    jax.block_until_ready(found[-IN_FLIGHT - 1])
+                found.append(_rows_on_host(outputs, mask) if benchmark.metric.rows else outputs)
+                if len(found) > IN_FLIGHT and not benchmark.metric.rows:
+                    total = _added(total, found.popleft())
         if not found:
             raise UserError("the evaluation data holds no sample")
         if benchmark.metric.rows:
             return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
-        sums = jax.device_get(found)
-        return jax.tree.map(lambda *parts: np.sum(np.stack(parts), 0, dtype=np.float64), *sums)
+        return functools.reduce(_added, found, total)
 
     def result(self, outputs: Any) -> Quality:
         """The metric's result; to be called on process 0 only.
@@ -81,7 +100,7 @@ class Evaluator:
             UserError: it lacks a value that a target wants.
         """
         benchmark = self.assembly.benchmark
-        quality = {name: float(v) for name, v in benchmark.metric.result(outputs).items()}
+        quality = {name: float(v) for name, v in self.metric.result(outputs).items()}
         for target in benchmark.targets:
             if target.name not in quality:
                 raise UserError(
@@ -137,6 +156,19 @@ def _check_rows(outputs: Sequence[Sequence[Shape]]) -> None:
 def shape_key(batch: Mapping[str, Any]) -> Any:
     """What tells bucket shapes apart."""
     return tuple(sorted((name, leaf.shape) for name, leaf in batch.items()))
+
+
+def _takes(metric: Metric) -> str:
+    return "rows" if metric.rows else "sums"
+
+
+def _added(total: Any, sums: Any) -> Any:
+    """A batch's sums, of any dtype, added to the total on the host, in float64; None is nothing yet.
+
+    The device keeps those of a few batches: of sixty, second moments of 2,048 features take 1 GB.
+    """
+    sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(sums))
+    return sums if total is None else jax.tree.map(np.add, total, sums)
 
 
 def _rows_on_host(outputs: Any, mask: jax.Array) -> Any:

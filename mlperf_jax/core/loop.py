@@ -147,7 +147,7 @@ class Loop:
         self.last_step = preflight.last_step(run.benchmark, run.options)
         judges = evaluation.judges_from(run.assembly, run.data_dir)
         self.evaluator = evaluation.Evaluator(
-            run.assembly, self._eval_batches, run.seed, self.predict, judges
+            run.assembly, self._eval_batches, run.seed, self.predict, run.data_dir, judges
         )
 
     # -- data ----------------------------------------------------------------------------------

@@ -153,6 +153,7 @@ class Scorer:
             lambda: run.eval_data().eval_batches(size, rows=rows, threads=run.threads),
             run.seed,
             evaluation.compile_predict(run.assembly),
+            run.data_dir,
             judges and functools.cache(judges),
         )
 

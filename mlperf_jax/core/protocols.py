@@ -8,8 +8,9 @@ Shape legend: B rows of a global batch, lo..hi the rows of it that this process 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
 HostBatch = dict[str, np.ndarray]
@@ -105,26 +106,33 @@ class NamesClasses(Protocol):
 class Metric(Protocol):
     """How predictions become quality.
 
+    The core runs `predict` on every evaluation batch. A metric that takes no rows turns what it gave into
+    a few sums on the device, which the core adds up; one that takes rows is given every row, padding
+    removed, in the order of the data.
+
     Attributes:
-        mode: "inline" waits for the value, "beside" computes it while the next steps run, "offline"
-            scores sealed checkpoints after the run.
-        rows: whether `result` takes the rows of all predictions instead of their sums.
+        mode: "inline" (training waits), "beside" (`result` runs while training goes on; the evaluated
+            state is the one that counts), or "offline" (sealed checkpoints are scored after the run).
+        rows: whether `result` gets rows instead of sums.
         ranges: the qualities that a target may name, each with the least and the most it can be.
     """
 
     @property
     def mode(self) -> str: ...
 
-    @property
-    def rows(self) -> bool: ...
+    rows: ClassVar[bool]
 
     @property
     def ranges(self) -> Mapping[str, tuple[float, float]]: ...
 
-    def sums(self, outputs: Any, mask: Any) -> Any:
-        """On the device: sums over the rows of a batch whose mask is true."""
+    def sums(self, outputs: Any, mask: jax.Array) -> Any:
+        """Sums over the rows of one batch whose mask [B] is true; traced under jit."""
         ...
 
     def result(self, total: Any) -> Mapping[str, float]:
-        """On the host, process 0: quality by name."""
+        """Quality by name, on the host, process 0.
+
+        Args:
+            total: NumPy arrays: the added sums in float64, exact for counts up to 2**53, or the rows.
+        """
         ...

@@ -142,6 +142,7 @@ class Trained:
             lambda: data.eval_batches(size, rows=rows, threads=threads),
             self.seed,
             evaluation.compile_predict(self.assembly),
+            folder,
             evaluation.judges_from(self.assembly, folder),
         )
         return evaluator.quality(self.view, max(1, self.evaluations))

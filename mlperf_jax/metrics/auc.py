@@ -47,7 +47,7 @@ class Auc:
 
     Attributes:
         name: the quality's name.
-        mode: see `Metric`; "beside" hides the sort behind the next steps.
+        mode: see `core.protocols.Metric`; "beside" hides the sort behind the next steps.
     """
 
     name: str = "auc"
@@ -155,7 +155,7 @@ class AucHistogram:
 
     Attributes:
         name: the quality's name.
-        mode: see `Metric`.
+        mode: see `core.protocols.Metric`.
     """
 
     name: str = "auc"

@@ -44,7 +44,7 @@ class Dice:
 
     Attributes:
         classes: names of the classes above 0.
-        mode: see `Metric`.
+        mode: see `core.protocols.Metric`.
 
     >>> quality = Dice(("kidney",)).result(np.array([[[1], [2], [2]], [[3], [3], [3]]]))
     >>> round(quality["mean_dice"], 6)

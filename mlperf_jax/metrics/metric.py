@@ -1,8 +1,4 @@
-"""What a metric is: sums on the device or rows on the host, and a result.
-
-The core runs `predict` on every evaluation batch. A metric with `rows = False` turns each batch's
-outputs into a few sums on the device, which the core adds up in float64; one with `rows = True` is given
-every output row in data order, padding removed, as NumPy arrays on process 0.
+"""The mean of a number per row; `core.protocols.Metric` says what a metric is.
 
 Shape legend: B rows of an evaluation batch.
 """
@@ -12,39 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-
-class Metric(Protocol):
-    """The protocol of `Benchmark.metric`.
-
-    Attributes:
-        mode: "inline" (training waits), "beside" (`result` runs while training goes on; the evaluated
-            state is the one that counts), or "offline" (sealed checkpoints are scored after the run).
-        rows: whether `result` gets rows instead of sums.
-        ranges: the qualities that a target may name, each with the least and the most it can be.
-    """
-
-    @property
-    def mode(self) -> str: ...
-
-    @property
-    def rows(self) -> bool: ...
-
-    @property
-    def ranges(self) -> Mapping[str, tuple[float, float]]: ...
-
-    def sums(self, outputs: Any, mask: jax.Array) -> Mapping[str, jax.Array]:
-        """Sums over the rows of one batch whose mask [B] is true; traced under jit."""
-        ...
-
-    def result(self, total: Any) -> dict[str, float]:
-        """Quality by name, from added sums (float64) or from rows; on the host."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class LogPerplexity:
     Attributes:
         name: the quality's name.
         by: "tokens" or "sequences".
-        mode: see `Metric`.
+        mode: see `core.protocols.Metric`.
 
     >>> LogPerplexity().result({"total": 10.0, "count": 4})
     {'log_perplexity': 2.5}

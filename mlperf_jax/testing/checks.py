@@ -122,6 +122,8 @@ def untrained_model_misses_the_target(benchmark: Benchmark, data_dir: str) -> No
         lambda: benchmark.data().validation(data_dir).eval_batches(size, rows=(0, size), threads=2),
         runs.SEED,
         programs,
+        data_dir,
+        evaluation.judges_from(assembly, data_dir),
     )
     quality = evaluator.quality(assembly.create(runs.SEED), 1)
     met = all(target.met(quality) for target in benchmark.targets)

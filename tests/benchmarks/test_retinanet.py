@@ -225,7 +225,7 @@ def test_rows_of_two_meshes_and_a_padded_batch_score_the_same(tmp_path: pathlib.
             )
 
         programs = evaluation.compile_predict(assembly)
-        evaluator = evaluation.Evaluator(assembly, batches, 0, programs)
+        evaluator = evaluation.Evaluator(assembly, batches, 0, programs, str(tmp_path))
         weights = drawn(assembly)
         # all scores above the threshold, so that there is something to find
         head = weights["params"]["classification"]["head"]

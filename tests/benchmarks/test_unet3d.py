@@ -156,6 +156,7 @@ def test_mean_dice_is_exact_over_sharded_and_padded_batches(mesh: str, rows: int
         lambda: data.eval_batches(rows, threads=1),
         seed=0,
         programs=evaluation.compile_predict(assembly),
+        data_dir="",
     )
     counts = evaluator.outputs(current, 1)
     assert counts.shape == (7, 3, 2)

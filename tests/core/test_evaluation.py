@@ -30,7 +30,7 @@ def evaluator(benchmark, mesh="data=8"):
         return assembly.benchmark.data().validation("").eval_batches(size, rows=rows, threads=1)
 
     programs = evaluation.compile_predict(assembly)
-    return evaluation.Evaluator(assembly, batches, 0, programs), assembly.create(0)
+    return evaluation.Evaluator(assembly, batches, 0, programs, ""), assembly.create(0)
 
 
 # -- inline ----------------------------------------------------------------------------------------

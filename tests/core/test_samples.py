@@ -118,6 +118,7 @@ def test_planned_evaluation_counts_every_sample_once():
             lambda: data.eval_batches(rows, rows=(0, rows), threads=1),
             0,
             evaluation.compile_predict(assembly),
+            "",
         )
         return evaluator.outputs(state, 1)
 
