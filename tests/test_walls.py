@@ -40,7 +40,7 @@ MAY_IMPORT = {
         "results",
     },
     "planning": {"benchmarks", "core", "ops", "results"},
-    "testing": {"benchmarks", "core", "results"},
+    "testing": {"benchmarks", "core", "optimizers", "results"},
     "template": {"benchmarks", "metrics", "ops", "optimizers", "testing"},
 }
 # they may import everything
