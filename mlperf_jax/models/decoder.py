@@ -24,10 +24,11 @@ from jax.sharding import PartitionSpec as P
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.models.decoder_config import DecoderConfig, Lora, RopeScaling
-from mlperf_jax.models.lora import FROZEN, LoraBranch, dropped
+from mlperf_jax.models.lora import FROZEN, LoraBranch
 from mlperf_jax.models.quantised import QuantisedLinear
 from mlperf_jax.ops import attention as attentions
 from mlperf_jax.ops import dense, stack
+from mlperf_jax.ops.dropout import dropped
 from mlperf_jax.ops.shard import ROWS, Axes, platform, shard
 
 __all__ = ["FROZEN", "RULES", "Decoder", "DecoderConfig", "Lora", "RopeScaling"]
