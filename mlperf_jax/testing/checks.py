@@ -87,14 +87,15 @@ def _has_checker(cls: type[Benchmark]) -> bool:
 
 
 def data_give_what_example_says(benchmark: Benchmark, data_dir: str) -> None:
-    """The first batch of training and of evaluation: names, shapes and dtypes."""
+    """The first batch of evaluation, and of training where it has files: names, shapes and dtypes."""
     size = benchmark.batch_size
-    train = benchmark.train_data(data_dir).batches(size, rows=(0, size), seed=0, start=0, threads=1)
     tested = benchmark.eval_data(data_dir).eval_batches(size, rows=(0, size), threads=1)
-    for split, batches, examples in (
-        ("training", train, benchmark.examples()),
-        ("evaluation", tested, benchmark.eval_examples()),
-    ):
+    splits: list[tuple[str, Any, Any]] = [("evaluation", tested, benchmark.eval_examples())]
+    if benchmark.generate is None:
+        data = benchmark.train_data(data_dir)
+        train = data.batches(size, rows=(0, size), seed=0, start=0, threads=1)
+        splits.append(("training", train, benchmark.examples()))
+    for split, batches, examples in splits:
         batch = dict(next(iter(batches)))
         batch.pop("mask", None)
         found = {name: (v.shape[1:], v.dtype) for name, v in batch.items()}
