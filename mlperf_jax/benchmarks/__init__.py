@@ -62,6 +62,9 @@ _BENCHMARKS = {
 # those that `register` was given
 _REGISTERED: dict[str, type[Benchmark]] = {}
 
+# words of the commands that no field may be called by, beside those of `RunOptions`
+RESERVED = frozenset({"name", "tiny", "steps", "warmup", "input", "json"})
+
 # what stands for a benchmark: a name, "my_file.py:Wine", a class, or a configuration of one
 Named = str | type[Benchmark] | Benchmark
 B = TypeVar("B", bound=Benchmark)
@@ -99,6 +102,8 @@ def _complaint(cls: type[Benchmark]) -> str | None:
     name = getattr(cls, "name", None)
     undecorated = "__dataclass_fields__" not in vars(cls) and inspect.get_annotations(cls)
     fields = dataclasses.fields(cls)
+    options = {field.name for field in dataclasses.fields(RunOptions)} | RESERVED
+    taken = [f.name for f in fields if f.name in options]
     unset = [f.name for f in fields if dataclasses.MISSING is f.default is f.default_factory]
     if not (isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)):
         return f'has the name {name!r}: state one of letters, digits and "_", such as name = "wine"'
@@ -112,6 +117,8 @@ def _complaint(cls: type[Benchmark]) -> str | None:
         return "is no frozen dataclass: write @dataclass(frozen=True, kw_only=True) above it"
     if unset:
         return f"gives no value to {', '.join(unset)}: every field needs one"
+    if taken:
+        return f"has a field {', '.join(taken)}, as a run has an option: call it something else"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import optax
 from flax import nnx
 from sklearn.datasets import load_digits
@@ -29,7 +30,7 @@ class MyBenchmark(Benchmark):
 
     def data(self):
         pixels, label = load_digits(return_X_y=True)
-        pixels, label = (pixels / 16).astype("float32"), label.astype("int32")
+        pixels, label = np.asarray(pixels, "float32") / 16, np.asarray(label, "int32")
         return InMemory.split({"pixels": pixels, "label": label}, every=5)
 
     def model(self, rngs):

@@ -88,18 +88,18 @@ def _has_checker(cls: type[Benchmark]) -> bool:
 
 
 def data_give_what_example_says(benchmark: Benchmark, data_dir: str) -> None:
-    """The first batch of training and of evaluation: names, shapes and dtypes."""
-    data, one = benchmark.data(), meshes.make_mesh("data=1")
-    size = benchmark.rows
-    train = data.train(data_dir).batches(size, rows=(0, size), seed=0, start=0, threads=1)
-    size = benchmark.eval_rows
+    """The first batch of evaluation, and of training where it has files: names, shapes and dtypes."""
+    data, one, size = benchmark.data(), meshes.make_mesh("data=1"), benchmark.eval_rows
     tested = data.validation(data_dir).eval_batches(size, rows=(0, size), threads=1)
-    for split, batches, buckets, padded in (
-        ("training", train, benchmark.buckets(), False),
-        ("evaluation", tested, benchmark.eval_buckets(), True),
-    ):
+    splits = [("evaluation", tested, benchmark.eval_buckets())]
+    if benchmark.generate is None:
+        size = benchmark.rows
+        train = data.train(data_dir).batches(size, rows=(0, size), seed=0, start=0, threads=1)
+        splits.append(("training", train, benchmark.buckets()))
+    for split, batches, buckets in splits:
+        forms = [feed.Form.of(bucket, one, split == "evaluation") for bucket in buckets]
         try:
-            feed.fitting(next(iter(batches)), [feed.Form.of(b, one, padded) for b in buckets])
+            feed.fitting(next(iter(batches)), forms)
         except UserError as error:
             raise AssertionError(f"in {split}, {error}") from error
 

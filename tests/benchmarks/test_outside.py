@@ -46,7 +46,7 @@ def own(**stated):
     annotations = {"batch_size": int, "train_samples": int, "eval_samples": int, "targets": tuple}
     for name, value in zip(annotations, (8, 64, 16, (Target("a", above=0),)), strict=True):
         setattr(cls, name, value)
-    cls.__annotations__ = annotations
+    cls.__annotations__ = annotations | {name: int for name in ("seed", "steps") if name in stated}
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -100,6 +100,8 @@ class NotOne:
         (lambda: own(name="my wine"), "Mine has the name 'my wine': state one of letters"),
         (lambda: own(name="class"), "Mine has the name 'class': state one of letters"),
         (lambda: own(name=None), "Mine has the name None"),
+        (lambda: own(seed=3), "Mine has a field seed, as a run has an option"),
+        (lambda: own(steps=3), "Mine has a field steps, as a run has an option"),
         (
             lambda: type("Bare", (own(),), {"__annotations__": {"x": int}}),
             "Bare is no frozen datac",

@@ -99,7 +99,7 @@ def test_data_that_are_not_what_example_says():
             return arrays(x=lambda x: x.astype(np.float64))
 
     told = said(checks.data_give_what_example_says, Wrong(), "")
-    assert "training data give ids int32[2], label int32[], x float64[6]" in told
+    assert "evaluation data give ids int32[2], label int32[], x float64[6]" in told
     assert "example() says ids int32[2], label int32[], x float32[6]" in told
 
 
