@@ -228,7 +228,13 @@ class RetinaNet(Benchmark):
         coco.evaluator()  # missing, it would show after the first epoch
         if self.pretrained:
             backbone_file(data_dir)
-        return openimages.counts(data_dir, max_boxes=self.max_boxes, tiny=self.is_tiny)
+        return openimages.counts(data_dir, tiny=self.is_tiny)
+
+    def capacities(self) -> Mapping[str, int]:
+        return {"boxes": self.max_boxes}
+
+    def maxima(self, data_dir: str) -> Mapping[str, int]:
+        return openimages.maxima(data_dir, tiny=self.is_tiny)
 
     def prepare(self, data_dir: str, source: str | None = None) -> None:
         openimages.build(data_dir, tiny=self.is_tiny, source=source)

@@ -281,6 +281,17 @@ class Benchmark:
         """Samples by split ("train", "validation") read from metadata alone; UserError if unusable."""
         raise NotImplementedError
 
+    def capacities(self) -> Mapping[str, int]:
+        """Places that the recipe has for what a sample holds any number of: {"boxes": self.max_boxes}.
+
+        They are constants, as shapes never come from the data; preflight refuses data that exceed them.
+        """
+        return {}
+
+    def maxima(self, data_dir: str) -> Mapping[str, int]:
+        """The most of each of `capacities` that a sample holds, as the builder noted in the index."""
+        return {}
+
     def prepare(self, data_dir: str, source: str | None = None) -> None:
         """Builds the data set below `data_dir`."""
         raise NotImplementedError

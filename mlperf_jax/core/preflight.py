@@ -85,7 +85,8 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
     """The data's metadata against the recipe's counts; no record is read.
 
     Raises:
-        UserError: the folder is unusable (from `counts`) or holds another number of samples.
+        UserError: the folder is unusable (from `counts`), holds another number of samples, or one that the
+            recipe's arrays have no room for.
     """
     counts = benchmark.counts(data_dir)
     expected = {"train": benchmark.train_samples, "validation": benchmark.eval_samples}
@@ -98,6 +99,18 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
             raise UserError(
                 f"{data_dir} holds {counts[split]:,} {split} samples and {benchmark.name} expects "
                 f"{wanted:,}: prepare it again, or set the sample count if this is another data set"
+            )
+    capacities = benchmark.capacities()
+    maxima = benchmark.maxima(data_dir) if capacities else {}
+    for what, places in capacities.items():
+        if what not in maxima:
+            raise UserError(
+                f"{data_dir} does not say how many {what} a sample has: prepare it again"
+            )
+        if maxima[what] > places:
+            raise UserError(
+                f"{data_dir} holds a sample with {maxima[what]:,} {what} and {benchmark.name} has places for "
+                f"{places:,}, as nothing is cut: allow at least {maxima[what]:,}"
             )
 
 

@@ -57,6 +57,28 @@ def test_another_number_of_samples_is_refused(tmp_path):
         plan(Half(), tmp_path)
 
 
+def test_data_that_the_recipe_has_no_room_for_are_refused(tmp_path):
+    class Boxed(toys.Toy):
+        most = {"boxes": 9}  # noqa: RUF012
+
+        def capacities(self):
+            return {"boxes": 8}
+
+        def maxima(self, data_dir):
+            return self.most
+
+    with pytest.raises(
+        UserError, match=r"sample with 9 boxes and resnet has places for 8.*least 9"
+    ):
+        plan(Boxed(), tmp_path / "output")
+    Boxed.most = {}
+    with pytest.raises(UserError, match="data does not say how many boxes a sample has"):
+        plan(Boxed(), tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+    Boxed.most = {"boxes": 8, "vertices": 10**6}
+    assert plan(Boxed(), tmp_path).division == "open"
+
+
 def test_a_model_that_makes_its_data_needs_no_training_split(tmp_path):
     class Playing(toys.SelfMade):
         def counts(self, data_dir):
