@@ -1,4 +1,5 @@
-"""Toys of rarer kinds: packed rows, a batch that grows, bucket shapes of different rows, a router."""
+"""Toys of rarer kinds: packed rows, a batch that grows, bucket shapes of different rows, a router,
+a last batch that is dealt over groups."""
 
 from __future__ import annotations
 
@@ -14,6 +15,9 @@ import toys
 from flax import nnx
 
 from mlperf_jax.core.benchmark import Bucket, Weighted, i32
+from mlperf_jax.input_pipelines.dealing import Groups
+from mlperf_jax.input_pipelines.examples import Arrays, Examples, as_is
+from mlperf_jax.ops.norm import BatchNorm
 
 SLOTS = 3  # places for samples in a packed row
 IN_ROWS = np.repeat([1, 2, 3], [20, 8, 4])  # how many the 32 rows of a batch hold: 48
@@ -207,3 +211,48 @@ class Routed(toys.Plain):
         load = stats["load"]
         error = jnp.sign(load.mean() - load)
         return {"bias": stats["bias"] + 0.01 * error, "load": jnp.zeros_like(load)}
+
+
+# -- a last batch with padding -------------------------------------------------------------------------
+
+
+class Normed(nnx.Module):
+    def __init__(self, dtype: Any, span: int, rngs: nnx.Rngs) -> None:
+        kept = dict(dtype=dtype, param_dtype=jnp.promote_types(dtype, jnp.float32), rngs=rngs)
+        self.base = nnx.Linear(toys.FEATURES, 16, **kept)
+        self.norm = BatchNorm(16, span=span, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(16, toys.CLASSES, **kept)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return self.head(jax.nn.relu(self.norm(self.base(x), mask)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partial(toys.Plain):
+    """Three batches an epoch, of 32, 32 and 20 rows, in groups of 8."""
+
+    train_samples: int = 84
+    span: int | None = 8
+
+    def samples(self, step):
+        epochs, steps = divmod(step, 3)
+        return self.train_samples * epochs + 32 * steps
+
+    def example(self):
+        return {**super().example(), "mask": jax.ShapeDtypeStruct((), bool)}
+
+    def eval_example(self):
+        return super().example()
+
+    def model(self, rngs):
+        return Normed(self.dtype, self.span, rngs)
+
+    def loss(self, model, batch, key):
+        logits = model(batch["x"], batch["mask"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return Weighted(jnp.where(batch["mask"], losses, 0).sum(), batch["mask"].sum())
+
+    def train_data(self, data_dir):
+        arrays = super().train_data(data_dir).arrays
+        groups = Groups(self.span, self.gradient_accumulation_steps)
+        return Examples(Arrays(arrays), as_is, last_batch="keep", groups=groups)

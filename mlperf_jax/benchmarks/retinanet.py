@@ -209,6 +209,9 @@ class RetinaNet(Benchmark):
 
     # -- data and start ------------------------------------------------------------------------
 
+    def capacities(self) -> Mapping[str, int]:
+        return {"boxes": self.max_boxes}
+
     def data(self) -> OpenImages:
         return OpenImages(
             self.image_size, self.max_boxes, self.classes, self.flip, tiny=self.is_tiny

@@ -316,6 +316,14 @@ class Benchmark:
         """The data set of this configuration; tiny has its own."""
         raise NotImplementedError
 
+    def capacities(self) -> Mapping[str, int]:
+        """Places that the recipe has for what a sample holds any number of: {"boxes": self.max_boxes}.
+
+        They are constants, as shapes never come from the data; preflight refuses data whose index notes
+        more of them (`NotesMaxima`).
+        """
+        return {}
+
     # -- data that the model makes itself ------------------------------------------------------
 
     # `generate(model, games: Games)` plays one device's share of the games of a part, without collectives:

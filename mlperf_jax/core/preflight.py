@@ -22,7 +22,7 @@ from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.members import EVALUATIONS, check_members, full_log
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.core.protocols import NamesClasses
+from mlperf_jax.core.protocols import NamesClasses, NotesMaxima
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import closed, rules
 
@@ -75,8 +75,8 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
     """The data's metadata against the recipe's counts; no record is read.
 
     Raises:
-        UserError: the folder is unusable (from `counts`), holds another number of samples, or more
-            classes than the benchmark tells apart.
+        UserError: the folder is unusable (from `counts`), holds another number of samples, more classes
+            than the benchmark tells apart, or a sample that the recipe's arrays have no room for.
     """
     counts = benchmark.data().counts(data_dir)
     if "validation" not in counts:
@@ -94,6 +94,18 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
         raise UserError(
             f"classes is {classes} and {data_dir} holds samples of {held} classes: give at least {held}"
         )
+    capacities = benchmark.capacities()
+    maxima = data.maxima(data_dir) if capacities and isinstance(data, NotesMaxima) else {}
+    for what, places in capacities.items():
+        if what not in maxima:
+            raise UserError(
+                f"{data_dir} does not say how many {what} a sample has: prepare it again"
+            )
+        if maxima[what] > places:
+            raise UserError(
+                f"{data_dir} holds a sample with {maxima[what]:,} {what} and {benchmark.name} has places for "
+                f"{places:,}, as nothing is cut: allow at least {maxima[what]:,}"
+            )
 
 
 def check_batches(benchmark: Benchmark, mesh: Mesh) -> None:

@@ -103,6 +103,15 @@ class NamesClasses(Protocol):
         ...
 
 
+@runtime_checkable
+class NotesMaxima(Protocol):
+    """A data set whose builder notes in its index how much a sample holds at most, for `capacities`."""
+
+    def maxima(self, folder: str) -> Mapping[str, int]:
+        """The most that one sample holds, by what it is: {"boxes": 743}; no record is read."""
+        ...
+
+
 class Metric(Protocol):
     """How predictions become quality.
 

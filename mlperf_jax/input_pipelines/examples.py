@@ -20,6 +20,7 @@ import grain
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines.dealing import Groups
 
 Batch = dict[str, np.ndarray]
 Plan = Callable[[int, int], np.ndarray]
@@ -88,6 +89,7 @@ class Examples:
             are left out, an epoch has floor(N/B) batches. "mix": batches run on across epochs, as
             with a stream that repeats before it is batched. "keep": ceil(N/B) batches, the last is
             padded. Whatever can have padding carries the array "mask", bool [B], False for padding.
+        groups: over which the rows of such a last batch are dealt; None leaves them at its front.
         plan: (seed, epoch) -> record ids, int [batches, B], -1 for padding: for batches that depend
             on lengths. It replaces `shuffle` and `last_batch`, and fixes B.
 
@@ -101,6 +103,7 @@ class Examples:
     augment: Callable[[Any, np.random.Generator], dict[str, Any]] | None = None
     shuffle: bool = True
     last_batch: Literal["drop", "keep", "mix"] = "drop"
+    groups: Groups | None = None
     plan: Plan | None = None
 
     def __post_init__(self):
@@ -218,8 +221,11 @@ def _order(examples: Examples, batch_size: int, seed: int) -> _Order:
             positions, real = number * batch_size + within, np.ones(last - first, bool)
         else:
             epoch, batch = divmod(number, steps)
-            within = batch * batch_size + within
-            positions, real = epoch * n + within, within < n
+            left = n - batch * batch_size
+            if examples.groups is not None and left < batch_size:
+                within = examples.groups.dealt(left, batch_size)[first:last]
+            real = (within >= 0) & (within < left)
+            positions = epoch * n + batch * batch_size + within
         ids = np.where(real, positions % n, _PADDING)
         if shuffle:
             for epoch in np.unique(positions[real] // n):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import more_toys
 import pytest
 import toys
 
@@ -80,6 +81,7 @@ def pair(tmp_path_factory):
         task("BriefBeside", folder / "Beside", options={"mesh": "data=2,fsdp=4"}),
         task("Endless", folder / "Endless", options=ENDLESS),
         task("BriefOffline", folder / "Offline", options={"max_samples": 128}),
+        task("more_toys:Planned", folder / "Planned", options={"max_samples": 24 * 11}),
     )
     assert all(not text for process in said for text in process), said[0][0] + said[1][0]
     return folder
@@ -130,6 +132,14 @@ def test_data_made_by_the_model(pair, x64, tmp_path):
     one = toys.run(toys.Endless(**F64), tmp_path, **ENDLESS)
     assert one.samples == result_of(pair / "Endless").samples
     assert toys.distance(weights(tmp_path), weights(pair / "Endless")) < 1e-12
+
+
+def test_bucket_shapes_of_different_rows(pair, x64, tmp_path):
+    one = toys.run(more_toys.Planned(**F64), tmp_path, max_samples=24 * 11)
+    two = result_of(pair / "Planned")
+    assert (one.samples, one.quality) == (two.samples, two.quality)
+    found = [weights(folder, more_toys.Planned) for folder in (tmp_path, pair / "Planned")]
+    assert toys.distance(*found) < 1e-12
 
 
 def test_runs_that_are_scored_later(pair):

@@ -76,6 +76,32 @@ def test_more_classes_in_the_data_than_the_model_has_are_refused(tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+def test_data_that_the_recipe_has_no_room_for_are_refused(tmp_path):
+    class Boxes(toys.InMemory):
+        def maxima(self, folder):
+            return self.toy.most
+
+    class Boxed(toys.Toy):
+        most = {"boxes": 9}  # noqa: RUF012
+
+        def capacities(self):
+            return {"boxes": 8}
+
+        def data(self):
+            return Boxes(self)
+
+    with pytest.raises(
+        UserError, match=r"sample with 9 boxes and resnet has places for 8.*least 9"
+    ):
+        plan(Boxed(), tmp_path / "output")
+    Boxed.most = {}
+    with pytest.raises(UserError, match="data does not say how many boxes a sample has"):
+        plan(Boxed(), tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+    Boxed.most = {"boxes": 8, "vertices": 10**6}
+    assert plan(Boxed(), tmp_path).division == "open"
+
+
 def test_a_model_that_makes_its_data_needs_no_training_split(tmp_path):
     class Playing(toys.SelfMade):
         def counts(self, data_dir):

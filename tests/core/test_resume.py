@@ -42,7 +42,13 @@ KILLS = {
 
 
 # others than the toy, killed before the first checkpoint and between two
-OTHERS = ["more_toys:Packed", "more_toys:Growing", "more_toys:Planned", "more_toys:Routed"]
+OTHERS = [
+    "more_toys:Packed",
+    "more_toys:Growing",
+    "more_toys:Planned",
+    "more_toys:Routed",
+    "more_toys:Partial",
+]
 
 
 def run_killed(*tasks, toy="Toy"):
