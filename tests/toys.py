@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import itertools
 import math
 import os
@@ -202,7 +203,15 @@ class Toy(Benchmark):
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Toy):
-    """Begins from given weights; the optimizer's count begins at 7."""
+    """Begins from given weights; the optimizer's count begins at 7, and the table's rate follows it."""
+
+    @staticmethod
+    def table_rate(count):
+        return 0.02 * (count - 3)
+
+    def tables(self):
+        (table,) = super().tables().values()
+        return {"items": dataclasses.replace(table, optimizer=rows.adagrad(self.table_rate))}
 
     def start(self, data_dir):
         kernel = np.arange(16 * CLASSES, dtype=np.float32).reshape(16, CLASSES)

@@ -4,6 +4,7 @@
     tables   embedding tables           stats   running statistics of batch norm and the like
     opt      the optimizer's state      ema     averaged params, where the benchmark asks for them
     step     batches done, int32        finite  false once a loss was not finite
+    updates  what the optimizer's count is, for learning rates of tables; where there are any
 
 Keys are strings; "/"-joined they are the paths that sharding rules, masks and importers match. This
 file and `ops/stack.py` are the only places that split or merge a module.
@@ -228,6 +229,8 @@ def initial_state(benchmark: Benchmark, tx: Any, key: jax.Array) -> State:
     if benchmark.ema_decay is not None:
         # a copy: two donated arguments may not be the same buffer
         state["ema"] = jax.tree.map(jnp.copy, parts["params"])
+    if tables:
+        state["updates"] = jnp.zeros((), jnp.int32)
     return {**state, "step": jnp.zeros((), jnp.int32), "finite": jnp.ones((), bool)}
 
 
@@ -378,6 +381,8 @@ def begin_from(state: State, start: Start) -> State:
         state["ema"] = jax.tree.map(jnp.copy, state["params"])
     if start.optimizer_step:
         state["opt"] = set_optimizer_step(state["opt"], start.optimizer_step)
+        if "updates" in state:
+            state["updates"] = _filled(state["updates"], start.optimizer_step)
     if start.moments:
         state["opt"] = set_moments(state["opt"], start.moments)
     for part in ("params", "frozen", "stats", "tables"):
@@ -431,8 +436,12 @@ def set_optimizer_step(opt: Any, step: int) -> Any:
         last = path[-1] if path else None
         name = getattr(last, "name", getattr(last, "key", None))
         if name == "count":  # one number, or one per layer under `per_layer`
-            value = np.full(leaf.shape, step, leaf.dtype)
-            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: value[i])
+            return _filled(leaf, step)
         return leaf
 
     return jax.tree_util.tree_map_with_path(count, opt)
+
+
+def _filled(leaf: jax.Array, number: int) -> jax.Array:
+    value = np.full(leaf.shape, number, leaf.dtype)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: value[i])

@@ -47,6 +47,8 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
             "stats": _after_step(benchmark, found["stats"]),
             "opt": opt,
         }
+        if "updates" in state:
+            new["updates"] = state["updates"] + 1
         if benchmark.ema_decay is not None:
             new["ema"] = _average(benchmark.ema_decay, state["ema"], new["params"])
         finite = state["finite"] & jnp.isfinite(loss)
@@ -55,7 +57,7 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
             new = jax.tree.map(lambda a, b: jnp.where(used > 0, a, b), new, old)
             ids = _nowhere_unless(used > 0, ids, benchmark.tables() if ids else {})
             finite, loss = state["finite"], jnp.where(used > 0, loss, jnp.nan)
-        tables = _update_tables(assembly, state["tables"], ids, row_grads)
+        tables = _update_tables(assembly, state, ids, row_grads)
         new = {**state, **new, "tables": tables, "step": state["step"] + 1, "finite": finite}
         return new, {**found["scalars"], "loss": loss, "finite": finite}
 
@@ -95,17 +97,17 @@ def look_up(assembly: states.Assembly, tables: State, ids: Any) -> dict[str, jax
     return found
 
 
-def _update_tables(assembly: states.Assembly, tables: State, ids: Any, row_grads: Any) -> State:
-    specs = assembly.benchmark.tables() if tables else {}
+def _update_tables(assembly: states.Assembly, state: State, ids: Any, row_grads: Any) -> State:
+    specs = assembly.benchmark.tables() if state["tables"] else {}
 
     def updated(name: str, table: State) -> State:
-        spec, grads = specs[name], row_grads[name]
+        spec, given = specs[name], (table, ids[name], row_grads[name])
         if spec.store is None:
-            return spec.optimizer.update(table, ids[name], grads)
+            return spec.optimizer.update(*given, state["updates"])
         step = spec.optimizer.step
-        return embedding.update(spec.store, table, ids[name], grads, step, assembly.mesh)
+        return embedding.update(spec.store, *given, step, state["updates"], assembly.mesh)
 
-    return {name: updated(name, table) for name, table in tables.items()}
+    return {name: updated(name, table) for name, table in state["tables"].items()}
 
 
 def _nowhere_unless(used: jax.Array, ids: Any, specs: Any) -> Any:

@@ -106,6 +106,7 @@ def update(
     ids: jax.Array,
     grads: jax.Array,
     step: kernels.Step,
+    count: jax.Array,
     mesh: Mesh | None = None,
 ) -> kernels.Table:
     """The table after one step of a row optimizer; rows that no sample looked up stay as they are.
@@ -116,11 +117,12 @@ def update(
         ids: [B, L], as given to `pool`.
         grads: [B, T, W], gradients of what `pool` returned.
         step: a row optimizer's `step`.
+        count: updates done before, int32 scalar; learning rates may be functions of it.
         mesh: as given to `pool`.
     """
     devices = devices_of(mesh)
     if devices == 1:
-        return _update_own(store, 1, step, table, ids, grads)
+        return _update_own(store, 1, kernels.counted(step, count), table, ids, grads)
     local: Callable[..., Any] = {
         "replicated": _update_own,
         "columns": _update_columns,
@@ -128,8 +130,12 @@ def update(
     }[store.kind]
     where = {name: spec(store, leaf.ndim) for name, leaf in table.items()}
     samples = PartitionSpec(ROWS)
-    bound = functools.partial(local, store, devices, step)
-    return _mapped(bound, mesh, (where, samples, samples), where)(table, ids, grads)
+
+    def updated(count: jax.Array, *arrays: Any) -> kernels.Table:
+        return local(store, devices, kernels.counted(step, count), *arrays)
+
+    specs = (PartitionSpec(), where, samples, samples)
+    return _mapped(updated, mesh, specs, where)(count, table, ids, grads)
 
 
 def _mapped(local, mesh, in_specs, out_specs):

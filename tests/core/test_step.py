@@ -9,6 +9,7 @@ import toys
 
 from mlperf_jax.core import gradients
 from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import state as states
 from mlperf_jax.core import step as train
 from mlperf_jax.core.benchmark import Table
 from mlperf_jax.optimizers import rows
@@ -274,6 +275,25 @@ def test_steps_on_rows_equal_steps_on_a_dense_gradient(x64, kind):
         wanted = dense_twin(kind, table, batch["ids"], grads)
         assert set(wanted) == set(state["tables"]["items"])
         assert toys.distance(wanted, state["tables"]["items"]) < 1e-13
+
+
+def test_tables_and_weights_read_their_rates_at_one_count():
+    """Also where the start sets it, and where a bad batch is skipped and counts in neither."""
+    benchmark = toys.Started(dtype="float32", nonfinite="skip", span=None)
+    assembly = toys.prepared(benchmark)
+    state = states.begin_from(assembly.create(0), benchmark.start(""))
+    program, key = jax.jit(train.make_train_step(assembly)), jax.random.key(0)
+    for number, bad in enumerate([False, True, False]):
+        batch = toys.batch_of(benchmark, number)
+        batch["x"][:] = np.nan if bad else batch["x"]
+        counts = int(state["updates"]), int(state["opt"].count)
+        assert counts == ((7, 8, 8)[number],) * 2
+        before, (state, _) = state, program(state, batch, key)
+        moved = np.abs(state["tables"]["items"]["rows"] - before["tables"]["items"]["rows"])
+        # Adagrad's first step of a row is the rate itself
+        first = moved[before["tables"]["items"]["accumulator"] == 0].max()
+        assert first == pytest.approx(0 if bad else benchmark.table_rate(counts[0]), rel=1e-3)
+    assert int(state["step"]) == 3
 
 
 @pytest.mark.parametrize("nonfinite", ["abort", "skip"])

@@ -1,5 +1,7 @@
 """Bags and row updates on every placement and mesh against NumPy, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ W, B = 8, 32
 BAGS = [Bag("a", 100, 3), Bag("b", 7, 1), Bag("c", 33, 5), Bag("d", 3, 2), Bag("e", 60, 3)]
 MIXED = {"a": "rows", "b": "replicated", "c": "columns", "d": "tables", "e": "auto"}
 OPTIMIZERS = {
-    "sgd": rows.sgd(0.1),
+    "sgd": rows.sgd(lambda count: 0.1 * 0.5**count),
     "adagrad": rows.adagrad(0.1, 1e-3),
     "rowwise_adagrad": rows.rowwise_adagrad(0.1, 1e-3),
 }
@@ -43,10 +45,10 @@ def ids_of(kind="even", seed=1):
     return found
 
 
-def dense_step(kind, table, grad, squares):
+def dense_step(kind, table, grad, squares, count=0):
     """One step with a dense gradient."""
     if kind == "sgd":
-        return table - 0.1 * grad, squares
+        return table - 0.1 * 0.5**count * grad, squares
     squares = squares + (grad**2 if kind == "adagrad" else (grad**2).mean(1, keepdims=True))
     return table - 0.1 * grad / (np.sqrt(squares) + 1e-3), squares
 
@@ -78,15 +80,15 @@ def check_store(store, mesh, kind, optimizer, ids, steps):
     state = arrays(store, tables(), optimizer, mesh)
     looked_up = np.concatenate([ids[name] for name in names_of(store)], 1)
 
-    def both(table, ids, grads):
+    def both(table, ids, grads, count):
         sums = embedding.pool(store, table["rows"], ids, mesh)
-        return sums, embedding.update(store, table, ids, grads, optimizer.step, mesh)
+        return sums, embedding.update(store, table, ids, grads, optimizer.step, count, mesh)
 
     program = jax.jit(both, donate_argnums=0)
     for number in range(steps):
         grads = np.random.default_rng(number).normal(size=(len(looked_up), len(store.places), W))
         split = jax.NamedSharding(mesh, jax.P(ROWS))
-        sums, state = program(state, *jax.device_put((looked_up, grads), split))
+        sums, state = program(state, *jax.device_put((looked_up, grads), split), number)
         for index, name in enumerate(names_of(store)):
             table, squares = truth[name]
             wanted = table[ids[name]].sum(1)
@@ -94,7 +96,7 @@ def check_store(store, mesh, kind, optimizer, ids, steps):
             grad = np.zeros_like(table)
             for k in range(ids[name].shape[1]):
                 np.add.at(grad, ids[name][:, k], grads[:, index])
-            truth[name] = dense_step(kind, table, grad, squares)
+            truth[name] = dense_step(kind, table, grad, squares, number)
             found = np.asarray(state["rows"])[store.positions(name, np.arange(len(table)))]
             np.testing.assert_allclose(found, truth[name][0], rtol=0, atol=1e-13)
             untouched = np.setdiff1d(np.arange(len(table)), ids[name])
@@ -148,7 +150,11 @@ def test_gradients_of_a_row_are_summed_before_they_are_squared():
     """One id in two samples: the accumulator is (g1 + g2)^2 and not g1^2 + g2^2."""
     table = {"rows": jnp.zeros((3, 1)), "accumulator": jnp.zeros((3, 1))}
     grads = jnp.array([[2.0], [3.0]])
-    ids, bags, step = jnp.array([1, 1]), jnp.arange(2), rows.adagrad(0.5).step
+    ids, bags, step = (
+        jnp.array([1, 1]),
+        jnp.arange(2),
+        functools.partial(rows.adagrad(0.5).step, count=0),
+    )
     after = embedding_rows.update_rows(table, ids, bags, grads, step)
     np.testing.assert_array_equal(after["accumulator"], [[0.0], [25.0], [0.0]])
     assert float(after["rows"][1, 0]) == pytest.approx(-0.5)
@@ -164,7 +170,7 @@ def test_rows_that_run_over_chunks_are_stepped_once(monkeypatch, chunk):
     table = {"rows": jnp.asarray(start), "accumulator": jnp.zeros((6, 2))}
     order = generator.permutation(len(ids))
     ids, grads = jnp.asarray(ids[order]), jnp.asarray(grads[order])
-    step = rows.adagrad(0.1, 1e-3).step
+    step = functools.partial(rows.adagrad(0.1, 1e-3).step, count=0)
     after = embedding_rows.update_rows(table, ids, jnp.arange(len(ids)), grads, step)
     ids, grads = np.asarray(ids), np.asarray(grads)
     dense = np.zeros((6, 2))
@@ -210,7 +216,7 @@ def test_a_step_takes_its_batch_besides_the_table(way, kind):
         optimizer = rows.adagrad(0.1)
 
         def step(table, ids, grads, mesh=mesh, optimizer=optimizer):
-            return embedding.update(store, table, ids, grads, optimizer.step, mesh)
+            return embedding.update(store, table, ids, grads, optimizer.step, 0, mesh)
 
         compiled = jax.jit(step, donate_argnums=0, out_shardings=dict.fromkeys(table, where))
         memory = compiled.lower(table, ids, grads).compile().memory_analysis()
