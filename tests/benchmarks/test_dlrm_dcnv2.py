@@ -211,7 +211,10 @@ def test_closed_refuses_another_network_by_name():
         ({"width": 64}, "128 features and the embeddings 64"),
         ({"shards": 12}, "12 bins: choose a power of two"),
         ({"placement": "nowhere"}, "placement must be auto, rows, tables, columns or replicated"),
-        ({"table_rows": (0,) * 26}, "table_rows must be one or more whole numbers, each at least 1"),
+        (
+            {"table_rows": (0,) * 26},
+            "table_rows must be one or more whole numbers, each at least 1",
+        ),
     ],
 )
 def test_wrong_fields_are_named(fields, words):

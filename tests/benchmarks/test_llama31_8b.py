@@ -189,7 +189,9 @@ def test_ids_beyond_the_vocabulary_are_named_by_file_and_byte(tmp_path) -> None:
 
 
 def test_sequences_beyond_two_tokens() -> None:
-    with pytest.raises(UserError, match="sequence_length must be a whole number of tokens, at least 2"):
+    with pytest.raises(
+        UserError, match="sequence_length must be a whole number of tokens, at least 2"
+    ):
         Llama31_8B(sequence_length=1)
 
 
