@@ -39,7 +39,7 @@ MAY_IMPORT = {
         "results",
     },
     "planning": {"benchmarks", "core", "ops", "results"},
-    "testing": {"benchmarks", "core", "results"},
+    "testing": {"benchmarks", "core", "optimizers", "results"},
     "template": {"benchmarks", "metrics", "ops", "optimizers", "testing"},
 }
 # they may import everything
