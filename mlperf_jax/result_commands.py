@@ -32,56 +32,40 @@ def list_command(words: Sequence[str]) -> int:
     ruleset = given.get("round")
     entries = rules.in_round(ruleset) if ruleset else list(rules.entries().values())
     here = benchmarks.names()
-    status = {entry.name: "tiny, full" if entry.name in here else "planned" for entry in entries}
-    rows_of_own = [describe_own(benchmarks.get(name)) for name in mine]
+    rows = [describe_own(benchmarks.get(name)) for name in mine]
+    rows += [
+        describe(entry, "tiny, full" if entry.name in here else "planned", ruleset)
+        for entry in entries
+    ]
     if given.get("json"):
-        rows = [describe(entry, status[entry.name], ruleset) for entry in entries]
-        print(json.dumps([*rows_of_own, *rows], indent=2))
+        print(json.dumps(rows, indent=2))
         return 0
     header = ("benchmark", "model", "data", "target", "rounds", "status")
-    rows = [
-        (
-            row["benchmark"],
-            row["model"],
-            "",
-            " and ".join(str(rules.Target(**target)) for target in row["targets"]),
-            "none",
-            row["status"],
-        )
-        for row in rows_of_own
-    ]
-    rows += [
-        (
-            entry.name,
-            entry.model,
-            entry.dataset,
-            " and ".join(map(str, rules.resolve(entry.name, ruleset).targets)),
-            rounds(entry.rounds, rules.rounds_of(entry.suite), entry.suite),
-            status[entry.name],
-        )
-        for entry in sorted(entries, key=lambda entry: entry.name not in here)
-    ]
-    print_table(header, rows)
+    rows.sort(key=lambda row: row["status"] == "planned")
+    for row in rows:
+        suite = row["suite"]
+        row["target"] = " and ".join(str(rules.Target(**target)) for target in row["targets"])
+        row["rounds"] = rounds(row["rounds"], rules.rounds_of(suite), suite) if suite else "none"
+    print_table(header, [[row[name] for name in header] for row in rows])
     return 0
 
 
 def describe_own(benchmark: Any) -> dict[str, Any]:
-    """A row for a benchmark that no round had: the first line of its file says what it is."""
+    """The row of a benchmark that no round had: the first line of its file says what it is."""
+    text = sys.modules[type(benchmark).__module__].__doc__ or ""
     return {
         "benchmark": benchmark.name,
-        "model": (sys.modules[type(benchmark).__module__].__doc__ or "").strip().partition("\n")[0],
-        "targets": [_stated(target) for target in benchmark.targets],
+        "suite": "",
+        "model": text.strip().partition("\n")[0],
+        "data": "",
+        "targets": _stated(benchmark.targets),
         "rounds": [],
         "status": "yours",
     }
 
 
-def _stated(target: Any) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(target).items() if v not in (None, "")}
-
-
 def describe(entry: Any, status: str, ruleset: str | None = None) -> dict[str, Any]:
-    """A row of the table for `list --json`."""
+    """A row of the table, as `list --json` has it."""
     from mlperf_jax.results import rules
 
     official = rules.resolve(entry.name, ruleset)
@@ -91,11 +75,16 @@ def describe(entry: Any, status: str, ruleset: str | None = None) -> dict[str, A
         "task": entry.task,
         "model": entry.model,
         "data": entry.dataset,
-        "targets": [_stated(target) for target in official.targets],
+        "targets": _stated(official.targets),
         "rounds": list(entry.rounds),
         "runs": official.runs,
         "status": status,
     }
+
+
+def _stated(targets: Sequence[Any]) -> list[dict[str, Any]]:
+    every = map(dataclasses.asdict, targets)
+    return [{k: v for k, v in target.items() if v not in (None, "")} for target in every]
 
 
 def rounds(present: Sequence[str], every: Sequence[str], suite: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import types
 
 import pytest
 
@@ -69,7 +70,10 @@ def test_dataclasses_find_their_own_module(write):
         ("{syntax}:Wine", "SyntaxError: invalid syntax ({syntax}, line 2)"),
         ("{exits}:Wine", "failed to load: SystemExit: 3 ({exits}, line 2)"),
         ("{lines}:Wine", "failed to load: ValueError: one ({lines}, line 1)"),
-        ("no_such_package.x:Wine", "no_such_package.x cannot be imported: ModuleNotFoundError"),
+        (
+            "no_such_package.x:Wine",
+            "no_such_package.x cannot be imported: ModuleNotFoundError: No module named 'no_such_package'",
+        ),
     ],
 )
 def test_refused_in_one_line(write, text, words):
@@ -107,6 +111,10 @@ def test_a_place_gives_the_class_again(write):
     assert python_file.place(cls) == f"{path}:Wine"
     assert load(python_file.place(cls)) is cls
     assert python_file.place(cls.Inner) is None
+    cls.__module__ = "read_from_a_pipe"
+    sys.modules[cls.__module__] = types.SimpleNamespace(__name__=cls.__module__, __file__="<stdin>")
+    assert python_file.place(cls) is None
+    del sys.modules[cls.__module__]
 
 
 def test_a_class_of_a_package_is_named_by_its_module(write, tmp_path):
