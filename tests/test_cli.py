@@ -493,4 +493,6 @@ def test_evaluate_says_whether_the_target_was_reached(monkeypatch, capsys):
         result = SimpleNamespace(reached=reached, log="a log")
         monkeypatch.setattr(benchmarks, "evaluate", lambda path, r=result: r)
         assert cli.main(["evaluate", "a_run"]) == (0 if reached else 1)
+    monkeypatch.setattr(benchmarks, "evaluate", lambda path, bisect: result if bisect else None)
+    assert cli.main(["evaluate", "--bisect", "a_run"]) == 1
     assert "log: a log" in capsys.readouterr().out

@@ -31,11 +31,9 @@ from mlperf_jax.core.benchmark import (
     Table,
     Target,
     Weighted,
-    f32,
     i32,
 )
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.errors import UserError
 from mlperf_jax.ops.norm import BatchNorm
 from mlperf_jax.ops.stack import Stack
 from mlperf_jax.optimizers import rows, sgd
@@ -248,45 +246,6 @@ class Offline(Beside):
     metric = Slow(mode="offline")
 
 
-class Judge(nnx.Module):
-    """Knows the true rule once it has its weights."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.rule = nnx.Linear(FEATURES, CLASSES, use_bias=False, rngs=rngs)
-        self.norm = BatchNorm(CLASSES, span=None, dtype=jnp.float32, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.norm(self.rule(x)).argmax(-1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged(Toy):
-    """A network says which labels are right, in place of the labels."""
-
-    def judges(self, rngs):
-        return Judge(rngs)
-
-    def judge_weights(self, data_dir):
-        if data_dir == "elsewhere":
-            raise UserError("elsewhere/judge.npz is missing")
-        one = np.ones(CLASSES, np.float32)
-        return {
-            "params/rule/kernel": lambda index: TRUTH[index],
-            "params/norm/scale": one,
-            "params/norm/bias": 0 * one,
-            "stats/norm/mean": 0 * one,
-            "stats/norm/var": one,
-        }
-
-    def predict(self, model, batch, key, judges):
-        return model(batch["x"], batch["rows"]["items"]).argmax(-1) == judges(batch["x"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfflineJudged(Judged):
-    metric = metrics.Mean("accuracy", mode="offline")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Brief(Toy):
     """Evaluates often and is soon content."""
@@ -341,49 +300,6 @@ class Endless(SelfMade):
     """Its target is out of reach."""
 
     targets: tuple[Target, ...] = (Target("accuracy", above=1.0),)
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Batch k of `rows` points around which games are played; a function of (seed, k)."""
-
-    rows: int
-    seed: int
-    share: Any
-
-    def __getitem__(self, number):
-        low, high = self.share(self.rows)
-        points = np.random.default_rng((self.seed, number)).normal(size=(self.rows, FEATURES))
-        return {"point": points[low:high].astype(np.float32)}
-
-    def ready(self): ...
-
-    @classmethod
-    def batched(cls, rows, *, seed=0, share=None):
-        return cls(rows, seed, share)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompted(Endless):
-    """Games of none to four records around points from data; the host labels them; a generation, a look."""
-
-    evaluates_generations = True
-
-    def prompt(self):
-        return {"point": f32(FEATURES)}
-
-    def train_data(self, data_dir):
-        return Prompts
-
-    def generate(self, model, games):
-        lengths = jax.vmap(lambda key: jax.random.randint(key, (), 0, 5))(games.keys)
-        noise = jax.vmap(lambda key: jax.random.normal(key, (4, FEATURES)))(games.keys)
-        x = games.prompts["point"][:, None] + noise + model.head.bias[...].sum() * 1e-3
-        ids = jnp.stack([games.numbers, games.numbers + games.generation], 1)[:, None] % ROWS
-        return {"x": x, "ids": jnp.broadcast_to(ids, (*x.shape[:2], 2))}, lengths
-
-    def reward(self, records):
-        return {**records, "label": (records["x"] @ TRUTH).argmax(-1).astype(np.int32)}
 
 
 # -- models of one kind each --------------------------------------------------------------------------

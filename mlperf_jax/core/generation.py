@@ -31,7 +31,7 @@ from mlperf_jax.core import feed, processes
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as steps
-from mlperf_jax.core.benchmark import Benchmark, Bucket, Games
+from mlperf_jax.core.benchmark import Bucket, Games
 from mlperf_jax.core.state import State
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.shard import ROWS
@@ -100,10 +100,10 @@ def _checked(made: Any, games: int) -> tuple[dict[str, jax.Array], jax.Array]:
     Raises:
         UserError: an array is of another shape, or of a type that NumPy's files cannot hold.
     """
-    records, lengths = made if isinstance(made, tuple) else (made, None)
-    if lengths is None:
-        lengths = jnp.ones(games, jnp.int32)
-        records = {name: jnp.asarray(array)[:, None] for name, array in records.items()}
+    if not isinstance(made, tuple):  # one record a game
+        one = jnp.ones(games, jnp.int32)
+        made = {name: jnp.asarray(array)[:, None] for name, array in made.items()}, one
+    records, lengths = made
     wanted = (games, *(next(iter(records.values())).shape[1:2] if records else ()))
     for name, array in {**records, "lengths": lengths}.items():
         if array.shape[:2] != (wanted if name in records else (games,)):
@@ -135,7 +135,11 @@ class Generator:
         self._run, self._program, self._parts = run, program, run.benchmark.parts()
         self._folder = pathlib.Path(run.folder.path) / "generated"
         self._data: Any = None
-        self._prompts = self._prompt_batches()
+        self._prompts: Any = None
+        if run.benchmark.prompt():
+            share = functools.partial(meshes.process_rows, run.assembly.mesh)
+            self._prompts = run.train_data().batched(self._parts.games, seed=run.seed, share=share)
+            self._prompts.ready()
 
     @property
     def number(self) -> int:
@@ -190,66 +194,60 @@ class Generator:
 
     # -- one part --------------------------------------------------------------------------------
 
-    def _prompt_batches(self) -> Any:
-        if not self._run.benchmark.prompt():
-            return None
-        mesh = self._run.assembly.mesh
-        batches = self._run.train_data().batched(
-            self._parts.games,
-            seed=self._run.seed,
-            share=functools.partial(meshes.process_rows, mesh),
-        )
-        batches.ready()
-        return batches
-
     def _play(self, view: State, number: int, part: int) -> None:
         """Plays a part on all devices, and seals its records."""
-        games, mesh = self._parts.games, self._run.assembly.mesh
         beside = self._part(number, part).with_suffix(".part")
-        processes.from_primary(lambda: _make_anew(beside))
+        processes.from_primary(lambda: shutil.rmtree(beside, ignore_errors=True))
         key = jax.random.fold_in(states.stream(self._run.seed, "generation"), number)
         prompts: Any = {}
         if self._prompts is not None:
             batch = self._prompts[number * self._parts.count + part]
-            bucket = Bucket(games, self._run.benchmark.prompt())
+            mesh = self._run.assembly.mesh
+            bucket = Bucket(self._parts.games, self._run.benchmark.prompt())
             feed.fitting(batch, [feed.Form.of(bucket, mesh, padded=False)])
-            prompts = feed.place(batch, games, meshes.batch_sharding(mesh))
+            prompts = feed.place(batch, bucket.rows, meshes.batch_sharding(mesh))
         made = self._program(view, np.int32(number), np.int32(part), key, prompts)
         for first, end, shares in own_records(*made):
-            _write_piece(beside, first, end, shares)
+            write_records(beside / f"{first:08d}-{end:08d}", shares)
         processes.wait_for_all("part")
         processes.from_primary(lambda: self._seal(number, part))
 
     def _seal(self, number: int, part: int) -> None:
-        final = self._part(number, part)
-        beside = final.with_suffix(".part")
-        pieces = _pieces(beside, self._parts.games)
-        if self._run.benchmark.reward is not None:
-            records = _rewarded(self._run.benchmark, [read_records(piece) for piece in pieces])
-            beside = final.with_suffix(".rewarded")
-            _make_anew(beside)
-            _write_piece(beside, 0, self._parts.games, [records])
-        _writing(final, lambda: beside.rename(final))
-        shutil.rmtree(final.with_suffix(".part"), ignore_errors=True)
-        durable.sync_folder(final.parent)
+        final, games = self._part(number, part), self._parts.games
+        played = final.with_suffix(".part")
+        pieces = [read_records(piece) for piece in _pieces(played, games)]
+        if self._run.benchmark.reward is None:
+            _rename(played, final)
+            return
+        rewarded = final.with_suffix(".rewarded")
+        shutil.rmtree(rewarded, ignore_errors=True)
+        joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        made = self._run.benchmark.reward(joined)
+        records = {name: np.asarray(rows) for name, rows in made.items()}
+        if len({len(r) for r in records.values()}) != 1 or any(
+            r.dtype.hasobject for r in records.values()
+        ):
+            raise UserError(
+                "reward must return arrays of numbers, a row per record, not "
+                + ", ".join(f"{name!r} {r.dtype}{list(r.shape)}" for name, r in records.items())
+            )
+        write_records(rewarded / f"{0:08d}-{games:08d}", [records])
+        _rename(rewarded, final)
+        shutil.rmtree(played, ignore_errors=True)
 
     def _merge(self, number: int) -> None:
         """Makes the sealed parts one generation."""
-        final, parts = self._sealed(number), self._part(number, 0).parent
-        beside = final.with_suffix(".part")
-        _make_anew(beside)
-        pieces = [
-            read_records(piece)
-            for part in range(self._parts.count)
-            for piece in _pieces(self._part(number, part), self._parts.games)
-        ]
-        _writing(beside, lambda: write_records(beside, pieces))
-        _writing(final, lambda: beside.rename(final))
-        durable.sync_folder(final.parent)
+        final, count, games = self._sealed(number), self._parts.count, self._parts.games
+        parts, beside = self._part(number, 0).parent, final.with_suffix(".part")
+        shutil.rmtree(beside, ignore_errors=True)
+        folders = [f for part in range(count) for f in _pieces(self._part(number, part), games)]
+        pieces = [read_records(folder) for folder in folders]
+        write_records(beside, pieces)
+        _rename(beside, final)
         shutil.rmtree(parts, ignore_errors=True)
-        rows = len(next(iter(read_records(final).values())))
-        games = self._parts.count * self._parts.games
-        self._run.progress.say(f"generation {number}: {rows:,} records of {games:,} games")
+        rows = sum(len(next(iter(piece.values()))) for piece in pieces)
+        say = self._run.progress.say
+        say(f"generation {number}: {rows:,} records of {count * games:,} games")
 
     # -- folders ---------------------------------------------------------------------------------
 
@@ -315,41 +313,35 @@ def _shards(array: jax.Array) -> list[Any]:
     return sorted(own, key=lambda shard: shard.index[0].start or 0)
 
 
-def _rewarded(benchmark: Benchmark, pieces: Sequence[Mapping[str, np.ndarray]]) -> Records:
-    """What `reward` makes of a part's records.
-
-    Raises:
-        UserError: it does not return arrays of one length.
-    """
-    assert benchmark.reward is not None
-    found = benchmark.reward({n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]})
-    records = {name: np.asarray(rows) for name, rows in found.items()}
-    if len({len(rows) for rows in records.values()}) != 1:
-        raise UserError(
-            f"reward gives {', '.join(f'{len(r)} rows of {n!r}' for n, r in records.items()) or 'nothing'}: "
-            "every array needs a row per record"
-        )
-    return records
-
-
 # -- files -----------------------------------------------------------------------------------------
 
 
 def write_records(folder: pathlib.Path, pieces: Sequence[Mapping[str, np.ndarray]]) -> None:
-    """Writes a `.npy` file per array, the pieces' rows one after another.
+    """Makes a folder of a `.npy` file per array, the pieces' rows one after another, durable on return.
 
-    They are on the disk when this returns.
+    Raises:
+        UserError: the disk is full, the folder may not be written, or the pieces are not of one kind.
     """
-    for name, first in pieces[0].items():
-        shape = (sum(len(piece[name]) for piece in pieces), *first.shape[1:])
-        descr = np.lib.format.dtype_to_descr(first.dtype)
-        header = {"descr": descr, "fortran_order": False, "shape": shape}
-        with open(folder / f"{name}.npy", "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for piece in pieces:
-                file.write(np.ascontiguousarray(piece[name]).data)
-            file.flush()
-            os.fsync(file.fileno())
+    kinds = [{name: (a.dtype, a.shape[1:]) for name, a in piece.items()} for piece in pieces]
+    for kind in kinds:
+        if kind != kinds[0]:
+            raise UserError(
+                f"one part of a generation has records of {kinds[0]} and another of {kind}"
+            )
+    try:
+        folder.mkdir(parents=True)
+        for name, first in pieces[0].items():
+            shape = (sum(len(piece[name]) for piece in pieces), *first.shape[1:])
+            descr = np.lib.format.dtype_to_descr(first.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": shape}
+            with open(folder / f"{name}.npy", "wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for piece in pieces:
+                    file.write(np.ascontiguousarray(piece[name]).data)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise durable.cannot_write(folder, error) from error
     durable.sync_folder(folder)
 
 
@@ -396,20 +388,10 @@ def _pieces(folder: pathlib.Path, games: int) -> list[pathlib.Path]:
     return found
 
 
-def _write_piece(
-    folder: pathlib.Path, first: int, end: int, records: Sequence[Mapping[str, np.ndarray]]
-) -> None:
-    piece = folder / f"{first:08d}-{end:08d}"
-    _writing(piece, lambda: (piece.mkdir(), write_records(piece, records)))
-
-
-def _make_anew(folder: pathlib.Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    _writing(folder, lambda: folder.mkdir(parents=True))
-
-
-def _writing(path: pathlib.Path, write: Callable[[], Any]) -> None:
+def _rename(beside: pathlib.Path, final: pathlib.Path) -> None:
+    durable.sync_folder(beside)
     try:
-        write()
+        beside.rename(final)
     except OSError as error:
-        raise durable.cannot_write(path, error) from error
+        raise durable.cannot_write(final, error) from error
+    durable.sync_folder(final.parent)

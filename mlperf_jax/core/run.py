@@ -237,13 +237,9 @@ class Run:
             self.log.start("run_start")
 
     def log_block_start(self, step: int, until: int | None) -> None:
-        """The start of the steps up to the next evaluation. Epochs are numbered from 1.
-
-        Args:
-            step: steps done.
-            until: the evaluation's; None where it ends a generation that is still to be made.
-        """
+        """The start of the steps up to the next evaluation. Epochs are numbered from 1."""
         begin = self._here(step)
+        # None: the end of a generation that is still to be made
         epochs = 1 if until is None else self._here(until)["epoch_num"] - begin["epoch_num"]
         self.log.start(
             "block_start",
@@ -422,14 +418,7 @@ class Run:
     def conclude(
         self, ending: Any, state: states.State | None, step: int, scored: Sequence[int] = ()
     ) -> Result | None:
-        """`result.json` of a run whose log has ended.
-
-        Args:
-            ending: how it ended.
-            state: the one that counts, after `step`.
-            step: its.
-            scored: steps whose checkpoints were scored afterwards.
-        """
+        """`result.json`: how it ended, the state that counts, its step, the steps scored afterwards."""
         self.checkpoints.wait()
         digest = None if state is None else checksums.parameters_sha256(state)
         if not self.primary:

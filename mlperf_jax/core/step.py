@@ -139,7 +139,7 @@ def make_predict_step(
         if view["tables"]:
             ids = benchmark.lookups(batch)
             batch = {**batch, "rows": look_up(assembly, view["tables"], ids)}
-        modules = [judges.module(arrays[0])] if judges else []
+        modules = [judges.module(own) for own in arrays if judges]
         outputs = benchmark.predict(assembly.eval_model(view), batch, key, *modules)
         return outputs if benchmark.metric.rows else benchmark.metric.sums(outputs, mask)
 

@@ -67,21 +67,19 @@ class Trained:
         quality = f", {', '.join(known)} (unverified)" if known else ""
         return f"<{self.benchmark.name}{tiny} after step {self.step:,}{quality}>"
 
-    def apply(self, function: Callable[[Any, Batch], Any], batch: Batch) -> Any:
-        """`function(model, batch)`, compiled once per function and shape of the batch.
+    def apply(self, function: Callable[..., Any], batch: Batch, *more: Any) -> Any:
+        """`function(model, batch, *more)`, compiled once per function and shape of the batch.
 
         What the batch looks up in embedding tables is there as `batch["rows"]`.
 
         Args:
-            function: of the model and a batch.
+            function: of the model, a batch and what else is given.
             batch: arrays [B, …]; the mesh must divide B.
+            *more: trees of arrays, as they are.
 
         Raises:
             UserError: it does not.
         """
-        return self._apply(function, batch)
-
-    def _apply(self, function: Callable[..., Any], batch: Batch, *more: Any) -> Any:
         mesh = self.assembly.mesh
         meshes.process_rows(mesh, len(next(iter(batch.values()))))
         placed = jax.device_put(dict(batch), meshes.batch_sharding(mesh))
@@ -102,22 +100,19 @@ class Trained:
 
     def predict(self, batch: Batch) -> Any:
         """What the benchmark's `predict` gives for a batch of its evaluation data, arrays [B, …]."""
-        return self._apply(self._predict, batch, *self._judging[1])
+        more = [self._judges.load(self.find_data())] if self._judges else []
+        return self.apply(self._predict, batch, *more)
+
+    @functools.cached_property
+    def _judges(self) -> Judges | None:
+        return judges_of(self.benchmark, self.assembly.mesh)
 
     @functools.cached_property
     def _predict(self) -> Callable[..., Any]:
-        key, judges = states.stream(self.seed, "evaluation"), self._judging[0]
-
-        def predict(model: Any, batch: Batch, *arrays: states.State) -> Any:
-            modules = [judges.module(arrays[0])] if judges else []
-            return self.benchmark.predict(model, batch, key, *modules)
-
-        return predict
-
-    @functools.cached_property
-    def _judging(self) -> tuple[Judges | None, list[states.State]]:
-        judges = judges_of(self.benchmark, self.assembly.mesh)
-        return judges, [judges.load(self.find_data())] if judges else []
+        key, judges = states.stream(self.seed, "evaluation"), self._judges
+        return lambda model, batch, *more: self.benchmark.predict(
+            model, batch, key, *(judges.module(arrays) for arrays in more if judges)
+        )
 
     def evaluate(
         self, data_dir: str | None = None, *, threads: int | None = None

@@ -11,6 +11,7 @@ import sys
 
 import jax
 import numpy as np
+import playing_toys
 import pytest
 import toys
 
@@ -73,7 +74,7 @@ def assert_same(some, others):
 def undisturbed(tmp_path_factory):
     """(result, folder) of a run with prompts, rewards and games of any length."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return toys.run(toys.Prompted(), folder, **OPTIONS), folder
+    return toys.run(playing_toys.Prompted(), folder, **OPTIONS), folder
 
 
 # -- what is made ----------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ def test_the_host_rewards_what_was_played(undisturbed):
 
 def test_part_p_of_generation_g_is_given_batch_g_times_parts_plus_p(undisturbed):
     """Inputs lie around the points of their own games."""
-    batches = toys.Prompts.batched(48, seed=1, share=lambda rows: (0, rows))
+    batches = playing_toys.PointBatches(48, 1, lambda rows: (0, rows))
     for number, records in enumerate(made(undisturbed[1])):
         points = np.concatenate([batches[number * 2 + part]["point"] for part in (0, 1)])
         own, games = records["x"], games_of_records(number)
@@ -149,7 +150,7 @@ def program(benchmark, mesh):
 
 @pytest.mark.parametrize("mesh", ["data=8", "data=2,fsdp=4"])
 def test_each_device_plays_its_share_alone(mesh):
-    alone, shared = (program(toys.Prompted(), m)[2:] for m in ("data=1", mesh))
+    alone, shared = (program(playing_toys.Prompted(), m)[2:] for m in ("data=1", mesh))
     assert shared[1] == []
     assert shared[0] < alone[0] / 7.5, "an eighth of the work each"
 
@@ -204,7 +205,11 @@ def killed(tmp_path_factory):
     """The folder that holds a killed run for each of `KILLS`, by its number."""
     folder = tmp_path_factory.mktemp("killed")
     tasks = [
-        {"toy": "Prompted", "options": {"output": str(folder / str(i)), **OPTIONS}, "kill": kill}
+        {
+            "toy": "playing_toys:Prompted",
+            "options": {"output": str(folder / str(i)), **OPTIONS},
+            "kill": kill,
+        }
         for i, kill in enumerate(KILLS.values())
     ]
     ended = subprocess.run(
@@ -225,7 +230,7 @@ def test_killed_and_resumed_ends_equal(name, killed, undisturbed, monkeypatch):
         play(self, view, number, part)
 
     monkeypatch.setattr(generation.Generator, "_play", noted)
-    result = toys.run(toys.Prompted(), folder, resume=True, **OPTIONS)
+    result = toys.run(playing_toys.Prompted(), folder, resume=True, **OPTIONS)
     whole, other = undisturbed
     assert result.parameters_sha256 == whole.parameters_sha256
     assert [path.name for path in folders(folder)] == [path.name for path in folders(other)]
@@ -245,9 +250,9 @@ def test_a_signal_between_parts_stops_and_loses_none(undisturbed, tmp_path, monk
 
     monkeypatch.setattr(generation.Generator, "_play", asked_to_stop)
     with pytest.raises(Interrupted, match="--resume takes the run up again"):
-        toys.run(toys.Prompted(), tmp_path, **OPTIONS)
+        toys.run(playing_toys.Prompted(), tmp_path, **OPTIONS)
     assert parts == [(0, 0), (0, 1), (1, 0)]
-    result = toys.run(toys.Prompted(), tmp_path, resume=True, **OPTIONS)
+    result = toys.run(playing_toys.Prompted(), tmp_path, resume=True, **OPTIONS)
     assert result.parameters_sha256 == undisturbed[0].parameters_sha256
     assert parts[3:5] == [(1, 1), (2, 0)], "what was played is not played again"
 
@@ -305,7 +310,7 @@ def test_an_evaluation_by_steps_may_fall_on_the_end_of_a_generation(tmp_path, mo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptedBeside(toys.Prompted, toys.Beside):
+class PromptedBeside(playing_toys.Prompted, toys.Beside):
     metric = toys.Slow()
 
 
@@ -371,13 +376,27 @@ def test_lengths_beyond_the_records_are_refused(tmp_path):
         toys.run(Boasting(), tmp_path)
 
 
-def test_rewards_of_another_length_are_refused(tmp_path):
-    class Forgetful(toys.Prompted):
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [
+        (
+            lambda records: records["x"][1:, 0],
+            "reward must return arrays of numbers, a row per record",
+        ),
+        (lambda records: [None] * len(records["x"]), r"a row per record, not .*'label' object\["),
+        (
+            lambda records: records["x"][:, 0].astype("f4" if 0 in records["ids"] else "f2"),
+            "records of .* and another of .*",
+        ),
+    ],
+)
+def test_rewards_that_are_not_arrays_of_one_kind_are_refused(label, sentence, tmp_path):
+    class Wrong(playing_toys.Prompted):
         def reward(self, records):
-            return {**records, "label": records["x"][1:, 0]}
+            return {**records, "label": label(records)}
 
-    with pytest.raises(UserError, match="every array needs a row per record"):
-        toys.run(Forgetful(), tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        toys.run(Wrong(games=16), tmp_path)  # its second part is of the games 16 to 31
 
 
 @pytest.mark.parametrize(("count", "games"), [(0, 8), (1, 0), (1.5, 8), (1, True)])

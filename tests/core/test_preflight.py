@@ -108,6 +108,8 @@ def test_a_model_that_makes_its_data_needs_no_training_split(tmp_path):
             return {"validation": 50}
 
     assert plan(Playing(), tmp_path).division == "open"
+    with pytest.raises(UserError, match="games of a part 44 is not divided by the mesh data=8"):
+        plan(Playing(games=44), tmp_path)
 
 
 def test_a_disk_without_room_is_refused(tmp_path, monkeypatch):
