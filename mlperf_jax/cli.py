@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlperf_jax
-from mlperf_jax import options, plan_commands, result_commands, show_command
+from mlperf_jax import new_command, options, plan_commands, result_commands, show_command
+from mlperf_jax.core.fields import Count, Whole, did_you_mean
 from mlperf_jax.errors import UserError
 from mlperf_jax.options import Option
 
@@ -92,8 +93,6 @@ def dispatch(words: list[str]) -> int:
             "data needs a verb: mlperf-jax data build NAME, or mlperf-jax data check NAME"
         )
     if command not in COMMANDS:
-        from mlperf_jax.core.fields import did_you_mean  # imports jax
-
         raise UserError(f"no command {command!r}{did_you_mean(command, list(COMMANDS))}")
     return COMMANDS[command][0](rest)
 
@@ -137,14 +136,15 @@ def parse_benchmark(
     groups: dict[str, Sequence[Option]] = {command.split()[0]: own}
     if free and fields:
         instance = benchmarks.get(free[0], tiny="--tiny" in typed)
-        groups[free[0]] = options.options_of(type(instance), instance, leave_out=("size",))
+        groups[instance.name] = options.options_of(type(instance), instance, leave_out=("size",))
     elif free:
         benchmarks.benchmark_class(free[0])
     about = COMMANDS[command][1]
     about = f"{about[0].upper()}{about[1:]}."
     if fields and not free:
         about += f" {prog} NAME --help shows the benchmark's own options too."
-    name = dataclasses.replace(NAME, help=f"{NAME.help} ({', '.join(benchmarks.names())})")
+    known = f"{NAME.help} ({', '.join(benchmarks.names())}), or my_file.py:Wine"
+    name = dataclasses.replace(NAME, help=known)
     return options.parse(prog, about, words, [name], groups)
 
 
@@ -204,8 +204,10 @@ def data_build_command(words: Sequence[str]) -> int:
     ]
     given = parse_benchmark("data build", words, own, fields=False)
     benchmark, folder = _benchmark_and_folder(given)
-    benchmark.prepare(folder, given.get("source"))
-    counts = ", ".join(f"{n:,} {split}" for split, n in benchmark.counts(folder).items())
+    from mlperf_jax import benchmarks
+
+    benchmarks.build_data(benchmark, folder, given.get("source"))
+    counts = ", ".join(f"{n:,} {split}" for split, n in benchmark.data().counts(folder).items())
     print(f"{benchmark.name}: {counts} samples in {folder}")
     return 0
 
@@ -214,7 +216,7 @@ def data_check_command(words: Sequence[str]) -> int:
     own = [Option("data_dir", help="the folder of the data; tiny has a default", metavar="DIR")]
     given = parse_benchmark("data check", words, own)
     benchmark, folder = _benchmark_and_folder(given)
-    report = benchmark.check_data(folder)
+    report = benchmark.data().check(folder)
     for line in report:
         print(line)
     problems = [line for line in report if line.startswith("problem:")]
@@ -224,6 +226,7 @@ def data_check_command(words: Sequence[str]) -> int:
     from mlperf_jax.core import preflight
 
     preflight.check_counts(benchmark, folder)
+    benchmark.start(folder)
     print(f"{benchmark.name} can be trained on {folder}")
     return 0
 
@@ -233,7 +236,7 @@ def _benchmark_and_folder(given: dict[str, Any]) -> tuple[Any, str]:
 
     benchmark, settings, _ = made(given)
     folder = settings.data_dir
-    if folder is None and not benchmark.is_tiny:
+    if folder is None and benchmarks.needs_folder(benchmark):
         raise UserError(f"say where the data of {benchmark.name} belong: --data-dir DIR")
     return benchmark, folder or benchmarks.default_tiny_folder()
 
@@ -242,8 +245,8 @@ def bench_command(words: Sequence[str]) -> int:
     where = ["data_dir", "output", "seed", "mesh", "optimizer", "transform"]
     where += ["threads", "workers", "profile"]
     own = [
-        Option("steps", int, 20, "steps measured"),
-        Option("warmup", int, 5, "steps before that"),
+        Option("steps", Count, 20, "steps measured"),
+        Option("warmup", Whole, 5, "steps before that"),
         Option(
             "input",
             str,
@@ -258,7 +261,7 @@ def bench_command(words: Sequence[str]) -> int:
     from mlperf_jax import benchmarks
     from mlperf_jax.core import bench
 
-    target = given.pop("json", None)
+    target = result_commands.json_target(given)
     benchmark, settings, rest = made(given)
     reads = rest.get("input", "synthetic") != "synthetic"
     folder = benchmarks.data_folder(benchmark, settings) if reads else None
@@ -283,14 +286,18 @@ def show_picture_command(words: Sequence[str]) -> int:
 def evaluate_command(words: Sequence[str]) -> int:
     path = Option("path", help="the output folder of a trained run", metavar="RUN")
     about = "Scores the sealed checkpoints of a run whose benchmark is evaluated after training."
-    given = options.parse(f"{PROG} evaluate", about, words, [path], {})
+    bisect = Option(
+        "bisect", bool, help="score only what finds one that passes while the one before does not"
+    )
+    given = options.parse(f"{PROG} evaluate", about, words, [path], {"evaluate": [bisect]})
     from mlperf_jax import benchmarks
 
-    return show(benchmarks.evaluate(given["path"]))
+    return show(benchmarks.evaluate(**given))
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "list": (result_commands.list_command, "the benchmarks: model, data, target, rounds, status"),
+    "new": (new_command.new_command, new_command.ABOUT),
     "run": (run_command, "train a benchmark to its quality target"),
     "data build": (data_build_command, "prepare a benchmark's data"),
     "data check": (data_check_command, "read samples of prepared data and say what is wrong"),

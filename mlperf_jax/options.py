@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import math
@@ -17,6 +18,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
+from mlperf_jax.core.fields import allowed, check, did_you_mean, hints_of, is_union, limits
 from mlperf_jax.errors import UserError
 
 Reader = Callable[[str], Any]
@@ -28,7 +30,8 @@ class Option:
 
     Attributes:
         name: the field's; on the command line its underscores are dashes.
-        hint: the field's type. Others than those of `readable` cannot be given on the command line.
+        hint: the field's annotation, as `core.fields` reads it: type, range, unit, allowed values. Types
+            other than those of `readable` cannot be given on the command line.
         default: only shown, in `--help`; None shows nothing, and makes a bool a switch without `--no-`.
         help: a few words.
         metavar: what stands for the value in `--help`; from the type by default.
@@ -57,7 +60,7 @@ def options_of(cls: type, defaults: Any = None, leave_out: Iterable[str] = ()) -
         defaults: an instance whose values are shown; the fields' own defaults otherwise.
         leave_out: names of fields that are not for the command line.
     """
-    hints, texts = typing.get_type_hints(cls), field_texts(cls)
+    hints, texts = hints_of(cls), field_texts(cls)
     found = []
     for field in dataclasses.fields(cls):
         if field.name in leave_out or not readable(hints[field.name]):
@@ -86,23 +89,6 @@ def field_texts(cls: type) -> dict[str, str]:
 # -- reading words -----------------------------------------------------------------------------
 
 
-def _whole(word: str) -> int:
-    return int(word)
-
-
-def _number(word: str) -> float:
-    value = float(word)
-    if not math.isfinite(value):
-        raise ValueError(word)
-    return value
-
-
-def _text(word: str) -> str:
-    if not word:
-        raise ValueError(word)
-    return word
-
-
 def read_target(word: str) -> Any:
     """A quality target from "accuracy>=0.95", "FID<=90" or "pass_at_4>0.69"."""
     from mlperf_jax.core.benchmark import Target
@@ -110,48 +96,55 @@ def read_target(word: str) -> Any:
     match = re.fullmatch(r"\s*([\w-]+)\s*(>=|<=|>)\s*(\S+)\s*", word)
     if not match:
         raise ValueError(word)
-    bound = {">=": "at_least", "<=": "at_most", ">": "above"}[match[2]]
-    return Target(match[1], **{bound: _number(match[3])})
+    bound, value = {">=": "at_least", "<=": "at_most", ">": "above"}[match[2]], float(match[3])
+    if not math.isfinite(value):
+        raise ValueError(word)
+    return Target(match[1], **{bound: value})
 
 
-# type -> (metavar, what it takes, reader); Any is the optimizer, Target the only dataclass in a field
-_KINDS: dict[Any, tuple[str, str, Reader]] = {
-    int: ("N", "a whole number", _whole),
-    float: ("X", "a number", _number),
-    str: ("TEXT", "some text", _text),
-    Any: ("TEXT", "some text", _text),
-    "Target": ("'NAME>=X'", "a target such as 'accuracy>=0.95'", read_target),
+# type -> (metavar, reader); Any is the optimizer, Target the only dataclass in a field
+_KINDS: dict[Any, tuple[str, Reader]] = {
+    int: ("N", int),
+    float: ("X", float),
+    str: ("TEXT", str),
+    Any: ("TEXT", str),
+    "Target": ("'NAME>=X'", read_target),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """How the words of a type are read: metavar, a description, one word's reader, one or many, none."""
+    """How the words of a type are read: metavar, one word's reader, one or many, whether "none" is one."""
 
     metavar: str
-    takes: str
     read: Reader
     many: bool
     optional: bool
 
 
 def _kind(hint: Any) -> _Kind | None:
-    optional = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    if optional:
-        members = [member for member in typing.get_args(hint) if member is not types.NoneType]
-        if len(members) != 1:
+    """None where the values of a type cannot be written as words. Ranges are `check`'s."""
+    many = optional = False
+    while args := typing.get_args(hint):
+        if typing.get_origin(hint) is typing.Literal:
+            reader = functools.partial(_choice, args)
+            return _Kind(f"{{{','.join(map(str, args))}}}", reader, many, optional)
+        if typing.get_origin(hint) is Annotated:
+            args = args[:1]
+        elif is_union(hint):
+            optional = types.NoneType in args
+            args = [member for member in args if member is not types.NoneType]
+        elif typing.get_origin(hint) is tuple and not many:
+            many, args = True, list(dict.fromkeys(member for member in args if member is not ...))
+        if len(args) != 1:
             return None
-        hint = members[0]
-    many = typing.get_origin(hint) is tuple
-    if many:
-        element, *rest = typing.get_args(hint)
-        if rest != [...]:
-            return None
-        hint = element
-    if typing.get_origin(hint) is typing.Literal:
-        hint = str  # the benchmark itself refuses other words, and names those it takes
+        hint = args[0]
     found = _KINDS.get("Target" if dataclasses.is_dataclass(hint) else hint)
     return _Kind(*found, many, optional) if found else None
+
+
+def _choice(choices: Sequence[Any], word: str) -> Any:
+    return next((choice for choice in choices if str(choice) == word), word)
 
 
 def readable(hint: Any) -> bool:
@@ -169,8 +162,11 @@ def _read(option: Option, words: Sequence[str]) -> Any:
         try:
             values.append(kind.read(word))
         except ValueError:
-            raise UserError(f"{option.flag} takes {kind.takes}, not {word!r}") from None
-    return tuple(values) if kind.many else values[0]
+            such = " such as 'accuracy>=0.95'" * (kind.read is read_target)
+            raise UserError(
+                f"{option.flag} must be {allowed(option.hint)}{such}, not {word!r}"
+            ) from None
+    return check(option.flag, values if kind.many else values[0], option.hint)
 
 
 # -- the command line --------------------------------------------------------------------------
@@ -283,8 +279,6 @@ def _names_typed(
             off = known.get(flag.replace("--no-", "--", 1))
             option = off if off and off.hint is bool and off.default is not None else None
         if option is None:
-            from mlperf_jax.core.fields import did_you_mean  # imports jax
-
             raise UserError(f"{command} has no option {flag}{did_you_mean(flag, sorted(known))}")
         if option.hint is bool and values:
             raise UserError(f"{option.flag} takes no value")
@@ -302,7 +296,9 @@ def _names_typed(
 def _annotation(option: Option) -> Any:
     import tyro
 
-    shown = "" if option.default in (None, ()) else f"(default: {_shown(option.default)})"
+    default = "" if option.default in (None, ()) else f"default: {_shown(option.default)}"
+    notes = [note for note in (default, limits(option.hint)) if note]
+    shown = f"({'; '.join(notes)})" if notes else ""
     if option.hint is bool:
         # a switch that is off has one name; one that may be on has two
         hint = bool if option.default is not None else tyro.conf.FlagCreatePairsOff[bool]

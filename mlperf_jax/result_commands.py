@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -21,53 +22,69 @@ def list_command(words: Sequence[str]) -> int:
         Option("round", help="only the benchmarks of a round, with its targets", metavar="5.1"),
         Option("json", bool, help="as JSON, with every round's numbers"),
     ]
-    given = options.parse(f"{PROG} list", "Lists the benchmarks.", words, [], {"list": own})
+    about = "Lists the benchmarks, and those of your own that are named: my_file.py:Wine."
+    mine, typed = options.split(words, own)
+    rest = [word for flag, values in typed.items() for word in (flag, *values)]
+    given = options.parse(f"{PROG} list [FILE.py:CLASS...]", about, rest, [], {"list": own})
     from mlperf_jax import benchmarks
     from mlperf_jax.results import rules
 
     ruleset = given.get("round")
     entries = rules.in_round(ruleset) if ruleset else list(rules.entries().values())
     here = benchmarks.names()
-    status = {entry.name: "tiny, full" if entry.name in here else "planned" for entry in entries}
+    rows = [describe_own(benchmarks.get(name)) for name in mine]
+    rows += [
+        describe(entry, "tiny, full" if entry.name in here else "planned", ruleset)
+        for entry in entries
+    ]
     if given.get("json"):
-        print(
-            json.dumps(
-                [describe(entry, status[entry.name], ruleset) for entry in entries], indent=2
-            )
-        )
+        print(json.dumps(rows, indent=2))
         return 0
     header = ("benchmark", "model", "data", "target", "rounds", "status")
-    rows = [
-        (
-            entry.name,
-            entry.model,
-            entry.dataset,
-            " and ".join(map(str, entry.targets(ruleset))),
-            rounds(entry.rounds, rules.rounds_of(entry.suite), entry.suite),
-            status[entry.name],
-        )
-        for entry in sorted(entries, key=lambda entry: entry.name not in here)
-    ]
-    print_table(header, rows)
+    rows.sort(key=lambda row: row["status"] == "planned")
+    for row in rows:
+        suite = row["suite"]
+        row["target"] = " and ".join(str(rules.Target(**target)) for target in row["targets"])
+        row["rounds"] = rounds(row["rounds"], rules.rounds_of(suite), suite) if suite else "none"
+    print_table(header, [[row[name] for name in header] for row in rows])
     return 0
 
 
+def describe_own(benchmark: Any) -> dict[str, Any]:
+    """The row of a benchmark that no round had: the first line of its file says what it is."""
+    text = sys.modules[type(benchmark).__module__].__doc__ or ""
+    return {
+        "benchmark": benchmark.name,
+        "suite": "",
+        "model": text.strip().partition("\n")[0],
+        "data": "",
+        "targets": _stated(benchmark.targets),
+        "rounds": [],
+        "status": "yours",
+    }
+
+
 def describe(entry: Any, status: str, ruleset: str | None = None) -> dict[str, Any]:
-    """A row of the table for `list --json`."""
+    """A row of the table, as `list --json` has it."""
+    from mlperf_jax.results import rules
+
+    official = rules.resolve(entry.name, ruleset)
     return {
         "benchmark": entry.name,
         "suite": entry.suite,
         "task": entry.task,
         "model": entry.model,
         "data": entry.dataset,
-        "targets": [
-            {k: v for k, v in dataclasses.asdict(target).items() if v not in (None, "")}
-            for target in entry.targets(ruleset)
-        ],
+        "targets": _stated(official.targets),
         "rounds": list(entry.rounds),
-        "runs": entry.runs(ruleset),
+        "runs": official.runs,
         "status": status,
     }
+
+
+def _stated(targets: Sequence[Any]) -> list[dict[str, Any]]:
+    every = map(dataclasses.asdict, targets)
+    return [{k: v for k, v in target.items() if v not in (None, "")} for target in every]
 
 
 def rounds(present: Sequence[str], every: Sequence[str], suite: str) -> str:
@@ -135,7 +152,7 @@ def score_command(words: Sequence[str]) -> int:
     given = options.parse(f"{PROG} score", about, words, [path], {"score": own})
     from mlperf_jax.results.score import scores
 
-    target = given.pop("json", None)
+    target = json_target(given)
     found = scores(given.pop("dir"), **given)
     if target != "-":
         print(found)
@@ -206,6 +223,22 @@ def read_json(path: str) -> Any:
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no JSON object")
     return found
+
+
+def json_target(given: dict[str, Any]) -> str | None:
+    """Takes `json` out of the typed options: where JSON goes, if anywhere; "-" is the output.
+
+    Raises:
+        UserError: no file can be written there, which is said before the work and not after it.
+    """
+    target = given.pop("json", None)
+    if target not in (None, "-"):
+        path = pathlib.Path(target)
+        if path.is_dir() or not os.access(
+            path if path.exists() else path.absolute().parent, os.W_OK
+        ):
+            raise UserError(f"cannot write {target}: give a file in a folder that is there")
+    return target
 
 
 def write_json(target: str, document: Any) -> None:

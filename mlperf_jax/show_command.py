@@ -32,7 +32,8 @@ def show_command(words: Sequence[str], parse: Callable[..., dict[str, Any]]) -> 
     given = parse("show", words, SHOW_OPTIONS)
     from mlperf_jax import benchmarks
 
-    given.setdefault("output", f"{given['name']}-{given.get('split', 'eval')}.png")
+    name = benchmarks.benchmark_class(given["name"]).name
+    given.setdefault("output", f"{name}-{given.get('split', 'eval')}.png")
     benchmarks.show(**given)
     print(given["output"])
     return 0

@@ -21,8 +21,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mlperf_jax.input_pipelines import criteo, criteo_bags, criteo_files, pipeline
-from mlperf_jax.input_pipelines.criteo_log import ClickLog
+from mlperf_jax.input_pipelines import criteo, pipeline
+from mlperf_jax.input_pipelines.criteo import files, multi_hot
+from mlperf_jax.input_pipelines.criteo.click_log import ClickLog
 
 BATCH = 65_536
 
@@ -31,18 +32,18 @@ def write(folder: pathlib.Path, samples: int) -> tuple[ClickLog, ClickLog]:
     """Random samples in both forms; bags from tables of at most a million rows."""
     rng = np.random.default_rng(0)
     rows = tuple(min(n, 1_000_000) for n in criteo.ROWS)
-    labels, dense, sparse = (folder / name for name in criteo_files.day_files(0))
+    labels, dense, sparse = (folder / name for name in files.day_files(0))
     np.save(labels, rng.integers(0, 2, (samples, 1), np.int32))
-    np.save(dense, rng.standard_normal((samples, criteo_files.DENSE), np.float32))
+    np.save(dense, rng.standard_normal((samples, files.DENSE), np.float32))
     ids = np.stack([rng.integers(0, n, samples, np.int32) for n in rows])
-    criteo_bags.write_npz(sparse, ids, list(criteo_bags.bag_matrices(rows, criteo.BAGS)))
-    days = ClickLog((criteo_files.open_day(str(folder), 0, criteo.BAGS),), criteo.ROWS, criteo.BAGS)
+    multi_hot.write_npz(sparse, ids, list(multi_hot.bag_matrices(rows, criteo.BAGS)))
+    days = ClickLog((files.open_day(str(folder), 0, criteo.BAGS),), criteo.ROWS, criteo.BAGS)
     with open(folder / "train_data.bin", "wb") as file:
         for batch in pipeline.evaluation(days).batched(BATCH):
             label = batch["label"].astype(np.int32)[:, None]
             words = [label, batch["dense"].view(np.int32), batch["ids"]]
             np.concatenate(words, 1)[batch["mask"]].tofile(file)
-    part = criteo_files.open_records(str(folder / "train_data.bin"), criteo.BAGS)
+    part = files.open_records(str(folder / "train_data.bin"), criteo.BAGS)
     return days, ClickLog((part,), criteo.ROWS, criteo.BAGS)
 
 
@@ -83,8 +84,9 @@ def regression() -> None:
 
     rows, bags = criteo.TINY_ROWS, criteo.TINY_BAGS
     with tempfile.TemporaryDirectory() as folder:
-        criteo.build(folder, tiny=True)
-        logs = [open_(folder, rows, bags, tiny=True) for open_ in (criteo.train, criteo.validation)]
+        data = criteo.Criteo(rows, bags, tiny=True)
+        data.build(folder)
+        logs = data.train(folder), data.validation(folder)
         train, test = (log.batched(len(log))[0] for log in logs)
     for kind, counted in (("one-hot ids", False), ("ids counted in bags", True)):
         model = LogisticRegression(max_iter=300).fit(_inputs(train, counted), train["label"])

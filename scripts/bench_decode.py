@@ -28,7 +28,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mlperf_jax.input_pipelines import imagenet, images
+from mlperf_jax.input_pipelines import images
+from mlperf_jax.input_pipelines.imagenet import ImageNet
 
 CLASSES = ("n01440764", "n01443537")
 BATCH = 64
@@ -107,7 +108,7 @@ def bench_decoders(files: list[bytes]) -> dict[str, float]:
 
 
 def bench_ours(folder: str, count: int, threads: int) -> float:
-    batches = imagenet.train(folder, 224).batched(BATCH).stream(threads=threads)
+    batches = ImageNet().train(folder).batched(BATCH).stream(threads=threads)
     for _ in itertools.islice(batches, 2):  # opens the files, fills the pipeline
         pass
 
@@ -179,7 +180,7 @@ def write(files: list[bytes], folder: str) -> list[pathlib.Path]:
             path.write_bytes(data)
             if split == "train":
                 paths.append(path)
-    imagenet.build(f"{folder}/prepared", source=f"{folder}/raw")
+    ImageNet().build(f"{folder}/prepared", f"{folder}/raw")
     return paths
 
 

@@ -40,7 +40,7 @@ def ours(table: np.ndarray, bag: int, head: np.ndarray) -> Callable[[np.ndarray]
     def step(state: dict[str, jax.Array], ids: jax.Array) -> dict[str, jax.Array]:
         bags = embedding.pool(store, state["rows"], ids)
         grads = jax.grad(lambda bags: jnp.mean(jnp.square(bags[:, 0] @ weight)))(bags)
-        return embedding.update(store, state, ids, grads, optimizer.step)
+        return embedding.update(store, state, ids, grads, optimizer.step, jnp.int32(0))
 
     program = jax.jit(step, donate_argnums=0)
     state = {"rows": jnp.asarray(table)}

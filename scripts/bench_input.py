@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from bench_decode import photograph
 
-from mlperf_jax.input_pipelines import kits19_patches, openimages
+from mlperf_jax.input_pipelines.kits19 import patches as kits19_patches
+from mlperf_jax.input_pipelines.openimages import data_set as openimages
+from mlperf_jax.input_pipelines.openimages import files
 
 SECONDS = 8.0
 
@@ -48,7 +50,7 @@ def scenes() -> float:
 
     def record(index: int) -> dict[str, Any]:
         image = photographs[index % len(photographs)]
-        scene = openimages.Scene(image, index, boxes, label, np.zeros(7, np.uint8))
+        scene = files.Scene(image, index, boxes, label, np.zeros(7, np.uint8))
         return read(scene, np.random.default_rng(index))
 
     return rate(record)

@@ -4,7 +4,7 @@
     python scripts/compare_loaders.py tokens criteo
     python scripts/compare_loaders.py jpeg --batch 1024 --rounds 7
 
-"pipeline" is `Split.batched(…).stream`, "old" the loader before it, "grain" Grain's own `batch` over the very same
+"pipeline" is `Split.batched(…).stream`, "grain" Grain's own `batch` over the very same
 rows. They take turns in one process, a few batches each, and each turn is measured by processor time in
 all threads, so that other work on the machine disturbs it little; what counts is the median of the ratios
 to the first loader. The first batch (wall and processor time) and the most memory of the first four are of a
@@ -35,7 +35,11 @@ import cv2
 import grain
 import numpy as np
 
-from mlperf_jax.input_pipelines import criteo, imagenet, megatron, pipeline
+from mlperf_jax.input_pipelines import criteo, pipeline
+from mlperf_jax.input_pipelines.criteo import files
+from mlperf_jax.input_pipelines.criteo.click_log import ClickLog
+from mlperf_jax.input_pipelines.imagenet import ImageNet
+from mlperf_jax.input_pipelines.tokens import megatron
 
 PHOTOGRAPHS, CLICKS, TOKENS = 128, 400_000, 1 << 24
 KINDS = {"jpeg": 256, "tokens": 64, "criteo": 65_536}  # and their batch sizes
@@ -57,25 +61,25 @@ def write(kind: str, folder: pathlib.Path) -> None:
                 writer.add(rng.integers(0, 128_000, 1024, np.int32))
 
 
-def opened(kind: str, folder: pathlib.Path) -> Any:
+def opened(kind: str, folder: pathlib.Path) -> pipeline.Split:
     """The training data."""
     if kind == "jpeg":
-        return imagenet.train(f"{folder}/prepared", 224)
+        return ImageNet().train(f"{folder}/prepared")
     if kind == "criteo":
-        return criteo.ClickLog(
-            (criteo.criteo_files.open_day(str(folder), 0, criteo.BAGS),), criteo.ROWS, criteo.BAGS
-        )
-    return megatron.GptTraining((f"{folder}/tokens",), 8192, 100_000, vocabulary=128_000)
+        part = files.open_day(str(folder), 0, criteo.BAGS)
+        log = ClickLog((part,), criteo.ROWS, criteo.BAGS)
+        return pipeline.training(log, shuffle=False)
+    windows = megatron.GptTraining((f"{folder}/tokens",), 8192, 100_000, vocabulary=128_000)
+    return pipeline.training(windows, shuffle=False)
 
 
 def loaders(kind: str, folder: pathlib.Path) -> dict[str, Loader]:
     """By name; the first is what the others are compared with."""
     data = opened(kind, folder)
-    found: dict[str, Loader] = {"pipeline": lambda b, t: data.batched(b).stream(threads=t)}
-    if hasattr(data, "batches"):
-        found = {"old": lambda b, t: data.batches(b, seed=0, threads=t)} | found
-    found["grain"] = lambda b, t: _grain(data.batched(b), b, t)
-    return found
+    return {
+        "pipeline": lambda b, t: data.batched(b).stream(threads=t),
+        "grain": lambda b, t: _grain(data.batched(b), b, t),
+    }
 
 
 def _grain(batches: pipeline.Batches, rows: int, threads: int) -> Iterator[Any]:

@@ -14,7 +14,8 @@ import pathlib
 
 import numpy as np
 
-from mlperf_jax.input_pipelines import criteo, criteo_bags
+from mlperf_jax.input_pipelines import criteo
+from mlperf_jax.input_pipelines.criteo import multi_hot
 
 TARGET = pathlib.Path(__file__).parent.parent / "tests/input_pipelines/data/criteo_states.npz"
 KEPT = (0, 9, 21)
@@ -42,9 +43,9 @@ def main() -> None:
     states = {}
     for table, (rows, size) in enumerate(zip(criteo.ROWS, criteo.BAGS)):
         digest, total = hashlib.md5(), 0
-        for first, last in criteo_bags.pieces(rows, size):
+        for first, last in multi_hot.pieces(rows, size):
             bags = np.empty((last - first, size), np.int32)
-            criteo_bags.draw_bags(random, rows, first, bags)
+            multi_hot.draw_bags(random, rows, first, bags)
             digest.update(bags.data)
             total += int(bags.sum(dtype=np.int64))
         found = digest.hexdigest()

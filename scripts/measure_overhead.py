@@ -60,10 +60,23 @@ class Arrays(nnx.Module):
 
 
 class Constant:
-    """An endless data set of one batch in memory."""
+    """A data set of one batch in memory, again and again; training is all there is of it."""
 
     def __init__(self, size: int) -> None:
         self._batch = {"x": np.zeros((size, 4), np.float32)}
+
+    def train(self, folder: str) -> Constant:
+        return self
+
+    validation = train
+
+    def counts(self, folder: str) -> dict[str, int]:
+        return {split: len(self._batch["x"]) for split in ("train", "validation")}
+
+    def build(self, folder: str, source: str | None = None) -> None: ...
+
+    def check(self, folder: str) -> list[str]:
+        return []
 
     def batched(self, rows: int, **how: Any) -> Constant:
         return self
@@ -104,11 +117,12 @@ class Nothing(Benchmark):
     def predict(self, model, batch, key):
         return batch["x"][:, 0] > 0
 
-    def train_data(self, data_dir):
+    def data(self):
         return Constant(self.batch_size)
 
-    def counts(self, data_dir):
-        return {"train": self.train_samples, "validation": self.eval_samples}
+    @property
+    def flops_per_sample(self):
+        return 0.0
 
     def eval_steps(self):
         return itertools.count(NEVER, NEVER)
@@ -145,9 +159,7 @@ def compiled_nothing(assembly: Any) -> Any:
         in_shardings=(assembly.shardings, meshes.batch_sharding(mesh), None),
         out_shardings=(assembly.shardings, meshes.replicated(mesh)),
     )
-    batch = step.abstract_batch(
-        benchmark.example(), benchmark.batch_size, meshes.batch_sharding(mesh)
-    )
+    batch = step.abstract_batch(benchmark.buckets()[0], meshes.batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jitted.lower(assembly.abstract, batch, key).compile()
 

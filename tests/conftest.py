@@ -135,7 +135,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         from mlperf_jax import benchmarks
 
         if name not in made:
-            benchmarks.get(name, tiny=True).prepare(folder)
+            benchmarks.build_data(benchmarks.get(name, tiny=True), folder)
             made.add(name)
         return folder
 
@@ -151,15 +151,15 @@ def data_dir(name: str, tiny_data: Callable[[str], str]) -> str:
 def few_steps(
     tiny_data: Callable[[str], str], compile_cache: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], pathlib.Path]:
-    """Name -> the folder that `battery.few_steps` left, made once."""
+    """Name -> the folder that `runs.few_steps` left, made once."""
     made: dict[str, pathlib.Path] = {}
 
     def get(name: str) -> pathlib.Path:
-        import battery
+        from mlperf_jax.testing import runs
 
         if name not in made:
             folder = tmp_path_factory.mktemp(f"{name}-steps")
-            battery.few_steps(compile_cache, name, tiny_data(name), folder)
+            runs.few_steps(compile_cache, name, tiny_data(name), folder)
             made[name] = folder
         return made[name]
 
@@ -174,13 +174,12 @@ def tiny_runs(
     made: dict[str, Any] = {}
 
     def get(name: str) -> Any:
-        import battery
-
         from mlperf_jax import benchmarks
+        from mlperf_jax.testing import runs
 
         if name not in made:
             output = tmp_path_factory.mktemp(name)
-            settings = battery.settings(tiny_data(name), output)
+            settings = runs.settings(tiny_data(name), output)
             result = benchmarks.run(name, **settings)
             made[name] = (result or benchmarks.evaluate(output), output)  # some are scored later
         return made[name]

@@ -48,7 +48,7 @@ def settings(name):
 
 def schedule(name, ruleset):
     """The first evaluations, in steps; a generation of Go is 600 steps."""
-    evaluation = rules.entry(name).evaluation(ruleset)
+    evaluation = rules.resolve(name, ruleset).evaluation
     logged = values(name)
     steps = evaluation.steps(logged["global_batch_size"], logged["train_samples"])
     return list(itertools.islice(steps, 4)) or [600, 1200, 1800, 2400]
@@ -63,6 +63,7 @@ def lines(name, quality):
 
 def write(path, name, ruleset, *, division="closed", qualities=None, changes=None):
     """Writes a log and returns its path."""
+    official = rules.resolve(name, ruleset)
     logged = values(name) | (changes or {})
     batch, epoch = (
         logged["global_batch_size"],
@@ -72,13 +73,12 @@ def write(path, name, ruleset, *, division="closed", qualities=None, changes=Non
     def position(step):
         epochs = step / max(epoch, 1)
         where = {"epochs": epochs, "samples": step * batch, "steps": step}
-        return keys.position(name, ruleset, **where, logged=logged)
+        return keys.position(official, **where, logged=logged)
 
     with Log(path) as log:
         header(
             log,
-            benchmark=name,
-            ruleset=ruleset,
+            official,
             division=division,
             org="nobody",
             platform="rehearsal",
@@ -87,7 +87,7 @@ def write(path, name, ruleset, *, division="closed", qualities=None, changes=Non
         )
         log.start("init_start")
         for key, value, metadata in keys.translate(
-            name, ruleset, logged, division=division, disclosure=DISCLOSURE
+            official, logged, division=division, disclosure=DISCLOSURE
         ):
             log.event(key, value, **metadata)
         log.stop("init_stop")
@@ -101,7 +101,7 @@ def write(path, name, ruleset, *, division="closed", qualities=None, changes=Non
                 log.event("actual_selfplay_games_per_generation", 8192 + end)
             log.stop("block_stop", first_epoch_num=block["first_epoch_num"])
             log.start("eval_start", **position(end))
-            for key in keys.quality_keys(name, ruleset, division):
+            for key in keys.quality_keys(official, division):
                 for value, metadata in lines(name, quality):
                     log.event(key, value, **position(end), **metadata)
             log.stop("eval_stop", **position(end))

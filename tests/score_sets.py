@@ -2,7 +2,7 @@
 
 import json
 
-from mlperf_jax.results import rcp, rules
+from mlperf_jax.results import rules
 
 MINUTE = 60_000
 
@@ -78,8 +78,8 @@ def said(found):
 
 def eval_lines(name, ruleset, length):
     """Keyword arguments that make a log of a benchmark pass its target at `length`."""
-    field = rcp.length_field(name, ruleset)
-    target = rules.entry(name).targets(ruleset)
+    field = rules.resolve(name, ruleset).length_field
+    target = rules.resolve(name, ruleset).targets
     if name == "stable_diffusion":
         return {"field": field, "length": length, "values": ()}
     if len(target) > 1:
@@ -95,7 +95,7 @@ def eval_lines(name, ruleset, length):
 def log_of(name, ruleset, batch, length, seed, status="success"):
     log = lines(
         10 + seed,
-        benchmark=rules.entry(name).log_name(ruleset),
+        benchmark=rules.resolve(name, ruleset).log_name,
         batch=batch,
         seed=seed,
         status=status,

@@ -31,9 +31,9 @@ STAND_FOR_ALL = (
     "llama31_8b",
 )  # images and batch norm; tokens, attention and stacked layers
 # outside of the package, what the battery itself depends on
-HARNESS = {"pyproject.toml"} | {
-    f"tests/{name}.py" for name in ("battery", "child", "conftest", "test_battery_whole")
-}
+HARNESS = {"pyproject.toml"}
+HARNESS |= {f"tests/{name}.py" for name in ("battery", "conftest", "test_battery_whole")}
+HARNESS |= {f"{PACKAGE}/testing/{name}.py" for name in ("checks", "child", "runs")}
 
 MERGE_BASE = ["merge-base", "HEAD", "origin/main"]
 
@@ -87,7 +87,7 @@ def defined_in(name: str, root: pathlib.Path = ROOT) -> Iterator[pathlib.Path]:
     package, _, last = name.rpartition(".")
     home = file_of(package, root)
     passed_on = imported(home).get(last) if home and home.name == "__init__.py" else None
-    if passed_on:
+    if passed_on and passed_on != name:  # not a module of the package that it imports itself
         yield from defined_in(passed_on, root)
     elif found := file_of(name, root) or home:
         yield found

@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.results import rules
 from mlperf_jax.results.header import header
 from mlperf_jax.results.log import Log
 from mlperf_jax.results.result import Result
@@ -81,8 +82,7 @@ def write_run(runs, benchmark, length, seed, *, division, tiny=False, config=CON
         log.event("rehearsal", "made by a test", time_ms=time)
         header(
             log,
-            benchmark=benchmark,
-            ruleset=ruleset,
+            rules.resolve(benchmark, ruleset),
             division=division,
             org="Acme",
             platform="8x accelerator",

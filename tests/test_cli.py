@@ -113,7 +113,19 @@ def test_help_of_run_shows_the_fields_with_their_values(capsys):
     for field in dataclasses.fields(RunOptions):
         assert "--" + field.name.replace("_", "-") in out
     tiny = benchmarks.get("resnet", tiny=True)
-    assert f"--batch-size N   (default: {tiny.batch_size})" in out
+    assert f"(default: {tiny.batch_size}; samples, at least 1)" in out
+    flowing = " ".join(out.replace("│", " ").split())
+    for shown in (
+        "--base-lr X (default: 2.5; at least 0)",
+        "--momentum X (default: 0.9; at least 0 and below 1)",
+        "--image-size N (default: 32; pixels, at least 1)",
+        "--stages N ... (default: 1 1 1 1; at least 1)",
+        "--opt-name {lars,sgd} (default: lars)",
+        "--clip-norm X (above 0)",
+        "--division {closed,open}",
+        "(default: 30; seconds, at least 1)",
+    ):
+        assert shown in flowing
     assert "warm-up included" in out  # the comment behind the field
     assert "take up the unfinished run" in out  # the line under Attributes:
 
@@ -130,7 +142,7 @@ def test_help_does_not_wait_for_jax():
 def test_no_field_is_named_like_a_run_option(name):
     fields = {f.name for f in dataclasses.fields(benchmarks.benchmark_class(name))}
     assert not fields & {f.name for f in dataclasses.fields(RunOptions)}
-    assert not fields & {"name", "tiny", "steps", "warmup", "input", "json"}
+    assert not fields & benchmarks.RESERVED
 
 
 @pytest.mark.parametrize("name", benchmarks.names())
@@ -141,7 +153,7 @@ def test_every_field_can_be_typed(name):
 
 
 def test_only_what_was_typed_is_passed_on(ran):
-    argv = "run resnet --batch-size 4096 --no-flip --stages 1 2 3 4 --base-lr=-1e-3 --mesh data=8"
+    argv = "run resnet --batch-size 4096 --no-flip --stages 1 2 3 4 --base-lr=1e-3 --mesh data=8"
     assert cli.main(argv.split()) == 0
     assert ran == [
         {
@@ -149,7 +161,7 @@ def test_only_what_was_typed_is_passed_on(ran):
             "batch_size": 4096,
             "flip": False,
             "stages": (1, 2, 3, 4),
-            "base_lr": -1e-3,
+            "base_lr": 1e-3,
             "mesh": "data=8",
         }
     ]
@@ -245,24 +257,65 @@ REFUSED = [
     ("run resnet -x", "no option -x"),
     ("run resnet --no-resume", "no option --no-resume"),
     ("run resnet --size tiny", "no option --size"),
-    ("run resnet --batch-size lots", "--batch-size takes a whole number, not 'lots'"),
-    ("run resnet --base-lr nan", "--base-lr takes a number, not 'nan'"),
-    ("run resnet --stages 1 x", "--stages takes a whole number, not 'x'"),
-    ("run resnet --data-dir=", "--data-dir takes some text, not ''"),
-    ("run resnet --targets good", "--targets takes a target such as"),
+    (
+        "run resnet --batch-size lots",
+        "--batch-size must be a whole number of samples, at least 1, not 'lots'",
+    ),
+    ("run resnet --base-lr nan", "--base-lr must be a number, at least 0, not nan"),
+    (
+        "run resnet --stages 1 x",
+        "--stages must be one or more whole numbers, each at least 1, not 'x'",
+    ),
+    ("run resnet --data-dir=", "--data-dir must be some text or None, not ''"),
+    (
+        "run resnet --targets good",
+        "--targets must be one or more Targets such as 'accuracy>=0.95', not 'good'",
+    ),
     ("run resnet --seed", "--seed needs a value"),
     ("run resnet --stages --tiny", "--stages needs a value"),
     ("run resnet --tiny=yes", "--tiny takes no value"),
     ("run resnet --seed 1 --seed 2", "--seed is given twice"),
     ("run resnet --seed 1 2", "'2' belongs to no option"),
-    ("run resnet --seed -1", "seed must be"),
-    ("run resnet --runs 0", "runs must be at least 1"),
-    ("run resnet --batch-size 0", "batch_size must be at least 1"),
+    ("run resnet --seed -1", "--seed must be a whole number, from 0 to 4,294,967,295"),
+    ("run resnet --runs 0", "--runs must be a whole number, at least 1, not 0"),
+    ("run resnet --batch-size 0", "--batch-size must be a whole number of samples, at least 1"),
+    ("run resnet --base-lr -1", "--base-lr must be a number, at least 0, not -1.0"),
+    (
+        "run resnet --label-smoothing 1.5",
+        "--label-smoothing must be a number, at least 0 and below 1",
+    ),
+    ("run resnet --momentum 1.5", "--momentum must be a number, at least 0 and below 1, not 1.5"),
+    ("run resnet --min-crop-area 2", "--min-crop-area must be a number, above 0 and at most 1"),
+    (
+        "run resnet --image-size 0",
+        "--image-size must be a whole number of pixels, at least 1, not 0",
+    ),
+    ("run resnet --eval-every 0", "--eval-every must be a whole number of epochs, at least 1"),
+    ("run resnet --bn-span 0", "--bn-span must be a whole number of images, at least 1"),
+    ("run unet3d --classes 4", "--classes must be 3, not '4'"),
+    (
+        "run unet3d --eval-shape 32 32",
+        "--eval-shape must be 3 whole numbers of voxels, each at least 1",
+    ),
+    (
+        "run retinanet --trainable-stages 6",
+        "--trainable-stages must be a whole number, from 0 to 5",
+    ),
+    ("run llama2_70b_lora --base-bits 4", "--base-bits must be 8 or None, not '4'"),
+    ("run llama31_8b --remat dost", "--remat must be full, dots, dots_no_batch, attention or None"),
+    (
+        "run resnet --targets accuracy>=2",
+        "targets: accuracy >= 2 cannot be: accuracy is from 0 to 1",
+    ),
+    ("run resnet --targets accurancy>=.5", "no 'accurancy': did you mean 'accuracy'?"),
+    ("run llama31_8b --targets log_perplexity<=-1", "log_perplexity is at least 0"),
+    ("run resnet --sample-limit 1", "sample_limit 1 is less than one batch of 3264"),
+    ("bench resnet --tiny --steps 0", "--steps must be a whole number, at least 1, not 0"),
     ("run resnet --batch-size 100", "not a multiple of bn_span"),
-    ("run resnet --opt-name adam", "opt_name must be"),
-    ("run resnet --dtype float8", "dtype must be one of"),
-    ("run resnet --division ajar", "division must be open or closed"),
-    ("run resnet --show loud", "show must be"),
+    ("run resnet --opt-name adam", "--opt-name must be lars or sgd, not 'adam'"),
+    ("run resnet --dtype float8", "--dtype must be auto, float32, bfloat16 or float64"),
+    ("run resnet --division ajar", "--division must be closed, open or None, not 'ajar'"),
+    ("run resnet --show loud", "--show must be auto, plain or none, not 'loud'"),
     ("run resnet", "resnet needs its data"),
     ("data build resnet", "--data-dir"),
     ("data check resnet", "--data-dir"),
@@ -290,6 +343,7 @@ TINY_REFUSED = [
     ("--optimizer no_such.py:make", "no_such.py"),
     ("--runs 2 --seed 1", "seeds of their own"),
     ("--train-samples 1000", "1,437 train samples"),
+    ("--classes 5", "holds samples of 10 classes: give at least 10"),
     ("--resume", "no unfinished run"),
     ("--processes 2 --process 0", "coordinator"),
 ]
@@ -360,7 +414,7 @@ def test_data_check_of_good_data(tiny_data, capsys):
 
 
 def test_data_check_fails_on_a_damaged_record(tmp_path, capsys):
-    benchmarks.get("resnet", tiny=True).prepare(str(tmp_path))
+    benchmarks.build_data(benchmarks.get("resnet", tiny=True), str(tmp_path))
     shard = next(tmp_path.rglob("*train.array_record*"))
     content = bytearray(shard.read_bytes())
     content[300:3000] = bytes(2700)
@@ -427,7 +481,11 @@ def test_bench_writes_json(benched, capsys, tmp_path):
     assert cli.main(["bench", "resnet", "--tiny", "--json", str(target)]) == 0
     assert json.loads(target.read_text()) == {"examples_per_second": 1.5}
     capsys.readouterr()
-    assert "cannot write" in sentence(capsys, ["bench", "resnet", "--json", tmp_path / "no" / "x"])
+    measured = len(benched)
+    for bad in (tmp_path / "no" / "x", tmp_path):
+        said = sentence(capsys, ["bench", "resnet", "--tiny", "--json", bad])
+        assert f"cannot write {bad}" in said
+    assert len(benched) == measured, "the answer comes before the work"
 
 
 def test_evaluate_says_whether_the_target_was_reached(monkeypatch, capsys):
@@ -435,4 +493,6 @@ def test_evaluate_says_whether_the_target_was_reached(monkeypatch, capsys):
         result = SimpleNamespace(reached=reached, log="a log")
         monkeypatch.setattr(benchmarks, "evaluate", lambda path, r=result: r)
         assert cli.main(["evaluate", "a_run"]) == (0 if reached else 1)
+    monkeypatch.setattr(benchmarks, "evaluate", lambda path, bisect: result if bisect else None)
+    assert cli.main(["evaluate", "--bisect", "a_run"]) == 1
     assert "log: a log" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import functools
 import pathlib
 import re
 import subprocess
+from collections.abc import Collection, Mapping
 
 import pytest
 
@@ -39,12 +40,15 @@ MAY_IMPORT = {
         "results",
     },
     "planning": {"benchmarks", "core", "ops", "results"},
+    "testing": {"benchmarks", "core", "optimizers", "results"},
+    "template": {"benchmarks", "metrics", "ops", "optimizers", "testing"},
 }
 # they may import everything
 DOORS = {
     "__init__",
     "__main__",
     "cli",
+    "new_command",
     "options",
     "plan_commands",
     "result_commands",
@@ -164,6 +168,68 @@ def test_of_results_a_benchmark_sees_only_the_rules_and_how_to_draw(path):
 def test_what_all_benchmarks_share_names_none(path):
     common = {"transformer", "ssd"}  # words that mean other things too
     assert not words_of_code(path) & (set(rules.entries()) - common)
+
+
+# -- no circles --------------------------------------------------------------------------------
+
+
+def module_of(path: pathlib.Path) -> str:
+    """ "mlperf_jax.core.mesh"; of a package's `__init__.py` the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def needed(path: pathlib.Path, modules: Collection[str]) -> set[str]:
+    """Our modules that a file imports anywhere; what only a type checker imports is left out.
+
+    `from package import name` needs the package where the name is no module of it. That Python runs the
+    packages around a module first is no need of the file's.
+    """
+    unread = {
+        node
+        for block in ast.walk(tree(path))
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    found = set()
+    for node in ast.walk(tree(path)):
+        if node in unread:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {name if name in modules else str(node.module) for name in names}
+    return found & set(modules)
+
+
+def circles(needs: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """What needs itself, as paths of names that end where they begin."""
+    done: set[str] = set()
+    found: list[list[str]] = []
+
+    def visit(name: str, way: list[str]) -> None:
+        if name in way:
+            found.append([*way[way.index(name) :], name])
+        elif name not in done:
+            for other in sorted(needs[name]):
+                visit(other, [*way, name])
+            done.add(name)
+
+    for name in sorted(needs):
+        visit(name, [])
+    return found
+
+
+def test_no_module_needs_itself():
+    """An import inside a function, for its cost, counts too: a circle is no reason for one."""
+    files = {module_of(path): path for path in FILES}
+    assert circles({name: needed(path, files) for name, path in files.items()}) == []
+
+
+def test_circles_are_found():
+    assert circles({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+    assert circles({"a": ["b"], "b": ["c"], "c": ["b"]}) == [["b", "c", "b"]]
 
 
 # -- what may be called where ------------------------------------------------------------------

@@ -3,7 +3,7 @@
 *apart*: each task in a process of its own, which may be killed. *together*: all tasks, one after another, as
 one of several processes in float64 with four devices each.
 
-A task: {"toy": class, "fields": {...}, "options": {...}, "kill": [where, nth, "before" or "after"]}; where is
+A task: {"toy": class of `toys` or "module:class", "fields": {...}, "options": {...}, "kill": [where, nth, "before" or "after"]}; where is
 "module:Class.method", and the process kills itself with SIGKILL at the nth call. Instead of "kill" there may be
 "stop": [process, step], which sends SIGTERM to itself when it is asked for the batch of this step. Prints one
 line of JSON per task: its exit status, and its error if it raised one.
@@ -55,7 +55,8 @@ def attempt(task: dict) -> str:
     try:
         if "kill" in task:
             die_at(*task["kill"])
-        toy = getattr(toys, task["toy"])
+        module, _, name = task["toy"].rpartition(":")
+        toy = getattr(importlib.import_module(module or "toys"), name)
         if "stop" in task:
             toy = stopping(toy, *task["stop"])
         toys.run(toy(**task.get("fields", {})), **task["options"])

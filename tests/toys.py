@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import os
+import math
 import pathlib
-import signal
-from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from toy_data import Altered, InMemory, arrays, asks_to_stop, fails, poisoned  # noqa: F401 (also for tests)
 
 from mlperf_jax import metrics
 from mlperf_jax.core import launch
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as train
-from mlperf_jax.core.benchmark import Benchmark, Start, Table, Target, Weighted, i32
+from mlperf_jax.core.benchmark import (
+    Benchmark,
+    Parts,
+    Start,
+    Table,
+    Target,
+    Weighted,
+    i32,
+)
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline, sources
 from mlperf_jax.ops.norm import BatchNorm
 from mlperf_jax.ops.stack import Stack
@@ -32,100 +39,18 @@ from mlperf_jax.results import log as logs
 from mlperf_jax.results import runs
 
 FEATURES, CLASSES, ROWS = 6, 3, 32
-
-
-def arrays(rows: dict[str, np.ndarray]) -> pipeline.Split:
-    """Training rows from memory; whole batches, so that a step costs no time of its own."""
-    return pipeline.training(sources.Arrays(rows))
-
-
-@dataclass(frozen=True)
-class Altered:
-    """A split whose batches pass through `alter` as they are read ahead: (step, batch) -> batch.
-
-    None ends them.
-    """
-
-    split: Any
-    alter: Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray] | None]
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def steps_per_epoch(self, rows: int) -> int:
-        return self.split.steps_per_epoch(rows)
-
-    def transformed(self, transforms):
-        return Altered(self.split.transformed(transforms), self.alter)
-
-    def batched(self, rows, *, seed=0, share=None):
-        return AlteredBatches(self.split.batched(rows, seed=seed, share=share), self.alter)
-
-
-@dataclass(frozen=True)
-class AlteredBatches:
-    batches: pipeline.Batches
-    alter: Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray] | None]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number):
-        return self.alter(number, self.batches[number])
-
-    def ready(self):
-        self.batches.ready()
-
-    def stream(self, start=0, *, threads=None, workers=0):
-        given = self.batches.stream(start, threads=threads, workers=workers)
-        for step, batch in enumerate(given, start):
-            altered = self.alter(step, batch)
-            if altered is None:
-                return
-            yield altered
-
-
-def poisoned(split: Any, steps: Container[int]) -> Altered:
-    """The batches of these steps hold NaN."""
-
-    def alter(step, batch):
-        return batch | {"x": np.full_like(batch["x"], np.nan)} if step in steps else batch
-
-    return Altered(split, alter)
-
-
-def asks_to_stop(split: Any, at: int, number: int = signal.SIGTERM) -> Altered:
-    """Sends a signal to its own process when the batch of this step is read."""
-
-    def alter(step, batch):
-        if step == at:
-            os.kill(os.getpid(), number)
-        return batch
-
-    return Altered(split, alter)
-
-
-def fails(split: Any, at: int, message: str = "damaged") -> Altered:
-    """Fails at the batch of this step, as a damaged record does."""
-
-    def alter(step, batch):
-        if step == at:
-            raise UserError(message)
-        return batch
-
-    return Altered(split, alter)
+TRUTH = np.random.default_rng(0).normal(size=(FEATURES, CLASSES))
 
 
 def problem(count: int, seed: int, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     """A separable three-class problem with an id whose table row matters."""
     generator = np.random.default_rng(seed)
-    truth = np.random.default_rng(0).normal(size=(FEATURES, CLASSES))
     x = generator.normal(size=(count, FEATURES))
     ids = generator.integers(0, ROWS, size=(count, 2))
     return {
         "x": x.astype(dtype),
         "ids": ids.astype(np.int32),
-        "label": (x @ truth).argmax(-1).astype(np.int32),
+        "label": (x @ TRUTH).argmax(-1).astype(np.int32),
     }
 
 
@@ -195,8 +120,12 @@ class Toy(Benchmark):
     def eval_steps(self):
         return itertools.count(self.eval_every, self.eval_every)
 
+    def problem(self):
+        """The training rows."""
+        return problem(self.train_samples, 3, self.array_dtype)
+
     def train_data(self, data_dir):
-        return poisoned(arrays(problem(self.train_samples, 3, self.array_dtype)), self.poisoned)
+        return poisoned(arrays(self.problem()), self.poisoned)
 
     def eval_data(self, data_dir):
         rows = problem(self.eval_samples, 2, self.array_dtype)
@@ -204,6 +133,9 @@ class Toy(Benchmark):
 
     def counts(self, data_dir):
         return {"train": self.train_samples, "validation": self.eval_samples}
+
+    def data(self):
+        return InMemory(self)
 
     def log(self):
         return {"opt_name": "sgd"}
@@ -218,7 +150,15 @@ class Toy(Benchmark):
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Toy):
-    """Begins from given weights; the optimizer's count begins at 7."""
+    """Begins from given weights; the optimizer's count begins at 7, and the table's rate follows it."""
+
+    @staticmethod
+    def table_rate(count):
+        return 0.02 * (count - 3)
+
+    def tables(self):
+        (table,) = super().tables().values()
+        return {"items": dataclasses.replace(table, optimizer=rows.adagrad(self.table_rate))}
 
     def start(self, data_dir):
         kernel = np.arange(16 * CLASSES, dtype=np.float32).reshape(16, CLASSES)
@@ -232,6 +172,7 @@ class Slow:
 
     mode: str = "beside"
     rows: bool = True
+    ranges: ClassVar = {"accuracy": (-math.inf, math.inf)}
 
     def sums(self, outputs, mask):
         raise AssertionError("a rows metric takes no sums")
@@ -281,19 +222,21 @@ class BriefOffline(Brief, Offline):
 
 @dataclass(frozen=True, kw_only=True)
 class SelfMade(Toy):
-    """Trains on records that the model itself made: random inputs with the true rule's labels."""
+    """Trains on records that the model itself made: random inputs with the true rule's labels, one a game."""
 
-    records: int = 96
+    count: int = 2
+    games: int = 48
 
-    def generate(self, model, generation, key):
-        x = jax.random.normal(key, (self.records, FEATURES))
+    def parts(self):
+        return Parts(self.count, self.games)
+
+    def generate(self, model, games):
+        x = jax.vmap(lambda key: jax.random.normal(key, (FEATURES,)))(games.keys)
         shift = model.head.bias[...].sum()  # the records depend on the weights
-        truth = jnp.asarray(np.random.default_rng(0).normal(size=(FEATURES, CLASSES)), x.dtype)
         return {
             "x": x + shift * 1e-3,
-            "ids": jnp.full((self.records, 2), generation % ROWS, jnp.int32),
-            "label": (x @ truth).argmax(-1).astype(jnp.int32),
-            "valid": jnp.arange(self.records) < self.records - 8,
+            "ids": jnp.stack([games.numbers, games.generation + games.numbers], 1) % ROWS,
+            "label": (x @ TRUTH.astype(x.dtype)).argmax(-1).astype(jnp.int32),
         }
 
     def generated_data(self, generations):
@@ -456,7 +399,7 @@ def prepared(benchmark: Benchmark, mesh: str | None = "data=1", optimizer: Any =
 
 def batch_of(benchmark: Benchmark, step: int, seed: int = 0) -> dict[str, np.ndarray]:
     """The global batch of one step."""
-    return benchmark.train_data("").batched(benchmark.batch_size, seed=seed)[step]
+    return benchmark.data().train("").batched(benchmark.rows, seed=seed)[step]
 
 
 def stepped(

@@ -1,4 +1,4 @@
-"""The benchmarks by their official names, and the call that trains one.
+"""The benchmarks by their official names, those of your own, and the call that trains one.
 
 >>> from mlperf_jax.benchmarks import get, names
 >>> "resnet" in names()
@@ -11,20 +11,40 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
+import keyword
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from mlperf_jax.core.benchmark import Benchmark, Target
-from mlperf_jax.core.fields import did_you_mean
+from mlperf_jax.core import python_file
+from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
+from mlperf_jax.core.fields import check, did_you_mean
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import building
+from mlperf_jax.input_pipelines.in_memory import InMemory
+from mlperf_jax.results import rules
 
 if TYPE_CHECKING:
     from mlperf_jax.core.trained import Trained
 
-__all__ = ["Benchmark", "RunOptions", "evaluate", "get", "load", "names", "run", "show"]
+__all__ = [
+    "Benchmark",
+    "InMemory",
+    "RunOptions",
+    "Target",
+    "evaluate",
+    "f32",
+    "get",
+    "i32",
+    "load",
+    "names",
+    "register",
+    "run",
+    "show",
+]
 
 # name -> "module:class"; a string, so that listing imports no model
 _BENCHMARKS = {
@@ -39,31 +59,102 @@ _BENCHMARKS = {
 }
 
 
+# those that `register` was given
+_REGISTERED: dict[str, type[Benchmark]] = {}
+
+# words of the commands that no field may be called by, beside those of `RunOptions`
+RESERVED = frozenset({"name", "tiny", "steps", "warmup", "input", "json"})
+
+# what stands for a benchmark: a name, "my_file.py:Wine", a class, or a configuration of one
+Named = str | type[Benchmark] | Benchmark
+B = TypeVar("B", bound=Benchmark)
+
+
 def names() -> tuple[str, ...]:
-    """The benchmarks of this library, as the official logs spell them."""
-    return tuple(_BENCHMARKS)
+    """The benchmarks of this library, as the official logs spell them, and those registered."""
+    return (*_BENCHMARKS, *_REGISTERED)
 
 
-def benchmark_class(name: str) -> type[Benchmark]:
-    """The class of a benchmark.
+def register(cls: type[B]) -> type[B]:
+    """Makes a benchmark of your own known by its name; may stand above its class as `@register`.
+
+    Every function here and `mlperf-jax` take "my_file.py:Wine" or the class itself too, and register it.
+    Given again, under the same name, the class replaces the one before.
 
     Raises:
-        UserError: for an unknown name, with the nearest known one.
+        UserError: it is no benchmark, or what it states cannot be used: its name is taken, a field has no
+            value, …
     """
+    if not (isinstance(cls, type) and issubclass(cls, Benchmark)):
+        raise UserError(
+            f"{cls!r} is no benchmark: give a class that inherits from mlperf_jax.benchmarks.Benchmark"
+        )
+    if cls.__module__.startswith(f"{__name__}."):
+        return cls
+    if complaint := _complaint(cls):
+        raise UserError(f"{cls.__name__} {complaint}")
+    _REGISTERED[cls.name] = cls
+    return cls
+
+
+def _complaint(cls: type[Benchmark]) -> str | None:
+    """What keeps a benchmark of somebody's own from being known by its name; None if nothing does."""
+    name = getattr(cls, "name", None)
+    undecorated = "__dataclass_fields__" not in vars(cls) and inspect.get_annotations(cls)
+    fields = dataclasses.fields(cls)
+    options = {field.name for field in dataclasses.fields(RunOptions)} | RESERVED
+    taken = [f.name for f in fields if f.name in options]
+    unset = [f.name for f in fields if dataclasses.MISSING is f.default is f.default_factory]
+    if not (isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)):
+        return f'has the name {name!r}: state one of letters, digits and "_", such as name = "wine"'
+    if name in _BENCHMARKS:
+        return f"has the name {name!r}, which is a benchmark of this library: state another"
+    if name in rules.entries() and not cls.ruleset:
+        return f"has the name {name!r} of an official benchmark: state its ruleset, or another name"
+    if name not in rules.entries() and cls.ruleset:
+        return f'states the ruleset {cls.ruleset}, but no round had {name!r}: write ruleset = ""'
+    if undecorated:
+        return "is no frozen dataclass: write @dataclass(frozen=True, kw_only=True) above it"
+    if unset:
+        return f"gives no value to {', '.join(unset)}: every field needs one"
+    if taken:
+        return f"has a field {', '.join(taken)}, as a run has an option: call it something else"
+    return None
+
+
+def benchmark_class(name: Named) -> type[Benchmark]:
+    """The class of a benchmark; one of your own is registered by this.
+
+    Args:
+        name: as `names()` spells it, "my_file.py:Wine" or "package.module:Wine", a class, or an object.
+
+    Raises:
+        UserError: for an unknown name, with the nearest known one; as `register` for your own.
+    """
+    if isinstance(name, Benchmark):
+        return register(type(name))
+    if not isinstance(name, str):
+        return register(name)
+    if ":" in name or name.endswith(".py"):
+        return register(python_file.load(name, "benchmark", "Wine"))
+    if name in _REGISTERED:
+        return _REGISTERED[name]
     if name not in _BENCHMARKS:
-        raise UserError(f"no benchmark {name!r}{did_you_mean(name, names())}")
+        raise UserError(
+            f"no benchmark {name!r}{did_you_mean(name, names())}; or give one of your own: my_file.py:Wine"
+        )
     module, _, attribute = _BENCHMARKS[name].partition(":")
     return getattr(importlib.import_module(f"mlperf_jax.benchmarks.{module}"), attribute)
 
 
-def get(name: str, *, tiny: bool = False, **fields: Any) -> Benchmark:
+def get(name: Named, *, tiny: bool = False, **fields: Any) -> Benchmark:
     """A benchmark's configuration.
 
     A `batch_size` with an official recipe brings that recipe's other hyperparameters; any other batch
     size keeps those of the nearest recipe below it (`recipe_note` says so).
 
     Args:
-        name: as `names()` spells it.
+        name: as `benchmark_class` takes it; an object keeps its fields where no others are given.
         tiny: the small stand-in that runs anywhere, see `Benchmark.tiny`.
         **fields: any of the benchmark's fields.
 
@@ -71,12 +162,14 @@ def get(name: str, *, tiny: bool = False, **fields: Any) -> Benchmark:
         UserError: for an unknown name or field, or a value the benchmark refuses.
     """
     cls = benchmark_class(name)
+    tiny = check("tiny", tiny, bool)
     if "size" in fields:
         raise UserError("size is no setting of its own: say tiny=True for the small stand-in")
-    benchmark = cls()  # type: ignore[call-arg]
+    given = name if isinstance(name, Benchmark) else None
+    benchmark = given or cls()  # type: ignore[call-arg]
     if tiny:
-        return benchmark.tiny().replace(**fields)
-    recipe = nearest_recipe(cls, fields.get("batch_size"))
+        return (benchmark if benchmark.is_tiny else benchmark.tiny()).replace(**fields)
+    recipe = None if given else nearest_recipe(cls, fields.get("batch_size"))
     return (recipe or benchmark).replace(**fields)
 
 
@@ -102,11 +195,11 @@ def recipe_note(benchmark: Benchmark) -> str | None:
     )
 
 
-def run(name: str, *, tiny: bool = False, **settings: Any) -> Any:
+def run(name: Named, *, tiny: bool = False, **settings: Any) -> Any:
     """Trains a benchmark to its quality target and returns the `Result` (a list of them for runs > 1).
 
     Args:
-        name: as `names()` spells it.
+        name: as `names()` spells it, or one of your own: "my_file.py:Wine", its class, or an object.
         tiny: run the small stand-in: no data to fetch, a minute on two CPU cores.
         **settings: fields of `RunOptions` (data_dir, output, seed, mesh, division, optimizer, transform, …) and
             of the benchmark (batch_size, …).
@@ -118,6 +211,7 @@ def run(name: str, *, tiny: bool = False, **settings: Any) -> Any:
         run("resnet", tiny=True)
         run("resnet", data_dir="/data", batch_size=4096, mesh="data=8")
         run("resnet", tiny=True, optimizer=optax.adamw(1e-3), division="open")
+        run(Wine(hidden=64))                  # a benchmark of your own
     """
     known = {field.name for field in dataclasses.fields(RunOptions)}
     options = RunOptions(**{k: v for k, v in settings.items() if k in known})
@@ -132,12 +226,14 @@ def run(name: str, *, tiny: bool = False, **settings: Any) -> Any:
     return start(get(name, tiny=tiny, **fields), options)
 
 
-def evaluate(path: str | os.PathLike, *, optimizer: Any = None) -> Any:
+def evaluate(path: str | os.PathLike, *, optimizer: Any = None, bisect: bool = False) -> Any:
     """Scores a set's trained runs whose benchmark is evaluated after training; `mlperf-jax evaluate`.
 
     Args:
         path: the output folder of the set.
         optimizer: the one that the run was given, where it was an object; its state is checked.
+        bisect: score only as many checkpoints as it takes to find one that passes while the one before it
+            does not: enough for all runs of an official set but one. By default all up to the first.
 
     Returns:
         The `Result`; a list of them when the set had several runs to score.
@@ -149,11 +245,12 @@ def evaluate(path: str | os.PathLike, *, optimizer: Any = None) -> Any:
 
     results = []
     while (found := offline.waiting(path)) is not None:
-        config, options = found
+        document, options = found
         options = dataclasses.replace(options, optimizer=optimizer or options.optimizer)
-        benchmark = from_config(config)
+        benchmark = from_config(document["config"], document["options"].get("benchmark"))
         folder = data_folder(benchmark, options)
-        results.append(offline.score(benchmark, options, folder, config.get("transform")))
+        transform = document["config"].get("transform")
+        results.append(offline.score(benchmark, options, folder, transform, bisect=bisect))
     if not results:
         raise UserError(f"every run in {path} has its result already")
     return results[0] if len(results) == 1 else results
@@ -193,7 +290,7 @@ def load(
 
     launch.use_compile_cache()
     kept = trained.find(run_folder)
-    benchmark = from_config(kept.config)
+    benchmark = from_config(kept.config, kept.options.get("benchmark"))
     where = trained.options_here(
         kept.options, **({} if data_dir is None else {"data_dir": data_dir})
     )
@@ -208,14 +305,14 @@ def load(
 
 
 def show(
-    name: str,
+    name: Named,
     *,
     tiny: bool = False,
     data_dir: str | None = None,
     run: str | os.PathLike | None = None,
     step: int | None = None,
     samples: int | None = None,
-    split: str = "eval",
+    split: Literal["train", "eval"] = "eval",
     seed: int = 0,
     output: str | os.PathLike | None = None,
     **fields: Any,
@@ -223,13 +320,13 @@ def show(
     """A picture of samples with their labels and, of a trained run, with what its model finds in them.
 
     Args:
-        name: as `names()` spells it; not every benchmark has pictures.
+        name: as `run` takes it; not every benchmark has pictures.
         tiny: of the small stand-in, whose data are made if need be.
         data_dir: the data; by default those of the run.
         run: the folder of a run, as `load` takes it.
         step: whose checkpoint, as `load` takes it.
         samples: how many; each benchmark has its own default.
-        split: "eval", or "train": as training sees them, cropped, mirrored and so on.
+        split: "train" is as training sees them, cropped, mirrored and so on.
         seed: which samples, and what augmentation does to them.
         output: a file to write too, ending in .png.
         **fields: of the benchmark, without a run: `min_crop_area=0.5`.
@@ -244,21 +341,53 @@ def show(
         show("resnet", tiny=True, split="train")
         show("unet3d", run="runs/kits", data_dir="/data", output="kidneys.png")
     """
-    from mlperf_jax.benchmarks.showing import Wanted, draw
+    from mlperf_jax.benchmarks import showing
+    from mlperf_jax.results import pictures
 
-    wanted = Wanted(samples=samples, split=split, seed=seed, output=output)
-    return draw(name, wanted, tiny=tiny, data_dir=data_dir, run=run, step=step, fields=fields)
+    wanted = showing.Wanted(samples=samples, split=split, seed=seed, output=output)
+    cls = benchmark_class(name)
+    if cls.picture is Benchmark.picture:
+        able = [one.name for one in map(benchmark_class, names()) if one.picture is not cls.picture]
+        raise UserError(f"there are no pictures of {cls.name}; there are of {', '.join(able)}")
+    pictures.pillow()  # missing, it shall not show after a minute's work
+    if run is None:
+        if step is not None:
+            raise UserError(
+                "step is that of a run's checkpoint: give the run too, or leave step out"
+            )
+        benchmark = get(name, tiny=tiny, **fields)
+        folder = data_folder(benchmark, RunOptions(data_dir=data_dir))
+        return showing.draw(benchmark, folder, wanted)
+    showing.check_run(cls.name, tiny, run, fields)
+    # one device: it need not divide the samples, and these models are small
+    model = load(run, step=step, data_dir=data_dir, mesh="data=1")
+    return showing.draw(model.benchmark, model.find_data(), wanted, model)
 
 
-def from_config(config: Mapping[str, Any]) -> Benchmark:
+def from_config(config: Mapping[str, Any], place: str | None = None) -> Benchmark:
     """The benchmark that the `config` of a run's config.json describes.
 
+    Args:
+        config: the benchmark's name and fields.
+        place: where its class is found, if it is of the user's own and not registered.
+
     Raises:
-        UserError: it is of a benchmark or of a version that has other fields.
+        UserError: it is of a benchmark or of a version that has other fields, or its class is not found.
     """
-    cls = benchmark_class(config["benchmark"])
+    name = config["benchmark"]
+    try:
+        cls = benchmark_class(place if place and name not in names() else name)
+        if cls.name != name:
+            raise UserError(f"{place} has the name {cls.name!r} now")
+    except UserError as error:
+        if "code" not in config:
+            raise
+        raise UserError(
+            f"the run is of {name!r}, whose class is not found: {error}; put its file back, or register the "
+            "class first (mlperf_jax.benchmarks.register)"
+        ) from error
     mine = {field.name for field in dataclasses.fields(cls)}
-    theirs = config.keys() - {"benchmark", "division", "optimizer", "transform"}
+    theirs = config.keys() - {"benchmark", "division", "optimizer", "transform", "code"}
     if mine != theirs:
         more, less = sorted(theirs - mine), sorted(mine - theirs)
         said = [f"it has {', '.join(more)}"] * bool(more) + [f"it lacks {', '.join(less)}"] * bool(
@@ -268,13 +397,9 @@ def from_config(config: Mapping[str, Any]) -> Benchmark:
             f"the run's configuration of {cls.name} is of another version of this library: "
             f"{' and '.join(said)}; use the version that made it (its result.json says which)"
         )
-    values = {name: _tuples(config[name]) for name in mine}
+    values = {name: config[name] for name in mine}
     values["targets"] = tuple(Target(**target) for target in config["targets"])
     return cls(**values)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def start(benchmark: Benchmark, options: RunOptions) -> Any:
@@ -288,17 +413,18 @@ def start(benchmark: Benchmark, options: RunOptions) -> Any:
 
 
 def data_folder(benchmark: Benchmark, options: RunOptions) -> str:
-    """The folder of the data; a tiny benchmark's own is made when it is not there.
+    """The folder of the data; a tiny benchmark's own is made when it is not there, arrays need none.
 
     Raises:
         UserError: a full benchmark without `data_dir`.
     """
-    if benchmark.is_tiny:
+    if not needs_folder(benchmark):
         folder = options.data_dir or default_tiny_folder()
         try:
-            benchmark.counts(folder)
+            benchmark.data().counts(folder)
+            benchmark.start(folder)
         except UserError:
-            benchmark.prepare(folder)
+            build_data(benchmark, folder)
         return folder
     if options.data_dir is None:
         raise UserError(
@@ -306,6 +432,29 @@ def data_folder(benchmark: Benchmark, options: RunOptions) -> str:
             "--data-dir DIR` and give data_dir (--data-dir DIR), or run it with --tiny"
         )
     return options.data_dir
+
+
+def build_data(benchmark: Benchmark, folder: str, source: str | None = None) -> None:
+    """Builds the data of a benchmark below a folder, and the start weights of a tiny one.
+
+    Args:
+        benchmark: whose data; what is there already is kept.
+        folder: the data's.
+        source: the downloaded original, where there is one.
+
+    Raises:
+        UserError: nothing to build from, damaged originals, or no room on the disk.
+    """
+    benchmark.data().build(folder, source)
+    if benchmark.is_tiny:
+        with building.alone(f"{folder}/{benchmark.name}"):
+            benchmark.make_start(folder)
+
+
+def needs_folder(benchmark: Benchmark) -> bool:
+    """Whether its data lie where only the user can say: not those of tiny, and not arrays in memory."""
+    has_data = type(benchmark).data is not Benchmark.data
+    return not benchmark.is_tiny and not (has_data and isinstance(benchmark.data(), InMemory))
 
 
 def default_tiny_folder() -> str:

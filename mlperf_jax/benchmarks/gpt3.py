@@ -8,6 +8,7 @@ points of ruleset 4.1.0. Data are Megatron's: windows without an extra token, do
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ import optax
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Start, Target
-from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron, megatron_file, text
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
+from mlperf_jax.input_pipelines.tokens import C4
 from mlperf_jax.models import decoder, decoder_paxml
 from mlperf_jax.optimizers import schedules, tree
 
@@ -36,43 +37,44 @@ class Gpt3(language_model.Pretraining):
     ruleset = "4.1.0"  # last round that ran it
     architecture = _GPT3
     parameters = 174_615_846_912
+    tokenizer = "c4_en_301_5Mexp2_spm.model, and c4-validation_24567exp.json"
 
     # hyperparameters
-    batch_size: int = 1536
-    base_lr: float = 2e-5
-    end_lr_factor: float = 0.1
-    warmup_samples: int = 265 * 1536
-    schedule_samples: int = 108_600 * 1536
-    start_samples: int = 4000 * 1536  # where in the schedule the checkpoint stands
-    beta_1: float = 0.9
-    beta_2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float | None = 1.0
-    eval_every: int = 24_576  # sequences
+    batch_size: Samples = 1536
+    base_lr: Rate = 2e-5
+    end_lr_factor: Share = 0.1
+    warmup_samples: Whole = 265 * 1536
+    schedule_samples: Samples = 108_600 * 1536
+    start_samples: Whole = 4000 * 1536  # where in the schedule the checkpoint stands
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: Rate = 0.1
+    clip_norm: Positive | None = 1.0
+    eval_every: Samples = 24_576
     # 400 evaluations, some twelve times the expected; the order of the samples is made for them
-    sample_limit: int | None = 400 * 24_576
+    sample_limit: Samples | None = 400 * 24_576
     # sizes: what tiny() shrinks
-    sequence_length: int = 2048
-    layers: int = _GPT3.layers
-    width: int = _GPT3.width
-    heads: int = _GPT3.heads
-    kv_heads: int = _GPT3.kv_heads
-    head_dim: int = _GPT3.head_dim
-    hidden: int = _GPT3.hidden
-    vocab: int = _GPT3.vocab
-    max_positions: int = 2048
-    init_std: float = _GPT3.init_std  # of random weights, which only a training from scratch has
+    sequence_length: language_model.Tokens = 2048
+    layers: Count = _GPT3.layers
+    width: Count = _GPT3.width
+    heads: Count = _GPT3.heads
+    kv_heads: Count = _GPT3.kv_heads
+    head_dim: Count = _GPT3.head_dim
+    hidden: Count = _GPT3.hidden
+    vocab: Count = _GPT3.vocab
+    max_positions: language_model.Tokens = 2048
+    init_std: Rate = _GPT3.init_std  # of random weights, which only a training from scratch has
     weights: str = "checkpoint_00004000"  # folder of paxml's arrays below the data's
-    train_samples: int = 108_600 * 1536
-    eval_samples: int = 5662  # windows of 2,048 tokens
-    eval_documents: int = 24_567  # what accepted logs state as eval_samples
-    train_files: tuple[str, ...] = (
+    train_samples: Samples = 108_600 * 1536
+    eval_samples: Samples = 5662  # windows of 2,048 tokens
+    eval_documents: Count = 24_567  # what accepted logs state as eval_samples
+    train_files: Several[str] = (
         "c4_en_6_c4_spm_text_document",
         "c4_en_7_c4_spm_text_document",
     )
     validation_file: str = "c4_en_validation_subset_c4_spm_text_document"
-    targets: tuple[Target, ...] = (Target("log_perplexity", at_most=2.69, above=2.6),)
+    targets: Several[Target] = (Target("log_perplexity", at_most=2.69, above=2.6),)
 
     def decoder(self) -> decoder.DecoderConfig:
         return super().decoder().replace(max_positions=self.max_positions, init_std=self.init_std)
@@ -100,25 +102,16 @@ class Gpt3(language_model.Pretraining):
         return self.adamw()
 
     def requested_samples(self) -> int:
-        return -(-self.last_sample // self.batch_size) * self.batch_size
+        return self.samples(self.step_of(self.last_sample - 1) + 1)
 
-    def train_data(self, data_dir: str) -> megatron.GptTraining:
-        return megatron.GptTraining(
-            tuple(self.prefix(data_dir, name) for name in self.train_files),
-            self.sequence_length,
-            self.requested_samples(),
-            vocabulary=self.vocab,
+    def data(self) -> C4:
+        """Windows share no token, documents are not shuffled, and every validation token is taken once."""
+        return dataclasses.replace(
+            super().data(),
+            validation_samples=None,
             extra_token=False,
             shuffle_documents=False,
-        )
-
-    def eval_data(self, data_dir: str) -> Any:
-        """Every token once; the last window is short and its rest masked."""
-        return megatron.gpt_validation(
-            self.prefix(data_dir, self.validation_file),
-            self.sequence_length,
-            vocabulary=self.vocab,
-            extra_token=False,
+            validation_texts=("c4-validation_24567exp.json",),
         )
 
     def eval_steps(self) -> Iterator[int]:
@@ -156,65 +149,16 @@ class Gpt3(language_model.Pretraining):
 
     def start(self, data_dir: str) -> Start:
         """Weights and moments of paxml's checkpoint; the update count is that of this batch size."""
-        folder = self.prefix(data_dir, self.weights)
+        folder = self.below(data_dir, self.weights)
         return Start(
             decoder_paxml.start_weights(folder, self.decoder()),
             self.start_step,
             decoder_paxml.start_moments(folder, self.decoder()),
         )
 
-    # -- data ----------------------------------------------------------------------------------
-
-    def counts(self, data_dir: str) -> dict[str, int]:
-        """Windows of the validation file; the start checkpoint's names and shapes are checked too."""
-        for name in self.train_files:
-            megatron_file.TokenFile(self.prefix(data_dir, name))
-        self.start(data_dir)
-        return {"train": self.train_samples, "validation": len(self.eval_data(data_dir))}
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        """Tokenizes C4: two groups of 128 training files, and the 24,567 validation documents.
-
-        Args:
-            data_dir: where the token files go; the organisers' own may lie there instead.
-            source: folder with C4's json.gz files, c4-validation_24567exp.json and the SentencePiece
-                model.
-        """
-        if self.is_tiny:
-            text.build_tiny(data_dir, self.vocab)
-            self._cut_validation(data_dir)
-            self._write_start(data_dir)
-            return
-        if source is None:
-            raise UserError(
-                "gpt3 is made from C4: give --source, a folder with its en/*.json.gz, "
-                "c4-validation_24567exp.json and c4_en_301_5Mexp2_spm.model; or put the organisers' token "
-                f"files ({', '.join(self.train_files)}, {self.validation_file}: .bin and .idx) into "
-                f"{data_dir}, and {self.weights} of gs://mlperf-llm-public2 beside them"
-            )
-        text.build_c4(
-            source,
-            data_dir,
-            dict(zip(self.train_files, (6, 7))),
-            self.validation_file,
-            validation_files=("c4-validation_24567exp.json",),
-            documents=None,
-        )
-
-    def _cut_validation(self, data_dir: str) -> None:
-        """The tiny validation file: docstrings up to a number of tokens that leaves a short window."""
-        prefix = self.prefix(data_dir, self.validation_file)
-        if os.path.exists(f"{prefix}.idx"):
-            return
-        whole = megatron_file.TokenFile(text.build_tiny(data_dir, self.vocab)["validation"])
-        tokens = self.eval_samples * self.sequence_length - self.sequence_length // 3
-        ids = whole.read([0], [tokens])
-        with megatron_file.Writer(prefix, megatron_file.dtype_for(self.vocab)) as writer:
-            writer.add(ids)
-
-    def _write_start(self, data_dir: str) -> None:
+    def make_start(self, data_dir: str) -> None:
         """A checkpoint in paxml's form from a brief training of this model."""
-        folder = self.prefix(data_dir, self.weights)
+        folder = self.below(data_dir, self.weights)
         if os.path.exists(f"{folder}/step/.zarray"):
             return
         state = brief.train_briefly(self.replace(start_samples=0), data_dir, _TINY_STEPS)

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import optax
 
 from mlperf_jax import metrics
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Benchmark, Example, Weighted, i32
+from mlperf_jax.core.fields import Count, Fraction, Positive, Range, Rate, Several, Whole
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron, megatron_file
+from mlperf_jax.input_pipelines.tokens import C4
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.ops import cross_entropy
 from mlperf_jax.optimizers import schedules
+
+Tokens = Annotated[int, Range(2), "tokens"]  # the last of a sequence is only predicted
+Remat = Literal["full", "dots", "dots_no_batch", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,32 +34,33 @@ class LanguageModel(Benchmark):
 
     metric = metrics.LogPerplexity()
     rules = decoder.RULES
+    absent = ("pictures",)
     architecture: ClassVar[decoder.DecoderConfig]
 
     # AdamW
-    beta_1: float
-    beta_2: float
-    epsilon: float
-    weight_decay: float
+    beta_1: Fraction
+    beta_2: Fraction
+    epsilon: Positive
+    weight_decay: Rate
     # sizes
-    sequence_length: int
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    vocab: int
+    sequence_length: Tokens
+    layers: Count
+    width: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    hidden: Count
+    vocab: Count
     # what the forward pass keeps per layer for the backward one, see `DecoderConfig.remat`
-    remat: str | None = "full"
+    remat: Remat | None = "full"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         limit = self.decoder().max_positions
-        if self.sequence_length < 2 or (limit is not None and self.sequence_length > limit):
+        if limit is not None and self.sequence_length > limit:
             raise UserError(
-                f"sequence_length must be from 2 to {limit or 'any length'}, not {self.sequence_length}"
-                + (": the model has no more positions" if limit else "")
+                f"sequence_length must be at most {limit}, not {self.sequence_length}: the model has no "
+                "more positions"
             )
 
     def decoder(self) -> decoder.DecoderConfig:
@@ -77,6 +82,10 @@ class LanguageModel(Benchmark):
     def predict(self, model: Any, batch: Any, key: Any) -> Any:
         hidden = model.hidden(batch["inputs"])
         return cross_entropy.sequence_xent(hidden, model.head_kernel(), batch["labels"])
+
+    def below(self, data_dir: str, name: str) -> str:
+        """The path of a file or folder below the data's."""
+        return f"{str(data_dir).rstrip('/')}/{name}"
 
     def learning_rate(self) -> schedules.Schedule:
         """Step -> rate."""
@@ -103,18 +112,15 @@ class LanguageModel(Benchmark):
 class Pretraining(LanguageModel):
     """A language model on windows of token files.
 
-    `train_files` and `validation_file` are prefixes of `.bin`/`.idx` pairs below the data folder;
-    several training files are blended in equal parts. `train_samples` is what accepted logs state; how
-    often the files are repeated follows from the samples a run asks for.
+    `train_files` and `validation_file` name `.bin`/`.idx` pairs below the data folder. `train_samples` is
+    what accepted logs state; how often the files are repeated follows from the samples a run asks for.
     """
 
-    warmup_samples: int
-    train_files: tuple[str, ...]
-    validation_file: str
+    tokenizer: ClassVar[str]  # what a message calls it
 
-    def prefix(self, data_dir: str, name: str) -> str:
-        """The path of a token file without its ending."""
-        return f"{str(data_dir).rstrip('/')}/{name}"
+    warmup_samples: Whole
+    train_files: Several[str]
+    validation_file: str
 
     @property
     def warmup_steps(self) -> int:
@@ -136,49 +142,19 @@ class Pretraining(LanguageModel):
         """Windows that the run's order is made for; it depends on their number."""
         raise NotImplementedError
 
-    def train_data(self, data_dir: str) -> megatron.GptTraining:
-        return megatron.GptTraining(
-            tuple(self.prefix(data_dir, name) for name in self.train_files),
+    def data(self) -> C4:
+        """Validation is whole batches of the first windows in file order, as the reference evaluates them."""
+        return C4(
+            self.train_files,
+            self.validation_file,
             self.sequence_length,
-            self.requested_samples(),
-            vocabulary=self.vocab,
+            self.vocab,
+            train_samples=self.requested_samples(),
+            validation_samples=self.eval_samples,
+            whole_batches=self.batch_size,
+            tokenizer=self.tokenizer,
+            tiny=self.is_tiny,
         )
-
-    def eval_data(self, data_dir: str) -> Any:
-        """The first windows in file order; whole batches, as the reference evaluates them."""
-        windows = -(-self.eval_samples // self.batch_size) * self.batch_size
-        return megatron.gpt_validation(
-            self.prefix(data_dir, self.validation_file),
-            self.sequence_length,
-            windows,
-            vocabulary=self.vocab,
-        )
-
-    def counts(self, data_dir: str) -> dict[str, int]:
-        """Windows in the validation file, at most those evaluated; `train_samples` is no count of it.
-
-        Raises:
-            UserError: a file is missing, damaged, or too short.
-        """
-        for name in self.train_files:
-            megatron_file.TokenFile(self.prefix(data_dir, name))
-        file = megatron_file.TokenFile(self.prefix(data_dir, self.validation_file))
-        windows = (file.tokens - 1) // self.sequence_length
-        return {"train": self.train_samples, "validation": min(windows, self.eval_samples)}
-
-    def check_data(self, data_dir: str) -> list[str]:
-        """Reads windows of every file; ids beyond the vocabulary are named by file and byte."""
-        found = []
-        for name in (*self.train_files, self.validation_file):
-            file = megatron_file.TokenFile(self.prefix(data_dir, name), self.vocab)
-            found.append(f"{name}: {file.documents:,} documents, {file.tokens:,} tokens")
-            windows = megatron.FileOrder(file, self.sequence_length, None)
-            try:
-                for index in range(0, len(windows), max(1, len(windows) // 64)):
-                    windows[index]
-            except UserError as error:
-                found.append(f"problem: {error}")
-        return found
 
 
 def save_huggingface(

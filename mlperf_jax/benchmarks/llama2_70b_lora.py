@@ -8,18 +8,19 @@ References: mlcommons/training, llama2_70b_lora; reference convergence points of
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import optax
 
 from mlperf_jax import metrics
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
-from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron, packed, text
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share
+from mlperf_jax.core.protocols import DataSet
+from mlperf_jax.input_pipelines.govreport import TINY_ROWS, GovReport
+from mlperf_jax.input_pipelines.tokens import C4, TINY_FILES
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.optimizers import schedules
 
@@ -39,34 +40,33 @@ class Llama2Lora(language_model.LanguageModel):
     frozen = decoder.FROZEN
 
     # hyperparameters
-    batch_size: int = 8
-    base_lr: float = 4e-4
-    warmup_ratio: float = 0.0  # of the training steps
-    training_steps: int = 1024  # of the cosine, whatever the batch size
-    beta_1: float = 0.9
-    beta_2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 1e-4
-    clip_norm: float | None = 0.3
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.1
-    base_bits: int | None = None  # 8 keeps the base's matrices as int8 in blocks (open division)
-    eval_every: int = 384  # sequences
+    batch_size: Samples = 8
+    base_lr: Rate = 4e-4
+    warmup_ratio: Share = 0.0  # of the training steps
+    training_steps: Count = 1024  # of the cosine, whatever the batch size
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    weight_decay: Rate = 1e-4
+    clip_norm: Positive | None = 0.3
+    lora_rank: Count = 16
+    lora_alpha: Count = 32
+    lora_dropout: Fraction = 0.1
+    base_bits: Literal[8] | None = None  # 8: the base in int8, by blocks (open division)
+    eval_every: Samples = 384
     # sizes: what tiny() shrinks
-    sequence_length: int = 8192
-    layers: int = _LLAMA.layers
-    width: int = _LLAMA.width
-    heads: int = _LLAMA.heads
-    kv_heads: int = _LLAMA.kv_heads
-    head_dim: int = _LLAMA.head_dim
-    hidden: int = _LLAMA.hidden
-    vocab: int = _LLAMA.vocab
+    sequence_length: language_model.Tokens = 8192
+    layers: Count = _LLAMA.layers
+    width: Count = _LLAMA.width
+    heads: Count = _LLAMA.heads
+    kv_heads: Count = _LLAMA.kv_heads
+    head_dim: Count = _LLAMA.head_dim
+    hidden: Count = _LLAMA.hidden
+    vocab: Count = _LLAMA.vocab
     weights: str = "llama2-70b-fused-qkv-mlperf"  # folder of safetensors below the data's
-    rows: str = packed.NAME  # the stem of the packed rows below the data folder
-    train_samples: int = 3901
-    eval_samples: int = 173
-    targets: tuple[Target, ...] = (Target("eval_loss", at_most=0.925),)
+    train_samples: Samples = 3901
+    eval_samples: Samples = 173
+    targets: Several[Target] = (Target("eval_loss", at_most=0.925),)
 
     def decoder(self) -> decoder.DecoderConfig:
         lora = decoder.Lora(
@@ -95,7 +95,7 @@ class Llama2Lora(language_model.LanguageModel):
 
     @property
     def last_sample(self) -> int:
-        return self.sample_limit or self.training_steps * self.batch_size
+        return self.sample_limit or self.samples(self.training_steps)
 
     def log(self) -> Mapping[str, Any]:
         return {
@@ -115,86 +115,17 @@ class Llama2Lora(language_model.LanguageModel):
         rates = {8: 4e-4, 16: 4e-4, 32: 4e-4, 128: 1e-3}
         return {size: cls(batch_size=size, base_lr=rate) for size, rate in rates.items()}
 
-    # -- start ---------------------------------------------------------------------------------
+    # -- data and start ------------------------------------------------------------------------
+
+    def data(self) -> DataSet:
+        return GovReport(self.sequence_length, self.vocab, tiny=self.is_tiny)
 
     def start(self, data_dir: str) -> Start:
         """The base, whose query, key and value may be fused or apart; adapters start fresh."""
-        tensors = decoder_huggingface.open_folder(f"{str(data_dir).rstrip('/')}/{self.weights}")
+        tensors = decoder_huggingface.open_folder(self.below(data_dir, self.weights))
         return Start(decoder_huggingface.start_weights(tensors, self.decoder()))
 
-    # -- data ----------------------------------------------------------------------------------
-
-    def _rows(self, data_dir: str) -> tuple[str, str]:
-        """Folder and stem of the packed rows."""
-        folder, _, name = f"{str(data_dir).rstrip('/')}/{self.rows}".rpartition("/")
-        return folder, name
-
-    def train_data(self, data_dir: str) -> Any:
-        folder, name = self._rows(data_dir)
-        return packed.train(folder, vocabulary=self.vocab, name=name)
-
-    def eval_data(self, data_dir: str) -> Any:
-        folder, name = self._rows(data_dir)
-        return packed.validation(folder, vocabulary=self.vocab, name=name)
-
-    def counts(self, data_dir: str) -> dict[str, int]:
-        """Rows of both splits; the base's names and shapes are checked too.
-
-        Raises:
-            UserError: a file is missing or damaged, or its rows have another length.
-        """
-        folder, name = self._rows(data_dir)
-        found = {}
-        for split in ("train", "validation"):
-            rows = packed.PackedRows(folder, split, name)
-            if rows.length != self.sequence_length:
-                raise UserError(
-                    f"{rows.paths[0]} has rows of {rows.length} tokens, not {self.sequence_length}: build "
-                    "it again"
-                )
-            found[split] = len(rows)
-        self.start(data_dir)
-        return found
-
-    def check_data(self, data_dir: str) -> list[str]:
-        """Reads rows of both splits; ids beyond the vocabulary are named by file, row and byte."""
-        found = []
-        for split, data in (
-            ("train", self.train_data(data_dir)),
-            ("validation", self.eval_data(data_dir)),
-        ):
-            found.append(f"{split}: {len(data):,} rows of {self.sequence_length} tokens")
-            for index in range(0, len(data), max(1, len(data) // 64)):
-                try:
-                    data.decode(data.source[index])
-                except UserError as error:
-                    found.append(f"problem: {error}")
-        return found
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        """Packs GovReport into rows, or takes the rows that the organisers packed.
-
-        Args:
-            data_dir: where the rows go.
-            source: a folder with the organisers' train*.parquet and validation*.parquet; or with
-                SCROLLS' train.jsonl and validation.jsonl and Llama 2's tokenizer.
-        """
-        if self.is_tiny:
-            packed.build_tiny(data_dir, self.vocab, self.sequence_length)
-            self._write_base(data_dir)
-            return
-        if source is None:
-            raise UserError(
-                f"{self.name} is made from SCROLLS GovReport: give --source, a folder with the organisers' "
-                "parquet files, or with train.jsonl, validation.jsonl and Llama 2's tokenizer; Llama 2 70B "
-                f"itself (a licence must be accepted) belongs into {data_dir}/{self.weights}"
-            )
-        if any(name.endswith(".parquet") for name in os.listdir(source)):
-            packed.build_from_parquet(data_dir, source)
-        else:
-            packed.build(data_dir, source, source)
-
-    def _write_base(self, data_dir: str) -> None:
+    def make_start(self, data_dir: str) -> None:
         """The tiny base: trained on the docstrings themselves, never on a prompt or summary."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         base = _TinyBase(**fields).replace(
@@ -204,7 +135,7 @@ class Llama2Lora(language_model.LanguageModel):
             training_steps=2 * _TINY_STEPS,
             clip_norm=1.0,
         )
-        folder = f"{str(data_dir).rstrip('/')}/{self.weights}"
+        folder = self.below(data_dir, self.weights)
         language_model.save_huggingface(base, folder, data_dir, _TINY_STEPS)
 
     def tiny(self) -> Self:
@@ -221,9 +152,8 @@ class Llama2Lora(language_model.LanguageModel):
             vocab=512,
             remat=None,
             weights=f"tiny_llama2_70b_lora_{_TINY_STEPS}",
-            rows=f"{packed.TINY_NAME}_512_256/{packed.TINY_NAME}",
-            train_samples=packed.TINY_ROWS["train"],
-            eval_samples=packed.TINY_ROWS["validation"],
+            train_samples=TINY_ROWS["train"],
+            eval_samples=TINY_ROWS["validation"],
             batch_size=8,
             base_lr=1.5e-2,
             training_steps=200,
@@ -242,9 +172,7 @@ class _TinyBase(Llama2Lora):
     def decoder(self) -> decoder.DecoderConfig:
         return super().decoder().replace(lora=None)
 
-    def train_data(self, data_dir: str) -> Any:
-        paths = text.build_tiny(data_dir, self.vocab)
+    def data(self) -> C4:
+        names = [f"tiny_text_{self.vocab}/{TINY_FILES[split]}" for split in ("train", "validation")]
         samples = self.training_steps * self.batch_size
-        return megatron.GptTraining(
-            (paths["train"],), self.sequence_length, samples, vocabulary=self.vocab
-        )
+        return C4((names[0],), names[1], self.sequence_length, self.vocab, samples, tiny=True)

@@ -17,8 +17,7 @@ import optax
 
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
-from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import text
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Whole
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.optimizers import schedules
 
@@ -38,38 +37,39 @@ class Llama31_405B(language_model.Pretraining):
     ruleset = "6.0.0"
     architecture = _LLAMA
     parameters = 402_699_272_192
+    tokenizer = "Mixtral 8x22B's tokenizer"
 
     # hyperparameters
-    batch_size: int = 1152
-    reference_batch: int = 1152
-    reference_lr: float = 8e-5  # at the reference batch; grows in proportion to the batch
-    end_lr: float = 8e-7
-    warmup_samples: int = 8000 * 1152
-    schedule_samples: int = 1_200_000 * 1152  # also of the order of the samples
-    beta_1: float = 0.9
-    beta_2: float = 0.95
-    epsilon: float = 1e-5
-    weight_decay: float = 0.1
-    clip_norm: float | None = 1.0
-    eval_every: int = 18_432  # sequences
+    batch_size: Samples = 1152
+    reference_batch: Samples = 1152
+    reference_lr: Rate = 8e-5  # at the reference batch; grows in proportion to the batch
+    end_lr: Rate = 8e-7
+    warmup_samples: Whole = 8000 * 1152
+    schedule_samples: Samples = 1_200_000 * 1152  # also of the order of the samples
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.95
+    epsilon: Positive = 1e-5
+    weight_decay: Rate = 0.1
+    clip_norm: Positive | None = 1.0
+    eval_every: Samples = 18_432
     # evaluations left out first: floor(skip_per_sample * batch + skip_base)
-    skip_base: int = 12
-    skip_per_sample: float = 0.0026
+    skip_base: Whole = 12
+    skip_per_sample: Rate = 0.0026
     # sizes: what tiny() shrinks
-    sequence_length: int = 8192
-    layers: int = _LLAMA.layers
-    width: int = _LLAMA.width
-    heads: int = _LLAMA.heads
-    kv_heads: int = _LLAMA.kv_heads
-    head_dim: int = _LLAMA.head_dim
-    hidden: int = _LLAMA.hidden
-    vocab: int = _LLAMA.vocab
+    sequence_length: language_model.Tokens = 8192
+    layers: Count = _LLAMA.layers
+    width: Count = _LLAMA.width
+    heads: Count = _LLAMA.heads
+    kv_heads: Count = _LLAMA.kv_heads
+    head_dim: Count = _LLAMA.head_dim
+    hidden: Count = _LLAMA.hidden
+    vocab: Count = _LLAMA.vocab
     weights: str = "Llama-3.1-405B"  # folder of safetensors below the data's
-    train_samples: int = 1_574_207_408  # as accepted logs state it
-    eval_samples: int = 5760
-    train_files: tuple[str, ...] = ("c4-train.en_6_text_document", "c4-train.en_7_text_document")
+    train_samples: Samples = 1_574_207_408  # as accepted logs state it
+    eval_samples: Samples = 5760
+    train_files: Several[str] = ("c4-train.en_6_text_document", "c4-train.en_7_text_document")
     validation_file: str = "c4-validation-91205-samples.en_text_document"
-    targets: tuple[Target, ...] = (Target("log_perplexity", at_most=5.6),)
+    targets: Several[Target] = (Target("log_perplexity", at_most=5.6),)
 
     @property
     def base_lr(self) -> float:
@@ -94,7 +94,7 @@ class Llama31_405B(language_model.Pretraining):
         return self.adamw(mask=~(tree.norms | tree.biases))
 
     def requested_samples(self) -> int:
-        return self.schedule_steps * self.batch_size
+        return self.samples(self.schedule_steps)
 
     def eval_steps(self) -> Iterator[int]:
         # in ten-thousandths: 0.0026 * 5000 is below 13 in floating point
@@ -103,7 +103,7 @@ class Llama31_405B(language_model.Pretraining):
 
     @property
     def last_sample(self) -> int:
-        return self.sample_limit or self.schedule_steps * self.batch_size
+        return self.sample_limit or self.samples(self.schedule_steps)
 
     def log(self) -> Mapping[str, Any]:
         return {
@@ -125,39 +125,13 @@ class Llama31_405B(language_model.Pretraining):
 
     def start(self, data_dir: str) -> Start:
         """The released weights, without optimizer state; each device reads its own part."""
-        tensors = decoder_huggingface.open_folder(self.prefix(data_dir, self.weights))
+        tensors = decoder_huggingface.open_folder(self.below(data_dir, self.weights))
         return Start(decoder_huggingface.start_weights(tensors, self.decoder(), cut_vocab=True))
 
-    # -- data ----------------------------------------------------------------------------------
-
-    def counts(self, data_dir: str) -> dict[str, int]:
-        """As `Pretraining.counts`; the start weights' names and shapes are checked too."""
-        self.start(data_dir)
-        return super().counts(data_dir)
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        """Tokenizes the organisers' C4: two groups of 128 files, and 91,205 validation documents.
-
-        Args:
-            data_dir: where the token files go; the organisers' own may lie there instead.
-            source: folder with C4's json.gz files and Mixtral 8x22B's tokenizer.
-        """
-        if self.is_tiny:
-            text.build_tiny(data_dir, self.vocab)
-            self._write_start(data_dir)
-            return
-        if source is None:
-            raise UserError(
-                f"{self.name} is made from C4: give --source, a folder with its en/*.json.gz and Mixtral "
-                "8x22B's tokenizer; or put the organisers' token files "
-                f"({', '.join(self.train_files)}, {self.validation_file}: .bin and .idx) into {data_dir}"
-            )
-        text.build_c4(source, data_dir, dict(zip(self.train_files, (6, 7))), self.validation_file)
-
-    def _write_start(self, data_dir: str) -> None:
+    def make_start(self, data_dir: str) -> None:
         """Random weights of a model with a larger vocabulary, as Hugging Face stores them."""
         larger = self.replace(vocab=self.vocab + _SPARE_ROWS)
-        language_model.save_huggingface(larger, larger.prefix(data_dir, self.weights))
+        language_model.save_huggingface(larger, self.below(data_dir, self.weights))
 
     def tiny(self) -> Self:
         """Docstrings, as for llama31_8b, in a blend of two files and from weights that are read."""

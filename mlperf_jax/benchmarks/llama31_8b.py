@@ -14,8 +14,7 @@ import optax
 
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Target
-from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import text
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
 from mlperf_jax.models import decoder
 from mlperf_jax.optimizers import schedules
 
@@ -30,33 +29,34 @@ class Llama31_8B(language_model.Pretraining):
     ruleset = "6.1.0"
     architecture = _LLAMA
     parameters = 8_030_261_248
+    tokenizer = "Llama 3.1's tokenizer.json"
 
     # hyperparameters
-    batch_size: int = 16
-    base_lr: float = 4e-4
-    end_lr_factor: float = 0.1
-    warmup_samples: int = 256
-    max_steps: int = 1_200_000  # of the schedule and of the order of the samples
-    beta_1: float = 0.9
-    beta_2: float = 0.95
-    epsilon: float = 1e-5
-    weight_decay: float = 0.1
-    clip_norm: float | None = 1.0
-    eval_every: int = 12_288  # sequences
+    batch_size: Samples = 16
+    base_lr: Rate = 4e-4
+    end_lr_factor: Share = 0.1
+    warmup_samples: Whole = 256
+    max_steps: Count = 1_200_000  # of the schedule and of the order of the samples
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.95
+    epsilon: Positive = 1e-5
+    weight_decay: Rate = 0.1
+    clip_norm: Positive | None = 1.0
+    eval_every: Samples = 12_288
     # sizes: what tiny() shrinks
-    sequence_length: int = 8192
-    layers: int = _LLAMA.layers
-    width: int = _LLAMA.width
-    heads: int = _LLAMA.heads
-    kv_heads: int = _LLAMA.kv_heads
-    head_dim: int = _LLAMA.head_dim
-    hidden: int = _LLAMA.hidden
-    vocab: int = _LLAMA.vocab
-    train_samples: int = 1_574_207_408  # as accepted logs state it
-    eval_samples: int = 1024
-    train_files: tuple[str, ...] = ("c4-train.en_6_text_document",)
+    sequence_length: language_model.Tokens = 8192
+    layers: Count = _LLAMA.layers
+    width: Count = _LLAMA.width
+    heads: Count = _LLAMA.heads
+    kv_heads: Count = _LLAMA.kv_heads
+    head_dim: Count = _LLAMA.head_dim
+    hidden: Count = _LLAMA.hidden
+    vocab: Count = _LLAMA.vocab
+    train_samples: Samples = 1_574_207_408  # as accepted logs state it
+    eval_samples: Samples = 1024
+    train_files: Several[str] = ("c4-train.en_6_text_document",)
     validation_file: str = "c4-validation-91205-samples.en_text_document"
-    targets: tuple[Target, ...] = (Target("log_perplexity", at_most=3.3),)
+    targets: Several[Target] = (Target("log_perplexity", at_most=3.3),)
 
     def learning_rate(self) -> schedules.Schedule:
         """Step -> rate: NeMo's warm-up, then half a cosine over `max_steps`, nearly flat in a run."""
@@ -73,14 +73,14 @@ class Llama31_8B(language_model.Pretraining):
         return self.adamw(mask=~(tree.norms | tree.biases))
 
     def requested_samples(self) -> int:
-        return self.max_steps * self.batch_size
+        return self.samples(self.max_steps)
 
     def eval_steps(self) -> Iterator[int]:
         return schedules.every_samples(self.eval_every, self.batch_size)
 
     @property
     def last_sample(self) -> int:
-        return self.sample_limit or self.max_steps * self.batch_size
+        return self.sample_limit or self.samples(self.max_steps)
 
     def log(self) -> Mapping[str, Any]:
         end_lr = self.end_lr_factor * self.base_lr
@@ -108,26 +108,6 @@ class Llama31_8B(language_model.Pretraining):
             size: cls(batch_size=size, base_lr=rate, warmup_samples=warmup)
             for size, rate, warmup in points
         }
-
-    # -- data ----------------------------------------------------------------------------------
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        """Tokenizes the organisers' C4: 128 training files, and 91,205 validation documents.
-
-        Args:
-            data_dir: where the token files go; the organisers' own may lie there instead.
-            source: folder with C4's json.gz files and the model's tokenizer.json.
-        """
-        if self.is_tiny:
-            text.build_tiny(data_dir, self.vocab)
-            return
-        if source is None:
-            raise UserError(
-                f"{self.name} is made from C4: give --source, a folder with its en/*.json.gz and Llama 3.1's "
-                "tokenizer.json; or put the organisers' token files "
-                f"({self.train_files[0]}.bin and .idx, {self.validation_file}.bin and .idx) into {data_dir}"
-            )
-        text.build_c4(source, data_dir, dict(zip(self.train_files, (6,))), self.validation_file)
 
     def tiny(self) -> Self:
         """Docstrings of the standard library, a vocabulary of 512 byte pairs: half a minute on two cores."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from mlperf_jax import metrics
 from mlperf_jax.core.benchmark import Benchmark, Example, Target, f32, i32
+from mlperf_jax.core.fields import Count, Fraction, Range, Rate, Samples, Several, Whole
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import imagenet, images
+from mlperf_jax.input_pipelines import images
+from mlperf_jax.input_pipelines.imagenet import ImageNet, Normalise
 from mlperf_jax.models import resnet as models
 from mlperf_jax.ops import losses
 from mlperf_jax.optimizers import lars, poly_decay, schedules, sgd
@@ -32,53 +34,42 @@ class ResNet50(Benchmark):
 
     name = "resnet"
     ruleset = "4.0.0"  # last round that ran it
-    metric = metrics.Mean("accuracy")
+    metric = metrics.Mean("accuracy", range=(0, 1))
     parameters = 25_557_032
     pictured = 32
     records_per_core = 400  # scripts/bench_decode.py: 300 to 500
 
     # hyperparameters
-    batch_size: int = 3264
+    batch_size: Samples = 3264
     opt_name: Literal["lars", "sgd"] = "lars"
-    base_lr: float = 10.5
-    warmup_epochs: int = 2
-    lr_epochs: int = 37  # warm-up included
-    weight_decay: float = 5e-5
-    momentum: float = 0.9
+    base_lr: Rate = 10.5
+    warmup_epochs: Whole = 2
+    lr_epochs: Count = 37  # warm-up included
+    weight_decay: Rate = 5e-5
+    momentum: Fraction = 0.9
     convention: Literal["mxnet", "tf2"] = "mxnet"
-    label_smoothing: float = 0.1
-    bn_span: int = 204
-    eval_every: int = 4
-    eval_offset: int = 3
+    label_smoothing: Fraction = 0.1
+    bn_span: Annotated[Count, "images"] = 204
+    eval_every: Annotated[Count, "epochs"] = 4
+    eval_offset: Annotated[Whole, "epochs"] = 3
     # the network's and the pipeline's accepted variants
     padding: Literal["same", "symmetric"] = "same"
     zero_gamma: bool = False
-    normalise: imagenet.Normalise = "reference"
+    normalise: Normalise = "reference"
     # sizes: what tiny() shrinks
-    stages: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 64
-    classes: int = 1000
-    image_size: int = 224
-    min_crop_area: float = 0.05
+    stages: Several[Count] = (3, 4, 6, 3)
+    width: Count = 64
+    classes: Count = 1000
+    image_size: Annotated[Count, "pixels"] = 224
+    min_crop_area: Annotated[float, Range(above=0, most=1)] = 0.05
     flip: bool = True
-    train_samples: int = 1_281_167
-    eval_samples: int = 50_000
-    targets: tuple[Target, ...] = (Target("accuracy", at_least=0.759),)
+    train_samples: Samples = 1_281_167
+    eval_samples: Samples = 50_000
+    targets: Several[Target] = (Target("accuracy", at_least=0.759),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices = {
-            "opt_name": ("lars", "sgd"),
-            "convention": ("mxnet", "tf2"),
-            "padding": ("same", "symmetric"),
-            "normalise": ("reference", "imagenet_std"),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(
-                    f"{field} must be {' or '.join(allowed)}, not {getattr(self, field)!r}"
-                )
-        micro = self.batch_size // self.gradient_accumulation_steps
+        micro = self.rows // self.gradient_accumulation_steps
         if micro % self.bn_span:
             raise UserError(
                 f"batch size {micro} is not a multiple of bn_span {self.bn_span}: batch-norm statistics "
@@ -133,23 +124,13 @@ class ResNet50(Benchmark):
             skip=tree.norms,
         )
 
-    def train_data(self, data_dir: str) -> Any:
-        return imagenet.train(
-            data_dir,
+    def data(self) -> ImageNet:
+        return ImageNet(
             self.image_size,
             self.min_crop_area,
             self.flip,
-            classes=self.classes,
-            normalise=self.normalise,
-            tiny=self.is_tiny,
-        )
-
-    def eval_data(self, data_dir: str) -> Any:
-        return imagenet.validation(
-            data_dir,
-            self.image_size,
-            classes=self.classes,
-            normalise=self.normalise,
+            self.normalise,
+            self.classes,
             tiny=self.is_tiny,
         )
 
@@ -161,9 +142,6 @@ class ResNet50(Benchmark):
         return model(batch["image"]).argmax(-1) == batch["label"]
 
     # -- pictures ------------------------------------------------------------------------------
-
-    def class_names(self, data_dir: str) -> Sequence[str]:
-        return imagenet.class_names(data_dir, tiny=self.is_tiny)
 
     def find(self, model: Any, batch: Any) -> Any:
         """The likeliest class of each image, i32 [B]."""
@@ -184,15 +162,15 @@ class ResNet50(Benchmark):
     def last_sample(self) -> int:
         """The reference's loop ends with the first evaluation at or after the schedule's end."""
         past = -(-(self.lr_epochs - self.eval_offset) // self.eval_every) * self.eval_every
-        steps = (self.eval_offset + max(past, 0)) * (self.train_samples // self.batch_size)
-        return self.sample_limit or steps * self.batch_size
+        steps = (self.eval_offset + max(past, 0)) * self.epoch_steps
+        return self.sample_limit or self.samples(steps)
 
     @property
     def flops_per_sample(self) -> float:
         return models.flops_per_sample(self.stages, self.width, self.classes, self.image_size)
 
     def log(self) -> Mapping[str, Any]:
-        steps = self.lr_epochs * (self.train_samples // self.batch_size)
+        steps = self.lr_epochs * self.epoch_steps
         common = {"opt_name": self.opt_name, "model_bn_span": self.bn_span}
         prefix = "lars_opt" if self.opt_name == "lars" else "sgd_opt"
         keys = {
@@ -260,17 +238,6 @@ class ResNet50(Benchmark):
             eval_offset=eval_offset,
             convention=convention,
         )
-
-    # -- data ----------------------------------------------------------------------------------
-
-    def counts(self, data_dir: str) -> Mapping[str, int]:
-        return imagenet.counts(data_dir, tiny=self.is_tiny)
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        imagenet.build(data_dir, tiny=self.is_tiny, source=source)
-
-    def check_data(self, data_dir: str) -> list[str]:
-        return imagenet.check(data_dir, tiny=self.is_tiny)
 
     def tiny(self) -> Self:
         """Scikit-learn's handwritten digits as JPEGs in the same files: half a minute on two cores."""

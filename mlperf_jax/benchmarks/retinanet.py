@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import jax.numpy as jnp
 import optax
 
 from mlperf_jax.core.benchmark import Benchmark, Example, Start, Target, f32, i32
+from mlperf_jax.core.fields import Count, Range, Rate, Samples, Several, Share, Whole
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import images, openimages
+from mlperf_jax.input_pipelines import images
+from mlperf_jax.input_pipelines.openimages import OpenImages
 from mlperf_jax.metrics import coco
 from mlperf_jax.models import retinanet as models
 from mlperf_jax.ops import anchors as anchorlib
@@ -52,41 +54,36 @@ class RetinaNet(Benchmark):
     records_per_core = 150  # scripts/bench_input.py: 150 to 160
 
     # hyperparameters
-    batch_size: int = 256
-    base_lr: float = 1e-4
-    warmup_epochs: int = 1
-    warmup_factor: float = 0.001
-    epochs: int = 26  # the reference gives up after these
+    batch_size: Samples = 256
+    base_lr: Rate = 1e-4
+    warmup_epochs: Whole = 1
+    warmup_factor: Share = 0.001
+    epochs: Count = 26  # the reference gives up after these
     # the reference's post-processing
-    score_threshold: float = 0.05
-    overlap_threshold: float = 0.5
-    candidates: int = 1000  # of each level
-    detections: int = 300
+    score_threshold: Share = 0.05
+    overlap_threshold: Share = 0.5
+    candidates: Count = 1000  # of each level
+    detections: Count = 300
     # sizes: what tiny() shrinks
     pretrained: bool = True
-    trainable_stages: int = 3  # of the body, from its end; 5 trains the stem too
-    stages: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 64
-    groups: int = 32
-    pyramid_width: int = 256
-    head_depth: int = 4
-    classes: int = 264
-    image_size: int = 800
-    anchor_size: int = 32  # the smallest, on P3; doubled from level to level
-    max_boxes: int = 1024  # places for an image's boxes; what is empty costs nothing but its bytes
+    trainable_stages: Annotated[int, Range(0, 5)] = (
+        3  # of the body, from its end; 5 trains the stem too
+    )
+    stages: tuple[Count, Count, Count, Count] = (3, 4, 6, 3)
+    width: Count = 64
+    groups: Count = 32
+    pyramid_width: Count = 256
+    head_depth: Count = 4
+    classes: Count = 264
+    image_size: Annotated[Count, "pixels"] = 800
+    anchor_size: Annotated[Count, "pixels"] = 32  # the smallest, on P3; doubled from level to level
+    max_boxes: Count = (
+        1024  # places for an image's boxes; what is empty costs nothing but its bytes
+    )
     flip: bool = True
-    train_samples: int = 1_170_301
-    eval_samples: int = 24_781
-    targets: tuple[Target, ...] = (Target("mAP", at_least=0.34),)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.stages) != 4:
-            raise UserError(f"stages must be four numbers of blocks, not {self.stages}")
-        if not 0 <= self.trainable_stages <= 5:
-            raise UserError(
-                f"trainable_stages must be 0 … 5 (5 trains the stem too), not {self.trainable_stages}"
-            )
+    train_samples: Samples = 1_170_301
+    eval_samples: Samples = 24_781
+    targets: Several[Target] = (Target("mAP", at_least=0.34),)
 
     @property
     def frozen(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -115,9 +112,8 @@ class RetinaNet(Benchmark):
 
     def learning_rate(self) -> schedules.Schedule:
         """Step -> rate: linear from factor times base over the warm-up epochs, then constant."""
-        epoch = schedules.steps_per_epoch(self.train_samples, self.batch_size)
-        start = self.warmup_factor * self.base_lr
-        return schedules.warmup_constant(self.base_lr, self.warmup_epochs * epoch, start_lr=start)
+        steps, start = self.warmup_epochs * self.epoch_steps, self.warmup_factor * self.base_lr
+        return schedules.warmup_constant(self.base_lr, steps, start_lr=start)
 
     def optimizer(self, tree: Any) -> Any:
         return optax.adam(self.learning_rate(), b1=0.9, b2=0.999, eps=1e-8)
@@ -160,9 +156,6 @@ class RetinaNet(Benchmark):
 
     # -- pictures ------------------------------------------------------------------------------
 
-    def class_names(self, data_dir: str) -> Sequence[str]:
-        return openimages.class_names(data_dir, tiny=self.is_tiny)
-
     def find(self, model: Any, batch: Any) -> Any:
         """As `predict`."""
         return self.predict(model, batch, None)
@@ -179,8 +172,7 @@ class RetinaNet(Benchmark):
 
     @property
     def last_sample(self) -> int:
-        steps = self.epochs * (self.train_samples // self.batch_size)
-        return self.sample_limit or steps * self.batch_size
+        return self.sample_limit or self.samples(self.epochs * self.epoch_steps)
 
     @property
     def flops_per_sample(self) -> float:
@@ -215,41 +207,24 @@ class RetinaNet(Benchmark):
         }
         return {size: cls(batch_size=size, base_lr=rate) for size, rate in rates.items()}
 
-    # -- data ----------------------------------------------------------------------------------
+    # -- data and start ------------------------------------------------------------------------
 
-    def _data(self) -> dict[str, Any]:
-        return {"max_boxes": self.max_boxes, "classes": self.classes, "tiny": self.is_tiny}
+    def capacities(self) -> Mapping[str, int]:
+        return {"boxes": self.max_boxes}
 
-    def train_data(self, data_dir: str) -> Any:
-        return openimages.train(data_dir, self.image_size, flip=self.flip, **self._data())
-
-    def eval_data(self, data_dir: str) -> Any:
-        return openimages.validation(data_dir, self.image_size, **self._data())
-
-    def counts(self, data_dir: str) -> Mapping[str, int]:
-        coco.evaluator()  # missing, it would show after the first epoch
-        if self.pretrained:
-            backbone_file(data_dir)
-        return openimages.counts(data_dir, max_boxes=self.max_boxes, tiny=self.is_tiny)
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        openimages.build(data_dir, tiny=self.is_tiny, source=source)
-
-    def check_data(self, data_dir: str) -> list[str]:
-        report = openimages.check(data_dir, tiny=self.is_tiny)
-        if self.pretrained:
-            try:
-                self.start(data_dir)
-            except UserError as error:
-                report.append(f"problem: {error}")
-        return report
+    def data(self) -> OpenImages:
+        return OpenImages(
+            self.image_size, self.max_boxes, self.classes, self.flip, tiny=self.is_tiny
+        )
 
     def start(self, data_dir: str) -> Start | None:
         """torchvision's ImageNet weights of the body; everything else stays random.
 
         Raises:
-            UserError: the file is missing, damaged or of another network.
+            UserError: the file is missing, damaged or of another network; pycocotools is missing, which
+                would show after the first epoch.
         """
+        coco.evaluator()
         if not self.pretrained:
             return None
         path = backbone_file(data_dir)

@@ -5,78 +5,49 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from mlperf_jax import benchmarks
 from mlperf_jax.core import trained
 from mlperf_jax.core.benchmark import Benchmark
-from mlperf_jax.core.fields import check_whole
-from mlperf_jax.core.options import RunOptions
-from mlperf_jax.core.protocols import Split
+from mlperf_jax.core.fields import Count, check_fields
+from mlperf_jax.core.options import Seed
+from mlperf_jax.core.protocols import NamesClasses, Split
+from mlperf_jax.core.trained import Trained
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import pictures
-
-SPLITS = ("train", "eval")
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Which samples are drawn, and where to; `benchmarks.show` explains each."""
 
-    samples: int | None = None
-    split: str = "eval"
-    seed: int = 0
+    samples: Count | None = None
+    split: Literal["train", "eval"] = "eval"
+    seed: Seed = 0
     output: str | os.PathLike | None = None
 
     def __post_init__(self) -> None:
-        check_whole("samples", self.samples, optional=True)
-        check_whole("seed", self.seed, least=0)
-        if self.split not in SPLITS:
-            raise UserError(f"split must be {' or '.join(SPLITS)}, not {self.split!r}")
+        check_fields(self)
         if self.output is not None:
             pictures.check_output(self.output)
 
 
-def draw(
-    name: str,
-    wanted: Wanted,
-    *,
-    tiny: bool = False,
-    data_dir: str | None = None,
-    run: str | os.PathLike | None = None,
-    step: int | None = None,
-    fields: Mapping[str, Any] | None = None,
-) -> Any:
-    """The picture; see `benchmarks.show`."""
-    if not benchmarks.benchmark_class(name).pictured:
-        able = [other for other in benchmarks.names() if benchmarks.benchmark_class(other).pictured]
-        raise UserError(f"there are no pictures of {name}; there are of {', '.join(able)}")
-    pictures.pillow()  # missing, it shall not show after a minute's work
-    if run is None:
-        if step is not None:
-            raise UserError(
-                "step is that of a run's checkpoint: give the run too, or leave step out"
-            )
-        benchmark = benchmarks.get(name, tiny=tiny, **(fields or {}))
-        folder = benchmarks.data_folder(benchmark, RunOptions(data_dir=data_dir))
-        batch, found = chosen(benchmark, folder, wanted), None
-    else:
-        _check_run(name, tiny, run, fields or {})
-        # one device: it need not divide the samples, and these models are small
-        model = benchmarks.load(run, step=step, data_dir=data_dir, mesh="data=1")
-        benchmark, folder = model.benchmark, model.find_data()
-        batch = chosen(benchmark, folder, wanted)
-        found = jax.device_get(model.apply(benchmark.find, batch))
-    picture = benchmark.picture(batch, benchmark.class_names(folder), found)
+def draw(benchmark: Benchmark, folder: str, wanted: Wanted, run: Trained | None = None) -> Any:
+    """The picture of a benchmark's data in this folder and of what a run's model finds in them."""
+    batch = chosen(benchmark, folder, wanted)
+    found = jax.device_get(run.apply(benchmark.find, batch)) if run else None
+    data = benchmark.data()
+    names = data.class_names(folder) if isinstance(data, NamesClasses) else ()
+    picture = benchmark.picture(batch, names, found)
     if wanted.output is not None:
         pictures.save(picture, wanted.output)
     return picture
 
 
-def _check_run(name: str, tiny: bool, run: str | os.PathLike, fields: Mapping[str, Any]) -> None:
+def check_run(name: str, tiny: bool, run: str | os.PathLike, fields: Mapping[str, Any]) -> None:
     """Nothing, if the run is one of what was asked for; before its weights are read."""
     if fields:
         raise UserError(
@@ -93,9 +64,9 @@ def chosen(benchmark: Benchmark, data_dir: str, wanted: Wanted) -> dict[str, np.
     """A batch of the samples wanted: the first of a training run, or some of the evaluation data."""
     count = wanted.samples or benchmark.pictured
     if wanted.split == "train":
-        batch = benchmark.train_data(data_dir).batched(count, seed=wanted.seed)[0]
+        batch = benchmark.data().train(data_dir).batched(count, seed=wanted.seed)[0]
     else:
-        data: Split = benchmark.eval_data(data_dir)
+        data: Split = benchmark.data().validation(data_dir)
         numbers = np.random.default_rng(wanted.seed).permutation(len(data))[:count]
         one_each = data.batched(1)
         found = [one_each[number] for number in sorted(numbers.tolist())]

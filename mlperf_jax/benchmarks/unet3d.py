@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
 
 from mlperf_jax.core.benchmark import Benchmark, Example, Shape, Target, f32, i32
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19, kits19_patches
+from mlperf_jax.input_pipelines.kits19 import Augmentation, Kits19
 from mlperf_jax.metrics import dice as metrics
 from mlperf_jax.models import unet3d as models
 from mlperf_jax.ops import sliding_window
@@ -26,6 +27,7 @@ from mlperf_jax.results import pictures
 
 OVERLAP = 0.5  # of neighbouring windows, along each axis
 START_LR = 1e-4
+Side = Annotated[Count, "voxels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,39 +40,38 @@ class UNet3D(Benchmark):
 
     name = "unet3d"
     ruleset = "4.0.0"  # last round that ran it
-    metric = metrics.Dice(("kidney", "tumour"))
+    metric: ClassVar[metrics.Dice] = metrics.Dice(("kidney", "tumour"))
     parameters = 31_190_243
     pictured = 3
     records_per_core = 220  # scripts/bench_input.py: 223
 
     # hyperparameters
-    batch_size: int = 56
-    eval_batch_size: int | None = 8  # volumes, one a device at a time; the mesh must divide it
-    base_lr: float = 2.0
-    warmup_epochs: int = 1000
-    lr_decay_epochs: tuple[int, ...] = ()
-    lr_decay_factor: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    oversampling: float = 0.4
-    augmentation: kits19_patches.Augmentation = "reference"
+    batch_size: Samples = 56
+    eval_batch_size: Samples | None = 8  # volumes, one a device at a time; the mesh must divide it
+    base_lr: Rate = 2.0
+    warmup_epochs: Whole = 1000
+    lr_decay_epochs: tuple[Count, ...] = ()
+    lr_decay_factor: Positive = 1.0
+    momentum: Fraction = 0.9
+    weight_decay: Rate = 0.0
+    oversampling: Share = 0.4
+    augmentation: Augmentation = "reference"
     # the schedule, in samples: whole epochs that hold at least so many
-    eval_first: int = 168_000
-    eval_every: int = 3360
-    give_up: int = 1_680_000
+    eval_first: Samples = 168_000
+    eval_every: Samples = 3360
+    give_up: Samples = 1_680_000
     # sizes: what tiny() shrinks
-    filters: tuple[int, ...] = (32, 64, 128, 256, 320)
-    classes: int = 3
-    patch: int = 128
-    eval_shape: tuple[int, ...] = (448, 448, 448)  # holds the largest volume, 456 x 416 x 416
-    train_samples: int = 168
-    eval_samples: int = 42
-    targets: tuple[Target, ...] = (Target("mean_dice", at_least=0.908),)
+    filters: Several[Count] = (32, 64, 128, 256, 320)
+    classes: Literal[3] = 3  # background, kidney, tumour
+    patch: Side = 128
+    # holds the largest volume, 456 x 416 x 416
+    eval_shape: tuple[Side, Side, Side] = (448, 448, 448)
+    train_samples: Samples = 168
+    eval_samples: Samples = 42
+    targets: Several[Target] = (Target("mean_dice", at_least=0.908),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.augmentation not in ("reference", "dali"):
-            raise UserError(f"augmentation must be reference or dali, not {self.augmentation!r}")
         halvings = 2 ** len(self.filters)
         if self.patch % halvings:
             raise UserError(
@@ -78,15 +79,11 @@ class UNet3D(Benchmark):
                 f"{halvings}"
             )
         stride = self.patch // 2
-        if len(self.eval_shape) != 3:
-            raise UserError(f"eval_shape has three sides (D, H, W), not {len(self.eval_shape)}")
         if any(side % stride or side < self.patch for side in self.eval_shape):
             raise UserError(
                 f"eval_shape {'x'.join(map(str, self.eval_shape))} holds no whole windows: each side must be "
                 f"a multiple of {stride}, at least {self.patch}"
             )
-        if not 0 <= self.oversampling <= 1:
-            raise UserError(f"oversampling must be in 0 … 1, not {self.oversampling}")
 
     def example(self) -> Example:
         side = self.patch
@@ -102,6 +99,7 @@ class UNet3D(Benchmark):
 
     @property
     def epoch_steps(self) -> int:
+        """The last batch is filled up."""
         return schedules.steps_per_epoch(self.train_samples, self.batch_size, "pad")
 
     def learning_rate(self) -> schedules.Schedule:
@@ -127,14 +125,10 @@ class UNet3D(Benchmark):
             weight_decay=self.weight_decay,
         )
 
-    def train_data(self, data_dir: str) -> Any:
-        return kits19.train(
-            data_dir, self.patch, self.oversampling, self.augmentation, tiny=self.is_tiny
+    def data(self) -> Kits19:
+        return Kits19(
+            self.patch, self.eval_shape, self.oversampling, self.augmentation, tiny=self.is_tiny
         )
-
-    def eval_data(self, data_dir: str) -> Any:
-        depth, height, width = self.eval_shape
-        return kits19.validation(data_dir, (depth, height, width), self.patch, tiny=self.is_tiny)
 
     def loss(self, model: Any, batch: Any, key: Any) -> Any:
         return dice_xent(model(batch["image"]), batch["label"])
@@ -153,9 +147,6 @@ class UNet3D(Benchmark):
         return sliding_window.each_row(volume, batch["image"], batch["label"], batch["windows"])
 
     # -- pictures ------------------------------------------------------------------------------
-
-    def class_names(self, data_dir: str) -> Sequence[str]:
-        return self.metric.classes
 
     def find(self, model: Any, batch: Any) -> Any:
         """As `segment`; a training patch is a volume of one window."""
@@ -188,7 +179,7 @@ class UNet3D(Benchmark):
 
     def _epochs_of(self, samples: int) -> int:
         """Whole padded epochs that hold at least so many samples."""
-        return -(-samples // (self.epoch_steps * self.batch_size))
+        return -(-samples // self.samples(self.epoch_steps))
 
     def diverged(self, quality: Mapping[str, float]) -> bool:
         """The reference gives a run up whose model no longer finds anything."""
@@ -196,15 +187,7 @@ class UNet3D(Benchmark):
 
     @property
     def last_sample(self) -> int:
-        epochs = self._epochs_of(self.give_up)
-        return self.sample_limit or epochs * self.epoch_steps * self.batch_size
-
-    def position(self, step: int) -> dict[str, Any]:
-        epochs = step / self.epoch_steps
-        return {
-            "epoch_num": int(epochs) if epochs.is_integer() else epochs,
-            "samples_count": step * self.batch_size,
-        }
+        return self.sample_limit or self.samples(self._epochs_of(self.give_up) * self.epoch_steps)
 
     @property
     def flops_per_sample(self) -> float:
@@ -239,17 +222,6 @@ class UNet3D(Benchmark):
                 (84, 1.5, 1500),
             )
         }
-
-    # -- data ----------------------------------------------------------------------------------
-
-    def counts(self, data_dir: str) -> Mapping[str, int]:
-        return kits19.counts(data_dir, tiny=self.is_tiny)
-
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        kits19.build(data_dir, tiny=self.is_tiny, source=source, side=self.patch)
-
-    def check_data(self, data_dir: str) -> list[str]:
-        return kits19.check(data_dir, tiny=self.is_tiny)
 
     def tiny(self) -> Self:
         """Phantoms of ellipsoids, written as NIfTI and prepared like the real ones: half a minute."""

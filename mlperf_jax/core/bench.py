@@ -17,7 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.monitoring
@@ -28,8 +28,9 @@ from mlperf_jax.core import evaluation, feed, launch, loop, peaks, preflight, pr
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.bench_report import BenchReport
-from mlperf_jax.core.benchmark import Benchmark, Example
-from mlperf_jax.core.fields import check_whole
+from mlperf_jax.core.benchmark import Benchmark, Bucket
+from mlperf_jax.core.fields import Count, Whole, check
+from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.optimizer_argument import load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.protocols import Split
@@ -37,7 +38,7 @@ from mlperf_jax.core.transform_argument import check_transforms, load_transforms
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.result import versions
 
-INPUTS = ("synthetic", "real", "input-only")
+Input = Literal["synthetic", "real", "input-only"]
 PROFILE_FOLDER = "mlperf_bench_profile"
 EVALUATION_SECONDS = 10.0  # what timing evaluation may take beyond its first batch
 
@@ -49,7 +50,7 @@ def bench(
     data_dir: str | None = None,
     steps: int = 20,
     warmup: int = 5,
-    input: str = "synthetic",
+    input: Input = "synthetic",
 ) -> BenchReport:
     """Measures a configuration on the devices at hand; nothing is trained or kept.
 
@@ -70,15 +71,13 @@ def bench(
     Example:
         print(bench(get("resnet", batch_size=256), RunOptions(), input="synthetic"))
     """
-    if input not in INPUTS:
-        raise UserError(f"input must be one of {', '.join(INPUTS)}, not {input!r}")
-    check_whole("steps", steps)
-    check_whole("warmup", warmup, least=0)
+    input = check("input", input, Input)
+    steps, warmup = check("steps", steps, Count), check("warmup", warmup, Whole)
     launch.connect(options)
     launch.use_compile_cache()
     benchmark = preflight.resolve_dtype(benchmark)
     mesh = meshes.make_mesh(options.mesh)
-    preflight.check_batches(benchmark, options, mesh)
+    preflight.check_batches(benchmark, mesh)
     data_dir = options.data_dir if data_dir is None else data_dir
     folder = None if input == "synthetic" else _data_folder(benchmark, data_dir)
     if folder is not None and input == "input-only":
@@ -115,7 +114,7 @@ def _measure_input(
         seconds = time.perf_counter() - begin
     size = sum(leaf.nbytes for leaf in batch.values())
     return {
-        "input_examples_per_second": benchmark.batch_size * steps / seconds,
+        "input_examples_per_second": _samples(benchmark, warmup + feed.DEPTH, steps) / seconds,
         "input_bytes_per_second": size * steps / seconds,
     }
 
@@ -137,7 +136,7 @@ def _measure_steps(
     key = jax.device_put(jax.random.key(options.seed or 0), meshes.replicated(mesh))
     stepper = Stepper(train.programs, state, key)
     batches: Any = (
-        Constant(synthetic_batches(benchmark.examples(), benchmark.batch_size, mesh))
+        Constant(synthetic_batches(benchmark.buckets(), mesh))
         if folder is None
         else train_feed(benchmark, options, mesh, folder)
     )
@@ -150,7 +149,7 @@ def _measure_steps(
     memory, source = peak_memory(mesh, train.programs)  # before evaluation adds its own
     examples = _evaluate(assembly, stepper.state, predict.programs, key, steps)
     return {
-        "examples_per_second": benchmark.batch_size * steps / seconds,
+        "examples_per_second": _samples(benchmark, warmup, steps) / seconds,
         "step_seconds": seconds / steps,
         "step_seconds_p10": float(np.percentile(each, 10)),
         "step_seconds_median": float(np.median(each)),
@@ -164,6 +163,11 @@ def _measure_steps(
         "evaluation_examples_per_second": examples,
         "profile": profile,
     }
+
+
+def _samples(benchmark: Benchmark, before: int, steps: int) -> int:
+    """Samples of the steps that come after those `before`."""
+    return benchmark.samples(before + steps) - benchmark.samples(before)
 
 
 @dataclass
@@ -217,29 +221,31 @@ def _evaluate(
 ) -> float:
     """Examples per second of predict, on a constant batch; fewer batches than `steps` when it is slow."""
     benchmark, mesh = assembly.benchmark, assembly.mesh
-    view = assembly.eval_view(state)
-    mask = jax.device_put(np.ones(benchmark.eval_batch, bool), meshes.batch_sharding(mesh))
-    batches = itertools.cycle(
-        synthetic_batches(benchmark.eval_examples(), benchmark.eval_batch, mesh)
-    )
+    view, buckets = assembly.eval_view(state), benchmark.eval_buckets()
+    judges = judges_of(benchmark, mesh)
+    zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)  # noqa: E731
+    more = [jax.tree.map(zeros, judges.abstract)] if judges else []
+    sharding = meshes.batch_sharding(mesh)
+    masks = [jax.device_put(np.ones(bucket.rows, bool), sharding) for bucket in buckets]
+    batches = itertools.cycle(zip(synthetic_batches(buckets, mesh), masks, strict=True))
 
-    def window(count: int) -> float:
-        begin = time.perf_counter()
+    def window(count: int) -> tuple[int, float]:
+        rows, begin = 0, time.perf_counter()
         outputs: Any = None
         for _ in range(count):
             # waiting for the one before last bounds what lies on the device, and hides dispatch
-            before, batch = outputs, next(batches)
-            outputs = programs[evaluation.shape_key(batch)](view, batch, mask, key)
+            before, (batch, mask) = outputs, next(batches)
+            outputs = programs[evaluation.shape_key(batch)](view, batch, mask, key, *more)
             jax.block_until_ready(before)
+            rows += len(mask)
         jax.block_until_ready(outputs)
-        return time.perf_counter() - begin
+        return rows, time.perf_counter() - begin
 
-    window(1)
-    once = window(1)
+    window(len(buckets))  # each is slower the first time
+    rows, once = window(1)
     count = min(steps, int(EVALUATION_SECONDS / max(once, 1e-9)))
-    return (
-        benchmark.eval_batch * count / window(count) if count > 1 else benchmark.eval_batch / once
-    )
+    rows, seconds = window(count) if count > 1 else (rows, once)
+    return rows / seconds
 
 
 # -- input -------------------------------------------------------------------------------------------
@@ -247,17 +253,16 @@ def _evaluate(
 
 def train_feed(benchmark: Benchmark, options: RunOptions, mesh: Any, folder: str) -> feed.Feed:
     """The training batches as the loop reads them, from the first."""
-    data: Split = benchmark.train_data(folder)
+    data: Split = benchmark.data().train(folder)
     transforms = load_transforms(options.transform)
-    check_transforms(transforms, benchmark.examples())
+    check_transforms(transforms, benchmark.buckets())
     batches = (data.transformed(transforms) if transforms else data).batched(
-        benchmark.batch_size,
+        benchmark.rows,
         seed=options.seed or 0,
         share=functools.partial(meshes.process_rows, mesh),
     )
     stream = batches.stream(threads=options.threads, workers=options.workers)
-    sharding = meshes.batch_sharding(mesh)
-    return feed.Feed(stream, benchmark.batch_size, sharding, benchmark.examples())
+    return feed.Feed(stream, benchmark.buckets(), mesh)
 
 
 class Constant:
@@ -277,26 +282,24 @@ class Constant:
     def __exit__(self, *error: Any) -> None: ...
 
 
-def synthetic_batches(
-    examples: Sequence[Example], batch_size: int, mesh: Any
-) -> list[dict[str, jax.Array]]:
+def synthetic_batches(buckets: Sequence[Bucket], mesh: Any) -> list[dict[str, jax.Array]]:
     """A random batch for each of these shapes, made where it lives.
 
     Floats are normal, bytes uniform; other integers are 0 or 1, which every label and id may be.
     """
 
-    def make(example: Example, key: jax.Array) -> dict[str, jax.Array]:
+    def make(bucket: Bucket, key: jax.Array) -> dict[str, jax.Array]:
         return {
-            name: _random(jax.random.fold_in(key, index), (batch_size, *leaf.shape), leaf.dtype)
-            for index, (name, leaf) in enumerate(sorted(example.items()))
+            name: _random(jax.random.fold_in(key, index), (bucket.rows, *leaf.shape), leaf.dtype)
+            for index, (name, leaf) in enumerate(sorted(bucket.example.items()))
         }
 
     sharding = meshes.batch_sharding(mesh)
     return [
-        jax.jit(lambda key, example=example: make(example, key), out_shardings=sharding)(
+        jax.jit(lambda key, bucket=bucket: make(bucket, key), out_shardings=sharding)(
             jax.random.key(index)
         )
-        for index, example in enumerate(examples)
+        for index, bucket in enumerate(buckets)
     ]
 
 
@@ -389,7 +392,7 @@ def _report(benchmark: Benchmark, mesh: Any, **found: Any) -> BenchReport:
         tiny=benchmark.is_tiny,
         config=benchmark.config(),
         batch_size=benchmark.batch_size,
-        evaluation_batch_size=benchmark.eval_batch,
+        evaluation_batch_size=benchmark.eval_rows,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
         dtype=dtype,
         device=kind,

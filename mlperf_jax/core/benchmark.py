@@ -8,19 +8,36 @@ Shape legend: B rows of the global batch.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mlperf_jax.core.fields import check_whole, did_you_mean
+from mlperf_jax.core.fields import (
+    Count,
+    Fraction,
+    Positive,
+    Range,
+    Samples,
+    Several,
+    check_fields,
+    did_you_mean,
+)
+from mlperf_jax.core.protocols import DataSet, Metric
 from mlperf_jax.core.terms import (
+    Absence,
     Array,
     Batch,
+    Bucket,
     Example,
+    Games,
+    Parts,
+    Reader,
     Shape,
     Start,
     Table,
@@ -32,10 +49,15 @@ from mlperf_jax.core.terms import (
 from mlperf_jax.errors import UserError
 
 __all__ = [
+    "Absence",
     "Array",
     "Batch",
     "Benchmark",
+    "Bucket",
     "Example",
+    "Games",
+    "Parts",
+    "Reader",
     "Shape",
     "Start",
     "Table",
@@ -50,54 +72,45 @@ __all__ = [
 class Benchmark:
     """Base of every benchmark: common fields, and a default for what most need not state.
 
-    Subclasses add fields and must give `example`, `model`, `optimizer`, `loss`, `predict`,
-    `train_data`, `eval_data`, `eval_steps`, `counts`, `log`, `tiny`.
+    Subclasses add fields and must give `example`, `model`, `optimizer`, `loss`, `predict`, `eval_steps`,
+    `data`, `flops_per_sample`, `tiny`; a run without one of them is refused before it begins.
     """
 
     # class attributes: what does not vary with a recipe
     name: ClassVar[str]
-    ruleset: ClassVar[str]
-    metric: ClassVar[Any]
+    ruleset: ClassVar[str] = ""  # of the last round that ran it; "" if none did
+    metric: ClassVar[Metric]
     parameters: ClassVar[int]  # trained ones at full size, as the reference counts them
     frozen: ClassVar[tuple[str, ...]] = ()
     rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
-    # samples of a picture when nobody says how many; 0: there are no pictures of this benchmark
-    pictured: ClassVar[int] = 0
+    # what it does not have, and never had, said so that nobody takes it for forgotten
+    absent: ClassVar[tuple[Absence, ...]] = ()
+    # samples of a picture when nobody says how many
+    pictured: ClassVar[int] = 6
     # training records that a core makes a second at full size, as measured; None: nobody has measured
     records_per_core: ClassVar[int | None] = None
 
-    # fields every benchmark has
-    size: str = "full"
-    dtype: str = "auto"
-    batch_size: int
-    eval_batch_size: int | None = None
-    gradient_accumulation_steps: int = 1
-    clip_norm: float | None = None
-    ema_decay: float | None = None
-    nonfinite: str = "abort"
-    train_samples: int
-    eval_samples: int
-    sample_limit: int | None = None
-    targets: tuple[Target, ...]
+    # fields every benchmark has; what each may hold stands in its annotation, see `core.fields`
+    size: Literal["full", "tiny"] = "full"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    batch_size: Samples
+    eval_batch_size: Samples | None = None
+    gradient_accumulation_steps: Count = 1
+    clip_norm: Positive | None = None
+    ema_decay: Fraction | None = None
+    nonfinite: Literal["abort", "skip"] = "abort"
+    train_samples: Samples
+    eval_samples: Samples
+    sample_limit: Samples | None = None
+    targets: Several[Target]
 
     def __post_init__(self) -> None:
-        for field in ("batch_size", "gradient_accumulation_steps", "train_samples", "eval_samples"):
-            check_whole(field, getattr(self, field))
-        for field in ("eval_batch_size", "sample_limit"):
-            check_whole(field, getattr(self, field), optional=True)
-        if self.clip_norm is not None and not self.clip_norm > 0:
+        check_fields(self)
+        self._check_targets()
+        if self.rows % self.gradient_accumulation_steps:
+            what = "batch_size" if self.rows == self.batch_size else "rows"
             raise UserError(
-                f"clip_norm must be positive (None clips nothing), not {self.clip_norm}"
-            )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise UserError(
-                f"ema_decay must be in [0, 1) (None averages nothing), not {self.ema_decay}"
-            )
-        if not self.targets:
-            raise UserError("targets is empty: a run needs a quality to reach")
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise UserError(
-                f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps "
+                f"{what} {self.rows} is not a multiple of gradient_accumulation_steps "
                 f"{self.gradient_accumulation_steps}: choose one that divides it"
             )
         if self.batch_size > self.train_samples:
@@ -105,16 +118,57 @@ class Benchmark:
                 f"batch_size {self.batch_size} exceeds the {self.train_samples} training samples: "
                 "an epoch would have no batch"
             )
-        choices = {
-            "size": ("full", "tiny"),
-            "nonfinite": ("abort", "skip"),
-            "dtype": ("auto", "float32", "bfloat16", "float64"),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
+        first = self.samples(1)
+        if self.sample_limit is not None and self.sample_limit < first:
+            raise UserError(f"sample_limit {self.sample_limit} is less than one batch of {first}")
+
+    def _check_targets(self) -> None:
+        """Each target names a quality that the metric gives, and bounds that it can have."""
+        if not hasattr(self, "metric"):
+            return  # preflight names what is missing
+        ranges = self.metric.ranges
+        for target in self.targets:
+            if target.name not in ranges:
                 raise UserError(
-                    f"{field} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}"
+                    f"targets: the metric of {self.name} gives no {target.name!r}"
+                    f"{did_you_mean(target.name, list(ranges))}"
                 )
+            low, high = ranges[target.name]
+            bounds = [b for b in (target.at_least, target.at_most, target.above) if b is not None]
+            if target.above == high or any(not low <= bound <= high for bound in bounds):
+                raise UserError(f"targets: {target} cannot be: {target.name} is {Range(low, high)}")
+
+    # -- samples and rows ----------------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        """Rows of a training array: `batch_size`, unless a row holds several samples."""
+        return self.batch_size
+
+    @property
+    def eval_rows(self) -> int:
+        """Rows of an evaluation array."""
+        return self.eval_batch_size or self.rows
+
+    def samples(self, step: int) -> int:
+        """Samples seen after `step` steps: 0 before the first, and more after every one.
+
+        Samples are counted in no other way. A benchmark overrides it whose batches do not all hold
+        `batch_size` of them: packed rows, bucket shapes, a batch that grows.
+        """
+        return step * self.batch_size
+
+    def step_of(self, samples: int) -> int:
+        """The last step after which no more than so many samples were seen: `samples` inverted."""
+        beyond = 1
+        while self.samples(beyond) <= samples:
+            beyond *= 2
+        return bisect.bisect_right(range(beyond), samples, key=self.samples) - 1
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch; what is left of the training samples makes none."""
+        return max(1, self.step_of(self.train_samples))
 
     # -- what is trained -----------------------------------------------------------------------
 
@@ -126,6 +180,14 @@ class Benchmark:
         """As `example`, of evaluation's batches, where they are not of training's shape."""
         return self.example()
 
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The shapes of training batches: `rows` of each example, unless the benchmark states others."""
+        return _buckets(self.rows, self.example())
+
+    def eval_buckets(self) -> tuple[Bucket, ...]:
+        """As `buckets`, of evaluation's batches."""
+        return _buckets(self.eval_rows, self.eval_example())
+
     def model(self, rngs: Any) -> Any:
         """The Flax NNX module, freshly initialised."""
         raise NotImplementedError
@@ -135,8 +197,25 @@ class Benchmark:
         raise NotImplementedError
 
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> Any:
-        """Mean loss over the rows given: a scalar or `Weighted`, optionally `(loss, scalars)`."""
+        """Mean loss over the rows given: a scalar, `Weighted`, or several by name that are added.
+
+        Optionally `(loss, scalars)`; scalars are logged beside the loss, and so are means by their name.
+        """
         raise NotImplementedError
+
+    def after_step(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The model's statistics after an optimizer step, as they are by default.
+
+        Called once a step, whatever the accumulation and unless bad losses skip it. What a model adds up
+        from micro-batch to micro-batch, such as the tokens of each expert, is used and set to zero here.
+
+        Args:
+            stats: a nested dict of arrays: all variables of the model that are not `nnx.Param`.
+
+        Returns:
+            The same arrays with other values; they are evaluated, and the next step begins with them.
+        """
+        return stats
 
     def tables(self) -> Mapping[str, Table]:
         """Embedding tables that are updated row by row; none by default."""
@@ -151,14 +230,53 @@ class Benchmark:
         raise NotImplementedError
 
     def start(self, data_dir: str) -> Start | None:
-        """Weights to begin from; None for random initialisation."""
+        """Weights to begin from; None for random initialisation.
+
+        Called before the run has a folder, to refuse one that misses them: names and shapes may be read.
+
+        Raises:
+            UserError: they are missing or damaged.
+        """
         return None
+
+    def make_start(self, data_dir: str) -> None:
+        """Makes the start weights of tiny, for which there are none to fetch; kept if they are there.
+
+        Called when its data have been built.
+        """
 
     # -- quality -------------------------------------------------------------------------------
 
     def predict(self, model: Any, batch: Batch, key: jax.Array) -> Any:
-        """What the metric adds up: arrays with leading axis B. `model` is the evaluation view."""
+        """What the metric adds up: arrays with leading axis B. `model` is the evaluation view.
+
+        A benchmark with `judges` takes them as a fourth argument.
+        """
         raise NotImplementedError
+
+    def judges(self, rngs: Any) -> Any:
+        """A Flax NNX module of the networks that only judge (Inception, a target player); None for none.
+
+        They are on the devices while an evaluation lasts, and in no state, gradient or checkpoint.
+        """
+        return None
+
+    def judge_weights(self, data_dir: str) -> Mapping[str, np.ndarray | Reader]:
+        """All arrays of `judges`, as `Start.weights` has them: "params/conv/kernel", "stats/norm/mean".
+
+        Raises:
+            UserError: a file is missing; nothing else of it need be read here.
+        """
+        raise NotImplementedError
+
+    def metric_from(self, data_dir: str) -> Metric:
+        """The metric with what it needs of the data: a vocabulary, references, statistics, polygons.
+
+        `metric` itself where it needs nothing. Otherwise `metric` is one without data, which says its mode,
+        whether it takes rows, and its sums: a run is compiled and planned by it. This one gives the
+        results, and is made when the first is due, after `run_start`, by the process that computes it.
+        """
+        return self.metric
 
     def diverged(self, quality: Mapping[str, float]) -> bool:
         """Whether an evaluation says that the run is beyond hope; it is then given up."""
@@ -169,10 +287,6 @@ class Benchmark:
         raise NotImplementedError
 
     # -- pictures ------------------------------------------------------------------------------
-
-    def class_names(self, data_dir: str) -> Sequence[str]:
-        """Names of the classes as the data have them; empty where they have none."""
-        return ()
 
     def find(self, model: Any, batch: Batch) -> Any:
         """What the model sees in a batch, to be drawn by `picture`: arrays with leading axis B.
@@ -185,8 +299,8 @@ class Benchmark:
         """A `PIL.Image` of the batch and its labels and, beside them, of what the model found.
 
         Args:
-            batch: NumPy arrays, as `train_data` or `eval_data` give them.
-            names: of the classes, as `class_names` gives them.
+            batch: NumPy arrays, as the data set gives them.
+            names: of the classes, as the data set names them.
             found: what `find` gave for this batch; None draws the labels alone.
 
         Raises:
@@ -196,49 +310,68 @@ class Benchmark:
 
     # -- data ----------------------------------------------------------------------------------
 
-    def train_data(self, data_dir: str) -> Any:
-        """The training `Split`."""
+    def data(self) -> DataSet:
+        """The data set of this configuration; tiny has its own."""
         raise NotImplementedError
 
-    def eval_data(self, data_dir: str) -> Any:
-        """The evaluation `Split`."""
-        raise NotImplementedError
+    def capacities(self) -> Mapping[str, int]:
+        """Places that the recipe has for what a sample holds any number of: {"boxes": self.max_boxes}.
 
-    def counts(self, data_dir: str) -> Mapping[str, int]:
-        """Samples by split ("train", "validation") read from metadata alone; UserError if unusable."""
-        raise NotImplementedError
+        They are constants, as shapes never come from the data; preflight refuses data whose index notes
+        more of them (`NotesMaxima`).
+        """
+        return {}
 
-    def prepare(self, data_dir: str, source: str | None = None) -> None:
-        """Builds the data set below `data_dir`."""
-        raise NotImplementedError
+    # -- data that the model makes itself ------------------------------------------------------
 
-    def check_data(self, data_dir: str) -> list[str]:
-        """Reads samples of the prepared data and returns what was found, a line each."""
-        raise NotImplementedError
-
-    # data that the model makes itself: `generate` is None unless a benchmark overrides it
+    # `generate(model, games: Games)` plays one device's share of the games of a part, without collectives:
+    # no result may depend on how many games it is given. It returns records, arrays [G, …] by name, one
+    # per game; or (records [G, most, …], lengths int32 [G]): of each game the first `length` are real.
+    # None: training data are read.
     generate: ClassVar[Callable[..., Any] | None] = None
+    # `reward(records) -> records` is called on process 0 with the real records of a part, NumPy arrays in
+    # the games' order, and returns what is kept of them: rewards that Python code computes, for instance.
+    # It must be deterministic. None: all is kept as it is.
+    reward: ClassVar[Callable[..., Any] | None] = None
+    # whether evaluations come at the end of each generation, whose records decide after how many steps
+    # that is; plans go by `eval_steps()`, epochs are generations
+    evaluates_generations: ClassVar[bool] = False
+
+    def parts(self) -> Parts:
+        """How many parts a generation has, and how many games each."""
+        raise NotImplementedError
+
+    def prompt(self) -> Example:
+        """Shape and dtype of what a game is given, by name; the training data are then the prompts.
+
+        Part p of generation g is given batch g * parts + p of them, a row for each game.
+        """
+        return {}
 
     def generated_data(self, generations: Sequence[Mapping[str, np.ndarray]]) -> Any:
-        """Training `Split` of the current generation from the sealed records, newest last."""
+        """Training `Split` of the current generation, from the records of all, memory-mapped.
+
+        Args:
+            generations: arrays by name, a row per record in the games' order; newest last.
+        """
         raise NotImplementedError
 
     # -- the log and the recipes ---------------------------------------------------------------
 
     def log(self) -> Mapping[str, Any]:
         """mllog keys and values of this configuration, spelled as the newest ruleset spells them."""
-        raise NotImplementedError
+        return {}
 
     def position(self, step: int) -> dict[str, Any]:
         """Metadata of block and evaluation lines after `step` steps.
 
         Epochs are counted from 1 in the log, so `epoch_num` here is the number of epochs done.
         """
-        per_epoch = max(1, self.train_samples // self.batch_size)
-        epochs = step / per_epoch
+        samples = self.samples(step)
+        epochs = samples / self.samples(self.epoch_steps)
         return {
             "epoch_num": int(epochs) if epochs.is_integer() else epochs,
-            "samples_count": step * self.batch_size,
+            "samples_count": samples,
         }
 
     def quality_lines(self, quality: Mapping[str, float]) -> list[tuple[Any, dict[str, Any]]]:
@@ -278,26 +411,20 @@ class Benchmark:
                 raise UserError(f"{self.name} has no field {name!r}{did_you_mean(name, known)}")
         return dataclasses.replace(self, **changes)
 
-    def examples(self) -> tuple[Example, ...]:
-        """`example()` as a tuple of bucket shapes."""
-        return _as_tuple(self.example())
-
-    def eval_examples(self) -> tuple[Example, ...]:
-        """`eval_example()` as a tuple of bucket shapes."""
-        return _as_tuple(self.eval_example())
-
     @property
     def is_tiny(self) -> bool:
         return self.size == "tiny"
 
     @property
-    def eval_batch(self) -> int:
-        return self.eval_batch_size or self.batch_size
+    def param_dtype(self) -> Any:
+        """Of the weights, once `dtype` is decided: float32, and float64 where that is computed in."""
+        return jnp.promote_types(self.dtype, jnp.float32)
 
     def config(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {"benchmark": self.name, **dataclasses.asdict(self)}
 
 
-def _as_tuple(examples: Example | tuple[Example, ...]) -> tuple[Example, ...]:
-    return (examples,) if isinstance(examples, Mapping) else tuple(examples)
+def _buckets(rows: int, examples: Example | tuple[Example, ...]) -> tuple[Bucket, ...]:
+    each = (examples,) if isinstance(examples, Mapping) else examples
+    return tuple(Bucket(rows, example) for example in each)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from typing import Any
-
 import jax
 
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import preflight, step
 from mlperf_jax.core import state as states
+from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.protocols import Split
 
 
-def train_briefly(benchmark: Any, data_dir: str, steps: int, seed: int = 0) -> states.State:
+def train_briefly(benchmark: Benchmark, data_dir: str, steps: int, seed: int = 0) -> states.State:
     """The state of a benchmark after some steps from random weights.
 
     Args:
@@ -29,8 +27,8 @@ def train_briefly(benchmark: Any, data_dir: str, steps: int, seed: int = 0) -> s
     key = jax.random.key(seed)
     train = step.jit_train_step(assembly)
     sharding = meshes.batch_sharding(assembly.mesh)
-    batches = benchmark.train_data(data_dir).batched(benchmark.batch_size, seed=seed)
-    with contextlib.closing(batches.stream(threads=1)) as stream:
-        for batch in itertools.islice(stream, steps):
-            state, _ = train(state, jax.device_put(batch, sharding), key)
+    data: Split = benchmark.data().train(data_dir)
+    batches = data.batched(benchmark.rows, seed=seed)
+    for number in range(steps):
+        state, _ = train(state, jax.device_put(batches[number], sharding), key)
     return state

@@ -66,7 +66,7 @@ class Checkpoints:
 
     Args:
         folder: a local path, one that all processes share, or gs://.
-        keep: how many of the newest checkpoints stay; sealed and pinned ones stay besides.
+        keep: how many of the newest checkpoints stay; sealed ones stay besides.
         identity: what a checkpoint must agree in to be read, as values that JSON can hold: the
             benchmark's name, its config's hash, the optimizer state's structure. None reads any, and
             saves nothing.
@@ -83,7 +83,6 @@ class Checkpoints:
         self.identity: dict[str, Any] | None = json.loads(json.dumps(identity))
         self.warnings: list[str] = []
         self._files = Folder(self.folder)
-        self._pinned: set[int] = set()
         self._damaged: set[Place] = set()
         self._handler = arrays.array_handler()
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -109,7 +108,7 @@ class Checkpoints:
             step: this run's count of batches.
             state: any tree of global `jax.Array`s; `frozen` is not part of it.
             meta: what the loop must know to go on, as values that JSON can hold.
-            sealed: keep it for offline evaluation (see `seal`).
+            sealed: keep it for offline evaluation: retention never deletes it.
 
         Raises:
             UserError: the save before, or this one's folder, could not be written.
@@ -152,29 +151,6 @@ class Checkpoints:
             f"{reason(error)}. Older checkpoints are unharmed; free space or mend the folder's "
             "permissions, then resume."
         ) from error
-
-    def seal(self, step: int) -> None:
-        """Keeps a checkpoint for offline evaluation: retention never deletes it.
-
-        To seal one as it is saved, with no instant between that a kill could hit and without waiting
-        for the write, use `save(..., sealed=True)`.
-
-        Raises:
-            UserError: there is no checkpoint of this step.
-        """
-        if self._pending is not None and self._pending[0] == step:
-            self.wait()
-        place = self._existing(step)
-        if jax.process_index() == 0:
-            self._files.seal(place)
-
-    def pin(self, step: int) -> None:
-        """Keeps a checkpoint from retention until `unpin`, or the end of this process."""
-        self._pinned.add(step)
-
-    def unpin(self, step: int) -> None:
-        """Gives a pinned checkpoint back to retention."""
-        self._pinned.discard(step)
 
     def close(self) -> None:
         """Waits for the save under way and ends the background thread; no save after that."""
@@ -394,7 +370,7 @@ class Checkpoints:
         self._files.commit(write.place, write.meta)
 
     def _retain(self, newest: Place) -> None:
-        """Deletes what is neither new, sealed nor pinned, now that `newest` is complete.
+        """Deletes what is neither new nor sealed, now that `newest` is complete.
 
         Checkpoints of later steps belong to a future that a restore of an earlier step gave up.
         """
@@ -402,7 +378,6 @@ class Checkpoints:
         good = [place for place in places if place not in self._damaged and place <= newest]
         latest = {place.step: place for place in good}  # of several attempts the last
         kept = set(sorted(latest.values())[-self.keep :])
-        kept |= {latest[step] for step in self._pinned & latest.keys()}
         for place in places:
             superseded = latest.get(place.step, place) != place
             if place not in kept and (superseded or not self._files.sealed(place)):

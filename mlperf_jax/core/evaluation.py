@@ -7,8 +7,10 @@ leaves sealed checkpoints that `offline.score` works through after the run.
 
 from __future__ import annotations
 
+import collections
+import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,9 @@ from jax.experimental import multihost_utils
 
 from mlperf_jax.core import feed, processes, step
 from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core.benchmark import Shape
+from mlperf_jax.core.judges import judges_of
+from mlperf_jax.core.protocols import Metric
 from mlperf_jax.core.state import Assembly, State, stream
 from mlperf_jax.errors import UserError
 
@@ -34,42 +39,59 @@ class Evaluator:
         assembly: the run's program.
         batches: a fresh iterator over this process's evaluation batches, each with a "mask".
         seed: sampling keys of evaluation number k derive from (seed, k).
+        programs: from `compile_predict`.
+        data_dir: where the metric finds what it needs of the data.
+        judges: loads the arrays of the judges, if there are any; called as an evaluation begins, at whose
+            end they are let go.
     """
 
     assembly: Assembly
     batches: Callable[[], Iterator[Mapping[str, np.ndarray]]]
     seed: int
     programs: Mapping[Any, Any]
+    data_dir: str
+    judges: Callable[[], State] | None = None
+
+    @functools.cached_property
+    def metric(self) -> Metric:
+        """The metric that knows its data.
+
+        Raises:
+            UserError: it is of another kind than the one that predictions were compiled for.
+        """
+        benchmark = self.assembly.benchmark
+        stated, made = benchmark.metric, benchmark.metric_from(self.data_dir)
+        if (made.mode, made.rows) != (stated.mode, stated.rows):
+            raise UserError(
+                f"metric_from gives a metric of mode {made.mode} that takes {_takes(made)}, and metric says "
+                f"{stated.mode} and {_takes(stated)}: they must agree"
+            )
+        return made
 
     def outputs(self, state: State, number: int) -> Any:
         """Sums added over all batches, or rows in data order, on the host (rows: process 0 only)."""
         benchmark, mesh = self.assembly.benchmark, self.assembly.mesh
         view = self.assembly.eval_view(state)
+        judges = [self.judges()] if self.judges else []
         key = jax.random.fold_in(stream(self.seed, "evaluation"), number)
-        found: list[Any] = []
-        examples, sharding = benchmark.eval_examples(), meshes.batch_sharding(mesh)
-        masked = "mask" in examples[0]
-        with feed.Feed(
-            self.batches(), benchmark.eval_batch, sharding, examples, padded=True
-        ) as batches:
+        found: collections.deque[Any] = collections.deque()
+        total: Any = None
+        with feed.Feed(self.batches(), benchmark.eval_buckets(), mesh, padded=True) as batches:
             for index, batch in enumerate(batches):
                 mask = batch["mask"]
-                if not masked:
+                if shape_key(batch) not in self.programs:  # the model asks for no mask
                     batch.pop("mask")
                 outputs = self.programs[shape_key(batch)](
-                    view, batch, mask, jax.random.fold_in(key, index)
+                    view, batch, mask, jax.random.fold_in(key, index), *judges
                 )
-                if benchmark.metric.rows:
-                    outputs = _rows_on_host(outputs, mask)
-                found.append(outputs)
-                if len(found) > IN_FLIGHT:
-                    jax.block_until_ready(found[-IN_FLIGHT - 1])
+                found.append(_rows_on_host(outputs, mask) if benchmark.metric.rows else outputs)
+                if len(found) > IN_FLIGHT and not benchmark.metric.rows:
+                    total = _added(total, found.popleft())
         if not found:
             raise UserError("the evaluation data holds no sample")
         if benchmark.metric.rows:
             return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
-        sums = jax.device_get(found)
-        return jax.tree.map(lambda *parts: np.sum(np.stack(parts), 0, dtype=np.float64), *sums)
+        return functools.reduce(_added, found, total)
 
     def result(self, outputs: Any) -> Quality:
         """The metric's result; to be called on process 0 only.
@@ -78,7 +100,7 @@ class Evaluator:
             UserError: it lacks a value that a target wants.
         """
         benchmark = self.assembly.benchmark
-        quality = {name: float(v) for name, v in benchmark.metric.result(outputs).items()}
+        quality = {name: float(v) for name, v in self.metric.result(outputs).items()}
         for target in benchmark.targets:
             if target.name not in quality:
                 raise UserError(
@@ -93,24 +115,60 @@ class Evaluator:
 
 
 def compile_predict(assembly: Assembly) -> dict[Any, Any]:
-    """Compiled predict steps by batch shape."""
-    benchmark, mesh = assembly.benchmark, assembly.mesh
-    sharding = meshes.batch_sharding(mesh)
-    predict = step.jit_predict_step(assembly)
-    mask = jax.ShapeDtypeStruct((benchmark.eval_batch,), bool, sharding=sharding)
+    """Compiled predict steps by batch shape.
+
+    Raises:
+        UserError: the rows that the metric is to take differ from bucket to bucket.
+    """
+    sharding = meshes.batch_sharding(assembly.mesh)
+    judges = judges_of(assembly.benchmark, assembly.mesh)
+    predict = step.jit_predict_step(assembly, judges)
+    more = [judges.abstract] if judges else []
     programs = {}
-    for example in benchmark.eval_examples():
-        batch = step.abstract_batch(example, benchmark.eval_batch, sharding)
+    for bucket in assembly.benchmark.eval_buckets():
+        batch = step.abstract_batch(bucket, sharding)
+        mask = jax.ShapeDtypeStruct((bucket.rows,), bool, sharding=sharding)
         key = jax.eval_shape(lambda: jax.random.key(0))
         programs[shape_key(batch)] = assembly.compile(
-            predict, assembly.abstract_view, batch, mask, key
+            predict, assembly.abstract_view, batch, mask, key, *more
         )
+    if assembly.benchmark.metric.rows:
+        _check_rows([jax.tree.leaves(program.out_info) for program in programs.values()])
     return programs
+
+
+def judges_from(assembly: Assembly, data_dir: str) -> Callable[[], State] | None:
+    """What loads the arrays of a benchmark's judges; None where it has none."""
+    judges = judges_of(assembly.benchmark, assembly.mesh)
+    return None if judges is None else lambda: judges.load(data_dir)
+
+
+def _check_rows(outputs: Sequence[Sequence[Shape]]) -> None:
+    """Nothing, if rows of all buckets are alike, as they are put together."""
+    kinds = {tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves) for leaves in outputs}
+    if len(kinds) > 1:
+        listed = " and ".join(
+            ", ".join(f"{dtype}{list(shape)}" for shape, dtype in kind) for kind in sorted(kinds)
+        )
+        raise UserError(f"predict gives rows of {listed}: pad them to one shape for all buckets")
 
 
 def shape_key(batch: Mapping[str, Any]) -> Any:
     """What tells bucket shapes apart."""
     return tuple(sorted((name, leaf.shape) for name, leaf in batch.items()))
+
+
+def _takes(metric: Metric) -> str:
+    return "rows" if metric.rows else "sums"
+
+
+def _added(total: Any, sums: Any) -> Any:
+    """A batch's sums, of any dtype, added to the total on the host, in float64; None is nothing yet.
+
+    The device keeps those of a few batches: of sixty, second moments of 2,048 features take 1 GB.
+    """
+    sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(sums))
+    return sums if total is None else jax.tree.map(np.add, total, sums)
 
 
 def _rows_on_host(outputs: Any, mask: jax.Array) -> Any:

@@ -6,15 +6,18 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
-from mlperf_jax.core.benchmark import Example
+from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core.benchmark import Bucket
 from mlperf_jax.errors import UserError
 
+Row = tuple[tuple[int, ...], np.dtype]  # shape and dtype of an array's row
 DEPTH = 2  # batches on the device ahead of the step that reads them
 
 
@@ -24,9 +27,8 @@ class Feed:
     Args:
         batches: this process's rows of each global batch, as dicts of NumPy arrays, which must not be
             written to again: a CPU device reads the same memory.
-        batch_size: rows of the global batch.
-        sharding: of every array; its first axis splits the rows.
-        examples: allowed shapes of one example; a batch that fits none is an error.
+        buckets: allowed shapes; a batch that fits none is an error.
+        mesh: over which rows are split.
         padded: evaluation batches, which carry a "mask" besides.
 
     Attributes:
@@ -36,15 +38,16 @@ class Feed:
     def __init__(
         self,
         batches: Iterator[Mapping[str, np.ndarray]],
-        batch_size: int,
-        sharding: NamedSharding,
-        examples: Sequence[Example],
+        buckets: Sequence[Bucket],
+        mesh: Mesh,
         *,
         padded: bool = False,
     ) -> None:
         self.waited = 0.0
         self._batches = batches
-        self._place = lambda batch: place(check(batch, examples, padded), batch_size, sharding)
+        forms = [Form.of(bucket, mesh, padded) for bucket in buckets]
+        sharding = meshes.batch_sharding(mesh)
+        self._place = lambda batch: place(batch, fitting(batch, forms).rows, sharding)
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=DEPTH)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="feed", daemon=True)
@@ -99,45 +102,77 @@ class Feed:
         self.close()
 
 
-def check(
-    batch: Mapping[str, np.ndarray], examples: Sequence[Example], padded: bool = False
-) -> Mapping[str, np.ndarray]:
-    """The batch, if one of the examples describes it.
+@dataclass(frozen=True)
+class Form:
+    """What a batch of one bucket looks like to this process.
 
-    A benchmark whose loss must tell padding from rows (last batches that are kept, packing) states
-    "mask" as a bool scalar in its example. Evaluation batches always carry it: `padded` allows it.
+    Attributes:
+        rows: B of the global batch.
+        read: how many of them this process reads.
+        arrays: shape and dtype of one row by array.
+    """
+
+    rows: int
+    read: int
+    arrays: Mapping[str, Row]
+
+    @classmethod
+    def of(cls, bucket: Bucket, mesh: Mesh, padded: bool) -> Form:
+        """Evaluation batches, which are `padded`, carry a "mask" whether or not the example states it.
+
+        A benchmark whose loss must tell padding from rows (last batches that are kept, packing) states
+        it as a bool scalar.
+        """
+        low, high = meshes.process_rows(mesh, bucket.rows)
+        arrays = {name: (leaf.shape, leaf.dtype) for name, leaf in bucket.example.items()}
+        mask: dict[str, Row] = {"mask": ((), np.dtype(bool))} if padded else {}
+        return cls(bucket.rows, high - low, {**mask, **arrays})
+
+    def fits(self, batch: Mapping[str, np.ndarray]) -> bool:
+        wanted = {name: ((self.read, *row), dtype) for name, (row, dtype) in self.arrays.items()}
+        return wanted == {name: (value.shape, value.dtype) for name, value in batch.items()}
+
+    def differences(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        """A clause for each array that is missing, one too many, or of another shape or dtype."""
+        found = {name: (value.shape[1:], value.dtype) for name, value in batch.items()}
+        return [
+            f"{_said(found.get(name))} for {name!r} where the benchmark says "
+            f"{_said(self.arrays.get(name))}"
+            for name in sorted({*found, *self.arrays})
+            if found.get(name) != self.arrays.get(name)
+        ]
+
+
+def fitting(batch: Mapping[str, np.ndarray], forms: Sequence[Form]) -> Form:
+    """The form of this batch.
 
     Raises:
-        UserError: naming the array that differs from the (first) example.
+        UserError: it has none; says in which arrays it differs from the nearest.
     """
-    found = {name: (value.shape[1:], value.dtype) for name, value in batch.items()}
-    if padded and "mask" not in examples[0]:
-        found.pop("mask", None)
-    for example in examples:
-        if found == {name: (leaf.shape, leaf.dtype) for name, leaf in example.items()}:
-            return batch
-    wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in examples[0].items()}
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            said = [
-                f"{x[1]}{list(x[0])}" if x else "nothing"
-                for x in (found.get(name), wanted.get(name))
-            ]
-            raise UserError(
-                f"the data gives {said[0]} for {name!r} and the benchmark's example() says {said[1]}"
-            )
-    raise UserError("a batch fits none of the benchmark's bucket shapes")
+    for form in forms:
+        if form.fits(batch):
+            return form
+    nearest = min((form.differences(batch) for form in forms), key=len)
+    if not nearest:
+        rows = sorted({np.shape(value)[:1] for value in batch.values()})
+        wanted = " or ".join(str(form.read) for form in forms if not form.differences(batch))
+        nearest = [f"batches of {', '.join(str(n) for (n,) in rows)} rows where {wanted} are read"]
+    raise UserError(f"the data gives {'; '.join(nearest)}")
+
+
+def _said(row: Row | None) -> str:
+    return f"{row[1]}{list(row[0])}" if row else "nothing"
 
 
 def place(
-    batch: Mapping[str, np.ndarray], batch_size: int, sharding: NamedSharding
+    batch: Mapping[str, np.ndarray], rows: int, sharding: NamedSharding
 ) -> dict[str, jax.Array]:
-    """Global arrays from this process's rows."""
+    """Global arrays of so many rows from those of this process."""
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), sharding)
     return {
         name: jax.make_array_from_process_local_data(
-            sharding, np.asarray(rows), (batch_size, *rows.shape[1:])
+            sharding, np.asarray(part), (rows, *part.shape[1:])
         )
-        for name, rows in batch.items()
+        for name, part in batch.items()
     }

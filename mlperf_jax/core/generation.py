@@ -1,133 +1,352 @@
-"""Data that the model makes itself (self-play): generated between passes, sealed, then trained on.
+"""Data that the model makes itself (self-play, rollouts): played in parts, sealed, then trained on.
 
-`Benchmark.generate(model, generation, key) -> records` is jitted here and is a pure function of
-(weights, seed, generation). Its records are a dict of arrays with one leading axis; an optional bool
-array "valid" [rows] tells which rows are real. A generation's folder is written beside its final name and
-renamed when it is whole, so a killed run finds it complete or not at all. The data position is
-(generation, step in it).
+    generated/000002/x.npy …                         all records of a generation, in the games' order
+    generated/000002.parts/0003/00000064-00000128/   while it is made: of part 3 the games that a process played
+    generated/000002.parts/0003.part/                a part that is not sealed yet
+
+`Benchmark.generate` plays one device's share of the games of a part, which `shard_map` deals out. A game
+has a key of its own, from (seed, generation, game), so records depend on neither devices nor parts. Each
+folder is written beside its final name and renamed when it is whole: a kill loses one part. The data
+position is (generation, step in it).
+
+Shape legend: G games of one device's share, or of a process's · N records.
 """
 
 from __future__ import annotations
 
+import bisect
+import functools
 import os
 import pathlib
 import shutil
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
+from mlperf_jax.core import feed, processes
 from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import processes
 from mlperf_jax.core import state as states
+from mlperf_jax.core import step as steps
+from mlperf_jax.core.benchmark import Bucket, Games
 from mlperf_jax.core.state import State
 from mlperf_jax.errors import UserError
+from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.results import durable
+
+if TYPE_CHECKING:
+    from mlperf_jax.core.run import Run
+
+Records = dict[str, np.ndarray]
+
+
+# -- the program -----------------------------------------------------------------------------------
 
 
 def compile_generate(assembly: states.Assembly) -> Any:
-    """The compiled `(view, generation, key) -> records`."""
-    benchmark = assembly.benchmark
+    """The compiled `(view, generation, part, key, prompts) -> (records [games, most, …], lengths)`.
 
-    def generate(view: State, generation: jax.Array, key: jax.Array) -> Any:
+    Each device plays its share of the games. Weights that are split over an axis of the mesh keep that
+    axis to the compiler, which gathers them where they are used; all other axes take part in nothing.
+    """
+    benchmark, mesh, count = assembly.benchmark, assembly.mesh, assembly.benchmark.parts().games
+    rows = meshes.batch_sharding(mesh)
+    taken = {axis for leaf in jax.tree.leaves(assembly.abstract_view) for axis in _axes(leaf)}
+    free = set(mesh.axis_names) - taken
+    split = PartitionSpec(tuple(axis for axis in ROWS if axis in free) or None)
+    whole = PartitionSpec()
+
+    def share(
+        view: State, generation: jax.Array, key: Any, numbers: jax.Array, prompts: Any
+    ) -> Any:
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
+        games = Games(keys, numbers, generation, prompts)
         assert benchmark.generate is not None
-        return benchmark.generate(assembly.eval_model(view), generation, key)
+        return _checked(benchmark.generate(assembly.eval_model(view), games), len(numbers))
 
-    jitted = jax.jit(generate, out_shardings=meshes.replicated(assembly.mesh))
+    if free:
+        share = jax.shard_map(
+            share,
+            mesh=mesh,
+            in_specs=(whole, whole, whole, split, split),
+            out_specs=split,
+            axis_names=free,
+            check_vma=False,  # a game's loop varies over the mesh, its carry's type need not say
+        )
+
+    def generate(view: State, generation: Any, part: Any, key: Any, prompts: Any) -> Any:
+        numbers = part * count + jnp.arange(count, dtype=jnp.int32)
+        numbers = jax.lax.with_sharding_constraint(numbers, rows)
+        return share(view, generation, key, numbers, prompts)
+
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return assembly.compile(jitted, assembly.abstract_view, np.int32(0), key)
+    prompts = steps.abstract_batch(Bucket(count, benchmark.prompt()), rows)
+    jitted = jax.jit(generate, out_shardings=rows)
+    return assembly.compile(jitted, assembly.abstract_view, np.int32(0), np.int32(0), key, prompts)
+
+
+def _axes(leaf: Any) -> Iterator[str]:
+    """The mesh axes that split a leaf."""
+    for entry in leaf.sharding.spec:
+        yield from (entry,) if isinstance(entry, str) else entry or ()
+
+
+def _checked(made: Any, games: int) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Records [G, most, …] and lengths [G] of what a benchmark returned.
+
+    Raises:
+        UserError: an array is of another shape, or of a type that NumPy's files cannot hold.
+    """
+    if not isinstance(made, tuple):  # one record a game
+        one = jnp.ones(games, jnp.int32)
+        made = {name: jnp.asarray(array)[:, None] for name, array in made.items()}, one
+    records, lengths = made
+    wanted = (games, *(next(iter(records.values())).shape[1:2] if records else ()))
+    for name, array in {**records, "lengths": lengths}.items():
+        if array.shape[:2] != (wanted if name in records else (games,)):
+            raise UserError(
+                f"generate gives {name!r} of shape {list(array.shape)} for {games} games: records are "
+                "[games, most, …], alike in most, and lengths [games]"
+            )
+        if np.dtype(array.dtype).kind == "V":
+            raise UserError(
+                f"generate gives {name!r} as {array.dtype}: records need a type of NumPy's"
+            )
+    if not records:
+        raise UserError("generate gives no records")
+    return dict(records), lengths
+
+
+# -- the generations of a run ----------------------------------------------------------------------
 
 
 class Generator:
-    """The generations of one run.
+    """The generations of one run; which steps trained on them, the run knows (`generation_ends`).
 
-    Attributes:
-        number: the current generation, -1 before the first.
-        first_step: the step at which its data begin to be read.
-        last_step: the step at which the next generation is due.
+    Args:
+        run: whose.
+        program: compiled by `compile_generate`.
     """
 
-    def __init__(self, run: Any, meta: dict[str, Any] | None, program: Any) -> None:
-        self._run = run
-        self._program = program
+    def __init__(self, run: Run, program: Any) -> None:
+        self._run, self._program, self._parts = run, program, run.benchmark.parts()
         self._folder = pathlib.Path(run.folder.path) / "generated"
-        saved = (meta or {}).get("generation") or {"number": -1, "first_step": 0}
-        self.number: int = saved["number"]
-        self.first_step: int = saved["first_step"]
         self._data: Any = None
-        self.last_step = self._last_step() if self.number >= 0 else 0
+        self._prompts: Any = None
+        if run.benchmark.prompt():
+            data = run.benchmark.data().train(run.data_dir)
+            self._prompts = data.batched(self._parts.games, seed=run.seed, share=run.share)
+            self._prompts.ready()
 
-    def position(self) -> dict[str, int]:
-        """What a checkpoint keeps."""
-        return {"number": self.number, "first_step": self.first_step}
+    @property
+    def number(self) -> int:
+        """The current generation, -1 before the first."""
+        return len(self._run.generation_ends) - 1
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the next generation is due."""
+        return self._run.generation_ends[-1] if self._run.generation_ends else 0
 
     def due(self, step: int) -> bool:
         return step >= self.last_step
 
-    def run_generation(self, state: State, step: int) -> None:
-        """Makes the next generation's records from these weights, unless they are sealed already."""
-        self.number, self.first_step, self._data = self.number + 1, step, None
+    def run_generation(self, state: State, step: int, before_part: Callable[[], None]) -> None:
+        """Makes the next generation's records from these weights, unless they are sealed already.
+
+        Args:
+            state: the training state.
+            step: it stands at.
+            before_part: called before each part is played; what it raises ends the generation.
+        """
+        number, self._data = self.number + 1, None
         # one view of the folder: some would generate, which takes all devices, and others not
-        if not processes.from_primary(self._sealed(self.number).is_dir):
-            records = self._generate(state)
-            processes.from_primary(lambda: self._seal(self.number, records))
-        self.last_step = self._last_step()
+        if not processes.from_primary(self._sealed(number).is_dir):
+            view = self._run.assembly.eval_view(state)
+            for part in processes.from_primary(lambda: self._missing(number)):
+                before_part()
+                self._play(view, number, part)
+            processes.from_primary(lambda: self._merge(number))
+        self._run.generation_ends.append(step + self._steps(number))
 
     def data(self, step: int) -> tuple[Any, int]:
         """The examples of the current generation, and how many of its batches are done."""
-        return self._examples(), step - self.first_step
+        before = self._run.generation_ends[-2:-1]
+        return self._examples(self.number), step - (before[0] if before else 0)
 
-    def _examples(self) -> Any:
+    def _examples(self, number: int) -> Any:
         if self._data is None:
-            records = [read_records(self._sealed(n)) for n in range(self.number + 1)]
+            records = [read_records(self._sealed(n)) for n in range(number + 1)]
             self._data = self._run.benchmark.generated_data(records)
         return self._data
 
-    def _last_step(self) -> int:
-        steps = self._examples().steps_per_epoch(self._run.benchmark.batch_size)
-        if steps < 1:
+    def _steps(self, number: int) -> int:
+        found = self._examples(number).steps_per_epoch(self._run.benchmark.rows)
+        if found < 1:
             raise UserError(
-                f"generation {self.number} has fewer records than one batch of "
-                f"{self._run.benchmark.batch_size}: lower the batch size or generate more"
+                f"generation {number} has fewer records than one batch of "
+                f"{self._run.benchmark.rows}: lower the batch size or generate more"
             )
-        return self.first_step + steps
+        return found
+
+    # -- one part --------------------------------------------------------------------------------
+
+    def _play(self, view: State, number: int, part: int) -> None:
+        """Plays a part on all devices, and seals its records."""
+        beside = self._part(number, part).with_suffix(".part")
+        processes.from_primary(lambda: shutil.rmtree(beside, ignore_errors=True))
+        key = jax.random.fold_in(states.stream(self._run.seed, "generation"), number)
+        prompts: Any = {}
+        if self._prompts is not None:
+            batch = self._prompts[number * self._parts.count + part]
+            mesh = self._run.assembly.mesh
+            bucket = Bucket(self._parts.games, self._run.benchmark.prompt())
+            feed.fitting(batch, [feed.Form.of(bucket, mesh, padded=False)])
+            prompts = feed.place(batch, bucket.rows, meshes.batch_sharding(mesh))
+        made = self._program(view, np.int32(number), np.int32(part), key, prompts)
+        for first, end, shares in own_records(*made):
+            write_records(beside / f"{first:08d}-{end:08d}", shares)
+        processes.wait_for_all("part")
+        processes.from_primary(lambda: self._seal(number, part))
+
+    def _seal(self, number: int, part: int) -> None:
+        final, games = self._part(number, part), self._parts.games
+        played = final.with_suffix(".part")
+        pieces = [read_records(piece) for piece in _pieces(played, games)]
+        if self._run.benchmark.reward is None:
+            _rename(played, final)
+            return
+        rewarded = final.with_suffix(".rewarded")
+        shutil.rmtree(rewarded, ignore_errors=True)
+        joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        made = self._run.benchmark.reward(joined)
+        records = {name: np.asarray(rows) for name, rows in made.items()}
+        if len({len(r) for r in records.values()}) != 1 or any(
+            r.dtype.hasobject for r in records.values()
+        ):
+            raise UserError(
+                "reward must return arrays of numbers, a row per record, not "
+                + ", ".join(f"{name!r} {r.dtype}{list(r.shape)}" for name, r in records.items())
+            )
+        write_records(rewarded / f"{0:08d}-{games:08d}", [records])
+        _rename(rewarded, final)
+        shutil.rmtree(played, ignore_errors=True)
+
+    def _merge(self, number: int) -> None:
+        """Makes the sealed parts one generation."""
+        final, count, games = self._sealed(number), self._parts.count, self._parts.games
+        parts, beside = self._part(number, 0).parent, final.with_suffix(".part")
+        shutil.rmtree(beside, ignore_errors=True)
+        folders = [f for part in range(count) for f in _pieces(self._part(number, part), games)]
+        pieces = [read_records(folder) for folder in folders]
+        write_records(beside, pieces)
+        _rename(beside, final)
+        shutil.rmtree(parts, ignore_errors=True)
+        rows = sum(len(next(iter(piece.values()))) for piece in pieces)
+        say = self._run.progress.say
+        say(f"generation {number}: {rows:,} records of {count * games:,} games")
+
+    # -- folders ---------------------------------------------------------------------------------
 
     def _sealed(self, number: int) -> pathlib.Path:
         return self._folder / f"{number:06d}"
 
-    def _generate(self, state: State) -> dict[str, np.ndarray]:
-        key = jax.random.fold_in(states.stream(self._run.seed, "generation"), self.number)
-        view = self._run.assembly.eval_view(state)
-        records = self._program(view, np.int32(self.number), key)
-        records = {name: np.asarray(rows) for name, rows in jax.device_get(records).items()}
-        valid = records.pop("valid", None)
-        return records if valid is None else {name: rows[valid] for name, rows in records.items()}
+    def _part(self, number: int, part: int) -> pathlib.Path:
+        return self._folder / f"{number:06d}.parts" / f"{part:04d}"
 
-    def _seal(self, number: int, records: dict[str, np.ndarray]) -> None:
-        final = self._sealed(number)
-        part = final.with_name(final.name + ".part")
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            write_records(part, records)
-            part.rename(final)
-        except OSError as error:
-            raise durable.cannot_write(final, error) from error
-        durable.sync_folder(final.parent)
+    def _missing(self, number: int) -> list[int]:
+        parts = range(self._parts.count)
+        return [part for part in parts if not self._part(number, part).is_dir()]
 
 
-def write_records(folder: pathlib.Path, records: dict[str, np.ndarray]) -> None:
-    """Writes one `.npy` file per array; they are on the disk when this returns."""
-    for name, rows in records.items():
-        with open(folder / f"{name}.npy", "wb") as file:
-            np.save(file, rows, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
+def done(ends: Sequence[int], step: int) -> float:
+    """How many generations are trained on after a step, the current one in part.
+
+    Args:
+        ends: the last step of each.
+        step: steps done.
+    """
+    whole = bisect.bisect_right(ends, step)
+    first = ends[whole - 1] if whole else 0
+    part = (step - first) / (ends[whole] - first) if whole < len(ends) else 0
+    return whole + part if part else whole
+
+
+def own_records(
+    records: Mapping[str, jax.Array], lengths: jax.Array
+) -> list[tuple[int, int, list[Records]]]:
+    """The real records of the games that this process's devices played.
+
+    Args:
+        records: arrays [games, most, …].
+        lengths: [games], how many records of each game are real.
+
+    Returns:
+        For each run of games the first, the one after the last, and their records [N, …] in the games'
+        order, by device. Of devices that played the same games one counts.
+
+    Raises:
+        UserError: a length is negative or exceeds `most`.
+    """
+    arrays = {name: _shards(array) for name, array in records.items()}
+    found: list[tuple[int, int, list[Records]]] = []
+    for place, counts in enumerate(_shards(lengths)):  # fetched one by one: padding takes memory
+        shares = {name: np.asarray(shards[place].data) for name, shards in arrays.items()}
+        real, most = np.asarray(counts.data), next(iter(shares.values())).shape[1]
+        if not np.all((real >= 0) & (real <= most)):
+            raise UserError(
+                f"generate gives {most} records of a game and says {real.max()} are real"
+            )
+        mask = np.arange(most) < real[:, None]
+        own = {name: share[mask] for name, share in shares.items()}
+        first = counts.index[0].start or 0
+        before = found.pop() if found and found[-1][1] == first else (first, first, [])
+        found.append((before[0], first + len(real), [*before[2], own]))
+    return found
+
+
+def _shards(array: jax.Array) -> list[Any]:
+    own = [shard for shard in array.addressable_shards if shard.replica_id == 0]
+    return sorted(own, key=lambda shard: shard.index[0].start or 0)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def write_records(folder: pathlib.Path, pieces: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Makes a folder of a `.npy` file per array, the pieces' rows one after another, durable on return.
+
+    Raises:
+        UserError: the disk is full, the folder may not be written, or the pieces are not of one kind.
+    """
+    kinds = [{name: (a.dtype, a.shape[1:]) for name, a in piece.items()} for piece in pieces]
+    for kind in kinds:
+        if kind != kinds[0]:
+            raise UserError(
+                f"one part of a generation has records of {kinds[0]} and another of {kind}"
+            )
+    try:
+        folder.mkdir(parents=True)
+        for name, first in pieces[0].items():
+            shape = (sum(len(piece[name]) for piece in pieces), *first.shape[1:])
+            descr = np.lib.format.dtype_to_descr(first.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": shape}
+            with open(folder / f"{name}.npy", "wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for piece in pieces:
+                    file.write(np.ascontiguousarray(piece[name]).data)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise durable.cannot_write(folder, error) from error
     durable.sync_folder(folder)
 
 
-def read_records(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """A sealed generation's arrays, memory-mapped.
+def read_records(folder: pathlib.Path) -> Records:
+    """The arrays of a sealed generation, or of a piece of one, memory-mapped.
 
     Raises:
         UserError: when the folder is missing or one of its files is damaged.
@@ -147,3 +366,32 @@ def read_records(folder: pathlib.Path) -> dict[str, np.ndarray]:
             "generated/ must be kept until the run has ended"
         )
     return found
+
+
+def _pieces(folder: pathlib.Path, games: int) -> list[pathlib.Path]:
+    """The pieces of a part, in the games' order.
+
+    Raises:
+        UserError: a game is missing.
+    """
+    found, end = sorted(folder.iterdir()), 0
+    for piece in found:
+        first, after = map(int, piece.name.split("-"))
+        if first != end:
+            break
+        end = after
+    if end != games:
+        raise UserError(
+            f"{folder} lacks records of game {end}: every process must see the output folder, and its "
+            "generated/ must be kept until the run has ended"
+        )
+    return found
+
+
+def _rename(beside: pathlib.Path, final: pathlib.Path) -> None:
+    durable.sync_folder(beside)
+    try:
+        beside.rename(final)
+    except OSError as error:
+        raise durable.cannot_write(final, error) from error
+    durable.sync_folder(final.parent)

@@ -6,6 +6,7 @@ DESIGN.md §3 tells the life of a run; the functions below are its chapters, in 
 from __future__ import annotations
 
 import collections
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 import jax
 
-from mlperf_jax.core import evaluation, feed, step
+from mlperf_jax.core import evaluation, feed, preflight, step
 from mlperf_jax.core import generation as generations
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
@@ -70,8 +71,8 @@ def compile_train(assembly: states.Assembly) -> dict[Any, Any]:
     sharding = meshes.batch_sharding(assembly.mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     programs = {}
-    for example in benchmark.examples():
-        batch = step.abstract_batch(example, benchmark.batch_size, sharding)
+    for bucket in benchmark.buckets():
+        batch = step.abstract_batch(bucket, sharding)
         programs[evaluation.shape_key(batch)] = assembly.compile(
             jitted, assembly.abstract, batch, key
         )
@@ -131,18 +132,22 @@ class Loop:
             ended = self.meta.get("ended")
             if ended:  # killed between `run_stop` and the result
                 self.ended, self.status, self.reason = True, ended["status"], ended["reason"]
-        self.generator = (
-            generations.Generator(run, self.meta, self.generate) if self.generate else None
-        )
+        self.generator = generations.Generator(run, self.generate) if self.generate else None
         everywhere = meshes.replicated(run.assembly.mesh)  # keys cannot be put on others' devices
         self.key = jax.jit(lambda: jax.random.key(run.seed), out_shardings=everywhere)()
         due = bool(self.meta and self.meta.get("evaluation_due"))
-        self.schedule = schedule_after(run.benchmark.eval_steps(), self.done - due)
-        self.next_eval = next(self.schedule)
-        limits = [n for n in (run.benchmark.last_sample, run.options.max_samples) if n]
-        self.last_step = min(limits) // run.benchmark.batch_size if limits else None
+        # the step of the next evaluation; None: the end of a generation that is still to be made
+        self.next_eval: int | None = None
+        self.schedule: Iterator[int | None] = itertools.repeat(None)
+        if not run.benchmark.evaluates_generations:
+            self.schedule = schedule_after(run.benchmark.eval_steps(), self.done - due)
+            self.next_eval = next(self.schedule)
+        elif self.generator and self.generator.last_step > self.done - due:
+            self.next_eval = self.generator.last_step
+        self.last_step = preflight.last_step(run.benchmark, run.options)
+        judges = evaluation.judges_from(run.assembly, run.data_dir)
         self.evaluator = evaluation.Evaluator(
-            run.assembly, self._eval_batches, run.seed, self.predict
+            run.assembly, self._eval_batches, run.seed, self.predict, run.data_dir, judges
         )
 
     # -- data ----------------------------------------------------------------------------------
@@ -155,8 +160,7 @@ class Loop:
         else:
             batches, start = run.train_batches, self.done
         stream = batches.stream(start, threads=run.threads, workers=run.options.workers)
-        sharding = meshes.batch_sharding(run.assembly.mesh)
-        return feed.Feed(stream, benchmark.batch_size, sharding, benchmark.examples())
+        return feed.Feed(stream, benchmark.buckets(), run.assembly.mesh)
 
     def _eval_batches(self) -> Iterator[Any]:
         return self.run.eval_batches.stream(threads=self.run.threads)
@@ -169,7 +173,8 @@ class Loop:
             self.run.begin_run()
             self.run.log_block_start(0, self.next_eval)
         while self.status is None:
-            if self.generator and self.generator.due(self.done):
+            # an evaluation that a resumed run has still to make comes first
+            if self.generator and self.generator.due(self.done) and self.next_eval != self.done:
                 self._generate()
             if self._batches is None:
                 self._batches = self._train_batches()
@@ -177,8 +182,8 @@ class Loop:
                 self._steps(self._until())
             except StopIteration:
                 raise UserError(
-                    f"the training data ended after step {self.done}: the batches of train_data() must "
-                    "go on without end"
+                    f"the training data ended after step {self.done}: the batches of data().train() "
+                    "must go on without end"
                 ) from None
             if self.status is None:
                 self._boundary()
@@ -187,7 +192,7 @@ class Loop:
 
     def _until(self) -> int:
         """The step at which something other than a step happens next."""
-        stops = [self.next_eval]
+        stops = [] if self.next_eval is None else [self.next_eval]
         if self.last_step is not None:
             stops.append(max(self.last_step, self.done))
         every = self.run.options.checkpoint_every
@@ -309,6 +314,7 @@ class Loop:
     def _judge(self, evaluated: int, state: states.State) -> None:
         run = self.run
         run.log_quality(evaluated, self.quality)
+        run.say_quality(evaluated, self.quality)
         if all(target.met(self.quality) for target in run.benchmark.targets):
             self.status = "success"
             self.kept, self.kept_step = state, evaluated
@@ -352,7 +358,14 @@ class Loop:
     def _generate(self) -> None:
         self._close_batches()
         assert self.generator is not None
-        self.generator.run_generation(self.state, self.done)
+        self.generator.run_generation(self.state, self.done, self._before_part)
+        if self.run.benchmark.evaluates_generations:
+            self.next_eval = self.generator.last_step
+
+    def _before_part(self) -> None:
+        """Stops if that is asked for; several processes could not agree on a part, and go on."""
+        if jax.process_count() == 1 and self.preemption.requested(self.done):
+            self._interrupt()
 
     # -- the end -------------------------------------------------------------------------------
 

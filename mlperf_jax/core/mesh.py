@@ -18,10 +18,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.optimizers import tree as trees
 
 AXES = ("data", "fsdp", "tensor", "expert", "context")
-BATCH_AXES = ("data", "fsdp")
 
 Spec = PartitionSpec | Callable[[tuple[int, ...], Mesh], PartitionSpec]
 Rules = Sequence[tuple[str, Spec]]
@@ -114,12 +114,12 @@ def describe(mesh: Mesh) -> str:
 
 def batch_ways(mesh: Mesh) -> int:
     """Over how many parts the rows of a batch are split."""
-    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    return int(np.prod([mesh.shape[axis] for axis in ROWS]))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over `data` and `fsdp`; every other axis whole."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    """Rows over `ROWS`; every other axis whole."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -147,7 +147,7 @@ def process_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     if sum(stop - start for start, stop in spans) != high - low:
         raise UserError(
             f"mesh {describe(mesh)} gives process {jax.process_index()} rows that are not consecutive: "
-            "let the process count divide data×fsdp"
+            f"let the process count divide {'×'.join(ROWS)}"
         )
     return low, high
 

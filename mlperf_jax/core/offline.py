@@ -1,28 +1,36 @@
 """Scoring a run after it ended: the *offline* mode of evaluation (Stable Diffusion, Mini Go).
 
-The run left sealed, time-stamped checkpoints. They are scored in order; the first that meets the targets
-ends the log, with `run_stop` stamped with that checkpoint's own time, as rules.md §2.2 has it.
+The run left sealed, time-stamped checkpoints. The first that meets the targets ends the log, with `run_stop`
+stamped with that checkpoint's own time, as rules.md §2.2 has it. Of one run of a set the rules want all
+checkpoints up to that one scored, of the others it and the one before; the official checker wants two of
+each. Scores are kept as they come, and the log is written when all are known.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
+import time
 from typing import Any
 
 from mlperf_jax.core import evaluation, launch, preflight, processes
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.core.run import Run
-from mlperf_jax.core.trained import options_here
+from mlperf_jax.core.run import Run, without_frozen
+from mlperf_jax.core.state import State
+from mlperf_jax.core.trained import options_here, with_frozen
 from mlperf_jax.errors import UserError
+from mlperf_jax.results import durable
 from mlperf_jax.results.result import Result
 from mlperf_jax.results.runs import RunSet
 
+SCORES = "scores.json"  # by step: the quality, and when its scoring began and ended
+
 
 def waiting(path: os.PathLike | str) -> tuple[dict[str, Any], RunOptions] | None:
-    """Configuration and options of the first run of a set that has no result yet; None if all have.
+    """What the first run of a set that has no result yet was given; None if all have one.
 
     Args:
         path: the output folder of the set, or the folder of one of its runs.
@@ -39,11 +47,16 @@ def waiting(path: os.PathLike | str) -> tuple[dict[str, Any], RunOptions] | None
     if first is None:
         return None
     document = first.config()
-    return document["config"], options_here(document["options"], output=str(root), resume=True)
+    return document, options_here(document["options"], output=str(root), resume=True)
 
 
 def score(
-    benchmark: Benchmark, options: RunOptions, data_dir: str, transform: str | None = None
+    benchmark: Benchmark,
+    options: RunOptions,
+    data_dir: str,
+    transform: str | None = None,
+    *,
+    bisect: bool = False,
 ) -> Result | None:
     """Scores the sealed checkpoints of the unfinished, trained run in `options.output`.
 
@@ -52,6 +65,8 @@ def score(
         options: with `output` the set's folder.
         data_dir: where the evaluation data are.
         transform: what the configuration says of transforms added to the training data; scoring needs none.
+        bisect: score only as many as it takes to find one that passes while the one before it does not,
+            instead of all up to the first that passes.
 
     Returns:
         The result; None on processes other than 0.
@@ -72,27 +87,114 @@ def score(
                 f"{run.folder.path} is not trained to its end: resume it with --resume first"
             )
         run.resumed = trained["resumed"]  # scoring is no resumption
+        scorer = Scorer(run)
+        passing = scorer.bisect() if bisect else scorer.first()
+        if passing == 0 and len(scorer.steps) > 1:
+            scorer.passes(1)  # for the checker, which wants two
         processes.from_primary(lambda: run.reopen_log(trained["log_offset"]))
-        return _score(run, trained)
+        return _end(scorer, passing, trained)
 
 
-def _score(run: Run, trained: dict[str, Any]) -> Result | None:
-    benchmark = run.benchmark
-    programs = evaluation.compile_predict(run.assembly)
-    evaluator = evaluation.Evaluator(
-        run.assembly, lambda: run.eval_batches.stream(threads=run.threads), run.seed, programs
+class Scorer:
+    """Scores the sealed checkpoints of a run, each once, whatever kills it in between.
+
+    Attributes:
+        run: whose.
+        steps: of the checkpoints, in order.
+        scores: what is known, by step.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.steps = run, run.checkpoints.sealed_steps()
+        self._path = run.folder.path / SCORES
+
+        def known() -> dict[str, Any]:
+            return durable.read_json(self._path) if self._path.exists() else {}
+
+        found = processes.from_primary(known)
+        self.scores: dict[int, dict[str, Any]] = {int(step): found[step] for step in found}
+        if self.steps:
+            run.generation_ends = run.checkpoints.meta(self.steps[-1])["generation_ends"]
+
+    def passes(self, index: int) -> bool:
+        """Whether a checkpoint meets the targets; it is scored if that is not known."""
+        run, step = self.run, self.steps[index]
+        if step not in self.scores:
+            begun = time.time_ns() // 1_000_000
+            quality = self._evaluator.quality(load(run, step), index + 1)
+            ended = time.time_ns() // 1_000_000
+            self.scores[step] = {"quality": quality, "begun": begun, "ended": ended}
+            processes.from_primary(self._keep)
+            run.say_quality(step, quality)
+        return all(target.met(self.scores[step]["quality"]) for target in run.benchmark.targets)
+
+    def _keep(self) -> None:
+        durable.write_json(self._path, self.scores)
+        self.run.mirror.push()
+
+    def first(self) -> int | None:
+        """The first checkpoint that passes, all before it scored too; None if none does."""
+        return next((index for index in range(len(self.steps)) if self.passes(index)), None)
+
+    def bisect(self) -> int | None:
+        """One that passes, the one before it scored and not passing; None if none passes.
+
+        If quality only improves it is the first. Where the last does not pass, all are scored.
+        """
+        fails, passes = -1, len(self.steps) - 1
+        if not self.steps or not self.passes(passes):
+            return self.first()
+        while passes - fails > 1:
+            middle = (fails + passes) // 2
+            fails, passes = (fails, middle) if self.passes(middle) else (middle, passes)
+        return passes
+
+    @functools.cached_property
+    def _evaluator(self) -> evaluation.Evaluator:
+        run = self.run
+        judges = evaluation.judges_from(run.assembly, run.data_dir)
+        return evaluation.Evaluator(
+            run.assembly,
+            lambda: run.eval_batches.stream(threads=run.threads),
+            run.seed,
+            evaluation.compile_predict(run.assembly),
+            run.data_dir,
+            judges and functools.cache(judges),
+        )
+
+
+def load(run: Run, step: int) -> State:
+    """The state of one checkpoint.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    found = run.checkpoints.restore(without_frozen(run.assembly.abstract), step=step)
+    assert found is not None, "what is missing or damaged is told of"
+    return with_frozen(run.assembly, found[0], run.seed, run.data_dir)
+
+
+def _end(scorer: Scorer, passing: int | None, trained: dict[str, Any]) -> Result | None:
+    """Logs the scores, those of the checkpoint that counts last, and `run_stop`; returns the result."""
+    run, steps, scores = scorer.run, scorer.steps, scorer.scores
+    told = [step for step in steps[: None if passing is None else passing + 1] if step in scores]
+    if passing == 0:
+        told = [*steps[1:2], *told]
+    for step in told:
+        score = scores[step]
+        run.log.start("eval_start", time_ms=score["begun"], **run.position(step))
+        run.log_quality(step, score["quality"], score["ended"])
+    counts = told[-1] if told else 0
+    ending = Ending(
+        seconds_training=trained["seconds_training"],
+        done=trained["step"],
+        quality=scores[counts]["quality"] if told else {},
+        status="aborted" if passing is None else "success",
     )
-    ending = Ending(seconds_training=trained["seconds_training"], done=trained["step"])
-    for number, step in enumerate(run.checkpoints.sealed_steps(), start=1):
-        state, meta = run.load(step)
-        run.log.start("eval_start", **run.position(step))
-        ending.quality = evaluator.quality(state, number)
-        run.log_quality(step, ending.quality)
-        ending.kept, ending.kept_step, ending.time_ms = state, step, meta["time_ms"]
-        if all(target.met(ending.quality) for target in benchmark.targets):
-            ending.status = "success"
-            break
-    return run.finish_scored(ending)
+    time_ms = run.checkpoints.meta(counts)["time_ms"] if told else None
+    run.log.stop("run_stop", status=ending.status, time_ms=time_ms, **run.position(counts))
+    state = load(run, counts) if told else None
+    return run.conclude(ending, state, counts, scored=[step for step in steps if step in scores])
 
 
 @dataclasses.dataclass
@@ -101,9 +203,6 @@ class Ending:
 
     seconds_training: float
     done: int
-    quality: dict[str, float] = dataclasses.field(default_factory=dict)
-    status: str = "aborted"
+    quality: dict[str, float]
+    status: str
     reason: str = "no checkpoint of its evaluations meets the targets"
-    kept: Any = None
-    kept_step: int = 0
-    time_ms: int | None = None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from mlperf_jax.core.fields import check_whole
+from mlperf_jax.core.fields import Count, Range, Samples, Whole, check_fields
 from mlperf_jax.errors import UserError
+from mlperf_jax.results.header import Status
+
+Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,49 +38,37 @@ class RunOptions:
         org, platform, status: `submission_*` lines of the log.
         coordinator: "host:port" of process 0, or "auto" where the platform tells JAX.
         processes, process: how many processes the run has and which one this is.
-        heartbeat: seconds after which a lost process ends the others.
-        show: progress display: "auto" (live on a terminal), "plain" or "none".
+        heartbeat: how long until a lost process ends the others.
+        show: progress display; "auto" is live on a terminal.
     """
 
     data_dir: str | None = None
     output: str | None = None
-    seed: int | None = None
-    runs: int = 1
+    seed: Seed | None = None
+    runs: Count = 1
     mesh: str | None = None
-    division: str | None = None
+    division: Literal["closed", "open"] | None = None
     optimizer: Any = None
     transform: Any = None
     resume: bool = False
-    max_samples: int | None = None
-    checkpoint_every: int | None = None
-    keep_checkpoints: int = 2
-    log_every: int = 10
-    threads: int | None = None
-    workers: int = 0
+    max_samples: Samples | None = None
+    checkpoint_every: Count | None = None
+    keep_checkpoints: Count = 2
+    log_every: Count = 10
+    threads: Count | None = None
+    workers: Whole = 0
     profile: bool = False
     org: str = "none"
     platform: str | None = None
-    status: str = "research"
+    status: Status = "research"
     coordinator: str | None = None
-    processes: int | None = None
-    process: int | None = None
-    heartbeat: int = 30
-    show: str = "auto"
+    processes: Count | None = None
+    process: Whole | None = None
+    heartbeat: Annotated[Count, "seconds"] = 30
+    show: Literal["auto", "plain", "none"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.division not in (None, "open", "closed"):
-            raise UserError(f"division must be open or closed, not {self.division!r}")
-        if self.show not in ("auto", "plain", "none"):
-            raise UserError(f"show must be auto, plain or none, not {self.show!r}")
-        for field in ("runs", "keep_checkpoints", "log_every", "heartbeat"):
-            check_whole(field, getattr(self, field))
-        for field in ("max_samples", "checkpoint_every", "threads", "processes"):
-            check_whole(field, getattr(self, field), optional=True)
-        check_whole("workers", self.workers, least=0)
-        check_whole("seed", self.seed, optional=True, least=0)
-        check_whole("process", self.process, optional=True, least=0)
-        if self.seed is not None and self.seed >= 2**32:
-            raise UserError(f"seed must be in 0 … 2**32 - 1, not {self.seed}")
+        check_fields(self)
         if self.runs > 1 and self.seed is not None:
             raise UserError(
                 "runs of one set need seeds of their own: leave --seed out, or --runs at 1"

@@ -10,16 +10,19 @@ import itertools
 import os
 import pathlib
 import shutil
-from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import processes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.judges import judges_of
+from mlperf_jax.core.members import EVALUATIONS, check_members, full_log
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.protocols import NamesClasses, NotesMaxima
 from mlperf_jax.core.transform_argument import (
     Transform,
     check_transforms,
@@ -27,8 +30,7 @@ from mlperf_jax.core.transform_argument import (
     load_transforms,
 )
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import closed
-from mlperf_jax.results.header import STATUSES
+from mlperf_jax.results import closed, rules
 
 
 def resolve_dtype(benchmark: Benchmark) -> Benchmark:
@@ -50,9 +52,10 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
         UserError: a replaced optimizer or a transform without `division="open"`, tiny in closed, or a closed run
             whose configuration breaks a rule; the sentence names each.
     """
-    if benchmark.is_tiny:
+    if benchmark.is_tiny or not benchmark.ruleset:
         if options.division == "closed":
-            raise UserError("a tiny run is open division by its nature: leave --division out")
+            what = "a tiny run" if benchmark.is_tiny else f"{benchmark.name}, which no round had,"
+            raise UserError(f"{what} is open division by its nature: leave --division out")
         return "open"
     if options.division == "open":
         return "open"
@@ -67,77 +70,121 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
             '(division="open")'
         )
     broken = closed.closed_violations(
-        benchmark.name,
-        benchmark.ruleset,
+        rules.resolve(benchmark.name, benchmark.ruleset),
         full_log(benchmark),
         optimizer_replaced=False,
         settings={f.name: getattr(benchmark, f.name) for f in dataclasses.fields(benchmark)},
         targets=benchmark.targets,
-        eval_steps=list(itertools.islice(benchmark.eval_steps(), 8)),
+        eval_steps=list(itertools.islice(benchmark.eval_steps(), EVALUATIONS)),
     )
     if broken:
         raise UserError(f'{" ".join(broken)} Change it, or say --division open (division="open")')
     return "closed"
 
 
-def full_log(benchmark: Benchmark) -> dict[str, Any]:
-    """All configuration lines of the log: the common ones and the benchmark's own."""
-    return {
-        "global_batch_size": benchmark.batch_size,
-        "gradient_accumulation_steps": benchmark.gradient_accumulation_steps,
-        "train_samples": benchmark.train_samples,
-        "eval_samples": benchmark.eval_samples,
-        **benchmark.log(),
-    }
-
-
 def check_counts(benchmark: Benchmark, data_dir: str) -> None:
     """The data's metadata against the recipe's counts; no record is read.
 
     Raises:
-        UserError: the folder is unusable (from `counts`) or holds another number of samples.
+        UserError: the folder is unusable (from `counts`), holds another number of samples, more classes
+            than the benchmark tells apart, or a sample that the recipe's arrays have no room for.
     """
-    counts = benchmark.counts(data_dir)
+    counts = benchmark.data().counts(data_dir)
+    if "validation" not in counts:
+        raise UserError(f"{data_dir} holds no validation samples: prepare it again")
     expected = {"train": benchmark.train_samples, "validation": benchmark.eval_samples}
-    if benchmark.generate:  # the model makes them
-        del expected["train"]
-    for split, wanted in expected.items():
-        if split not in counts:
-            raise UserError(f"{data_dir} holds no {split} samples: prepare it again")
-        if counts[split] != wanted:
+    for split, found in counts.items():
+        if found != expected[split]:
             raise UserError(
-                f"{data_dir} holds {counts[split]:,} {split} samples and {benchmark.name} expects "
-                f"{wanted:,}: prepare it again, or set the sample count if this is another data set"
+                f"{data_dir} holds {found:,} {split} samples and {benchmark.name} expects "
+                f"{expected[split]:,}: prepare it again, or set the sample count if this is another data set"
             )
-
-
-def check_batches(benchmark: Benchmark, options: RunOptions, mesh: Any) -> None:
-    """Every batch splits over the mesh, also in micro-batches; at least one step is allowed."""
-    ways = meshes.batch_ways(mesh)
-    micro = benchmark.batch_size // benchmark.gradient_accumulation_steps
-    for what, rows in (
-        ("batch size", benchmark.batch_size),
-        ("micro-batch of", micro),
-        ("evaluation batch size", benchmark.eval_batch),
-    ):
-        if rows % ways:
-            raise UserError(
-                f"{what} {rows} is not divided by the mesh {meshes.describe(mesh)}, which splits rows "
-                f"{ways} ways: choose a multiple of {ways}, or another --mesh"
-            )
-        meshes.process_rows(mesh, rows)
-    if options.max_samples is not None and options.max_samples < benchmark.batch_size:
+    data, classes = benchmark.data(), getattr(benchmark, "classes", None)
+    held = len(data.class_names(data_dir)) if isinstance(data, NamesClasses) else 0
+    if classes is not None and held > classes:
         raise UserError(
-            f"max_samples {options.max_samples} is less than one batch of {benchmark.batch_size}"
+            f"classes is {classes} and {data_dir} holds samples of {held} classes: give at least {held}"
         )
+    capacities = benchmark.capacities()
+    maxima = data.maxima(data_dir) if capacities and isinstance(data, NotesMaxima) else {}
+    for what, places in capacities.items():
+        if what not in maxima:
+            raise UserError(
+                f"{data_dir} does not say how many {what} a sample has: prepare it again"
+            )
+        if maxima[what] > places:
+            raise UserError(
+                f"{data_dir} holds a sample with {maxima[what]:,} {what} and {benchmark.name} has places for "
+                f"{places:,}, as nothing is cut: allow at least {maxima[what]:,}"
+            )
 
 
-def check_submission(options: RunOptions) -> None:
-    """What the log's header takes."""
-    if options.status not in STATUSES:
-        raise UserError(f"status must be one of {', '.join(STATUSES)}, not {options.status!r}")
-    if not options.org.strip():
-        raise UserError("org is empty: the official log needs a name")
+def check_batches(benchmark: Benchmark, mesh: Mesh) -> None:
+    """Samples grow with every step, and every batch splits over the mesh, also in micro-batches.
+
+    Raises:
+        UserError: they do not.
+    """
+    counted = [benchmark.samples(step) for step in range(9)]
+    if counted[0] != 0 or any(after <= before for before, after in itertools.pairwise(counted)):
+        raise UserError(
+            f"samples(step) of {benchmark.name} must be 0 before the first step and grow with every one, "
+            f"but counts {', '.join(map(str, counted))}"
+        )
+    ways, micro = meshes.batch_ways(mesh), benchmark.gradient_accumulation_steps
+    train = [bucket.rows for bucket in benchmark.buckets()]
+    whole = "batch size" if train == [benchmark.batch_size] else "rows"
+    played = [] if benchmark.generate is None else [benchmark.parts().games]
+    for what, parts, sizes in (
+        (whole, 1, train),
+        ("micro-batch of", micro, train),
+        ("evaluation batch size", 1, [bucket.rows for bucket in benchmark.eval_buckets()]),
+        ("games of a part", 1, played),
+    ):
+        for rows in sizes:
+            if rows % (parts * ways):
+                raise UserError(
+                    f"{what} {rows / parts:g} is not divided by the mesh {meshes.describe(mesh)}, which "
+                    f"splits rows {ways} ways: choose a multiple of {ways}, or another --mesh"
+                )
+
+
+def check_reading(benchmark: Benchmark, options: RunOptions, mesh: Mesh) -> None:
+    """This process reads consecutive rows of every batch, and at least one step is allowed."""
+    for bucket in (*benchmark.buckets(), *benchmark.eval_buckets()):
+        meshes.process_rows(mesh, bucket.rows)
+    first = benchmark.samples(1)
+    if options.max_samples is not None and options.max_samples < first:
+        raise UserError(f"max_samples {options.max_samples} is less than one batch of {first}")
+
+
+def last_step(benchmark: Benchmark, options: RunOptions) -> int | None:
+    """The step after which the run gives up; None for never."""
+    limits = [n for n in (benchmark.last_sample, options.max_samples) if n]
+    return benchmark.step_of(min(limits)) if limits else None
+
+
+def check_offline(benchmark: Benchmark, options: RunOptions) -> None:
+    """A run that is scored afterwards ends by itself, and not before its second checkpoint.
+
+    Raises:
+        UserError: nothing ends it, or its limit leaves fewer than two.
+    """
+    if benchmark.metric.mode != "offline":
+        return
+    last = last_step(benchmark, options)
+    if last is None:
+        raise UserError(
+            f"{benchmark.name} is scored after its run, which no value ends: say how many samples it may "
+            "see (--max-samples N)"
+        )
+    second = next(itertools.islice(benchmark.eval_steps(), 1, None))
+    if last < second:
+        raise UserError(
+            f"{benchmark.name} is scored after its run, which needs two checkpoints: the second comes after "
+            f"step {second} and the run ends after step {last}, so allow at least "
+            f"{benchmark.samples(second)} samples"
+        )
 
 
 def check_room(options: RunOptions, assembly: states.Assembly) -> None:
@@ -190,17 +237,25 @@ class Plan:
 def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     """All that can be refused before the clock starts, refused; see DESIGN.md §3.0."""
     benchmark = resolve_dtype(benchmark)
-    check_submission(options)
+    check_members(benchmark)
+    check_offline(benchmark, options)
     division = resolve_division(benchmark, options)
     given = options.optimizer
     optimizer = load_optimizer(given) if isinstance(given, str) else given
     transforms = load_transforms(options.transform)
-    check_transforms(transforms, benchmark.examples())
+    check_transforms(transforms, benchmark.buckets())
     mesh = meshes.make_mesh(options.mesh)
-    check_batches(benchmark, options, mesh)
+    check_batches(benchmark, mesh)
+    check_reading(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
+    benchmark.start(
+        data_dir
+    )  # missing weights are refused; of those that are there, nothing is read
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
+    judges = judges_of(benchmark, mesh)
+    if judges is not None:
+        judges.sources(data_dir)
     processes.from_primary(lambda: check_room(options, assembly))
     return Plan(
         benchmark,

@@ -8,8 +8,9 @@ Shape legend: B rows of a global batch, lo..hi the rows of it that this process 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
 HostBatch = dict[str, np.ndarray]
@@ -77,12 +78,15 @@ class Split(Protocol):
 class DataSet(Protocol):
     """A data set: how its folder is built, checked and read. Every method takes that folder."""
 
-    def train(self, folder: str) -> Split: ...
+    def train(self, folder: str) -> Any: ...  # a `Split`
 
-    def validation(self, folder: str) -> Split: ...
+    def validation(self, folder: str) -> Any: ...  # a `Split`
 
     def counts(self, folder: str) -> Mapping[str, int]:
-        """Samples by split ("train", "validation") from metadata alone; UserError if unusable."""
+        """Samples by split ("train", "validation") from metadata alone; UserError if unusable.
+
+        Training data that are repeated as often as a run asks are not counted.
+        """
         ...
 
     def build(self, folder: str, source: str | None = None) -> None:
@@ -94,25 +98,54 @@ class DataSet(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesClasses(Protocol):
+    """A data set whose classes have names, for pictures."""
+
+    def class_names(self, folder: str) -> Sequence[str]:
+        """Names of the classes by label; empty where the folder does not say."""
+        ...
+
+
+@runtime_checkable
+class NotesMaxima(Protocol):
+    """A data set whose builder notes in its index how much a sample holds at most, for `capacities`."""
+
+    def maxima(self, folder: str) -> Mapping[str, int]:
+        """The most that one sample holds, by what it is: {"boxes": 743}; no record is read."""
+        ...
+
+
 class Metric(Protocol):
     """How predictions become quality.
 
+    The core runs `predict` on every evaluation batch. A metric that takes no rows turns what it gave into
+    a few sums on the device, which the core adds up; one that takes rows is given every row, padding
+    removed, in the order of the data.
+
     Attributes:
-        mode: "inline" waits for the value, "beside" computes it while the next steps run, "offline"
-            scores sealed checkpoints after the run.
-        rows: whether `result` takes the rows of all predictions instead of their sums.
+        mode: "inline" (training waits), "beside" (`result` runs while training goes on; the evaluated
+            state is the one that counts), or "offline" (sealed checkpoints are scored after the run).
+        rows: whether `result` gets rows instead of sums.
+        ranges: the qualities that a target may name, each with the least and the most it can be.
     """
 
     @property
     def mode(self) -> str: ...
 
-    @property
-    def rows(self) -> bool: ...
+    rows: ClassVar[bool]
 
-    def sums(self, outputs: Any, mask: Any) -> Any:
-        """On the device: sums over the rows of a batch whose mask is true."""
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]: ...
+
+    def sums(self, outputs: Any, mask: jax.Array) -> Any:
+        """Sums over the rows of one batch whose mask [B] is true; traced under jit."""
         ...
 
     def result(self, total: Any) -> Mapping[str, float]:
-        """On the host, process 0: quality by name."""
+        """Quality by name, on the host, process 0.
+
+        Args:
+            total: NumPy arrays: the added sums in float64, exact for counts up to 2**53, or the rows.
+        """
         ...

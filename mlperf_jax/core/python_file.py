@@ -70,13 +70,11 @@ def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise UserError(
-            f"{name} cannot be imported: {in_one_line(error, pathlib.Path())}"
-        ) from error
+        raise UserError(f"{name} cannot be imported: {in_one_line(error)}") from error
 
 
-def in_one_line(error: BaseException, folder: pathlib.Path) -> str:
-    """An error's kind and first line, and the last line of the files in a folder that led to it."""
+def in_one_line(error: BaseException, folder: pathlib.Path | None = None) -> str:
+    """An error's kind and first line, and the last line in the files of a folder that led to it."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     said = ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
@@ -92,8 +90,8 @@ def in_one_line(error: BaseException, folder: pathlib.Path) -> str:
 def place(cls: type) -> str | None:
     """What `load` takes to give a user's class again; None of a class of ours and of a notebook's."""
     module = sys.modules.get(cls.__module__)
-    file = getattr(module, "__file__", None)
-    if is_ours(cls) or module is None or file is None or "." in cls.__qualname__:
+    file = str(getattr(module, "__file__", None))  # "<stdin>" for one
+    if is_ours(cls) or module is None or not file.endswith(".py") or "." in cls.__qualname__:
         return None
     inside_a_package = "." in module.__name__  # its relative imports work only there
     return f"{module.__name__ if inside_a_package else pathlib.Path(file).resolve()}:{cls.__name__}"

@@ -7,23 +7,23 @@ import dataclasses
 import functools
 import hashlib
 import os
-import pathlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from mlperf_jax.core import checksums, peaks, processes, profiling
+from mlperf_jax.core import checksums, generation, peaks, processes, profiling, python_file
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import progress as displays
 from mlperf_jax.core import state as states
 from mlperf_jax.core.checkpoints import Checkpoints
-from mlperf_jax.core.preflight import Plan, full_log
+from mlperf_jax.core.members import full_log
+from mlperf_jax.core.preflight import Plan
 from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.trained import with_frozen
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import durable, keys
+from mlperf_jax.results import durable, keys, rules
 from mlperf_jax.results import log as logs
 from mlperf_jax.results.header import header
 from mlperf_jax.results.remote import Mirror
@@ -45,6 +45,7 @@ class Run:
     def __init__(self, plan: Plan, notes: Sequence[str] = ()) -> None:
         self.plan = plan
         self.benchmark, self.options, self.assembly = plan.benchmark, plan.options, plan.assembly
+        self.official = rules.resolve(plan.benchmark.name, plan.benchmark.ruleset)
         self.data_dir = plan.data_dir
         self.primary = jax.process_index() == 0
         self.threads = plan.options.threads or os.cpu_count() or 1
@@ -55,6 +56,8 @@ class Run:
         }
         if plan.transform is not None:
             self.config["transform"] = plan.transform
+        if not python_file.is_ours(type(plan.benchmark)):
+            self.config["code"] = python_file.code(type(plan.benchmark))
         name = run_name(plan.benchmark.name, self.config, tiny=plan.benchmark.is_tiny)
         self.mirror = Mirror(plan.options.output or f"{WHERE_OUTPUT}/{name}")
         self.root = self.mirror.local
@@ -62,6 +65,7 @@ class Run:
         self.scalars: Scalars | None = None
         self._block_open = False
         self._evaluated: int | None = None  # the step whose quality was logged last
+        self.generation_ends: list[int] = []  # the last step of each generation made so far
         self._open_folder()
         try:
             self._equip(notes)
@@ -119,6 +123,7 @@ class Run:
         self.mirror.pull()
         runs, options = RunSet(self.root), self.options
         about = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+        about["benchmark"] = python_file.place(type(self.benchmark))
         about["seed"] = options.seed if options.seed is not None else fresh_seed()
         for name in ("optimizer", "transform"):
             if not isinstance(about[name], str):
@@ -172,8 +177,7 @@ class Run:
         platform = options.platform or describe_device(self.assembly.mesh)
         header(
             log,
-            benchmark=benchmark.name,
-            ruleset=benchmark.ruleset,
+            self.official,
             division=self.plan.division,
             org=options.org,
             platform=platform,
@@ -182,8 +186,7 @@ class Run:
         )
         log.start("init_start")
         for key, value, metadata in keys.translate(
-            benchmark.name,
-            benchmark.ruleset,
+            self.official,
             full_log(benchmark),
             division=self.plan.division,
             disclosure=self._disclosure(),
@@ -208,15 +211,20 @@ class Run:
 
     def position(self, step: int) -> dict[str, Any]:
         """Metadata of evaluation lines and `run_stop`, in the units of the benchmark's round."""
-        benchmark, here = self.benchmark, self.benchmark.position(step)
+        benchmark, here = self.benchmark, self._here(step)
         return keys.position(
-            benchmark.name,
-            benchmark.ruleset,
+            self.official,
             epochs=here["epoch_num"],
             samples=here["samples_count"],
             steps=step,
             logged=full_log(benchmark),
         )
+
+    def _here(self, step: int) -> dict[str, Any]:
+        here = self.benchmark.position(step)
+        if self.benchmark.evaluates_generations:
+            here["epoch_num"] = generation.done(self.generation_ends, step)
+        return here
 
     def end_init(self) -> None:
         """The order of the samples is worked out, and `init_stop` written."""
@@ -230,13 +238,15 @@ class Run:
         if not self.started:
             self.log.start("run_start")
 
-    def log_block_start(self, step: int, until: int) -> None:
+    def log_block_start(self, step: int, until: int | None) -> None:
         """The start of the steps up to the next evaluation. Epochs are numbered from 1."""
-        begin, end = self.benchmark.position(step), self.benchmark.position(until)
+        begin = self._here(step)
+        # None: the end of a generation that is still to be made
+        epochs = 1 if until is None else self._here(until)["epoch_num"] - begin["epoch_num"]
         self.log.start(
             "block_start",
             first_epoch_num=begin["epoch_num"] + 1,
-            epoch_count=end["epoch_num"] - begin["epoch_num"],
+            epoch_count=epochs,
             samples_count=begin["samples_count"],
         )
         self._block = begin
@@ -244,7 +254,7 @@ class Run:
 
     def log_block_stop(self, step: int) -> None:
         if self._block_open:
-            position = self.benchmark.position(step)
+            position = self._here(step)
             self.log.stop(
                 "block_stop",
                 first_epoch_num=self._block["epoch_num"] + 1,
@@ -252,15 +262,21 @@ class Run:
             )
             self._block_open = False
 
-    def log_quality(self, step: int, quality: Mapping[str, float]) -> None:
-        """`eval_accuracy` and `eval_stop` of the evaluation after `step`."""
+    def log_quality(
+        self, step: int, quality: Mapping[str, float], time_ms: int | None = None
+    ) -> None:
+        """`eval_accuracy` and `eval_stop` of the evaluation after `step`; their time is now by default."""
         self._evaluated = step
-        logged, position = self.position(step), self.benchmark.position(step)
-        names = keys.quality_keys(self.benchmark.name, self.benchmark.ruleset, self.plan.division)
+        logged = self.position(step)
+        names = keys.quality_keys(self.official, self.plan.division)
         for value, metadata in self.benchmark.quality_lines(quality):
             for key in names:
-                self.log.event(key, value, **logged, **metadata)
-        self.log.stop("eval_stop", **logged)
+                self.log.event(key, value, time_ms=time_ms, **logged, **metadata)
+        self.log.stop("eval_stop", time_ms=time_ms, **logged)
+
+    def say_quality(self, step: int, quality: Mapping[str, float]) -> None:
+        """The values of the evaluation after `step`, for the display."""
+        position = self._here(step)
         # "mAP/class" and the like stay in the result
         values = ", ".join(f"{n} {value:.4f}" for n, value in quality.items() if "/" not in n)
         targets = " and ".join(map(str, self.benchmark.targets))
@@ -271,7 +287,7 @@ class Run:
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Scalars of one step, to the file and the display."""
-        samples = step * self.benchmark.batch_size
+        samples = self.benchmark.samples(step)
         if self.scalars:
             self.scalars.write(step=step, samples=samples, **values)
         self.progress.update(step, samples, values)
@@ -282,20 +298,21 @@ class Run:
         """The batches of some training data, behind the transforms that were added."""
         if self.plan.transforms:
             data = data.transformed(self.plan.transforms)
-        return data.batched(self.benchmark.batch_size, seed=self.seed, share=self._share)
+        return data.batched(self.benchmark.rows, seed=self.seed, share=self.share)
 
     @functools.cached_property
     def train_batches(self) -> Batches:
         """Training batches of the data that are read, not made."""
-        return self.training(self.benchmark.train_data(self.data_dir))
+        return self.training(self.benchmark.data().train(self.data_dir))
 
     @functools.cached_property
     def eval_batches(self) -> Batches:
         """Evaluation batches."""
-        data: Split = self.benchmark.eval_data(self.data_dir)
-        return data.batched(self.benchmark.eval_batch, share=self._share)
+        data: Split = self.benchmark.data().validation(self.data_dir)
+        return data.batched(self.benchmark.eval_rows, share=self.share)
 
-    def _share(self, rows: int) -> tuple[int, int]:
+    def share(self, rows: int) -> tuple[int, int]:
+        """Which rows of a global batch this process reads."""
         return meshes.process_rows(self.assembly.mesh, rows)
 
     # -- checkpoints ---------------------------------------------------------------------------
@@ -311,7 +328,7 @@ class Run:
         if self.scalars:
             self.scalars.sync()
         meta = {**self._meta(loop), "evaluation_due": evaluation_due}
-        self.checkpoints.save(loop.done, _without_frozen(loop.state), meta, sealed=sealed)
+        self.checkpoints.save(loop.done, without_frozen(loop.state), meta, sealed=sealed)
         if self.primary:
             self.mirror.push()
 
@@ -326,7 +343,7 @@ class Run:
             "log_offset": self.log.offset,
             "scalars_offset": self.scalars.offset if self.scalars else 0,
             "block": self._block if self._block_open else None,
-            "generation": loop.generator.position() if loop.generator else None,
+            "generation_ends": self.generation_ends,
             "mesh": meshes.describe(self.assembly.mesh),
             "seed": self.seed,
         }
@@ -345,7 +362,7 @@ class Run:
             raise UserError(
                 f"{self.folder.path} is trained: score it with `mlperf-jax evaluate {self.root}`"
             )
-        found = self.checkpoints.restore(_without_frozen(self.assembly.abstract))
+        found = self.checkpoints.restore(without_frozen(self.assembly.abstract))
         for warning in self.checkpoints.warnings:
             self.progress.say(warning)
         state, meta = found if found else (None, None)
@@ -356,12 +373,13 @@ class Run:
         if meta["block"]:
             self._block, self._block_open = meta["block"], True
         self._evaluated = meta.get("evaluated")
+        self.generation_ends = meta["generation_ends"]
         self.progress.say(f"resumed after step {meta['step']:,}")
         return with_frozen(self.assembly, state, self.seed, self.data_dir), meta
 
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
-        offset = meta["log_offset"] if meta else end_of_line(self.folder.log_path, "run_start")
+        offset = meta["log_offset"] if meta else logs.end_of_line(self.folder.log_path, "run_start")
         self.reopen_log(offset)
         scalars = meta["scalars_offset"] if meta else 0
         self.scalars = Scalars(self.folder.scalars_path, resume_at=scalars)
@@ -369,18 +387,6 @@ class Run:
         count = (durable.read_json(path) if path.exists() else 0) + 1
         durable.write_json(path, count)
         return count
-
-    def load(self, step: int) -> tuple[states.State, dict[str, Any]]:
-        """The checkpoint of one step.
-
-        Raises:
-            UserError: there is none, or it is damaged.
-        """
-        found = self.checkpoints.restore(_without_frozen(self.assembly.abstract), step=step)
-        if found is None:
-            raise UserError(f"the checkpoint of step {step} in {self.folder.path} is damaged")
-        state, meta = found
-        return with_frozen(self.assembly, state, self.seed, self.data_dir), meta
 
     def reopen_log(self, offset: int) -> None:
         """Goes on with the log of a started run, cut back to `offset`."""
@@ -409,8 +415,8 @@ class Run:
         elif not loop.ended:  # kept, so that the weights can be used
             ended = {"status": loop.status, "reason": loop.reason}
             meta = {**self._meta(loop), "step": step, "ended": ended}
-            self.checkpoints.save(step, _without_frozen(state), meta)
-        return self._conclude(loop, state, step)
+            self.checkpoints.save(step, without_frozen(state), meta)
+        return self.conclude(loop, state, step)
 
     def _note_trained(self, loop: Any) -> None:
         noted = {
@@ -422,35 +428,32 @@ class Run:
         durable.write_json(self.folder.path / TRAINED, noted)
         self.mirror.push(final=True)
 
-    def finish_scored(self, ending: Any) -> Result | None:
-        """The end of an offline run: `run_stop` with the time of the checkpoint that counts."""
-        position = self.position(ending.kept_step)
-        self.log.stop("run_stop", status=ending.status, time_ms=ending.time_ms, **position)
-        return self._conclude(ending, ending.kept, ending.kept_step)
-
-    def _conclude(self, ending: Any, state: states.State | None, step: int) -> Result | None:
+    def conclude(
+        self, ending: Any, state: states.State | None, step: int, scored: Sequence[int] = ()
+    ) -> Result | None:
+        """`result.json`: how it ended, the state that counts, its step, the steps scored afterwards."""
         self.checkpoints.wait()
         digest = None if state is None else checksums.parameters_sha256(state)
         if not self.primary:
             return None
-        result = self._result(ending, step, digest)
+        result = self._result(ending, step, digest, scored)
         self.folder.save_result(result)
         self.mirror.push(final=True)
         verdict = "target reached" if result.reached else f"target not reached: {ending.reason}"
         self.progress.say(f"{verdict} after {result.samples:,} samples, {result.seconds:.1f} s")
         return result
 
-    def _result(self, loop: Any, step: int, digest: str | None) -> Result:
+    def _result(self, loop: Any, step: int, digest: str | None, scored: Sequence[int]) -> Result:
         mesh, benchmark = self.assembly.mesh, self.benchmark
         stamps = {line.key: line.time_ms for line in logs.read(self.folder.log_path)}
-        rate = loop.done * benchmark.batch_size / max(loop.seconds_training, 1e-9)
+        rate = benchmark.samples(loop.done) / max(loop.seconds_training, 1e-9)
         kind = mesh.devices.flat[0].device_kind
         return Result(
             benchmark=benchmark.name,
             tiny=benchmark.is_tiny,
             reached=loop.status == "success",
             quality=loop.quality,
-            samples=step * benchmark.batch_size,
+            samples=benchmark.samples(step),
             seconds=(stamps["run_stop"] - stamps["run_start"]) / 1000,
             examples_per_second=rate,
             mfu=peaks.utilisation(
@@ -467,6 +470,7 @@ class Run:
             division=self.plan.division,
             ruleset=benchmark.ruleset,
             device_count=mesh.devices.size,
+            scored=[benchmark.samples(step) for step in scored],
         )
 
 
@@ -480,17 +484,7 @@ def describe_device(mesh: Any) -> str:
     return f"{mesh.devices.size}x{mesh.devices.flat[0].device_kind}"
 
 
-def end_of_line(path: pathlib.Path, key: str) -> int:
-    """The byte after the first log line with this key."""
-    end = 0
-    for raw in path.read_bytes().splitlines(keepends=True):
-        end += len(raw)
-        if f'"key": "{key}"'.encode() in raw:
-            return end
-    raise UserError(f"{path} has no {key} line")
-
-
-def _without_frozen(state: Mapping[str, Any]) -> dict[str, Any]:
+def without_frozen(state: Mapping[str, Any]) -> dict[str, Any]:
     return {part: value for part, value in state.items() if part != "frozen"}
 
 

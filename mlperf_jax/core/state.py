@@ -4,6 +4,7 @@
     tables   embedding tables           stats   running statistics of batch norm and the like
     opt      the optimizer's state      ema     averaged params, where the benchmark asks for them
     step     batches done, int32        finite  false once a loss was not finite
+    updates  what the optimizer's count is, for learning rates of tables; where there are any
 
 Keys are strings; "/"-joined they are the paths that sharding rules, masks and importers match. This
 file and `ops/stack.py` are the only places that split or merge a module.
@@ -134,9 +135,7 @@ class Assembly:
 
     def eval_model(self, view: State) -> Any:
         """The module in evaluation behaviour."""
-        return nnx.view(
-            self.model(view), use_running_average=True, deterministic=True, raise_if_not_found=False
-        )
+        return in_evaluation(self.model(view))
 
     @property
     def abstract_view(self) -> State:
@@ -230,6 +229,8 @@ def initial_state(benchmark: Benchmark, tx: Any, key: jax.Array) -> State:
     if benchmark.ema_decay is not None:
         # a copy: two donated arguments may not be the same buffer
         state["ema"] = jax.tree.map(jnp.copy, parts["params"])
+    if tables:
+        state["updates"] = jnp.zeros((), jnp.int32)
     return {**state, "step": jnp.zeros((), jnp.int32), "finite": jnp.ones((), bool)}
 
 
@@ -334,6 +335,11 @@ def merge(graphdef: Any, params: State, frozen: State, stats: State) -> Any:
     return nnx.merge(graphdef, _integer_keys(trees.unflatten(weights)), _integer_keys(stats))
 
 
+def in_evaluation(module: Any) -> Any:
+    """The module in evaluation behaviour."""
+    return nnx.view(module, use_running_average=True, deterministic=True, raise_if_not_found=False)
+
+
 def stats_of(module: Any) -> State:
     """The running statistics as they are now."""
     return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param))))
@@ -369,12 +375,14 @@ def begin_from(state: State, start: Start) -> State:
     for path, source in start.weights.items():
         if path not in leaves:
             raise UserError(f"start checkpoint has {path!r}, which this model lacks")
-        leaves[path] = _read_leaf(path, leaves[path], source)
+        leaves[path] = read_leaf(path, leaves[path], source)
     state = {**state, **trees.unflatten(leaves)}
     if "ema" in state and any(path.startswith("params/") for path in start.weights):
         state["ema"] = jax.tree.map(jnp.copy, state["params"])
     if start.optimizer_step:
         state["opt"] = set_optimizer_step(state["opt"], start.optimizer_step)
+        if "updates" in state:
+            state["updates"] = _filled(state["updates"], start.optimizer_step)
     if start.moments:
         state["opt"] = set_moments(state["opt"], start.moments)
     for part in ("params", "frozen", "stats", "tables"):
@@ -382,7 +390,12 @@ def begin_from(state: State, start: Start) -> State:
     return state
 
 
-def _read_leaf(path: str, leaf: jax.Array, source: Any) -> jax.Array:
+def read_leaf(path: str, leaf: Any, source: Any) -> jax.Array:
+    """An array or what a reader gives, placed as `leaf` lies, each device's part read by itself.
+
+    Raises:
+        UserError: the shapes differ.
+    """
     shape = getattr(source, "shape", leaf.shape)
     if tuple(shape) != leaf.shape:
         raise UserError(
@@ -411,7 +424,7 @@ def set_moments(opt: Any, moments: Mapping[str, Mapping[str, Any]]) -> Any:
         name, parameter = names[known[0]], "/".join(names[known[0] + 1 :])
         if parameter not in moments[name]:
             raise UserError(f"start checkpoint has no {name!r} of {parameter!r}")
-        return _read_leaf(f"{name} of {parameter}", leaf, moments[name][parameter])
+        return read_leaf(f"{name} of {parameter}", leaf, moments[name][parameter])
 
     return jax.tree_util.tree_map_with_path(value, opt)
 
@@ -423,8 +436,12 @@ def set_optimizer_step(opt: Any, step: int) -> Any:
         last = path[-1] if path else None
         name = getattr(last, "name", getattr(last, "key", None))
         if name == "count":  # one number, or one per layer under `per_layer`
-            value = np.full(leaf.shape, step, leaf.dtype)
-            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: value[i])
+            return _filled(leaf, step)
         return leaf
 
     return jax.tree_util.tree_map_with_path(count, opt)
+
+
+def _filled(leaf: jax.Array, number: int) -> jax.Array:
+    value = np.full(leaf.shape, number, leaf.dtype)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: value[i])

@@ -1,6 +1,7 @@
-"""The words a benchmark states itself in: shapes of its examples, targets, losses, tables, start weights.
+"""The words a benchmark states itself in: shapes of its examples, targets, losses, tables, start weights,
+the games of data that it makes itself.
 
-Shape legend: B rows of the global batch · K ids of a row · T tables.
+Shape legend: B rows of the global batch · K ids of a row · T tables · G games of one device's share.
 """
 
 from __future__ import annotations
@@ -8,20 +9,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlperf_jax.core.fields import Count, check_fields
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding_plan import Store
+from mlperf_jax.results import rules
 
 Shape = jax.ShapeDtypeStruct
 Example = Mapping[str, Shape]
 Array = jax.Array | np.ndarray
 Batch = Mapping[str, Array]
 Reader = Callable[[tuple[slice, ...]], np.ndarray]
+# what a benchmark's rounds never had: reference convergence points, a ruleset that today's official checker
+# has, something to draw, training data in files (the model makes them)
+Absence = Literal["recipes", "ruleset", "pictures", "training files"]
 
 
 def f32(*shape: int) -> Shape:
@@ -35,33 +41,37 @@ def i32(*shape: int) -> Shape:
 
 
 @dataclass(frozen=True)
-class Target:
-    """A bound that one named quality must meet; a run ends when all of its targets are met at once.
+class Bucket:
+    """One of the shapes that batches come in.
+
+    Attributes:
+        rows: B of the global batch.
+        example: shape and dtype of one row by array.
+    """
+
+    rows: int
+    example: Example
+
+
+@dataclass(frozen=True)
+class Target(rules.Target):
+    """Bounds that one named quality must meet; a run ends when all of its targets are met at once.
 
     >>> Target("accuracy", at_least=0.759).met({"accuracy": 0.76})
     True
     """
 
-    name: str
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
-
     def __post_init__(self) -> None:
-        if self.at_least is None and self.at_most is None and self.above is None:
+        check_fields(self)
+        lower = [bound for bound in (self.at_least, self.above) if bound is not None]
+        if not lower and self.at_most is None:
             raise UserError(
                 f"target {self.name!r} states no bound: give at_least, at_most or above"
             )
-
-    def met(self, quality: Mapping[str, float]) -> bool:
-        """Whether the value of this name is inside the bounds; NaN never is."""
-        value = quality[self.name]
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.above is None or value > self.above)
-            and value == value
-        )
+        if self.at_most is not None and (
+            self.above == self.at_most or any(bound > self.at_most for bound in lower)
+        ):
+            raise UserError(f"target {self}: no value is inside both bounds")
 
     def __str__(self) -> str:
         bounds = ((">=", self.at_least), ("<=", self.at_most), (">", self.above))
@@ -92,8 +102,10 @@ class Start:
 class Weighted:
     """A loss whose mean runs over something other than rows (tokens, valid labels).
 
-    `Benchmark.loss` returns it instead of a scalar; totals and weights are added over micro-batches
-    before the division, so gradient accumulation does not change the mean.
+    `Benchmark.loss` returns it instead of a scalar, or several by name, whose means are added: {"masked":
+    Weighted(…), "next": Weighted(…)}. Each mean is over the whole batch, as totals and weights are added over
+    micro-batches before the division: gradient accumulation changes nothing. Weights that follow from the
+    batch alone make several means cost what one costs (`core/gradients.py`).
     """
 
     total: jax.Array
@@ -123,3 +135,36 @@ class Table:
     def parameters(self) -> int:
         """Trained weights: not those that only fill up a store's bins."""
         return self.rows * self.width if self.store is None else self.store.parameters
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a generation of self-made data is divided: `count` parts, of `games` games each.
+
+    The games of a part are played at once, spread over the devices, and their records are on the disk
+    before the next part begins. So the records of a part, padded, must fit the devices' memory, and a kill
+    loses one part.
+    """
+
+    count: Count
+    games: Count
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class Games:
+    """What `Benchmark.generate` plays: one device's share of the games of a part.
+
+    Attributes:
+        keys: [G] random keys, each a function of the run's seed, the generation and the game's number.
+        numbers: [G] int32, the games' numbers within their generation.
+        generation: int32, its number, from 0.
+        prompts: arrays [G, …] as `Benchmark.prompt` describes them; empty where it describes none.
+    """
+
+    keys: jax.Array
+    numbers: jax.Array
+    generation: jax.Array
+    prompts: Batch

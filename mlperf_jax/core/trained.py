@@ -26,6 +26,7 @@ from mlperf_jax.core import state as states
 from mlperf_jax.core import step as steps
 from mlperf_jax.core.benchmark import Batch, Benchmark
 from mlperf_jax.core.checkpoints import Checkpoints
+from mlperf_jax.core.judges import Judges, judges_of
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.protocols import Split
@@ -67,14 +68,15 @@ class Trained:
         quality = f", {', '.join(known)} (unverified)" if known else ""
         return f"<{self.benchmark.name}{tiny} after step {self.step:,}{quality}>"
 
-    def apply(self, function: Callable[[Any, Batch], Any], batch: Batch) -> Any:
-        """`function(model, batch)`, compiled once per function and shape of the batch.
+    def apply(self, function: Callable[..., Any], batch: Batch, *more: Any) -> Any:
+        """`function(model, batch, *more)`, compiled once per function and shape of the batch.
 
         What the batch looks up in embedding tables is there as `batch["rows"]`.
 
         Args:
-            function: of the model and a batch.
+            function: of the model, a batch and what else is given.
             batch: arrays [B, …]; the mesh must divide B.
+            *more: trees of arrays, as they are.
 
         Raises:
             UserError: it does not.
@@ -83,28 +85,35 @@ class Trained:
         meshes.process_rows(mesh, len(next(iter(batch.values()))))
         placed = jax.device_put(dict(batch), meshes.batch_sharding(mesh))
         with jax.set_mesh(mesh):
-            return self._program(function, self.view, placed)
+            return self._program(function, self.view, placed, *more)
 
     @functools.cached_property
     def _program(self) -> Any:
         assembly = self.assembly
 
-        def program(function: Any, view: states.State, batch: Any) -> Any:
+        def program(function: Any, view: states.State, batch: Any, *more: Any) -> Any:
             if view["tables"]:
                 ids = assembly.benchmark.lookups(batch)
                 batch = {**batch, "rows": steps.look_up(assembly, view["tables"], ids)}
-            return function(assembly.eval_model(view), batch)
+            return function(assembly.eval_model(view), batch, *more)
 
         return jax.jit(program, static_argnums=0)
 
     def predict(self, batch: Batch) -> Any:
         """What the benchmark's `predict` gives for a batch of its evaluation data, arrays [B, …]."""
-        return self.apply(self._predict, batch)
+        more = [self._judges.load(self.find_data())] if self._judges else []
+        return self.apply(self._predict, batch, *more)
 
     @functools.cached_property
-    def _predict(self) -> Callable[[Any, Batch], Any]:
-        key = states.stream(self.seed, "evaluation")
-        return lambda model, batch: self.benchmark.predict(model, batch, key)
+    def _judges(self) -> Judges | None:
+        return judges_of(self.benchmark, self.assembly.mesh)
+
+    @functools.cached_property
+    def _predict(self) -> Callable[..., Any]:
+        key, judges = states.stream(self.seed, "evaluation"), self._judges
+        return lambda model, batch, *more: self.benchmark.predict(
+            model, batch, key, *(judges.module(arrays) for arrays in more if judges)
+        )
 
     def evaluate(
         self, data_dir: str | None = None, *, threads: int | None = None
@@ -119,14 +128,17 @@ class Trained:
             UserError: the data are not there, or the mesh does not divide the evaluation batch.
         """
         benchmark, mesh = self.benchmark, self.assembly.mesh
-        data: Split = benchmark.eval_data(data_dir or self.find_data())
+        folder = data_dir or self.find_data()
+        data: Split = benchmark.data().validation(folder)
         share = functools.partial(meshes.process_rows, mesh)
-        batches = data.batched(benchmark.eval_batch, share=share)
+        batches = data.batched(benchmark.eval_rows, share=share)
         evaluator = evaluation.Evaluator(
             self.assembly,
             lambda: batches.stream(threads=threads),
             self.seed,
             evaluation.compile_predict(self.assembly),
+            folder,
+            evaluation.judges_from(self.assembly, folder),
         )
         return evaluator.quality(self.view, max(1, self.evaluations))
 
@@ -297,7 +309,7 @@ def _chosen_step(
 
 def _reported_step(kept: Kept, benchmark: Benchmark) -> int | None:
     folder = kept.folder
-    return folder.result().samples // benchmark.batch_size if folder.finished else None
+    return benchmark.step_of(folder.result().samples) if folder.finished else None
 
 
 def _check_configuration(kept: Kept, meta: Mapping[str, Any]) -> None:

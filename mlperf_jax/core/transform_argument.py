@@ -12,7 +12,7 @@ import numpy as np
 
 from mlperf_jax.core import python_file
 from mlperf_jax.core.optimizer_argument import DEPTH, described
-from mlperf_jax.core.terms import Example
+from mlperf_jax.core.terms import Bucket, Example
 from mlperf_jax.errors import UserError
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap
@@ -35,7 +35,7 @@ def load_transforms(given: Any) -> tuple[Transform, ...]:
             given = given()
         except Exception as error:
             raise UserError(
-                f"{python_file.in_one_line(error, pathlib.Path())}: what makes the transform takes no arguments"
+                f"{python_file.in_one_line(error)}: what makes the transform takes no arguments"
             ) from error
     listed = (
         tuple(given) if isinstance(given, list | tuple) else (given,) if given is not None else ()
@@ -55,7 +55,7 @@ def load_transforms(given: Any) -> tuple[Transform, ...]:
     return listed
 
 
-def check_transforms(transforms: Sequence[Transform], examples: Iterable[Example]) -> None:
+def check_transforms(transforms: Sequence[Transform], buckets: Iterable[Bucket]) -> None:
     """Nothing, if the transforms leave names, shapes and types of an example as they are.
 
     They are tried on zeros and ones: no record is read before the clock starts.
@@ -63,8 +63,8 @@ def check_transforms(transforms: Sequence[Transform], examples: Iterable[Example
     Raises:
         UserError: naming the array that they change, or how they fail.
     """
-    for example in examples if transforms else ():
-        leaves = {name: leaf for name, leaf in example.items() if name != "mask"}
+    for bucket in buckets if transforms else ():
+        leaves = {name: leaf for name, leaf in bucket.example.items() if name != "mask"}
         wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
         found = {
             name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _tried(transforms, leaves)

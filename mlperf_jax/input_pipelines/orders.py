@@ -24,9 +24,9 @@ import grain
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines.dealing import PADDING, Groups
 from mlperf_jax.input_pipelines.sources import BatchSource, Source
 
-PADDING = -1  # the record, and the position, of a row that holds none
 _KEPT_EPOCHS = 3  # orders kept in memory: batches that are read ahead may lie in the next epoch
 _SHUFFLE = 1  # sets the seeds of the order apart from others
 
@@ -79,10 +79,17 @@ class CountedOrder:
         seed: of the shuffle; None leaves the records as they lie.
         last_batch: what becomes of the N mod B records at an epoch's end; see `pipeline.Split`.
         evaluation: one epoch, not endless ones.
+        groups: over which the rows of a last batch that is kept are dealt; None leaves them at its front.
     """
 
     def __init__(
-        self, n: int, rows: int, seed: int | None, last_batch: LastBatch, evaluation: bool
+        self,
+        n: int,
+        rows: int,
+        seed: int | None,
+        last_batch: LastBatch,
+        evaluation: bool,
+        groups: Groups | None = None,
     ):
         if rows < 1:
             raise UserError(f"batch_size is {rows}; it is at least 1")
@@ -91,7 +98,7 @@ class CountedOrder:
                 f"batch_size {rows} is larger than the {n} training examples; take at most {n}"
             )
         self.rows = (rows,)
-        self._n, self._last, self._finite = n, last_batch, evaluation
+        self._n, self._last, self._finite, self._groups = n, last_batch, evaluation, groups
         self._steps = steps_per_epoch(n, rows, last_batch)
         self._shuffled = None if seed is None else _Latest(functools.partial(_permutation, n, seed))
 
@@ -108,8 +115,11 @@ class CountedOrder:
         if self._last == "mix":
             return number * self.rows[0] + rows
         epoch, batch = divmod(number, self._steps)
-        rows += batch * self.rows[0]
-        return np.where(rows < self._n, epoch * self._n + rows, PADDING)
+        left = self._n - batch * self.rows[0]
+        if self._groups is not None and left < self.rows[0]:
+            rows = self._groups.dealt(left, self.rows[0])[first:last]
+        real = (rows != PADDING) & (rows < left)
+        return np.where(real, epoch * self._n + batch * self.rows[0] + rows, PADDING)
 
     def record(self, position: int) -> int:
         """What is taken at a position."""

@@ -25,9 +25,16 @@ import grain
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines.dealing import Groups
 from mlperf_jax.input_pipelines.orders import PADDING, CountedOrder, LastBatch, Plan, PlannedOrder
 from mlperf_jax.input_pipelines.orders import steps_per_epoch as _steps_per_epoch
-from mlperf_jax.input_pipelines.sources import Batch, BatchSource, OneByOne, Source
+from mlperf_jax.input_pipelines.sources import (
+    Batch,
+    BatchSource,
+    OneByOne,
+    Seeded,
+    Source,
+)
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap
 Share = Callable[[int], tuple[int, int]]
@@ -50,15 +57,17 @@ class Split:
             epoch has floor(N/B) batches. "mix": batches run on across epochs, as with a stream that
             repeats before it is batched. "keep": ceil(N/B) batches, the last is padded.
         plan: takes the place of `shuffle` and `last_batch`, and says B.
+        groups: over which the rows of a last batch that is kept are dealt; None leaves them at its front.
         evaluation: one epoch instead of endless ones.
         added: a user's transforms; see `transformed`.
     """
 
-    source: Source | BatchSource
+    source: Source | BatchSource | Seeded
     transforms: tuple[Transform, ...] = ()
     shuffle: bool = True
     last_batch: LastBatch = "drop"
     plan: Plan | None = None
+    groups: Groups | None = None
     evaluation: bool = False
     added: tuple[Transform, ...] = ()
 
@@ -103,11 +112,12 @@ class Split:
 
 
 def training(
-    source: Source | BatchSource,
+    source: Source | BatchSource | Seeded,
     *transforms: Transform,
     shuffle: bool = True,
     last_batch: LastBatch = "drop",
     plan: Plan | None = None,
+    groups: Groups | None = None,
 ) -> Split:
     """A split whose batches go on without end; arguments as `Split` has them.
 
@@ -116,7 +126,7 @@ def training(
     >>> [split.batched(4)[k]["x"].tolist() for k in range(3)]
     [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
     """
-    return Split(source, transforms, shuffle, last_batch, plan)
+    return Split(source, transforms, shuffle, last_batch, plan, groups)
 
 
 def evaluation(
@@ -155,6 +165,7 @@ class Batches:
                 seed if split.shuffle else None,
                 split.last_batch,
                 split.evaluation,
+                split.groups,
             )
         else:
             self._order = PlannedOrder(split.plan, source, seed, split.evaluation)

@@ -22,6 +22,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from mlperf_jax.errors import UserError
 
+Folder = str | os.PathLike
 _BLOCK = 1 << 16  # an ArrayRecord file is a whole number of these blocks
 _READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 
@@ -62,7 +63,7 @@ class Prepared:
         return shards
 
 
-def local(path: str | os.PathLike | None) -> str:
+def local(path: Folder | None) -> str:
     """Returns a path as a string, `~` expanded, refusing what cannot be read.
 
     Raises:

@@ -1,8 +1,7 @@
 """Sources: what a pipeline reads, one record or a run of rows at a time.
 
-Nothing is inherited: a class that has these members fits. One whose order follows the run's seed has
-`for_seed(seed)` too, which gives the source of that run, and perhaps `ready()`, which works out its order
-from metadata alone; one whose records differ by the shape of their batch has `for_bucket(number)`. Worker
+Nothing is inherited: a class that has these members fits. A source may have `ready()`, which works out its
+order from metadata alone; one whose records differ by the shape of their batch has `for_bucket(number)`. Worker
 processes are given a copy: whoever maps or opens files pickles as their paths.
 
 Shape legend: N records.
@@ -55,6 +54,16 @@ class BatchSource(Protocol):
         ...
 
     def describe(self, index: int, /) -> str: ...
+
+
+class Seeded(Protocol):
+    """Records in an order that follows the run's seed."""
+
+    def __len__(self) -> int: ...
+
+    def for_seed(self, seed: int, /) -> Source | BatchSource:
+        """The source of a run with this seed."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

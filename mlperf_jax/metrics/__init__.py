@@ -1,7 +1,7 @@
 """Quality as the rules define it."""
 
 from mlperf_jax.metrics.auc import Auc, AucHistogram
-from mlperf_jax.metrics.metric import Mean, Metric
+from mlperf_jax.metrics.metric import Mean
 from mlperf_jax.metrics.perplexity import LogPerplexity
 
-__all__ = ["Auc", "AucHistogram", "LogPerplexity", "Mean", "Metric"]
+__all__ = ["Auc", "AucHistogram", "LogPerplexity", "Mean"]

@@ -47,12 +47,16 @@ class Auc:
 
     Attributes:
         name: the quality's name.
-        mode: see `Metric`; "beside" hides the sort behind the next steps.
+        mode: see `core.protocols.Metric`; "beside" hides the sort behind the next steps.
     """
 
     name: str = "auc"
     mode: str = "inline"
     rows: ClassVar[bool] = True
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {self.name: (0, 1)}
 
     def sums(self, outputs: Any, mask: jax.Array) -> Mapping[str, jax.Array]:
         raise NotImplementedError("this metric takes rows")
@@ -151,12 +155,16 @@ class AucHistogram:
 
     Attributes:
         name: the quality's name.
-        mode: see `Metric`.
+        mode: see `core.protocols.Metric`.
     """
 
     name: str = "auc"
     mode: str = "inline"
     rows: ClassVar[bool] = False
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return dict.fromkeys((self.name, f"{self.name}_error"), (0, 1))
 
     def sums(self, outputs: Any, mask: jax.Array) -> dict[str, jax.Array]:
         """Counts i32 [K] of clicks and of others over the rows whose mask [B] is true; NaN: "lost"."""

@@ -47,6 +47,10 @@ class CocoMAP:
     mode: str = "beside"
     rows: ClassVar[bool] = True
 
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return dict.fromkeys((self.name, "AP50", "AP75"), (0, 1))
+
     def sums(self, outputs: Any, mask: Any) -> Any:
         raise NotImplementedError("mAP is no sum: it takes rows")
 

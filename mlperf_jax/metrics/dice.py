@@ -44,7 +44,7 @@ class Dice:
 
     Attributes:
         classes: names of the classes above 0.
-        mode: see `Metric`.
+        mode: see `core.protocols.Metric`.
 
     >>> quality = Dice(("kidney",)).result(np.array([[[1], [2], [2]], [[3], [3], [3]]]))
     >>> round(quality["mean_dice"], 6)
@@ -54,6 +54,10 @@ class Dice:
     classes: tuple[str, ...]
     mode: str = "inline"
     rows: ClassVar[bool] = True  # a few numbers a volume, divided on the host in float64
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return dict.fromkeys(("mean_dice", *(f"{c}_dice" for c in self.classes)), (0, 1))
 
     def sums(self, outputs: jax.Array, mask: jax.Array) -> Mapping[str, jax.Array]:
         raise NotImplementedError("DICE takes rows")

@@ -1,58 +1,41 @@
-"""What a metric is: sums on the device or rows on the host, and a result.
-
-The core runs `predict` on every evaluation batch. A metric with `rows = False` turns each batch's
-outputs into a few sums on the device, which the core adds up in float64; one with `rows = True` is given
-every output row in data order, padding removed, as NumPy arrays on process 0.
+"""The mean of a number per row; `core.protocols.Metric` says what a metric is.
 
 Shape legend: B rows of an evaluation batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-class Metric(Protocol):
-    """The protocol of `Benchmark.metric`.
-
-    Attributes:
-        mode: "inline" (training waits), "beside" (`result` runs while training goes on; the evaluated
-            state is the one that counts), or "offline" (sealed checkpoints are scored after the run).
-        rows: whether `result` gets rows instead of sums.
-    """
-
-    @property
-    def mode(self) -> str: ...
-
-    @property
-    def rows(self) -> bool: ...
-
-    def sums(self, outputs: Any, mask: jax.Array) -> Mapping[str, jax.Array]:
-        """Sums over the rows of one batch whose mask [B] is true; traced under jit."""
-        ...
-
-    def result(self, total: Any) -> dict[str, float]:
-        """Quality by name, from added sums (float64) or from rows; on the host."""
-        ...
-
-
 @dataclass(frozen=True)
 class Mean:
     """The mean of one number per row: `predict` returns [B].
 
-    >>> Mean("accuracy").result({"total": 3.0, "count": 4.0})
+    Attributes:
+        name: the quality's name.
+        range: the least and the most it can be; (0, 1) of what is right or wrong.
+        mode: see `Metric`.
+
+    >>> Mean("accuracy", (0, 1)).result({"total": 3.0, "count": 4.0})
     {'accuracy': 0.75}
     """
 
     name: str
+    range: tuple[float, float] = (-math.inf, math.inf)
     mode: str = "inline"
     rows: ClassVar[bool] = False
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {self.name: self.range}
 
     def sums(self, outputs: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         dtype = jnp.promote_types(outputs.dtype, jnp.float32)

@@ -5,6 +5,7 @@ Shape legend: B rows (sequences) of an evaluation batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,7 +29,7 @@ class LogPerplexity:
     Attributes:
         name: the quality's name.
         by: "tokens" or "sequences".
-        mode: see `Metric`.
+        mode: see `core.protocols.Metric`.
 
     >>> LogPerplexity().result({"total": 10.0, "count": 4})
     {'log_perplexity': 2.5}
@@ -38,6 +39,10 @@ class LogPerplexity:
     by: str = "tokens"
     mode: str = "inline"
     rows: ClassVar[bool] = False
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {self.name: (0, math.inf)}
 
     def __post_init__(self) -> None:
         if self.by not in ("tokens", "sequences"):

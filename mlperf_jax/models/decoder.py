@@ -24,11 +24,12 @@ from jax.sharding import PartitionSpec as P
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.models.decoder_config import DecoderConfig, Lora, RopeScaling
-from mlperf_jax.models.lora import FROZEN, LoraBranch, dropped
+from mlperf_jax.models.lora import FROZEN, LoraBranch
 from mlperf_jax.models.quantised import QuantisedLinear
 from mlperf_jax.ops import attention as attentions
 from mlperf_jax.ops import dense, stack
-from mlperf_jax.ops.shard import Axes, platform, shard
+from mlperf_jax.ops.dropout import dropped
+from mlperf_jax.ops.shard import ROWS, Axes, platform, shard
 
 __all__ = ["FROZEN", "RULES", "Decoder", "DecoderConfig", "Lora", "RopeScaling"]
 
@@ -46,7 +47,6 @@ RULES = (
     (r".*(norm/(scale|bias)|/bias)", P()),
 )
 
-_ROWS = ("data", "fsdp")
 _SEQUENCE = ("context", "tensor")  # norms and residuals are split over tensor too, along T
 
 
@@ -133,9 +133,9 @@ class Embedding(nnx.Module):
         # Split along D alone, every device looks up its own tokens; split along the rows, the lookup
         # would gather the tokens of all devices and reduce vectors for all of them.
         table = shard(self.embedding[...], None, "tensor")
-        index = shard(index, _ROWS, "context") if index.ndim == 2 else index
+        index = shard(index, ROWS, "context") if index.ndim == 2 else index
         found = jnp.take(table, index, axis=0, mode="fill").astype(self.dtype)
-        return shard(found, _ROWS, "context", "tensor") if index.ndim == 2 else found
+        return shard(found, ROWS, "context", "tensor") if index.ndim == 2 else found
 
 
 class Attention(nnx.Module):
@@ -176,9 +176,9 @@ class Attention(nnx.Module):
         q, k, v = (y.reshape(*y.shape[:2], -1, self.head_dim) for y in parts)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        q = shard(q, _ROWS, "context", "tensor")
+        q = shard(q, ROWS, "context", "tensor")
         y = attentions.attention(q, k, v, causal=True, segments=segments, backend=self.backend)
-        y = shard(y.reshape(*x.shape[:2], -1), _ROWS, "context", "tensor")
+        y = shard(y.reshape(*x.shape[:2], -1), ROWS, "context", "tensor")
         branch = 0 if self.out_lora is None else self.out_lora(y, keys[1])[0]
         return self.out(y) + branch
 
@@ -194,7 +194,7 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = _lean(lambda gate, up: nnx.silu(gate) * up)(self.gate(x), self.up(x))
-        return self.down(shard(hidden, _ROWS, "context", "tensor"))
+        return self.down(shard(hidden, ROWS, "context", "tensor"))
 
 
 class Gelu(nnx.Module):
@@ -207,7 +207,7 @@ class Gelu(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = _lean(nnx.gelu)(self.up(x))  # the tanh approximation
-        return self.down(shard(hidden, _ROWS, "context", "tensor"))
+        return self.down(shard(hidden, ROWS, "context", "tensor"))
 
 
 def _lean(elementwise: Any) -> Any:
@@ -238,10 +238,10 @@ class Layer(nnx.Module):
     ) -> jax.Array:
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         # gathered along T once, ahead of the column-split products
-        y = shard(self.attention_norm(x), _ROWS, "context", None)
+        y = shard(self.attention_norm(x), ROWS, "context", None)
         y = _reduced(self.attention(y, rope, segments, keys[0]))
         x = x + dropped(y, self.dropout, keys[1])
-        y = shard(self.feed_forward_norm(x), _ROWS, "context", None)
+        y = shard(self.feed_forward_norm(x), ROWS, "context", None)
         y = _reduced(self.feed_forward(y))
         return x + dropped(y, self.dropout, keys[2])
 
@@ -252,7 +252,7 @@ def _reduced(y: jax.Array) -> jax.Array:
     In two steps, which XLA makes one reduce-scatter of; told only the second, it gathers the
     operands along `context` first.
     """
-    return shard(shard(y, _ROWS, "context", None), _ROWS, _SEQUENCE, None)
+    return shard(shard(y, ROWS, "context", None), ROWS, _SEQUENCE, None)
 
 
 # -- the model -------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ class Decoder(nnx.Module):
             x = x + self.positions(jnp.arange(tokens.shape[1]) if positions is None else positions)
         else:
             rope = self._rope(jnp.arange(tokens.shape[1]) if positions is None else positions)
-        x = shard(dropped(x, config.dropout, keys[0]), _ROWS, _SEQUENCE, None)
+        x = shard(dropped(x, config.dropout, keys[0]), ROWS, _SEQUENCE, None)
         x = self.blocks(x, rope, segments, key=keys[1])
         return self.final_norm(x)
 
@@ -357,14 +357,14 @@ class Decoder(nnx.Module):
         For training take `hidden` and `head_kernel` to `ops.cross_entropy`, which never holds them.
         """
         x = self.hidden(tokens, segments=segments, positions=positions, key=key)
-        x = shard(x, _ROWS, "context", None)
+        x = shard(x, ROWS, "context", None)
         logits = jnp.einsum(
             "btd,dv->btv",
             x,
             self.head_kernel().astype(x.dtype),
             preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
-        return shard(logits, _ROWS, "context", "tensor")
+        return shard(logits, ROWS, "context", "tensor")
 
     def _keys(self, key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
         """Keys of the embedding's dropout and of the layers'; None for none."""

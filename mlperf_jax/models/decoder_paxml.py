@@ -174,7 +174,7 @@ def _open(folder: str | os.PathLike, names: Mapping[_Leaf, str]) -> dict[_Leaf, 
         parts += [f"{len(wrong)} have the wrong shape ({_some(wrong)})"] * bool(wrong)
         raise UserError(
             f"{folder} is no start checkpoint of this GPT3: {'; '.join(parts)}; copy the reference's "
-            "checkpoint_00004000 without pipeline stages"
+            "checkpoint_00004000 without pipeline stages, of gs://mlperf-llm-public2"
         )
     return found
 

@@ -19,19 +19,12 @@ from flax import nnx
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import quantised
 from mlperf_jax.models.decoder_config import DecoderConfig, Lora
+from mlperf_jax.ops.dropout import dropped
 
 # `Benchmark.frozen` of a model with adapters: every path without a component that ends in _lora
 FROZEN = (r"(?!.*_lora/).*",)
 
 _ATTENTION = ("blocks", "layers", "attention")
-
-
-def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Inverted dropout; the identity without a key or rate."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
 class LoraBranch(nnx.Module):

@@ -1,6 +1,23 @@
 """Attention: one function, three back ends, the same numbers from each.
 
-B batch · T queries · S keys · N heads · K key and value heads · G heads per K · H head
+B batch · T queries · S keys · N heads · K key and value heads · G heads per K · H width of a head's
+queries and keys · V width of its values
+
+What each back end takes; "auto" goes to plain XLA with the rest, and a back end that was asked for by
+name refuses it:
+
+              xla    cudnn                            splash
+    runs on   all    NVIDIA GPUs, capability 8.0 on   TPUs
+    dtypes    all    bfloat16, float16                bfloat16, float32
+    T, S      all    all                              from 64 on
+    H, V      all    multiples of 8 up to 256         multiples of 64
+                     (128 before capability 9.0)
+    bias      yes    yes, with its gradient           no
+    dropout   yes    no: the seed is a constant       no
+    context   yes    yes                              causal: 128 queries or a multiple per part
+
+Lengths that a kernel's tiles do not divide are padded and masked, and where cuDNN wants one width for
+keys and values the narrower of the two is filled up with zeros.
 """
 
 from __future__ import annotations
@@ -10,18 +27,16 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AxisType, PartitionSpec
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.ops import attention_backends as backends
 from mlperf_jax.ops import splash
 from mlperf_jax.ops.pretend import pretended
-from mlperf_jax.ops.shard import platform, shard
+from mlperf_jax.ops.shard import free_axes, platform
 
 BACKENDS = ("auto", "xla", "cudnn", "splash", "splash_interpret")
 NAME = splash.NAME  # a remat policy that keeps this name does not attend twice
-_ROWS = ("data", "fsdp")
 _PRETENDED = {"gpu": (9, 0)}  # the CUDA capability of a GPU that is not here
 
 
@@ -32,31 +47,45 @@ def attention(
     *,
     causal: bool = True,
     segments: jax.Array | None = None,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
+    bias: jax.Array | None = None,
     scale: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
     backend: str = "auto",
 ) -> jax.Array:
     """Softmax attention of grouped heads: head n reads key and value head n // G.
 
-    Over the mesh of `jax.set_mesh` rows go over `data` and `fsdp`, heads over `tensor` and queries
-    over `context`, whose devices gather all keys and values; the result does not depend on the mesh.
-    Scores and softmax are in `promote_types(q.dtype, f32)`. Every back end names its result
-    "attention" for remat policies.
+    Over the mesh of `jax.set_mesh` rows go over `ROWS`, heads over `tensor` and queries over `context`,
+    whose devices gather all keys and values; the result does not depend on the mesh, the mask of the
+    dropout included. Scores and softmax are in `promote_types(q.dtype, f32)`. Every back end names its
+    result "attention" for remat policies.
+
+    A query that sees no key (padding of a packed row) gives zeros, and neither it nor its gradient
+    reaches anything else.
 
     "auto" is cuDNN's flash attention on NVIDIA GPUs and the splash kernel on TPUs where they take the
-    shapes, else plain XLA, which holds all [B, N, T, S] scores.
+    arguments, else plain XLA, which holds all [B, N, T, S] scores.
 
     Args:
       q: [B, T, N, H] queries.
       k: [B, S, K, H] keys; N is a multiple of K.
-      v: [B, S, K, H] values.
+      v: [B, S, K, V] values.
       causal: query t sees keys 0 ... t only; needs T = S.
       segments: [B, T] int, ids of packed documents; a query sees its own segment only. Needs T = S.
+      query_segments, key_segments: [B, T] and [B, S] int32 except its smallest: the same for queries
+        and keys that differ, as of a decoder over an encoder; given together, and without `segments`.
+      bias: added to the scaled scores: [B, N, T, S], each of them or 1; finite. It has a gradient.
       scale: of the scores; None is 1 / sqrt(H).
+      dropout_rate: the probability that a weight of the softmax becomes 0; the others are divided by
+        1 - rate.
+      dropout_key: what the dropped weights follow from; None drops nothing, as in evaluation.
       backend: "auto", "xla", "cudnn", "splash", or "splash_interpret" (the TPU kernel, slowly, on
         any device: for tests).
 
     Returns:
-      [B, T, N, H] in q's dtype.
+      [B, T, N, V] in q's dtype.
 
     Raises:
       UserError: an unknown back end, or one that cannot take these arguments.
@@ -66,62 +95,117 @@ def attention(
     >>> attention(q, kv, kv).shape
     (2, 16, 4, 8)
     """
-    _check_shapes(q, k, v, causal, segments)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    parts = _free_axes()
+    _check_shapes(q, k, v, causal, bias)
+    _check_segments(q, k, segments, query_segments, key_segments)
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"attention: dropout_rate {dropout_rate} is not in [0, 1)")
+    own = segments is not None
+    seen_by = (segments, segments) if own else (query_segments, key_segments)
+    parts = free_axes()
     k, v = (_spread_heads(x, parts.get("tensor", 1)) for x in (k, v))
-    chosen = _choose(backend, q, k, segments, parts.get("context", 1))
+    call = backends.Call(
+        q,
+        k,
+        v,
+        bias,
+        *seen_by,
+        causal,
+        1 / math.sqrt(q.shape[-1]) if scale is None else scale,
+        parts,
+    )
+    dropping = dropout_rate > 0 and dropout_key is not None
+    chosen = _choose(backend, call, dropping)
     if chosen == "xla":
-        return checkpoint_name(_xla(q, k, v, causal, segments, scale), NAME)
-    if pretended() is not None:
-        return checkpoint_name(_shapes_of_flash(q, k, v), NAME)
-    if chosen == "cudnn":
-        return checkpoint_name(_cudnn(q, k, v, causal, segments, scale, parts), NAME)
-    return _splash(q, k, v, causal, segments, scale, parts, chosen == "splash_interpret")
+        out = backends.xla(call, dropout_rate, dropout_key)
+    elif pretended() is not None:
+        out = backends.shapes_of_flash(call)
+    elif chosen == "cudnn":
+        out = backends.cudnn(call)
+    else:  # names what it keeps itself
+        return backends.without_blind(
+            backends.splash(call, chosen == "splash_interpret"), call, own
+        )
+    return checkpoint_name(backends.without_blind(out, call, own), NAME)
 
 
-def _check_shapes(q, k, v, causal: bool, segments):
+def _check_shapes(q, k, v, causal: bool, bias):
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
-    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
-        raise ValueError(f"attention: {shapes}; want [B, T, N, H] and twice [B, S, K, H]")
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"attention: {shapes}; want [B, T, N, H], [B, S, K, H] and [B, S, K, V]")
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
         raise ValueError(f"attention: {shapes}; B and H must agree and N be a multiple of K")
-    if (causal or segments is not None) and q.shape[1] != k.shape[1]:
-        raise ValueError(f"attention: {shapes}; causal and segments need as many queries as keys")
-    if segments is not None and segments.shape != q.shape[:2]:
-        raise ValueError(f"attention: segments {segments.shape}, but q {q.shape}; want [B, T]")
+    if causal and q.shape[1] != k.shape[1]:
+        raise ValueError(f"attention: {shapes}; causal needs as many queries as keys")
+    if bias is not None:
+        whole = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        if bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, whole)):
+            raise ValueError(
+                f"attention: bias {bias.shape}, but {shapes}; want [B, N, T, S] = {whole}, or 1 in the "
+                "place of any of them"
+            )
+
+
+def _check_segments(q, k, segments, query_segments, key_segments):
+    shapes = f"q {q.shape}, k {k.shape}"
+    if segments is not None:
+        if query_segments is not None or key_segments is not None:
+            raise ValueError("attention: segments are those of queries and keys; give no others")
+        if q.shape[1] != k.shape[1] or segments.shape != q.shape[:2]:
+            raise ValueError(
+                f"attention: segments {segments.shape}, but {shapes}; want [B, T], and as many queries "
+                "as keys"
+            )
+    elif query_segments is not None or key_segments is not None:
+        found = tuple(x if x is None else x.shape for x in (query_segments, key_segments))
+        if found != (q.shape[:2], k.shape[:2]):
+            raise ValueError(
+                "attention: query_segments and key_segments of shapes {} and {}, but {}; want [B, T] "
+                "and [B, S]".format(*found, shapes)
+            )
+
+
+def _spread_heads(x: jax.Array, ways: int) -> jax.Array:
+    """x [B, S, K, H], its heads repeated up to `ways` where K is a smaller divisor of it."""
+    heads = x.shape[2]
+    return jnp.repeat(x, ways // heads, axis=2) if heads < ways and ways % heads == 0 else x
 
 
 # --- choice of the back end
 
 
-def _choose(backend: str, q, k, segments, ways: int) -> str:
-    """The back end to use; `ways` is the number of parts the queries are split into."""
+def _choose(backend: str, call: backends.Call, dropping: bool = False) -> str:
+    """The back end to use."""
     if backend not in BACKENDS:
         raise UserError(
-            f"attention: unknown back end {backend!r}; choose one of {', '.join(BACKENDS)}."
+            f"attention: unknown back end {backend!r}; choose one of {', '.join(BACKENDS)}"
         )
     wanted = backend
     if backend == "auto":
         wanted = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla")
     if wanted == "xla":
         return wanted
-    if wanted == "cudnn":
-        masked = segments is not None or ways > 1
-        misfit = _cudnn_misfit(q.dtype, q.shape[1] // ways, k.shape[1], q.shape[3], masked)
+    widths = {call.q.shape[-1], call.v.shape[-1]}
+    if dropping:
+        misfit = "dropout"
+    elif wanted == "cudnn":
+        misfit = _cudnn_misfit(call.q.dtype, max(widths))
+    elif call.bias is not None:
+        misfit = "a bias"
     else:
-        misfit = splash.misfit(q.dtype, q.shape[1], k.shape[1], q.shape[3], ways)
+        misfit = splash.misfit(
+            call.q.dtype, call.queries, call.keys, widths, call.causal, call.ways
+        )
     if misfit is None:
         return wanted
     if backend == "auto":
         return "xla"
     raise UserError(
         f"attention: back end {backend!r} cannot take {misfit}; choose 'auto' or 'xla', "
-        "or change the shape."
+        "or change the arguments"
     )
 
 
-def _cudnn_misfit(dtype, queries: int, keys: int, head: int, masked: bool) -> str | None:
+def _cudnn_misfit(dtype, width: int) -> str | None:
     """What cuDNN's flash attention would refuse, in words, or None."""
     capability = _PRETENDED.get(pretended() or "") or _cuda_capability()
     if capability is None or capability < (8, 0):
@@ -129,10 +213,8 @@ def _cudnn_misfit(dtype, queries: int, keys: int, head: int, masked: bool) -> st
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"{dtype}, only bfloat16 and float16"
     widest = 256 if capability >= (9, 0) else 128
-    if head > widest or head % 8:
-        return f"head dimension {head}, only multiples of 8 up to {widest}"
-    if masked and (queries % 2 or keys % 2):  # the mask travels as a bias
-        return f"{queries} queries and {keys} keys with a mask, only even numbers"
+    if width > widest or width % 8:
+        return f"head dimension {width}, only multiples of 8 up to {widest}"
     return None
 
 
@@ -145,184 +227,3 @@ def _cuda_capability() -> tuple[int, int] | None:
         return None
     major, _, minor = str(device.compute_capability).partition(".")
     return int(major), int(minor or 0)
-
-
-# --- the back ends
-
-
-def _xla(q, k, v, causal, segments, scale) -> jax.Array:
-    # keys and values whole over `context`: the compiler gathers them
-    q = shard(q, _ROWS, "context", "tensor")
-    k, v = (shard(x, _ROWS, None, "tensor") for x in (k, v))
-    batch, queries, heads, head = q.shape
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    # groups get an axis of their own, so keys and values are read as they are, not repeated
-    grouped = q.reshape(batch, queries, k.shape[2], -1, head)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=wide) * scale
-    mask = _mask(jnp.arange(queries), k.shape[1], causal, segments, segments)
-    weights = _softmax(scores, mask if mask is None else mask[:, :, None]).astype(v.dtype)  # over G
-    out = jnp.einsum("bkgts,bskh->btkgh", weights, v, preferred_element_type=wide)
-    out = out.reshape(batch, queries, heads, head).astype(q.dtype)
-    return shard(out, _ROWS, "context", "tensor")
-
-
-@jax.custom_jvp
-def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Softmax over the last axis where the mask, of which no row is empty, is true.
-
-    The backward pass keeps the result alone: JAX's own softmax keeps three arrays of its size.
-    """
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    return jax.nn.softmax(scores, axis=-1)
-
-
-@_softmax.defjvp
-def _softmax_jvp(primals, tangents):
-    weights = _softmax(*primals)
-    moved = weights * tangents[0]  # nothing where the mask is false
-    return weights, moved - weights * moved.sum(-1, keepdims=True)
-
-
-def _mask(positions, keys: int, causal: bool, q_segments, k_segments) -> jax.Array | None:
-    """[1 or B, 1, T, S], true where the query at `positions` [T] sees the key; None: everywhere."""
-    mask = None
-    if causal:
-        mask = (positions[:, None] >= jnp.arange(keys))[None, None]
-    if q_segments is not None:
-        same = (q_segments[:, :, None] == k_segments[:, None])[:, None]
-        mask = same if mask is None else mask & same
-    return mask
-
-
-def _cudnn(q, k, v, causal, segments, scale, parts: dict[str, int]) -> jax.Array:
-    ways = parts.get("context", 1)
-
-    def local(q, k, v, q_segments, k_segments):
-        k, v = (_gather(x, ways) for x in (k, v))
-        masked = causal and ways > 1
-        mask = None
-        if masked or q_segments is not None:
-            first = lax.axis_index("context") * q.shape[1] if ways > 1 else 0
-            positions = first + jnp.arange(q.shape[1])
-            mask = _mask(positions, k.shape[1], masked, q_segments, k_segments)
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            mask=mask,
-            scale=scale,
-            # its causal mask starts at the first local query, so it serves unsplit queries only
-            is_causal=causal and ways == 1,
-            implementation="cudnn",
-        )
-
-    return _over_mesh(local, parts, q, k, v, segments)
-
-
-@jax.custom_vjp
-def _shapes_of_flash(q, k, v) -> jax.Array:
-    """What a flash kernel makes and keeps, of the right shapes and wrong values; see `ops.pretend`."""
-    return _like_flash(q, k, v)[0]
-
-
-def _like_flash(q, k, v):
-    keys, values = (shard(x, _ROWS, None, "tensor").mean((1, 2), keepdims=True) for x in (k, v))
-    touched = keys + values
-    out = shard(q + touched.astype(q.dtype), _ROWS, "context", "tensor")
-    kept = jnp.max(out, -1).astype(jnp.promote_types(q.dtype, jnp.float32))  # log-sum-exp [B, T, N]
-    return out, (q, k, v, out, kept)
-
-
-def _like_flash_backward(saved, slope):
-    q, k, v, out, kept = saved
-    delta = jnp.sum((out * slope).astype(kept.dtype), -1) + kept
-    per_row = delta.mean((1, 2))[:, None, None, None]
-    of_q = slope + q * delta[..., None].astype(q.dtype)
-    return of_q, *(shard((x * per_row.astype(x.dtype)), _ROWS, "context", "tensor") for x in (k, v))
-
-
-_shapes_of_flash.defvjp(_like_flash, _like_flash_backward)
-
-
-def _splash(q, k, v, causal, segments, scale, parts: dict[str, int], interpret) -> jax.Array:
-    ways = parts.get("context", 1)
-    heads = q.shape[2] // parts.get("tensor", 1)
-    kernel = splash.make_kernel(heads, q.shape[1], k.shape[1], q.shape[3], causal, ways, interpret)
-    # the kernel does not scale, and rounds less often if its input is scaled before it is rounded
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    q = (q.astype(wide) * scale).astype(q.dtype)
-
-    def local(q, k, v, q_segments, k_segments, kernel):
-        k, v = (_gather(x, ways) for x in (k, v))
-        return splash.apply(kernel, q, k, v, q_segments, k_segments)
-
-    axis = "context" if causal and ways > 1 else None
-    spec = splash.kernel_spec(kernel, axis) if parts else None
-    return _over_mesh(local, parts, q, k, v, segments, kernel, spec)
-
-
-# --- the mesh
-
-
-def _free_axes() -> dict[str, int]:
-    """Sizes of the mesh's axes that no surrounding shard_map has taken."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {
-        name: mesh.shape[name]
-        for name, kind in zip(mesh.axis_names, mesh.axis_types)
-        if kind != AxisType.Manual
-    }
-
-
-def _spread_heads(x: jax.Array, ways: int) -> jax.Array:
-    """x [B, S, K, H], its heads repeated up to `ways` where K is a smaller divisor of it."""
-    heads = x.shape[2]
-    return jnp.repeat(x, ways // heads, axis=2) if heads < ways and ways % heads == 0 else x
-
-
-def _gather(x: jax.Array, ways: int) -> jax.Array:
-    """All keys of the context axis; its transpose scatters the summed gradient back."""
-    return lax.all_gather(x, "context", axis=1, tiled=True) if ways > 1 else x
-
-
-def _over_mesh(
-    local, parts: dict[str, int], q, k, v, segments, kernel=None, spec=None
-) -> jax.Array:
-    """local(q, k, v, query segments, key segments[, kernel]) on each device's part.
-
-    Kernels are opaque to the compiler's partitioner, so they are mapped by hand over all axes. `spec`
-    is the kernel's own.
-    """
-    args, specs = (q, k, v, segments, segments), ()
-    if kernel is not None:
-        args, specs = (*args, kernel), (spec,)
-    if all(size == 1 for size in parts.values()):
-        return local(*args)
-    _check_divisible(q, k, parts)
-    rows = tuple(axis for axis in _ROWS if axis in parts) or None
-    context, tensor = (axis if axis in parts else None for axis in ("context", "tensor"))
-    split = PartitionSpec(rows, context, tensor)
-    ids = (None, None) if segments is None else (PartitionSpec(rows, context), PartitionSpec(rows))
-    return jax.shard_map(
-        local,
-        in_specs=(split, split, split, *ids, *specs),
-        out_specs=split,
-        axis_names=set(parts),
-        check_vma=False,  # kernels say nothing about how their results vary over the mesh
-    )(*args)
-
-
-def _check_divisible(q, k, parts: dict[str, int]):
-    rows = math.prod(parts.get(axis, 1) for axis in _ROWS)
-    context, tensor = parts.get("context", 1), parts.get("tensor", 1)
-    checks = [
-        ("rows", q.shape[0], "data and fsdp", rows),
-        ("queries", q.shape[1], "context", context),
-        ("keys", k.shape[1], "context", context),
-        ("heads", q.shape[2], "tensor", tensor),
-        ("key and value heads", k.shape[2], "tensor", tensor),
-    ]
-    for what, size, axes, ways in checks:
-        if size % ways:
-            raise ValueError(f"attention: {size} {what} are not divided by {axes} of {ways} parts")

@@ -5,7 +5,7 @@ sequence of Llama 3.1 8B (8,192 x 128,256). Here a scan holds those of one chunk
 when a gradient is wanted the same pass turns them into the gradients of `hidden` and `head`, so logits
 are computed once and never kept.
 
-On a mesh every device works on its own tokens (`data`, `fsdp`, `context`) and its own slice of the
+On a mesh every device works on its own tokens (`ROWS` and `context`) and its own slice of the
 vocabulary (`tensor`). The head's gradient stays a sum per group of tokens until the scan is over:
 one reduction over the mesh, not one per chunk.
 
@@ -23,9 +23,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 
-from mlperf_jax.ops.shard import platform, shard
+from mlperf_jax.ops.shard import ROWS, free_axes, platform, shard
 
 IGNORE = -100  # the label of a token that is not scored, as PyTorch and Hugging Face write it
 # Most columns of the head that are multiplied at once. TPUs add a product to an accumulator where it is
@@ -128,7 +127,7 @@ class Layout:
     def of(cls, shape: tuple[int, ...], chunk: int) -> Layout:
         """The layout for hidden [B, T, D] on the surrounding mesh, chunks of at most `chunk`."""
         rows, tokens = shape[:2]
-        row_axes, row_ways = _dividing(rows, ("data", "fsdp"))
+        row_axes, row_ways = _dividing(rows, ROWS)
         token_axes, token_ways = _dividing(tokens, ("context",))
         each = rows * tokens // (row_ways * token_ways)
         chunks = max(1, math.ceil(each / chunk))
@@ -353,9 +352,8 @@ def _laid_out(x: jax.Array, layout: Layout, tiles: Tiles) -> jax.Array:
 
 def _dividing(size: int, axes: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
     """The axes that the mesh has and how many parts they make; none if they do not divide size."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types))
-    found = tuple(a for a in axes if kinds.get(a, AxisType.Manual) != AxisType.Manual)
+    free = free_axes()
+    found = tuple(axis for axis in axes if axis in free)
     return (found, _ways(found)) if size % _ways(found) == 0 else ((), 1)
 
 

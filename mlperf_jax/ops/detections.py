@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from mlperf_jax.ops import boxes as boxlib
 from mlperf_jax.ops import nms
-
-_ROWS = ("data", "fsdp")  # mesh axes over which a batch's rows lie
+from mlperf_jax.ops.shard import free_axes, row_axes
 
 
 def detect(
@@ -71,14 +70,9 @@ def detect(
 
 def _row_axes(rows: int) -> tuple[str, ...]:
     """The mesh axes that split the rows of a batch, if they do."""
-    mesh = jax.sharding.get_abstract_mesh()
-    free = {
-        name: mesh.shape[name]
-        for name, kind in zip(mesh.axis_names, mesh.axis_types)
-        if kind != AxisType.Manual and name in _ROWS
-    }
-    ways = math.prod(free.values())
-    return tuple(free) if ways > 1 and rows % ways == 0 else ()
+    free, axes = free_axes(), row_axes()
+    ways = math.prod(free[axis] for axis in axes)
+    return axes if ways > 1 and rows % ways == 0 else ()
 
 
 def _level(

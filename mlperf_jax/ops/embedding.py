@@ -31,26 +31,22 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding_rows as kernels
 from mlperf_jax.ops.embedding_plan import Store
 from mlperf_jax.ops.hints import rarely
-
-AXES = (
-    "data",
-    "fsdp",
-)  # the devices that tables are spread over, which are those that rows of a batch are
+from mlperf_jax.ops.shard import ROWS
 
 SPARE = 64  # room besides the eighth: small batches scatter more
 
 
 def devices_of(mesh: Mesh | None) -> int:
-    """Over how many devices of a mesh tables and batches are spread."""
-    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in AXES)
+    """Over how many devices of a mesh tables are spread: as many as rows of a batch are."""
+    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
 
 
 def spec(store: Store, axes: int = 2) -> PartitionSpec:
     """How an array of this store with so many axes, rows first, lies on the mesh."""
     if store.kind == "split":
-        return PartitionSpec(AXES)
+        return PartitionSpec(ROWS)
     if store.kind == "columns" and axes == 2:
-        return PartitionSpec(None, AXES)
+        return PartitionSpec(None, ROWS)
     return PartitionSpec()
 
 
@@ -98,7 +94,7 @@ def pool(store: Store, rows: jax.Array, ids: jax.Array, mesh: Mesh | None = None
     if devices == 1:
         return kernels.fixed_bags(rows, positions(store, ids), store.sizes)
     local = {"replicated": _pool_own, "columns": _pool_columns, "split": _pool_split}[store.kind]
-    samples = PartitionSpec(AXES)
+    samples = PartitionSpec(ROWS)
     return _mapped(functools.partial(local, store, devices), mesh, (spec(store), samples), samples)(
         rows, ids
     )
@@ -110,6 +106,7 @@ def update(
     ids: jax.Array,
     grads: jax.Array,
     step: kernels.Step,
+    count: jax.Array,
     mesh: Mesh | None = None,
 ) -> kernels.Table:
     """The table after one step of a row optimizer; rows that no sample looked up stay as they are.
@@ -120,20 +117,25 @@ def update(
         ids: [B, L], as given to `pool`.
         grads: [B, T, W], gradients of what `pool` returned.
         step: a row optimizer's `step`.
+        count: updates done before, int32 scalar; learning rates may be functions of it.
         mesh: as given to `pool`.
     """
     devices = devices_of(mesh)
     if devices == 1:
-        return _update_own(store, 1, step, table, ids, grads)
+        return _update_own(store, 1, kernels.counted(step, count), table, ids, grads)
     local: Callable[..., Any] = {
         "replicated": _update_own,
         "columns": _update_columns,
         "split": _update_split,
     }[store.kind]
     where = {name: spec(store, leaf.ndim) for name, leaf in table.items()}
-    samples = PartitionSpec(AXES)
-    bound = functools.partial(local, store, devices, step)
-    return _mapped(bound, mesh, (where, samples, samples), where)(table, ids, grads)
+    samples = PartitionSpec(ROWS)
+
+    def updated(count: jax.Array, *arrays: Any) -> kernels.Table:
+        return local(store, devices, kernels.counted(step, count), *arrays)
+
+    specs = (PartitionSpec(), where, samples, samples)
+    return _mapped(updated, mesh, specs, where)(count, table, ids, grads)
 
 
 def _mapped(local, mesh, in_specs, out_specs):
@@ -156,10 +158,10 @@ def _update_own(store: Store, devices: int, step, table, ids, grads):
         store.rows <= devices * samples * tables
     ):  # a gradient for every row is smaller than the bags'
         total = kernels.summed_by_row(at, grads, store.sizes, store.rows)
-        total = lax.psum(total, AXES) if devices > 1 else total
+        total = lax.psum(total, ROWS) if devices > 1 else total
         return kernels.update_all(table, total, step)
     if devices > 1:
-        at, grads = (lax.all_gather(x, AXES, tiled=True) for x in (at, grads))
+        at, grads = (lax.all_gather(x, ROWS, tiled=True) for x in (at, grads))
     return kernels.update_rows(
         table, at.reshape(-1), _bag_of(at, store), grads.reshape(-1, width), step
     )
@@ -176,18 +178,18 @@ def _bag_of(at: jax.Array, store: Store) -> jax.Array:
 
 
 def _pool_columns(store: Store, devices: int, rows: jax.Array, ids: jax.Array) -> jax.Array:
-    at = lax.all_gather(positions(store, ids), AXES, tiled=True)
+    at = lax.all_gather(positions(store, ids), ROWS, tiled=True)
     part = kernels.fixed_bags(rows, at, store.sizes)  # [B, T, W/n]
-    return lax.all_to_all(part, AXES, 0, 2, tiled=True)
+    return lax.all_to_all(part, ROWS, 0, 2, tiled=True)
 
 
 def _update_columns(store: Store, devices: int, step, table, ids, grads):
-    at = lax.all_gather(positions(store, ids), AXES, tiled=True)
-    grads = lax.all_to_all(grads, AXES, 2, 0, tiled=True)  # [B, T, W/n]
+    at = lax.all_gather(positions(store, ids), ROWS, tiled=True)
+    grads = lax.all_to_all(grads, ROWS, 2, 0, tiled=True)  # [B, T, W/n]
     flat = grads.reshape(-1, grads.shape[-1])
 
     def mean(values: jax.Array) -> jax.Array:
-        return lax.pmean(jnp.mean(values, -1), AXES)
+        return lax.pmean(jnp.mean(values, -1), ROWS)
 
     return kernels.update_rows(table, at.reshape(-1), _bag_of(at, store), flat, step, mean)
 
@@ -211,7 +213,7 @@ def _pool_split(store: Store, devices: int, rows: jax.Array, ids: jax.Array) -> 
     else:
         sums = partial_sums(everything)
     # slot before sample: a TPU pads the last axis but one to eight
-    back = lax.all_to_all(sums.reshape(devices, depth, samples, -1), AXES, 0, 0, tiled=True)
+    back = lax.all_to_all(sums.reshape(devices, depth, samples, -1), ROWS, 0, 0, tiled=True)
     bags = []
     for place, slot in zip(store.places, slots, strict=True):
         on = store.devices(place, devices)
@@ -245,7 +247,7 @@ def _to_owners(store: Store, devices: int, slots: tuple[int, ...], grads: jax.Ar
     for index, (place, slot) in enumerate(zip(store.places, slots, strict=True)):
         which[list(store.devices(place, devices)), slot] = index
     out = grads.swapaxes(0, 1)[which]  # [n, S, b, W]
-    return lax.all_to_all(out, AXES, 0, 0, tiled=True).reshape(-1, grads.shape[-1])
+    return lax.all_to_all(out, ROWS, 0, 0, tiled=True).reshape(-1, grads.shape[-1])
 
 
 class _Routes(NamedTuple):
@@ -260,7 +262,7 @@ class _Routes(NamedTuple):
     row: jax.Array
     bag: jax.Array
     start: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def longest(self) -> jax.Array:
@@ -294,7 +296,7 @@ def _exchange(send: _Routes, room: int, local: int, bags: int) -> tuple[jax.Arra
     real = place < send.count[:, None]
     row = jnp.where(real, send.row[index], local)
     bag = jnp.where(real, send.bag[index], bags)
-    row, bag = (lax.all_to_all(x, AXES, 0, 0, tiled=True) for x in (row, bag))
+    row, bag = (lax.all_to_all(x, ROWS, 0, 0, tiled=True) for x in (row, bag))
     asking = jnp.arange(row.shape[0], dtype=jnp.int32)[:, None] * bags
     bag = jnp.where(row < local, asking + bag, row.shape[0] * bags)
     return row.reshape(-1), bag.reshape(-1)
@@ -302,4 +304,4 @@ def _exchange(send: _Routes, room: int, local: int, bags: int) -> tuple[jax.Arra
 
 def _uniform(flag: jax.Array) -> jax.Array:
     """Whether the flag is true on all devices."""
-    return lax.pmin(flag.astype(jnp.int32), AXES) > 0
+    return lax.pmin(flag.astype(jnp.int32), ROWS) > 0

@@ -25,6 +25,11 @@ Step = Callable[..., tuple[jax.Array, Table]]
 CHUNK = 4096
 
 
+def counted(step: Step, count: jax.Array) -> Step:
+    """A row optimizer's step at this count of updates, as the functions here take it."""
+    return lambda *given: step(*given, count)
+
+
 def mean_of_row(values: jax.Array) -> jax.Array:
     """[M, W] -> [M]: the mean that row-wise optimizers take where a device has whole rows."""
     return jnp.mean(values, -1)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def softmax_xent(logits: jax.Array, label: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def softmax_xent(
+    logits: jax.Array, label: jax.Array | np.ndarray, smoothing: float = 0.0
+) -> jax.Array:
     """Softmax cross entropy with label smoothing, mean over rows.
 
     The target is `(1 - smoothing) * onehot + smoothing / C`. Differs: the TF2 reference clips

@@ -23,6 +23,9 @@ class BatchNorm(nnx.Module):
     mean and unbiased group variance (TensorFlow's and torch's convention; Flax feeds the biased
     one). In evaluation, `nnx.view(model, use_running_average=True)`, the running ones are used.
 
+    Padding rows, which a mask tells, count in no statistics; a group of nothing but padding counts in no
+    running average. What comes out in their place is finite and means nothing.
+
     The variance is mean of squares less square of mean, in `promote_types(x.dtype, f32)`: one pass
     over the activations where centring first takes two, and networks with batch norm are bound by
     memory. Sums are taken per row first, so that only [B, C] arrays are ever regrouped: where a group
@@ -75,11 +78,12 @@ class BatchNorm(nnx.Module):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Normalises x.
 
         Args:
           x: [B, ..., C].
+          mask: bool [B], False for padding; None: there is none. Only training looks at it.
 
         Returns:
           [B, ..., C] in `dtype`.
@@ -94,18 +98,31 @@ class BatchNorm(nnx.Module):
             shift = bias - self.mean[...] * gain
         else:
             span = _checked_span(x.shape[0], self.span)
-            mean, var = _group_moments(wide, span)  # [G, C]
-            self._update(mean, var, n=span * math.prod(x.shape[1:-1]))
+            real = None if mask is None else mask.reshape(-1, span, 1)  # [G, N, 1]
+            mean, var = _group_moments(wide, span, real)  # [G, C]
+            self._update(mean, var, span, math.prod(x.shape[1:-1]), real)
             gain = scale * lax.rsqrt(var + self.epsilon)
             gain, shift = (_to_rows(v, span, x.ndim) for v in (gain, bias - mean * gain))
         return (wide * gain + shift).astype(self.dtype)
 
-    def _update(self, mean: jax.Array, var: jax.Array, n: int):
-        """Moves the running statistics; n is the number of values behind each [G, C] entry."""
-        mean, var = lax.stop_gradient((mean.mean(0), var.mean(0) * (n / max(n - 1, 1))))
-        keep = self.momentum
-        self.mean[...] = keep * self.mean[...] + (1 - keep) * mean.astype(self.mean.dtype)
-        self.var[...] = keep * self.var[...] + (1 - keep) * var.astype(self.var.dtype)
+    def _update(
+        self, mean: jax.Array, var: jax.Array, span: int, values: int, real: jax.Array | None
+    ):
+        """Moves the running statistics towards the mean over groups, of rows of so many values each."""
+        keep: float | jax.Array = self.momentum
+        if real is None:
+            n = span * values
+            mean, var = mean.mean(0), var.mean(0) * (n / max(n - 1, 1))
+        else:
+            n = real.sum(1).astype(mean.dtype) * values  # [G, 1]
+            groups = jnp.sum(n > 0).astype(mean.dtype)
+            var = var * n / jnp.maximum(n - 1, 1)
+            # a group without rows has zeros
+            mean, var = (v.sum(0) / jnp.maximum(groups, 1) for v in (mean, var))
+            keep = jnp.where(groups > 0, self.momentum, 1)
+        mean, var = lax.stop_gradient((mean, var))
+        for kept, found in ((self.mean, mean), (self.var, var)):
+            kept[...] = (keep * kept[...] + (1 - keep) * found).astype(kept[...].dtype)
 
 
 def _checked_span(rows: int, span: int | None) -> int:
@@ -124,13 +141,17 @@ def _checked_span(rows: int, span: int | None) -> int:
     return span
 
 
-def _group_moments(x: jax.Array, span: int) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance [G, C] of x [B, ..., C] over groups of `span` rows."""
+def _group_moments(x: jax.Array, span: int, real: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance [G, C] of x [B, ..., C] over the real ones of groups of `span` rows."""
     spatial = tuple(range(1, x.ndim - 1))
 
     def group_mean(v):
         rows = v.mean(spatial)  # [B, C]
-        return rows.reshape(-1, span, rows.shape[-1]).mean(1)
+        rows = rows.reshape(-1, span, rows.shape[-1])
+        if real is None:
+            return rows.mean(1)
+        # `where`, not a product: padding may be NaN
+        return jnp.where(real, rows, 0).sum(1) / jnp.maximum(real.sum(1), 1).astype(x.dtype)
 
     mean = group_mean(x)
     return mean, jnp.maximum(group_mean(x * x) - mean * mean, 0)

@@ -9,6 +9,10 @@ from mlperf_jax.ops.pretend import pretended
 
 Axes = str | tuple[str, ...] | None
 
+# The mesh axes that split the rows of a batch, the outermost first. Devices of `expert` hold different
+# experts, and rows of their own, which go to the experts that they need.
+ROWS = ("data", "fsdp", "expert")
+
 
 def shard(x: jax.Array, *axes: Axes) -> jax.Array:
     """Lays x out over the mesh of the surrounding `jax.set_mesh`; the identity without one.
@@ -27,18 +31,12 @@ def shard(x: jax.Array, *axes: Axes) -> jax.Array:
     Raises:
       ValueError: more axes than x has dimensions, or a dimension that its axes do not divide.
 
-    >>> shard(jax.numpy.ones([4, 2]), ("data", "fsdp"), "tensor").shape
+    >>> shard(jax.numpy.ones([4, 2]), ROWS, "tensor").shape
     (4, 2)
     """
     if len(axes) > x.ndim:
         raise ValueError(f"shard: {len(axes)} axes {axes} for an array of shape {x.shape}")
-    mesh = jax.sharding.get_abstract_mesh()
-    # inside a shard_map the manual axes are already spent
-    sizes = {
-        name: mesh.shape[name]
-        for name, kind in zip(mesh.axis_names, mesh.axis_types)
-        if kind != AxisType.Manual
-    }
+    sizes = free_axes()
     kept = [_kept(entry, sizes) for entry in axes]
     if not any(kept):
         return x
@@ -52,6 +50,26 @@ def shard(x: jax.Array, *axes: Axes) -> jax.Array:
                 f"of {parts} parts"
             )
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(names or None for names in kept)))
+
+
+def free_axes() -> dict[str, int]:
+    """Sizes of the mesh's axes that no surrounding shard_map has taken; none without a mesh.
+
+    >>> free_axes()
+    {}
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return {
+        name: mesh.shape[name]
+        for name, kind in zip(mesh.axis_names, mesh.axis_types)
+        if kind != AxisType.Manual
+    }
+
+
+def row_axes() -> tuple[str, ...]:
+    """Those of the free axes that split the rows of a batch, the outermost first."""
+    free = free_axes()
+    return tuple(axis for axis in ROWS if axis in free)
 
 
 def platform() -> str:

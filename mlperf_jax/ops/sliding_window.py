@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
-_ROWS = ("data", "fsdp")  # the mesh axes that split the rows of a batch
+from mlperf_jax.ops.shard import free_axes, row_axes
 
 Forward = Callable[[jax.Array], jax.Array]
 Consume = Callable[[Any, jax.Array, jax.Array], Any]
@@ -123,19 +123,13 @@ def each_row(function: Callable[..., Any], *arrays: jax.Array) -> Any:
     def local(*parts: jax.Array) -> Any:
         return lax.map(lambda row: function(*row), parts)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    free = [
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind != AxisType.Manual
-    ]
-    rows = tuple(axis for axis in _ROWS if axis in free)
-    if math.prod(mesh.shape[axis] for axis in free) == 1:
+    free, rows = free_axes(), PartitionSpec(row_axes())
+    if math.prod(free.values()) == 1:
         return local(*arrays)
     return jax.shard_map(
         local,
-        in_specs=PartitionSpec(rows),
-        out_specs=PartitionSpec(rows),
+        in_specs=rows,
+        out_specs=rows,
         axis_names=set(free),
         check_vma=False,  # a loop's count of turns varies over the mesh, its carry's type need not say
     )(*arrays)

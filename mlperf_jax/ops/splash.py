@@ -1,10 +1,12 @@
 """The splash attention kernel of JAX (Pallas, TPU): what it takes, its blocks, its mask.
 
-B batch · T queries · S keys · N heads · K key and value heads · H head
+B batch · T queries · S keys · N heads · K key and value heads · H width of a head's queries and keys ·
+V width of its values
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +15,9 @@ from jax.experimental.pallas.ops.tpu import splash_attention as pallas_splash
 from jax.sharding import NamedSharding, PartitionSpec
 
 NAME = "attention"
+NOBODY = -(2**31)  # the segment of what fills up a tile
 _LANES = 128
+_FEWEST = _LANES // 2  # of fewer queries or keys a tile is mostly empty, and XLA's scores are small
 _MOST_PARTIAL = 4  # the fused kernel keeps one dq per block of keys until they are summed
 
 
@@ -36,25 +40,40 @@ _FUSED = _Largest(2048, 1024, 1024, 2048, 1024, True)
 _FUSED_KINDS = ("TPU v6 lite", "TPU7x")
 
 
-def misfit(dtype, queries: int, keys: int, head: int, ways: int) -> str | None:
+def misfit(
+    dtype, queries: int, keys: int, widths: Collection[int], causal: bool, ways: int
+) -> str | None:
     """What the kernel would refuse, in words, or None; queries are split into `ways` parts."""
     if dtype not in (jnp.bfloat16, jnp.float32):
         return f"{dtype}, only bfloat16 and float32"
-    if queries % (ways * _LANES) or keys % _LANES:
-        parts = f" in {ways} parts" if ways > 1 else ""
-        return f"{queries} queries{parts} and {keys} keys, only multiples of {_LANES} per part"
-    if head % 64:
-        return f"head dimension {head}, only multiples of 64"
+    if min(queries // ways, keys) < _FEWEST:
+        return (
+            f"{queries // ways} queries and {keys} keys on a device, only {_FEWEST} or more of each"
+        )
+    if causal and ways > 1 and queries % (ways * _LANES):  # a part's tiles must begin where it does
+        return f"{queries} causal queries in {ways} parts, only multiples of {_LANES} per part"
+    for width in widths:
+        if width % 64:
+            return f"head dimension {width}, only multiples of 64"
     return None
 
 
-def block_sizes(queries: int, keys: int, head: int) -> pallas_splash.BlockSizes:
+def whole_tiles(length: int) -> int:
+    """The length of the tiles of 128 that hold so many queries or keys.
+
+    >>> whole_tiles(77), whole_tiles(256)
+    (128, 256)
+    """
+    return -(-length // _LANES) * _LANES
+
+
+def block_sizes(queries: int, keys: int, width: int) -> pallas_splash.BlockSizes:
     """Blocks for `queries` and `keys` on one device, both multiples of 128.
 
     >>> block_sizes(1024, 3072, 128).block_kv
     1024
     """
-    largest = _largest(keys, head)
+    largest = _largest(keys, width)
     kv, kv_back = _fitting(keys, largest.kv), _fitting(keys, largest.kv_back)
     q_back = _fitting(queries, largest.q_back)
     return pallas_splash.BlockSizes(
@@ -70,9 +89,9 @@ def block_sizes(queries: int, keys: int, head: int) -> pallas_splash.BlockSizes:
     )
 
 
-def _largest(keys: int, head: int) -> _Largest:
+def _largest(keys: int, width: int) -> _Largest:
     partial = keys // _fitting(keys, _FUSED.kv_back)
-    fused = _device_kind() in _FUSED_KINDS and head <= _LANES and partial <= _MOST_PARTIAL
+    fused = _device_kind() in _FUSED_KINDS and width <= _LANES and partial <= _MOST_PARTIAL
     return _FUSED if fused else _COMMON
 
 
@@ -87,15 +106,15 @@ def _fitting(size: int, largest: int) -> int:
 
 
 def make_kernel(
-    heads: int, queries: int, keys: int, head: int, causal: bool, ways: int, interpret: bool
+    heads: int, queries: int, keys: int, width: int, causal: bool, ways: int, interpret: bool
 ) -> Any:
     """The kernel with its block mask; blocks without a visible key are skipped.
 
     Args:
       heads: query heads on one device.
-      queries: T of the whole sequence.
+      queries: on one device; a multiple of 128, as are the keys.
       keys: S.
-      head: H.
+      width: H or V, whichever is larger.
       causal: whether query t sees keys 0 ... t only.
       ways: parts of the queries; each gets its own rows of the mask through `kernel_spec`.
       interpret: run on any device, for tests.
@@ -104,12 +123,12 @@ def make_kernel(
       A pytree that is called with one row's q, k, v and segment ids.
     """
     if causal:
-        mask, shards = pallas_splash.CausalMask((queries, keys), shard_count=ways), ways
+        mask, shards = pallas_splash.CausalMask((queries * ways, keys), shard_count=ways), ways
     else:  # every part sees all keys, so one part's mask serves all
-        mask, shards = pallas_splash.FullMask((queries // ways, keys)), 1
+        mask, shards = pallas_splash.FullMask((queries, keys)), 1
     return pallas_splash.make_splash_mha(
         pallas_splash.MultiHeadMask([mask] * heads),
-        block_sizes=block_sizes(queries // ways, keys, head),
+        block_sizes=block_sizes(queries, keys, width),
         head_shards=1,  # all heads have one mask, so each device of `tensor` gets the same kernel
         q_seq_shards=shards,
         residual_checkpoint_name=NAME,
@@ -130,12 +149,12 @@ def apply(kernel: Any, q, k, v, q_segments, k_segments) -> jax.Array:
       kernel: of `make_kernel`.
       q: [B, T, N, H], already scaled.
       k: [B, S, K, H].
-      v: [B, S, K, H].
+      v: [B, S, K, V].
       q_segments: [B, T] or None.
       k_segments: [B, S] or None.
 
     Returns:
-      [B, T, N, H].
+      [B, T, N, V].
     """
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, N, T, H]
     if q_segments is None:

@@ -18,7 +18,7 @@ import optax
 class AdagradState(NamedTuple):
     """Updates done (int32 scalar), and the sums of squared gradients."""
 
-    count: jax.typing.ArrayLike
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     accumulator: Any
 
 

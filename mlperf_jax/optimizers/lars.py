@@ -25,7 +25,7 @@ from mlperf_jax.optimizers.momentum import MomentumOrder, apply_momentum, check_
 class LarsState(NamedTuple):
     """Updates done (int32 scalar), and the momentum buffers in the parameters' dtypes."""
 
-    count: jax.typing.ArrayLike
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     momentum: Any
 
 

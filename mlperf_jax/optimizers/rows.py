@@ -4,6 +4,9 @@ A table is a dict: `rows` [R, W] and the optimizer's slots. `update(table, ids, 
 shape and gradients [*ids.shape, W]; repeated ids are summed first, as a dense gradient would be, so a
 row is updated once per step. Nothing of size [R, W] is made besides the table itself. For sums of rows
 spread over a mesh `ops.embedding.update` takes the gradients of the sums and the optimizer's `step`.
+
+A learning rate is a number, or a schedule of the count of updates done before (int32 scalar, 0 at the
+first), which is the count that schedules of the other weights' optimizer read.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from mlperf_jax.ops import embedding_rows
 
 TableState = dict[str, jax.Array]
 Mean = Callable[[jax.Array], jax.Array]
+Rate = float | Callable[[jax.Array], jax.typing.ArrayLike]
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,19 @@ class RowOptimizer:
 
     Attributes:
         init: rows [R, W] -> slots, [R, W] or [R] each.
-        step: (slots of n rows, their gradients [n, W], mean) -> (change of the rows [n, W], new slots).
-            `mean` [n, W] -> [n] is over the whole width, also where a device holds some columns.
+        step: (slots of n rows, their gradients [n, W], mean, count) -> (change of the rows [n, W], new
+            slots). `mean` [n, W] -> [n] is over the whole width, also where a device holds some columns;
+            `count` is of the updates done before.
         accumulators: slots per weight, for plans.
     """
 
     init: Callable[[jax.Array], TableState]
-    step: Callable[[TableState, jax.Array, Mean], tuple[jax.Array, TableState]]
+    step: Callable[[TableState, jax.Array, Mean, jax.Array], tuple[jax.Array, TableState]]
     accumulators: float = 0.0
 
-    def update(self, table: TableState, ids: jax.Array, grads: jax.Array) -> TableState:
+    def update(
+        self, table: TableState, ids: jax.Array, grads: jax.Array, count: jax.Array
+    ) -> TableState:
         """The table after one step; an id of R or more is ignored.
 
         All look-ups at once and not in chunks: the compiler may spread this over a mesh, and would put
@@ -43,22 +50,31 @@ class RowOptimizer:
         """
         flat = jnp.asarray(ids).reshape(-1)
         grads = jnp.asarray(grads).reshape(flat.shape[0], -1)
-        count = table["rows"].shape[0]
-        flat = jnp.where(flat < count, flat, count + jnp.arange(flat.shape[0], dtype=flat.dtype))
-        unique, sums = embedding_rows.sum_duplicates(flat, grads, count)
-        return embedding_rows.step_rows(table, unique, sums, self.step)
+        end = table["rows"].shape[0]
+        flat = jnp.where(flat < end, flat, end + jnp.arange(flat.shape[0], dtype=flat.dtype))
+        unique, sums = embedding_rows.sum_duplicates(flat, grads, end)
+        step = embedding_rows.counted(self.step, count)
+        return embedding_rows.step_rows(table, unique, sums, step)
 
 
-def sgd(learning_rate: float) -> RowOptimizer:
-    """Plain gradient descent on the rows used."""
+def sgd(learning_rate: Rate) -> RowOptimizer:
+    """Plain gradient descent on the rows used.
 
-    def step(slots: TableState, grads: jax.Array, mean: Mean) -> tuple[jax.Array, TableState]:
-        return -learning_rate * grads, {}
+    >>> halved = sgd(lambda count: 0.5**count)
+    >>> change, _ = halved.step({}, jnp.ones((1, 2)), None, jnp.int32(3))
+    >>> change.tolist()
+    [[-0.125, -0.125]]
+    """
+
+    def step(
+        slots: TableState, grads: jax.Array, mean: Mean, count: jax.Array
+    ) -> tuple[jax.Array, TableState]:
+        return -_rate(learning_rate, count, grads) * grads, {}
 
     return RowOptimizer(lambda rows: {}, step)
 
 
-def adagrad(learning_rate: float, epsilon: float = 1e-8, initial: float = 0.0) -> RowOptimizer:
+def adagrad(learning_rate: Rate, epsilon: float = 1e-8, initial: float = 0.0) -> RowOptimizer:
     """Adagrad with one accumulator per element: a += g²; row -= lr·g / (√a + ε).
 
     The form of torch.optim.Adagrad: ε outside the root.
@@ -67,25 +83,37 @@ def adagrad(learning_rate: float, epsilon: float = 1e-8, initial: float = 0.0) -
     def init(rows: jax.Array) -> TableState:
         return {"accumulator": jnp.full_like(rows, initial)}
 
-    def step(slots: TableState, grads: jax.Array, mean: Mean) -> tuple[jax.Array, TableState]:
+    def step(
+        slots: TableState, grads: jax.Array, mean: Mean, count: jax.Array
+    ) -> tuple[jax.Array, TableState]:
         squares = slots["accumulator"] + grads**2
-        change = -learning_rate * grads / (jnp.sqrt(squares) + epsilon)
+        change = -_rate(learning_rate, count, grads) * grads / (jnp.sqrt(squares) + epsilon)
         return change, {"accumulator": squares}
 
     return RowOptimizer(init, step, accumulators=1.0)
 
 
 def rowwise_adagrad(
-    learning_rate: float, epsilon: float = 1e-8, initial: float = 0.0
+    learning_rate: Rate, epsilon: float = 1e-8, initial: float = 0.0
 ) -> RowOptimizer:
     """Adagrad with one accumulator per row, the mean of its squared gradients."""
 
     def init(rows: jax.Array) -> TableState:
         return {"accumulator": jnp.full(rows.shape[:1], initial, rows.dtype)}
 
-    def step(slots: TableState, grads: jax.Array, mean: Mean) -> tuple[jax.Array, TableState]:
+    def step(
+        slots: TableState, grads: jax.Array, mean: Mean, count: jax.Array
+    ) -> tuple[jax.Array, TableState]:
         squares = slots["accumulator"] + mean(grads**2)
-        change = -learning_rate * grads / (jnp.sqrt(squares) + epsilon)[:, None]
+        change = (
+            -_rate(learning_rate, count, grads) * grads / (jnp.sqrt(squares) + epsilon)[:, None]
+        )
         return change, {"accumulator": squares}
 
     return RowOptimizer(init, step)
+
+
+def _rate(learning_rate: Rate, count: jax.Array, like: jax.Array) -> jax.Array:
+    return jnp.asarray(
+        learning_rate(count) if callable(learning_rate) else learning_rate, like.dtype
+    )

@@ -24,7 +24,7 @@ from mlperf_jax.optimizers.momentum import MomentumOrder, apply_momentum, check_
 class SgdState(NamedTuple):
     """Updates done (int32 scalar), and the momentum buffers; () when there is no momentum."""
 
-    count: jax.typing.ArrayLike
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     momentum: Any
 
 

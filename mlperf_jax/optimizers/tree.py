@@ -100,20 +100,24 @@ def unflatten(flat: Mapping[str, Any], like: Any = None) -> Any:
 def stack_of(path: str) -> str | None:
     """Returns the stack that a leaf belongs to ("encoder/layers"), or None if it has no layer axis.
 
+    Numbered `layers` are a list of modules, as `nnx.Sequential` has it, and no stack.
+
     Raises:
         UserError: the path has two components `layers`, but a leaf has one layer axis.
 
     Example:
-        >>> stack_of("encoder/layers/norm/scale"), stack_of("head/bias")
-        ('encoder/layers', None)
+        >>> stack_of("encoder/layers/norm/scale"), stack_of("head/bias"), stack_of("layers/0/bias")
+        ('encoder/layers', None, None)
     """
     parts = path.split("/")
-    if parts.count(STACK) > 1:
+    following = zip(parts, [*parts[1:], ""])
+    stacks = [i for i, (at, below) in enumerate(following) if at == STACK and not below.isdigit()]
+    if len(stacks) > 1:
         raise UserError(
             f"parameter {path!r} lies under two components {STACK!r}, but a stack has one layer "
             "axis; rename one of them"
         )
-    return "/".join(parts[: parts.index(STACK) + 1]) if STACK in parts else None
+    return "/".join(parts[: stacks[0] + 1]) if stacks else None
 
 
 # --- sets of paths ---------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ def suggest(benchmark: Benchmark, devices: names.Devices, optimizer: Any = None)
 
 def row_ways(benchmark: Benchmark, devices: names.Devices) -> int:
     """Over how many of the devices rows can go: what divides the devices and every batch."""
-    micro = benchmark.batch_size // benchmark.gradient_accumulation_steps
-    return math.gcd(devices.count, micro, benchmark.eval_batch)
+    micro = [bucket.rows // benchmark.gradient_accumulation_steps for bucket in benchmark.buckets()]
+    return math.gcd(devices.count, *micro, *(bucket.rows for bucket in benchmark.eval_buckets()))
 
 
 def splits(benchmark: Benchmark, axis: str) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mlperf_jax.core import python_file
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
 from mlperf_jax.planning import devices as names
@@ -66,17 +67,18 @@ def compiled(
         UserError: the configuration does not go onto these devices, whatever their memory.
     """
     cls = type(benchmark)
-    if cls.__module__ == "__main__":
+    place = python_file.place(cls)
+    if place is None and not python_file.is_ours(cls):
         raise UserError(
-            f"{cls.__qualname__} is defined in the running program, which the compiler's process cannot "
-            "import: move it into a file of its own"
+            f"{cls.__qualname__} stands in no file, from which the compiler's process could take it: "
+            "move it to the top level of one"
         )
     config = json.loads(json.dumps(benchmark.config()))
     digest = store.request(cls, config, devices.name, mesh, [optimizer, only])
     known = store.read(digest)
     if known is None:
         request = {
-            "class": f"{cls.__module__}:{cls.__qualname__}",
+            "class": place or f"{cls.__module__}:{cls.__qualname__}",
             "config": config,
             "devices": devices.name,
             "mesh": mesh,

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.benchmark import Benchmark, Example
 from mlperf_jax.errors import UserError
 from mlperf_jax.planning import devices as names
-from mlperf_jax.planning.timing import StepTime
-from mlperf_jax.results import rcp
+from mlperf_jax.planning.timing import StepTime, samples_per_step
+from mlperf_jax.results import rcp, rules
 
 INIT_LIMIT = 30.0  # minutes from init_start to init_stop in the closed division, 240 in open
 
@@ -71,13 +71,13 @@ def to_target(
         samples, spread, source = samples_to_target(benchmark)
     except UserError as error:
         return None, f"no samples to the target: {error}"
-    steps = math.ceil(samples / benchmark.batch_size)
+    steps = benchmark.step_of(math.ceil(samples) - 1) + 1
     due = itertools.takewhile(lambda step: step <= steps, benchmark.eval_steps())
     evaluations = max(1, sum(1 for _ in due))
-    evaluating = evaluations * (time.evaluation or 0.0)
+    evaluating, per_step = evaluations * (time.evaluation or 0.0), samples_per_step(benchmark)
 
     def minutes(samples: float, factor: float) -> float:
-        return (samples / benchmark.batch_size * time.seconds + evaluating) * factor / 60
+        return (samples / per_step * time.seconds + evaluating) * factor / 60
 
     mean = minutes(samples, 1)
     hours = mean / 60 * devices.chips
@@ -124,11 +124,11 @@ def samples_to_target(benchmark: Benchmark) -> tuple[float, float, str]:
 
 def samples_per_unit(benchmark: Benchmark) -> float:
     """Samples of what the references count: an epoch, a sample, a step or a token."""
-    unit = rcp.unit(benchmark.name, benchmark.ruleset)
+    unit = rules.resolve(benchmark.name, benchmark.ruleset).length_unit
     if unit == "epochs":
         return float(benchmark.train_samples)
     if unit == "steps":
-        return float(benchmark.batch_size)
+        return samples_per_step(benchmark)
     if unit == "tokens":
         return 1.0 / getattr(benchmark, "sequence_length", 1)
     return 1.0
@@ -150,14 +150,18 @@ def _megabytes(rate: float) -> str:
     return f"{value:,.0f} MB/s" if value >= 100 else f"{value:.3g} MB/s"
 
 
+def _bytes(example: Example) -> int:
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in example.values())
+
+
 def input_notes(benchmark: Benchmark, devices: names.Devices, time: StepTime) -> Iterator[str]:
     """Records and bytes per second that a host must read, and whether its cores carry the making of them."""
-    each = time.samples_per_second / devices.hosts
-    example = benchmark.examples()[0]
-    size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in example.values())
+    rows, size = np.mean([(b.rows, b.rows * _bytes(b.example)) for b in benchmark.buckets()], 0)
+    # a row is a record, though it may hold several samples
+    each = time.samples_per_second * rows / samples_per_step(benchmark) / devices.hosts
     yield (
         f"input: {each:,.{0 if each >= 10 else 2}f} records a second on each of {devices.hosts:,} hosts, "
-        f"{_megabytes(each * size)} onto its devices"
+        f"{_megabytes(each * size / rows)} onto its devices"
     )
     per_core = benchmark.records_per_core
     if per_core is None:

@@ -6,7 +6,6 @@ The second is no verdict on memory, and is never reported as one.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _UNITS |= {f"{unit}iB": size for unit, size in _UNITS.items() if unit not in ("", "B")}
@@ -21,25 +20,6 @@ _LARGEST = re.compile(
     rf"^\s*\d+\. Size: {_SIZE}\s*$(.*?)(?=^\s*\d+\. Size:|\Z)", re.MULTILINE | re.DOTALL
 )
 _SHAPE, _OPERATOR = re.compile(r"Shape: (\S+)"), re.compile(r'op_name="([^"]*)"')
-
-
-def failed(name: str, message: str, room: int) -> Any:
-    """The `Program` of a compilation that ended with this message."""
-    from mlperf_jax.planning.programs import Program
-
-    used = out_of_memory(message)
-    if used is None:
-        text = _first_lines(message)
-        return Program(name, "compiler failed", room, message=text)
-    total, available = used
-    return Program(
-        name,
-        "too big",
-        available or room,
-        total=total,
-        largest=largest_allocations(message),
-        message=_first_lines(message, 1),
-    )
 
 
 def out_of_memory(message: str) -> tuple[int | None, int | None] | None:
@@ -79,6 +59,7 @@ def largest_allocations(message: str) -> tuple[tuple[int, str], ...]:
     return tuple(sorted(found, reverse=True)[:8])
 
 
-def _first_lines(message: str, count: int = 3) -> str:
+def first_lines(message: str, count: int = 3) -> str:
+    """The first lines that say something."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return "\n".join(line[:300] for line in lines[:count]) or "no message"

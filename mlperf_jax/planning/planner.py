@@ -24,7 +24,7 @@ DTYPE = "bfloat16"  # what `dtype="auto"` means on every device that can be plan
 
 
 def plan(
-    benchmark: str | Benchmark,
+    benchmark: benchmarks.Named,
     on: str,
     *,
     mesh: str | None = None,
@@ -39,7 +39,7 @@ def plan(
     """What is to be expected of a benchmark on devices that need not be here.
 
     Args:
-        benchmark: its name, or a configuration of it.
+        benchmark: as `benchmarks.run` takes it.
         on: the devices: "v5p:8x8x16", "2xv6e:16x16", "h100:8x4".
         mesh: as a run takes it; by default one that suits.
         batch_size: global; by default the benchmark's.
@@ -73,16 +73,12 @@ def plan(
     return dataclasses.replace(made, search=tuple(rows))
 
 
-def _configured(benchmark: str | Benchmark, tiny: bool, fields: dict[str, Any]) -> Benchmark:
-    if isinstance(benchmark, str):
-        cls = benchmarks.benchmark_class(benchmark)
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in known:
-                raise UserError(f"plan has no setting {name!r}{did_you_mean(name, known)}")
-        configured = benchmarks.get(benchmark, tiny=tiny, **fields)
-    else:
-        configured = benchmark.replace(**fields)
+def _configured(benchmark: benchmarks.Named, tiny: bool, fields: dict[str, Any]) -> Benchmark:
+    known = [field.name for field in dataclasses.fields(benchmarks.benchmark_class(benchmark))]
+    for name in fields:
+        if name not in known:
+            raise UserError(f"plan has no setting {name!r}{did_you_mean(name, known)}")
+    configured = benchmarks.get(benchmark, tiny=tiny, **fields)
     return configured.replace(dtype=DTYPE) if configured.dtype == "auto" else configured
 
 

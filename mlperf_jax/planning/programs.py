@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from mlperf_jax.core import compiling, evaluation, loop
+from mlperf_jax.core import compiling, evaluation, loop, preflight
 from mlperf_jax.core import generation as generations
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
@@ -103,7 +103,7 @@ def assemble(
         UserError: the mesh does not fit the devices, the batch or the model.
     """
     mesh = make_mesh(devices, sizes)
-    check_rows(benchmark, mesh)
+    preflight.check_batches(benchmark, mesh)
     found = states.assemble(benchmark, mesh, optimizer)
     return Lowering(**{f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
 
@@ -158,26 +158,6 @@ def check_sizes(devices: names.Devices, sizes: Mapping[str, int]) -> None:
             f"mesh {text} has {product:,} devices and {devices.name} {devices.count:,}: the sizes must "
             "multiply up to them"
         )
-
-
-def check_rows(benchmark: Benchmark, mesh: Mesh) -> None:
-    """Every batch splits over the mesh, also in micro-batches.
-
-    Raises:
-        UserError: one does not.
-    """
-    ways = meshes.batch_ways(mesh)
-    micro = benchmark.batch_size // benchmark.gradient_accumulation_steps
-    for what, rows in (
-        ("batch size", benchmark.batch_size),
-        ("micro-batch of", micro),
-        ("evaluation batch size", benchmark.eval_batch),
-    ):
-        if rows % ways:
-            raise UserError(
-                f"{what} {rows} is not divided by the mesh {meshes.describe(mesh)}, which splits rows "
-                f"{ways} ways: choose a multiple of {ways}, or another --mesh"
-            )
 
 
 # -- what the state takes --------------------------------------------------------------------------
@@ -275,7 +255,7 @@ def compile_program(lowered: Any, options: Mapping[str, Any]) -> tuple[dict[str,
 def read_findings(name: str, devices: names.Devices, found: dict[str, Any], text: str) -> Program:
     """The program that `compile_program` told of."""
     if found["error"] is not None:
-        failed = messages.failed(name, found["error"], devices.memory)
+        failed = failed_program(name, found["error"], devices.memory)
         if failed.outcome == "too big" and not failed.largest:  # the compiler names none
             largest = tuple(
                 (size // devices.count, f"{shape} of all devices, if spread evenly")
@@ -300,6 +280,23 @@ def read_findings(name: str, devices: names.Devices, found: dict[str, Any], text
         seconds=found["seconds"],
         cpu_seconds=found["cpu_seconds"],
         work=_work(module, devices),
+    )
+
+
+def failed_program(name: str, message: str, room: int) -> Program:
+    """The program of a compilation that ended with this message."""
+    used = messages.out_of_memory(message)
+    if used is None:
+        text = messages.first_lines(message)
+        return Program(name, "compiler failed", room, message=text)
+    total, available = used
+    return Program(
+        name,
+        "too big",
+        available or room,
+        total=total,
+        largest=messages.largest_allocations(message),
+        message=messages.first_lines(message, 1),
     )
 
 

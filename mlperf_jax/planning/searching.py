@@ -9,6 +9,7 @@ from typing import Any
 
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
+from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.planning import candidates, compiling, timing
 from mlperf_jax.planning import devices as names
 from mlperf_jax.planning.report import Candidate, gib
@@ -28,7 +29,7 @@ def advice(
     if not big:
         return
     if [program.name.split()[0] for program in big] == ["evaluation"]:
-        rows = benchmark.eval_batch // 2
+        rows = benchmark.eval_rows // 2
         yield f"--eval-batch-size {rows}: only the evaluation does not fit"
     state = sum(found.state.values())
     if state > devices.memory / 2 and found.mesh.get("data", 1) > 1:
@@ -38,10 +39,11 @@ def advice(
     more = _accumulations(benchmark, found.mesh)
     if more:
         yield f"--gradient-accumulation-steps {more[0]}: half of the rows at a time"
-    tensor = found.mesh.get("tensor", 1)
-    ways = found.mesh.get("data", 1) * found.mesh.get("fsdp", 1)
-    if candidates.splits(benchmark, "tensor") and 2 * tensor <= MOST_TENSOR and ways % 2 == 0:
-        yield f"--mesh fsdp={ways // 2},tensor={2 * tensor}: half of each layer's work per device"
+    sizes = _sharded(found.mesh)
+    tensor, ways = 2 * sizes.get("tensor", 1), sizes["fsdp"]
+    if candidates.splits(benchmark, "tensor") and tensor <= MOST_TENSOR and ways % 2 == 0:
+        halved = _text(sizes | {"fsdp": ways // 2, "tensor": tensor})
+        yield f"--mesh {halved}: half of each layer's work per device"
     larger = names.nearest_larger(devices, 2 * devices.chips)
     if larger:
         yield f"--on {larger}: twice the chips"
@@ -53,20 +55,16 @@ def _text(sizes: Mapping[str, int]) -> str:
 
 def _sharded(sizes: Mapping[str, int]) -> dict[str, int]:
     """The same mesh with `data` turned into `fsdp`."""
-    rest = {axis: n for axis, n in sizes.items() if axis not in ("data", "fsdp")}
-    return {"fsdp": sizes.get("data", 1) * sizes.get("fsdp", 1), **rest}
+    sizes = dict(sizes)
+    return {"fsdp": sizes.pop("data", 1) * sizes.pop("fsdp", 1), **sizes}
 
 
 def _accumulations(benchmark: Benchmark, sizes: Mapping[str, int]) -> list[int]:
     """Numbers of micro-batches above the present one that leave every device a row."""
-    ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
-    now = benchmark.gradient_accumulation_steps
-    return [
-        2**k * now
-        for k in range(1, 4)
-        if benchmark.batch_size % (2**k * now) == 0
-        and (benchmark.batch_size // (2**k * now)) % ways == 0
-    ]
+    ways = math.prod(sizes.get(axis, 1) for axis in ROWS)
+    now, rows = benchmark.gradient_accumulation_steps, [b.rows for b in benchmark.buckets()]
+    steps = [2**k * now for k in range(1, 4)]
+    return [n for n in steps if not any(count % (n * ways) for count in rows)]
 
 
 # -- the search ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import mlperf_jax
+from mlperf_jax.core import python_file
 
 _SUFFIX = ".json"
 
@@ -102,9 +103,9 @@ def turn(say: Callable[[str], None]) -> Iterator[None]:
 def request(
     cls: type, config: Mapping[str, Any], devices: str, mesh: Any, settings: list[Any]
 ) -> str:
-    """The digest of a request: what and where, this package's sources, and the versions."""
+    """The digest of a request: what and where, this package's sources and the user's, and the versions."""
     from mlperf_jax.planning.programs import compiler_versions
 
-    name = f"{cls.__module__}:{cls.__qualname__}"
+    name = f"{cls.__module__}:{cls.__qualname__}:{python_file.code(cls)}"
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
     return digest(name, config, devices, mesh, settings, sources(), compiler_versions(), flags)

@@ -99,7 +99,7 @@ def step_time(benchmark: Benchmark, devices: names.Devices, programs: Any) -> St
     mean = {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
     if not devices.tpu:
         mean = _gpu_parts(benchmark, devices, flops, mean)
-    rate = benchmark.batch_size / mean["seconds"]
+    rate = samples_per_step(benchmark) / mean["seconds"]
     mfu = _mfu(benchmark, devices, rate)
     alone = {key: mean[key] for key in ("products", "memory", "network")}
     evaluation = [p for p in programs if p.name.split()[0] == "evaluation" and p.work]
@@ -117,6 +117,12 @@ def step_time(benchmark: Benchmark, devices: names.Devices, programs: Any) -> St
         evaluation=_evaluation(benchmark, devices, flops, evaluation) if devices.tpu else None,
         assumption=_assumption(devices),
     )
+
+
+def samples_per_step(benchmark: Benchmark) -> float:
+    """The mean over the first epoch."""
+    steps = benchmark.epoch_steps
+    return benchmark.samples(steps) / steps
 
 
 def _assumption(devices: names.Devices) -> str:
@@ -146,8 +152,8 @@ def _evaluation(
     if not programs:
         return None
     each = [_parts(p.work, devices, flops)["seconds"] for p in programs]
-    batches = math.ceil(benchmark.eval_samples / benchmark.eval_batch)
-    return batches * sum(each) / len(each)
+    rows = [bucket.rows for bucket in benchmark.eval_buckets()]
+    return math.ceil(benchmark.eval_samples * len(rows) / sum(rows)) * sum(each) / len(each)
 
 
 def _parts(work: Mapping[str, Any], devices: names.Devices, flops: float) -> dict[str, float]:
@@ -180,7 +186,7 @@ def _gpu_parts(
 ) -> dict[str, float]:
     """The same for GPUs, from the model's own FLOPs: the CPU's program says little about their time."""
     passes = _REMAT_PASSES.get(getattr(benchmark, "remat", None) or "", 1.0)
-    total = benchmark.flops_per_sample * benchmark.batch_size * passes
+    total = benchmark.flops_per_sample * samples_per_step(benchmark) * passes
     products = total / (devices.count * flops * GPU_PRODUCTS)
     left = max(0.0, found["network"] - products)
     return {

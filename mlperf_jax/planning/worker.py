@@ -6,7 +6,6 @@ process ends, and fake devices must be asked for before JAX starts.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -75,11 +74,11 @@ def answer(request: dict[str, Any], send: Send) -> None:
 
 
 def rebuild(name: str, config: dict[str, Any]) -> Any:
-    """The benchmark of a class "module:name" with these fields, registered or not."""
+    """The benchmark of a class, as `python_file.load` finds it, with these fields."""
+    from mlperf_jax.core import python_file
     from mlperf_jax.core.benchmark import Target
 
-    module, _, attribute = name.partition(":")
-    cls = getattr(importlib.import_module(module), attribute)
+    cls = python_file.load(name, "benchmark", "Wine")
     values = {key: _tuples(value) for key, value in config.items() if key != "benchmark"}
     return cls(**{**values, "targets": tuple(Target(**t) for t in config["targets"])})
 

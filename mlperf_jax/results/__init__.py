@@ -1,6 +1,6 @@
 """What a run leaves behind: the log, the run folder, rounds and rules as data, compliance."""
 
-from mlperf_jax.results.closed import closed_violations, required_keys
+from mlperf_jax.results.closed import closed_violations
 from mlperf_jax.results.compliance import Finding, Report, check
 from mlperf_jax.results.header import header
 from mlperf_jax.results.log import Line, Log, read
@@ -13,7 +13,15 @@ from mlperf_jax.results.result import (
     run_name,
     versions,
 )
-from mlperf_jax.results.rules import Entry, ReferencePoint, Target, entries, entry
+from mlperf_jax.results.rules import (
+    Entry,
+    ReferencePoint,
+    Round,
+    Target,
+    entries,
+    entry,
+    resolve,
+)
 from mlperf_jax.results.runs import RunFolder, RunSet, Scalars, config_changes
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "ReferencePoint",
     "Report",
     "Result",
+    "Round",
     "RunFolder",
     "RunSet",
     "Scalars",
@@ -39,7 +48,7 @@ __all__ = [
     "entry",
     "header",
     "read",
-    "required_keys",
+    "resolve",
     "run_name",
     "versions",
 ]

@@ -1,68 +1,57 @@
 """What the closed division allows: a run is refused by name before it starts.
 
-`data/closed*.toml` say what, in the constraint kinds of `constraints.py`; this file only applies it.
+The benchmark's `Round` (rules.py) says what, in the constraint kinds of `constraints.py`; this file only
+applies it.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mlperf_jax.results import constraints, keys, rules
-
-# which keys, a question of spelling, is answered there
-required_keys = keys.required
+from mlperf_jax.results import constraints, keys
+from mlperf_jax.results.evaluations import Evaluation
+from mlperf_jax.results.rules import Round, Target
 
 
 def closed_violations(
-    benchmark: str,
-    ruleset: str | None,
+    official: Round,
     log_values: Mapping[str, Any],
     *,
     optimizer_replaced: bool,
     model_replaced: bool = False,
     settings: Mapping[str, Any],
-    targets: Iterable[Any],
+    targets: Sequence[Target],
     eval_steps: Sequence[int],
 ) -> list[str]:
     """Why a run would not be a closed one: a sentence each; empty when nothing speaks against it.
 
     Args:
-        benchmark: its name.
-        ruleset: the round's rules; the benchmark's last ones by default.
+        official: the benchmark's rules.
         log_values: what will be logged, key -> value, the batch size and sample counts included,
             spelled as the newest ruleset does.
         optimizer_replaced: whether the user gave an optimizer of their own.
         model_replaced: the same of the model.
         settings: the benchmark's fields; those the rules bind must be among them.
-        targets: the run's targets, with attributes name, at_least, at_most and above.
+        targets: the run's.
         eval_steps: the first evaluations, in steps (batches trained so far); three or more.
-
-    Raises:
-        UserError: there is no such benchmark, or it was not in that round.
     """
-    row = rules.entry(benchmark)
-    name = row.round(ruleset)
-    allows = f"the closed division of {benchmark} v{name}"
-    rule = keys.closed_rule(benchmark, name)
-    if rule is None:
+    allows = f"the closed division of {official.benchmark} v{official.round}"
+    if official.own is None:
         return [f"{allows} is not known to this version; run with division 'open'."]
     found = []
     for replaced, what in ((optimizer_replaced, "optimizer"), (model_replaced, "model")):
         if replaced:
             found.append(f"the {what} was replaced; {allows} has only the reference's.")
-    values = keys.spelled(benchmark, name, log_values)
-    own = keys.keys(benchmark, name, values, common=False)
-    for key, given in keys.keys(benchmark, name, values).items():
+    values = keys.spelled(official, log_values)
+    own = official.allowed(values, common=False)
+    for key, given in official.allowed(values).items():
         needed = key in own and not any("optional" in c or "written" in c for c in given)
         if needed or key in values:
             found += _check(key, given, values, values, allows, "logged")
-    bound = rules.data("common.toml")[row.suite]["settings"] | rule.get("settings", {})
-    for key, given in bound.items():
-        found += _check(
-            key, keys.of_round(given, name, row.suite), settings, values, allows, "stated"
-        )
-    found += _check_targets(row.targets(name), list(targets), allows)
-    return found + _check_schedule(row.evaluation(name), eval_steps, values, allows)
+    for key, given in official.settings.items():
+        found += _check(key, given, settings, values, allows, "stated")
+    found += _check_targets(official.targets, targets, allows)
+    return found + _check_schedule(official.evaluation, eval_steps, values, allows)
 
 
 def _check(
@@ -82,23 +71,18 @@ def _check(
     ]
 
 
-def _check_targets(official: Iterable[Any], given: list[Any], allows: str) -> list[str]:
+def _check_targets(official: Iterable[Target], given: Sequence[Target], allows: str) -> list[str]:
     """A given target may be stricter than the official one, never laxer."""
     found = []
     for wanted in official:
         named = [target for target in given if target.name == wanted.name]
         if not any(_as_strict(target, wanted) for target in named):
-            have = (
-                " and ".join(
-                    str(rules.Target(t.name, t.at_least, t.at_most, t.above)) for t in named
-                )
-                or f"no target for {wanted.name}"
-            )
+            have = " and ".join(t.words for t in named) or f"no target for {wanted.name}"
             found.append(f"the run's target is {have}; {allows} demands {wanted}.")
     return found
 
 
-def _as_strict(target: Any, wanted: Any) -> bool:
+def _as_strict(target: Target, wanted: Target) -> bool:
     floor = max((b for b in (target.at_least, target.above) if b is not None), default=-math.inf)
     if wanted.at_least is not None and floor < wanted.at_least:
         return False
@@ -111,9 +95,10 @@ def _as_strict(target: Any, wanted: Any) -> bool:
 
 
 def _check_schedule(
-    evaluation: Any, steps: Sequence[int], values: Mapping[str, Any], allows: str
+    evaluation: Evaluation | None, steps: Sequence[int], values: Mapping[str, Any], allows: str
 ) -> list[str]:
-    batch, samples = values.get("global_batch_size"), values.get("train_samples")
+    batch: Any = values.get("global_batch_size")
+    samples: Any = values.get("train_samples")
     if evaluation is None or not _positive(batch) or not _positive(samples):
         return []  # not known, or said already
     fault = evaluation.fault(steps, batch, samples)

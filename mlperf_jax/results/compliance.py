@@ -97,10 +97,9 @@ def check(
         raise UserError(f"division is {division!r}; give 'closed' or 'open'.")
     paths = _logs(pathlib.Path(path))
     contents = {p: _read(p) for p in paths}
-    name, entry, version = _benchmark(contents, ruleset)
-    suite = entry.suite if entry else "training"
-    folder = rules.official_package() / "compliance_checker" / f"{suite}_{version}"
-    if not folder.is_dir() or version in ("0.5.0", "0.6.0"):
+    name, official, version = _benchmark(contents, ruleset)
+    suite = official.suite if official else "training"
+    if rules.checker(suite, version) is None:
         raise UserError(
             f"there is no official checker for logs of this format under ruleset {version}; "
             "the oldest is 0.7.0."
@@ -111,8 +110,8 @@ def check(
         found, text = _check_one(p, lines, suite, version, division)
         findings += found
         raw.append(text)
-    if entry and pathlib.Path(path).is_dir():
-        findings += _whole_set(contents, entry.runs(version))
+    if official and pathlib.Path(path).is_dir():
+        findings += _whole_set(contents, official.runs)
     return Report(
         success=all(finding.warning for finding in findings),
         findings=tuple(findings),
@@ -161,8 +160,8 @@ def _read(path: pathlib.Path) -> list[log.Line]:
 
 def _benchmark(
     contents: dict[pathlib.Path, list[log.Line]], ruleset: str | None
-) -> tuple[str, rules.Entry | None, str]:
-    """The logged benchmark, its row (None without a line that names it), and the ruleset to apply."""
+) -> tuple[str, rules.Round | None, str]:
+    """The logged benchmark, its rules (None without a line that names it), and the ruleset to apply."""
     names: dict[str, pathlib.Path] = {}
     for path, lines in contents.items():
         for line in lines:
@@ -181,13 +180,15 @@ def _benchmark(
     name, path = next(iter(names.items()))
     found = rules.by_log_name(name)
     if not found:
-        raise UserError(f"{path} is of the benchmark {name!r}, which no round had.")
-    if ruleset is not None:
-        entry = next(iter(rules.by_log_name(name, ruleset)), found[-1])
-        return name, entry, f"{entry.round(ruleset)}.0"
+        raise UserError(
+            f"{path} is of {name!r}, which no round had: there are no official rules to check it by."
+        )
     # An official name may have changed hands or been given up: the last round that used it.
-    entry = found[-1]
-    return name, entry, f"{[r for r in entry.rounds if entry.log_name(r) == name][-1]}.0"
+    official = found[-1]
+    if ruleset is not None:
+        of_round = rules.by_log_name(name, ruleset)
+        official = of_round[0] if of_round else rules.resolve(official.benchmark, ruleset)
+    return name, official, official.ruleset
 
 
 def _whole_set(contents: dict[pathlib.Path, list[log.Line]], runs: int) -> list[Finding]:

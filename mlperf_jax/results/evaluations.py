@@ -31,7 +31,7 @@ class Evaluation:
     unit: str
     every: str | float | None = None
     first: str | float | None = None
-    at: tuple[float, ...] = ()
+    at: Sequence[float] = ()
     pad: bool = False
     note: str = ""
 

@@ -1,20 +1,20 @@
 """The first lines of a log: who ran what, where, under which rules."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import keys, rules
 from mlperf_jax.results.log import Log
+from mlperf_jax.results.rules import Round
 
 DIVISIONS = ("closed", "open")
-STATUSES = ("onprem", "cloud", "preview", "research")
+Status = Literal["onprem", "cloud", "preview", "research"]
+STATUSES: tuple[str, ...] = get_args(Status)
 
 
 def header(
     log: Log,
+    official: Round,
     *,
-    benchmark: str,
-    ruleset: str | None = None,
     division: str,
     org: str,
     platform: str,
@@ -23,13 +23,13 @@ def header(
 ) -> None:
     """Logs the submission's keys, `cache_clear` and the seed, in the order the readers need.
 
-    The status is logged in the rounds that want it, up to 4.0. To be called once per run, before `init_start`: the division decides how long initialisation may
-    take, so it must be known when `init_stop` is read.
+    The status is logged in the rounds that want it, up to 4.0. To be called once per run, before
+    `init_start`: the division decides how long initialisation may take, so it must be known when
+    `init_stop` is read.
 
     Args:
         log: the run's log.
-        benchmark: our name; logged as the official tools call it in that round.
-        ruleset: the round; the benchmark's last one by default.
+        official: the benchmark's rules.
         division: "closed" or "open".
         org: who runs it.
         platform: the system, such as "1 x TPU v5e".
@@ -37,17 +37,17 @@ def header(
         seed: the run's seed.
 
     Raises:
-        UserError: an unknown benchmark, round, division or status, or an empty name.
+        UserError: an unknown division or status, or an empty name.
     """
     values: dict[str, Any] = {
-        "submission_benchmark": rules.entry(benchmark).log_name(ruleset),
+        "submission_benchmark": official.log_name,
         "submission_division": _one_of("division", division, DIVISIONS),
         "submission_org": _named("org", org),
         "submission_platform": _named("platform", platform),
         "submission_status": _one_of("status", status, STATUSES),
         "cache_clear": True,
     }
-    if not keys.in_log("submission_status", benchmark, ruleset):
+    if not official.common.get("submission_status"):
         del values["submission_status"]
     if seed is not None:
         values["seed"] = seed

@@ -233,6 +233,20 @@ def read(path: os.PathLike | str) -> list[Line]:
     return lines
 
 
+def end_of_line(path: os.PathLike | str, key: str) -> int:
+    """The byte after the first line with this key.
+
+    Raises:
+        UserError: there is none.
+    """
+    end = 0
+    for raw in pathlib.Path(path).read_bytes().splitlines(keepends=True):
+        end += len(raw)
+        if f'"key": "{key}"'.encode() in raw:
+            return end
+    raise UserError(f"{path} has no {key} line")
+
+
 def _parse(text: str, lineno: int) -> Line:
     members = json.loads(text[len(TOKEN) :])
     metadata = members["metadata"]

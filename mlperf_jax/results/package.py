@@ -169,8 +169,8 @@ def package(
         notes=(*notes, *verdict.notes),
         to_fill=_to_fill(root, runs, story),
         raw=verdict.raw,
-        benchmark=runs.log_name,
-        ruleset=runs.ruleset,
+        benchmark=runs.official.log_name,
+        ruleset=runs.official.ruleset,
         division=runs.division,
         system=system,
         logs=tuple(str(results / f"result_{i}.txt") for i in range(len(runs.runs))),
@@ -237,9 +237,9 @@ def _story(
 ) -> package_texts.Story:
     first = runs.runs[0]
     return package_texts.Story(
-        benchmark=runs.entry.name,
-        log_name=runs.log_name,
-        ruleset=runs.ruleset,
+        benchmark=runs.official.benchmark,
+        log_name=runs.official.log_name,
+        ruleset=runs.official.ruleset,
         division=runs.division,
         system=system,
         implementation=implementation,
@@ -265,7 +265,7 @@ def _to_fill(root: pathlib.Path, runs: Set, story: package_texts.Story) -> tuple
         texts.append(f"{pointer}/README.md: {', '.join(lacking)} of the code")
     _, left_out = package_texts.run_words(story)
     if left_out:
-        script = f"benchmarks/{runs.log_name}/{story.system}/run_and_time.sh"
+        script = f"benchmarks/{runs.official.log_name}/{story.system}/run_and_time.sh"
         texts.append(f"{script}: how {', '.join(left_out)} were given, which no option can carry")
     return tuple(texts)
 
@@ -274,12 +274,12 @@ def _to_fill(root: pathlib.Path, runs: Set, story: package_texts.Story) -> tuple
 
 
 def _results(runs: Set, system: str) -> str:
-    deeper = "strong/" if runs.entry.suite == "hpc" else ""
-    return f"results/{system}/{deeper}{runs.log_name}"
+    deeper = "strong/" if runs.official.suite == "hpc" else ""
+    return f"results/{system}/{deeper}{runs.official.log_name}"
 
 
 def _implementation(runs: Set, story: package_texts.Story) -> str:
-    return f"benchmarks/{runs.log_name}/implementations/{story.implementation}"
+    return f"benchmarks/{runs.official.log_name}/implementations/{story.implementation}"
 
 
 def _make(
@@ -300,7 +300,7 @@ def _make(
     staged = staging / root.name
     try:
         new = _build(staged, root, runs, story, document, copied)
-        verdict = check_tree(staged, runs.ruleset, runs.entry.suite)
+        verdict = check_tree(staged, runs.official.ruleset, runs.official.suite)
         built_at = str(staged.resolve())
         _install(staged, root, new)
     except OSError as error:
@@ -350,7 +350,7 @@ def _build(
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
         new.append(code)
-    how = f"benchmarks/{runs.log_name}/{story.system}"
+    how = f"benchmarks/{runs.official.log_name}/{story.system}"
     if not _same_files(root / how, package_texts.system_files(story)):
         _write(staged / how, package_texts.system_files(story))
         new.append(how)

@@ -61,8 +61,7 @@ def check_tree(folder: os.PathLike | str, ruleset: str, suite: str = "training")
     """
     root = pathlib.Path(folder).resolve()
     version = f"{rules.round_name(ruleset, suite)}.0"
-    official = rules.official_package() / "compliance_checker" / f"{suite}_{version}"
-    if not official.is_dir() or version in ("0.5.0", "0.6.0"):
+    if rules.checker(suite, version) is None:
         raise UserError(
             f"there is no official checker for submissions of ruleset {version}; the oldest is "
             f"{'0.7.0' if suite == 'training' else '1.0.0 of HPC'}."

@@ -47,22 +47,16 @@ class Set:
     """The runs of one result, in the order in which they were launched.
 
     Attributes:
-        entry: the benchmark's row.
-        ruleset: such as "4.0.0".
+        official: the benchmark's rules.
         division: "closed" or "open".
         tiny: whether they are tiny runs.
         runs: exactly as many as that round wants.
     """
 
-    entry: rules.Entry
-    ruleset: str
+    official: rules.Round
     division: str
     tiny: bool
     runs: tuple[Run, ...]
-
-    @property
-    def log_name(self) -> str:
-        return self.entry.log_name(self.ruleset)
 
 
 def read_set(
@@ -87,13 +81,12 @@ def read_set(
     runs = sorted((_read_run(each) for each in folders), key=lambda run: run.began)
     _same_benchmark(runs)
     first = runs[0]
-    entry = rules.entry(first.result.benchmark)
-    version = f"{entry.round(ruleset or first.result.ruleset or None)}.0"
-    if first.logged("submission_benchmark") != entry.log_name(version):
+    official = rules.resolve(first.result.benchmark, ruleset or first.result.ruleset or None)
+    if first.logged("submission_benchmark") != official.log_name:
         raise UserError(
             f"{first.folder.log_path} is of {first.logged('submission_benchmark')!r}, but the rules of "
-            f"{version} call the benchmark {entry.log_name(version)!r}; give the ruleset that the runs "
-            "were made for."
+            f"{official.ruleset} call the benchmark {official.log_name!r}; give the ruleset that the "
+            "runs were made for."
         )
     tiny = any(run.result.tiny or run.config.get("size") == "tiny" for run in runs)
     if tiny and not allow_tiny:
@@ -101,11 +94,11 @@ def read_set(
             f"{folder} holds tiny runs, which are no result; to rehearse the submission with them "
             "say so (allow_tiny, --allow-tiny)."
         )
-    _count(folder, runs, entry.runs(version), f"{entry.name} v{entry.round(version)}")
+    _count(folder, runs, official.runs, f"{official.benchmark} v{official.round}")
     _alike(runs)
     _seeds(runs)
     logged = _division(runs, division, tiny)
-    return Set(entry, version, logged, tiny, tuple(runs))
+    return Set(official, logged, tiny, tuple(runs))
 
 
 def _read_run(folder: RunFolder) -> Run:

@@ -5,7 +5,7 @@ fewer samples than they did is refused; one that is faster within the bound is s
 taken as many. What is significant is a one-sided t-test, here in closed form; the official checker
 (`mlperf_logging.rcp_checker`) bisects for the same number.
 
-Lengths are in the benchmark's own unit: epochs, samples, steps or tokens, as `unit` says.
+Lengths are in the benchmark's own unit: epochs, samples, steps or tokens, its `Round.length_unit`.
 """
 
 import bisect
@@ -19,20 +19,6 @@ import numpy as np
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import rules
 from mlperf_jax.results.rules import ReferencePoint
-
-# Logged with their lengths as `samples_count`; all others as `epoch_num`, whatever is counted there.
-_SAMPLES_COUNT = {
-    "llama2_70b_lora",
-    "flux1",
-    "llama31_405b",
-    "llama31_8b",
-    "gpt_oss_20b",
-    "deepseekv3_671b",
-    "qwen35_397b_grpo",
-    "dlrmv4",
-    "stable_diffusion",
-}
-_SAMPLES_AS_EPOCH_NUM = {"bert", "openfold"}
 
 # A run that did not converge counts as this long in the official checker, whatever the unit. It is
 # then the slowest, except among gpt3's tokens, which are more: there it is left out as the *fastest*.
@@ -135,7 +121,7 @@ def judge(
     Args:
         benchmark: our name.
         batch_size: the global batch size that all runs used.
-        lengths: how long each run took to the target, as logged (see `length_field`); None for a run
+        lengths: how long each run took to the target, as logged (`Round.length_field`); None for a run
             that did not reach it.
         ruleset: the round; the benchmark's last one by default.
         full: compare with all points; by default those are left out that the official checker prunes.
@@ -144,20 +130,22 @@ def judge(
     Raises:
         UserError: there are no points for that round, or fewer runs than the score leaves out.
     """
-    row = rules.entry(benchmark)
-    if len(lengths) <= 2 * row.drop:
+    official = rules.resolve(benchmark, ruleset)
+    if len(lengths) <= 2 * official.drop:
         raise UserError(
             f"{len(lengths)} runs of {benchmark} cannot be compared with the reference: the "
-            f"{row.drop} fastest and the {row.drop} slowest are left out; give {row.runs(ruleset)} runs."
+            f"{official.drop} fastest and the {official.drop} slowest are left out; give {official.runs} runs."
         )
     known = references(benchmark, ruleset, points=points)
-    known = known if full else pruned(known, row.runs(ruleset))
+    known = known if full else pruned(known, official.runs)
     never = sum(length is None for length in lengths)
-    if never > row.drop:
-        sentence = f"{never} of {len(lengths)} runs did not converge, {row.drop} may: not accepted"
+    if never > official.drop:
+        sentence = (
+            f"{never} of {len(lengths)} runs did not converge, {official.drop} may: not accepted"
+        )
         return Verdict(False, "unconverged", batch_size, None, None, 1.0, sentence)
-    mean = olympic([_NEVER if length is None else length for length in lengths], row.drop)
-    kind, reference = _reference_at(known, batch_size, row.runs(ruleset))
+    mean = olympic([_NEVER if length is None else length for length in lengths], official.drop)
+    kind, reference = _reference_at(known, batch_size, official.runs)
     if kind == "missing":
         sentence = (
             f"no reference point reaches batch size {batch_size:,} (the largest is "
@@ -165,12 +153,11 @@ def judge(
         )
         return Verdict(False, kind, batch_size, mean, None, 1.0, sentence)
     assert reference is not None
-    if row.name == "llama31_405b":
+    if official.benchmark == "llama31_405b":
         reference = dataclasses.replace(reference, bound=max(0.0, reference.bound - _EXTRA_405B))
     passed = bool(mean >= reference.bound)
     factor = max(1.0, reference.mean / mean) if passed else 1.0
-    words = unit(benchmark, ruleset)
-    sentence = _sentence(kind, batch_size, mean, reference, passed, words)
+    sentence = _sentence(kind, batch_size, mean, reference, passed, official.length_unit)
     return Verdict(passed, kind, batch_size, mean, reference, factor, sentence)
 
 
@@ -185,20 +172,20 @@ def references(
     Raises:
         UserError: there are no points for that round, or one of them has too few runs.
     """
-    row = rules.entry(benchmark)
+    official = rules.resolve(benchmark, ruleset)
     points = rules.rcp(benchmark, ruleset) if points is None else points
     if not points:
         raise UserError(f"no reference convergence points are given for {benchmark}; give some.")
     found = []
     for point in sorted(points, key=lambda point: point.batch_size):
-        if len(point.lengths) <= 2 * row.drop:
+        if len(point.lengths) <= 2 * official.drop:
             raise UserError(
                 f"the reference point {point.name} of {benchmark} has {len(point.lengths)} runs; more "
-                f"than {2 * row.drop} are needed."
+                f"than {2 * official.drop} are needed."
             )
-        mean, std = olympic(point.lengths, row.drop), float(np.std(point.lengths))
-        count = len(point.lengths) - 2 * row.drop
-        bound = smallest_mean(mean, std, count, row.runs(ruleset))
+        mean, std = olympic(point.lengths, official.drop), float(np.std(point.lengths))
+        count = len(point.lengths) - 2 * official.drop
+        bound = smallest_mean(mean, std, count, official.runs)
         found.append(Reference(point.batch_size, mean, std, bound))
     return found
 
@@ -247,26 +234,6 @@ def pruned(known: Sequence[Reference], runs: int) -> list[Reference]:
 def olympic(values: Sequence[float], drop: int) -> float:
     """The mean of what is left without the `drop` smallest and the `drop` largest."""
     return float(np.mean(sorted(values)[drop : len(values) - drop]))
-
-
-def length_field(benchmark: str, ruleset: str | None = None) -> str:
-    """The metadata of an evaluation's log line in which the official checker reads the length."""
-    if benchmark == "stable_diffusion" and rules.entry(benchmark).round(ruleset) == "3.1":
-        return "step_num"
-    return "samples_count" if benchmark in _SAMPLES_COUNT else "epoch_num"
-
-
-def unit(benchmark: str, ruleset: str | None = None) -> str:
-    """What a benchmark's lengths count: "epochs", "samples", "steps" or "tokens"."""
-    field = length_field(benchmark, ruleset)
-    if field != "epoch_num":
-        return "steps" if field == "step_num" else "samples"
-    row = rules.entry(benchmark)
-    if benchmark == "gpt3":
-        return "tokens"
-    if benchmark == "unet3d":
-        return "samples" if row.round(ruleset) in ("3.1", "4.0") else "epochs"
-    return "samples" if benchmark in _SAMPLES_AS_EPOCH_NUM else "epochs"
 
 
 def _reference_at(

@@ -16,7 +16,7 @@ from mlperf_jax.errors import UserError
 # What is copied, relative to the output folder. Checkpoints are not.
 _FILES = (
     re.compile(r"result_\d+\.txt"),
-    re.compile(r"run_\d+/(config|resumed|trained|result)\.json|run_\d+/scalars\.jsonl"),
+    re.compile(r"run_\d+/(config|resumed|trained|scores|result)\.json|run_\d+/scalars\.jsonl"),
 )
 
 

@@ -84,6 +84,7 @@ class Result:
         division: "closed" or "open", as the log says.
         ruleset: the round whose rules the run followed, such as "4.0.0".
         device_count: chips used.
+        scored: of a run that was scored afterwards, the samples of the checkpoints that were.
     """
 
     benchmark: str
@@ -105,6 +106,7 @@ class Result:
     division: str = "open"
     ruleset: str = ""
     device_count: int = 1
+    scored: list[int] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `result.json`: every field, and the notices that go with any score."""
@@ -135,10 +137,12 @@ class Result:
     def __str__(self) -> str:
         chips = f"{self.device_count} x {self.device}"
         rules = f", rules of {self.ruleset}" if self.ruleset else ""
+        at = ", ".join(f"{samples:,}" for samples in self.scored)
+        scored = f"; scored afterwards at {at}" if at else ""
         lines = [
             f"{self._what()}: {self._outcome()}",
             f"{self.samples:,} samples in {_duration(self.seconds)}, "
-            f"{self.examples_per_second:,.0f} samples/s on {chips}{self._mfu()}",
+            f"{self.examples_per_second:,.0f} samples/s on {chips}{self._mfu()}{scored}",
             f"{self.division} division{rules}. {UNVERIFIED}",
             LEGEND,
         ]

@@ -1,7 +1,9 @@
-"""The rounds, the benchmarks and their quality targets, as one table.
+"""The rules of every benchmark in every round, each pair one value: `resolve(benchmark, ruleset)`.
 
-The table is `data/benchmarks.toml`; what the closed division allows is in `data/closed*.toml`, read by
-`closed.py`; what a log's keys are called in `data/keys.toml`, read by `keys.py`. A round is named as its rules are, "4.0"; the official tools call its ruleset "4.0.0".
+The tables are in `data/`: `benchmarks.toml` has rounds, targets, runs and schedules, `closed*.toml` and
+`common.toml` the lines that a closed log holds and what their values may be, `keys.toml` how older rounds
+spell them. `keys.py` and `closed.py` apply a round's rules to a run. A round is named as its rules are,
+"4.0"; the official tools call its ruleset "4.0.0".
 """
 
 import dataclasses
@@ -9,43 +11,159 @@ import difflib
 import functools
 import importlib.resources
 import json
+import operator
 import pathlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.results.constraints import Constraint
 from mlperf_jax.results.evaluations import Evaluation
+
+# What the values of a log's lines, or of a benchmark's fields, may be.
+Allowed = Mapping[str, tuple[Constraint, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One quality target, in the unit that is logged.
+    """Bounds that one named quality must meet, in the unit that is logged.
+
+    Example:
+        >>> target = Target("accuracy", at_least=0.759)
+        >>> target.words, target.met({"accuracy": 0.76})
+        ('accuracy at least 0.759', True)
 
     Attributes:
         name: the quality's name, such as "accuracy".
         at_least: the smallest value that passes.
         at_most: the largest value that passes.
         above: a bound the value must exceed.
-        note: what a number cannot say.
     """
 
     name: str
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
-    note: str = ""
+
+    def met(self, quality: Mapping[str, float]) -> bool:
+        """Whether the value of this name is inside the bounds; NaN never is."""
+        value = quality[self.name]
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and value == value
+        )
+
+    @property
+    def words(self) -> str:
+        """The bounds as a text."""
+        bounds = {"at least": self.at_least, "at most": self.at_most, "above": self.above}
+        said = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+        return f"{self.name} {' and '.join(said)}".strip()
 
     def __str__(self) -> str:
-        bounds = [f"at least {self.at_least:g}"] if self.at_least is not None else []
-        bounds += [f"at most {self.at_most:g}"] if self.at_most is not None else []
-        bounds += [f"above {self.above:g}"] if self.above is not None else []
-        text = f"{self.name} {' and '.join(bounds)}".strip()
-        return f"{text} ({self.note})" if self.note else text
+        return self.words
 
 
 @dataclasses.dataclass(frozen=True)
+class OfficialTarget(Target):
+    """A target of the rules. `note` is what its numbers cannot say, or ""."""
+
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.words} ({self.note})" if self.note else self.words
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spelling:
+    """How a round's log spells what a benchmark states as its newest round does.
+
+    Attributes:
+        first: keys that come first.
+        repeated: key -> another that repeats it, where the benchmark does not state that one.
+        renamed: key -> its name in this round.
+        fixed: key -> the value that this round fixed.
+        metadata: key -> the line of which it is metadata, and its name there.
+        quality: the keys of the quality.
+        open_quality: further ones in the open division.
+        epoch_num: what that metadata is, a formula of `epochs`, `samples`, `steps` and logged values.
+        step_num: whether evaluations have that metadata.
+    """
+
+    first: Sequence[str] = ()
+    repeated: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    quality: Sequence[str] = ("eval_accuracy",)
+    open_quality: Sequence[str] = ()
+    epoch_num: str = "epochs"
+    step_num: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Round:
+    """The rules of one benchmark in one round. By default it has none, as one that no round had.
+
+    Attributes:
+        benchmark: our name.
+        suite: "training" or "hpc".
+        round: such as "4.0".
+        log_name: what the official tools call it, logged as `submission_benchmark`.
+        targets: the quality targets; one evaluation must meet all.
+        evaluation: when to evaluate; None where the rules of so early a round are not known.
+        runs: how many make a score; 0 where there is none.
+        drop: how many of the best and how many of the worst of them are left out.
+        length_field: the metadata of an evaluation's line in which the official checker reads how long
+            a run took.
+        length_unit: what is counted there: "epochs", "samples", "steps" or "tokens".
+        common: the lines of every benchmark's log; () for a key that logs of this round lack.
+        own: the closed log's lines of this benchmark alone; None where the closed division's rules are
+            not known.
+        when: key -> its value -> lines that a closed log has besides.
+        settings: values that the closed division binds but no log shows, by the benchmark's field.
+        spelling: how the log spells them.
+    """
+
+    benchmark: str
+    suite: str
+    round: str
+    log_name: str
+    targets: tuple[OfficialTarget, ...] = ()
+    evaluation: Evaluation | None = None
+    runs: int = 0
+    drop: int = 1
+    length_field: str = "epoch_num"
+    length_unit: str = "epochs"
+    common: Allowed = dataclasses.field(default_factory=dict)
+    own: Allowed | None = None
+    when: Mapping[str, Mapping[str, Allowed]] = dataclasses.field(default_factory=dict)
+    settings: Allowed = dataclasses.field(default_factory=dict)
+    spelling: Spelling = Spelling()
+
+    @property
+    def ruleset(self) -> str:
+        """What the official tools call the round's rules, such as "4.0.0"."""
+        return f"{self.round}.0"
+
+    def allowed(self, logged: Mapping[str, Any], *, common: bool = True) -> Allowed:
+        """The lines of a closed log, and what their values may be.
+
+        Args:
+            logged: what is logged, in the round's spelling: some lines depend on others.
+            common: with those of every benchmark.
+        """
+        lines = {**(self.common if common else {}), **(self.own or {})}
+        for key, cases in self.when.items():
+            lines |= cases.get(str(logged.get(key)), {})
+        return {key: given for key, given in lines.items() if given}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
     """A row of the table: what a benchmark is, and in which rounds.
 
@@ -54,7 +172,6 @@ class Entry:
         suite: "training" or "hpc".
         task, model, dataset, metric: a few words each.
         rounds: in order, such as ("0.5", …, "4.0").
-        drop: how many of the best and how many of the worst runs a score leaves out.
     """
 
     name: str
@@ -64,75 +181,100 @@ class Entry:
     dataset: str
     metric: str
     rounds: tuple[str, ...]
-    drop: int
-    _targets: tuple[tuple[tuple[str, ...], Target], ...]
-    _runs: tuple[tuple[tuple[str, ...], int], ...]
-    _log_names: tuple[tuple[tuple[str, ...], str], ...]
-    _evaluations: tuple[tuple[tuple[str, ...], Evaluation], ...]
 
-    @property
-    def last_ruleset(self) -> str:
-        """The ruleset of the last round that ran it, such as "4.0.0"."""
-        return f"{self.rounds[-1]}.0"
 
-    def targets(self, ruleset: str | None = None) -> tuple[Target, ...]:
-        """The quality targets of a round (the last one's by default); all must be met."""
-        name = self.round(ruleset)
-        return tuple(target for rounds, target in self._targets if name in rounds)
+def resolve(benchmark: str, ruleset: str | None = None) -> Round:
+    """The rules of a benchmark in a round; here alone it is decided which benchmarks have any.
 
-    def runs(self, ruleset: str | None = None) -> int:
-        """How many runs make a score in that round."""
-        name = self.round(ruleset)
-        return next(n for rounds, n in self._runs if name in rounds)
+    Example:
+        >>> official = resolve("resnet")
+        >>> official.ruleset, str(official.targets[0]), official.runs
+        ('4.0.0', 'accuracy at least 0.759', 5)
 
-    def log_name(self, ruleset: str | None = None) -> str:
-        """What the official tools call it in that round, logged as `submission_benchmark`."""
-        name = self.round(ruleset)
-        return next((n for rounds, n in self._log_names if name in rounds), self.name)
+    Args:
+        benchmark: our name.
+        ruleset: the round, as "4.0", "v4.0" or "4.0.0"; the benchmark's last one by default; "" for a
+            benchmark that no round had, which has no rules and logs in the newest round's spelling.
 
-    def evaluation(self, ruleset: str | None = None) -> Evaluation | None:
-        """When to evaluate in that round; None where the rules of so early a round are not known."""
-        name = self.round(ruleset)
-        return next((e for rounds, e in self._evaluations if name in rounds), None)
+    Raises:
+        UserError: there is no such benchmark or round, or the benchmark was not in it.
+    """
+    if ruleset == "":
+        return _resolved(benchmark, "training", rounds_of("training")[-1])
+    row = entry(benchmark)
+    name = row.rounds[-1] if ruleset is None else round_name(ruleset, row.suite)
+    if name not in row.rounds:
+        raise UserError(
+            f"{row.name} was in the rounds {row.rounds[0]} to {row.rounds[-1]}, not in {name}; "
+            "give one of these."
+        )
+    return _resolved(row.name, row.suite, name)
 
-    def round(self, ruleset: str | None = None) -> str:
-        """The round that "4.0", "v4.0" or "4.0.0" names; the benchmark's last one by default.
 
-        Raises:
-            UserError: there is no such round, or the benchmark was not in it.
-        """
-        if ruleset is None:
-            return self.rounds[-1]
-        name = round_name(ruleset, self.suite)
-        if name not in self.rounds:
-            raise UserError(
-                f"{self.name} was in the rounds {self.rounds[0]} to {self.rounds[-1]}, not in {name}; "
-                f"give one of these."
-            )
-        return name
+@functools.cache
+def _resolved(benchmark: str, suite: str, name: str) -> Round:
+    """The rules as the tables have them; of a benchmark in none, the lines that all logs share."""
+
+    def here(given: Any) -> list[dict[str, Any]]:
+        """Of a table or a list of tables those of this round, without their `rounds`."""
+        return [
+            {key: value for key, value in table.items() if key != "rounds"}
+            for table in (given if isinstance(given, list) else [given])
+            if "rounds" not in table or name in span(table["rounds"], suite)
+        ]
+
+    def allowed(table: Mapping[str, Any]) -> Allowed:
+        return {key: tuple(here(given)) for key, given in table.items()}
+
+    facts = data("benchmarks.toml")["benchmarks"].get(benchmark, {})
+    facts = functools.reduce(operator.or_, here(facts.get("changes", [])), facts)
+    plain = ("runs", "drop", "length_field", "length_unit")
+    common, spelling = data("common.toml")[suite], data("keys.toml")
+    closed = (data("closed.toml") | data("closed_hpc.toml")).get(benchmark, [])
+    closed = next(iter(here(closed)), {})
+    return Round(
+        benchmark=benchmark,
+        suite=suite,
+        round=name,
+        log_name=facts.get("log_name", benchmark),
+        **{field: facts[field] for field in plain if field in facts},
+        targets=tuple(OfficialTarget(**each) for each in here(facts.get("targets", []))),
+        evaluation=next((Evaluation(**each) for each in here(facts.get("evaluation", []))), None),
+        common=allowed(common["keys"]),
+        own=allowed(closed["keys"]) if closed else None,
+        when={
+            key: {value: allowed(table) for value, table in cases.items()}
+            for key, cases in closed.get("when", {}).items()
+        },
+        settings=allowed(common["settings"] | closed.get("settings", {})),
+        spelling=Spelling(
+            first=spelling["first"],
+            **functools.reduce(operator.or_, here(spelling.get(benchmark, [])), {}),
+        ),
+    )
 
 
 def entry(name: str) -> Entry:
     """The row of a benchmark.
-
-    Example:
-        >>> entry("resnet").last_ruleset, str(entry("resnet").targets()[0])
-        ('4.0.0', 'accuracy at least 0.759')
 
     Raises:
         UserError: there is no benchmark of that name.
     """
     table = entries()
     if name not in table:
-        raise UserError(f"there is no benchmark {name!r}{_meant(name, table)}.")
+        raise UserError(f"there is no official benchmark {name!r}{_meant(name, table)}.")
     return table[name]
 
 
 @functools.cache
 def entries() -> dict[str, Entry]:
     """All rows by name, in the order of the file."""
-    table = data("benchmarks.toml")["benchmarks"]
-    return {name: _entry(name, dict(row)) for name, row in table.items()}
+    found = {}
+    for name, facts in data("benchmarks.toml")["benchmarks"].items():
+        suite = facts.get("suite", "training")
+        words = {word: facts[word] for word in ("task", "model", "dataset", "metric")}
+        found[name] = Entry(name=name, suite=suite, rounds=span(facts["rounds"], suite), **words)
+    return found
 
 
 def in_round(ruleset: str, suite: str | None = None) -> list[Entry]:
@@ -156,19 +298,21 @@ def in_round(ruleset: str, suite: str | None = None) -> list[Entry]:
     return [row for row in entries().values() if row.suite in suites and name in row.rounds]
 
 
-def by_log_name(log_name: str, ruleset: str | None = None) -> list[Entry]:
-    """The benchmarks that a log may mean by its `submission_benchmark`.
+def by_log_name(log_name: str, ruleset: str | None = None) -> list[Round]:
+    """What a log may mean by its `submission_benchmark`, in the order of the file and then of the rounds.
 
     Args:
         log_name: such as "ssd", which meant two benchmarks.
-        ruleset: leave only those that were in this round under that name.
+        ruleset: only in this round.
     """
     wanted = None if ruleset is None else _spelled(ruleset)
-    return [
-        row
+    every = (
+        resolve(row.name, name)
         for row in entries().values()
-        if any(row.log_name(r) == log_name for r in row.rounds if wanted in (None, r))
-    ]
+        for name in row.rounds
+        if wanted in (None, name)
+    )
+    return [official for official in every if official.log_name == log_name]
 
 
 @functools.cache
@@ -212,37 +356,6 @@ def data(name: str) -> dict[str, Any]:
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
-def _entry(name: str, row: dict[str, Any]) -> Entry:
-    suite = row.pop("suite", "training")
-    rounds = span(row.pop("rounds"), suite)
-
-    def spans(items: Any, value: str) -> tuple:
-        """((rounds, value), …) of a list of tables, whose `rounds` default to all."""
-        items = items if isinstance(items, list) else [{value: items}]
-        return tuple((span(i.get("rounds", rounds), suite), i[value]) for i in items)
-
-    targets = []
-    for target in row.pop("targets"):
-        when = span(target.get("rounds", rounds), suite)
-        targets.append((when, Target(**{k: v for k, v in target.items() if k != "rounds"})))
-    evaluations = []
-    for evaluation in row.pop("evaluation", []):
-        when = span(evaluation.get("rounds", rounds), suite)
-        values = {k: v for k, v in evaluation.items() if k != "rounds"}
-        evaluations.append((when, Evaluation(**{**values, "at": tuple(values.get("at", ()))})))
-    return Entry(
-        name=name,
-        suite=suite,
-        rounds=rounds,
-        drop=row.pop("drop", 1),
-        _targets=tuple(targets),
-        _runs=spans(row.pop("runs"), "n"),
-        _log_names=spans(row.pop("log_names", []), "name"),
-        _evaluations=tuple(evaluations),
-        **row,
-    )
-
-
 def _spelled(ruleset: str) -> str:
     text = str(ruleset).removeprefix("v")
     return text.removesuffix(".0") if text.count(".") == 2 else text
@@ -280,14 +393,13 @@ def rcp(benchmark: str, ruleset: str | None = None) -> list[ReferencePoint]:
     Raises:
         UserError: the package is not installed, or has no points for that round.
     """
-    row = entry(benchmark)
-    version = f"{row.suite}_{row.round(ruleset)}.0"
-    name = f"rcps_{row.log_name(ruleset)}.json"
-    path = official_package() / "rcp_checker" / version / name
+    official = resolve(benchmark, ruleset)
+    folder = official_package() / "rcp_checker" / f"{official.suite}_{official.ruleset}"
+    path = folder / f"rcps_{official.log_name}.json"
     if not path.is_file():
         raise UserError(
             f"the installed mlperf-logging has no reference convergence points for {benchmark} in "
-            f"{version.replace('_', ' ')}; give another ruleset."
+            f"{official.suite} {official.ruleset}; give another ruleset."
         )
     return rcp_file(path)
 
@@ -320,6 +432,17 @@ def _point(name: str, point: Mapping[str, Any]) -> ReferencePoint:
         lengths=tuple(float(length) for length in point[field]),
         hyperparameters=point.get("Hyperparams", {}),
     )
+
+
+def checker(suite: str, version: str) -> pathlib.Path | None:
+    """The folder of the official checker's rules of a round, such as "4.0.0"; None where it has none.
+
+    Raises:
+        UserError: the official package is not installed.
+    """
+    folder = official_package() / "compliance_checker" / f"{suite}_{version}"
+    # it keeps those of the first two rounds, whose logs have another form, and cannot read them
+    return folder if folder.is_dir() and version not in ("0.5.0", "0.6.0") else None
 
 
 def official_package() -> pathlib.Path:

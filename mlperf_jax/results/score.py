@@ -117,7 +117,9 @@ class _Set:
         self.system = find_system(folder, logs, self.own, self.find)
         self.bert_train_samples = bert_train_samples
         self.name = _most(log.benchmark for log in logs)
-        self.row, self.ruleset = self._rules(ruleset)
+        self.outside = False  # of a benchmark of the user's own, which no rule binds
+        self.round = self._round(ruleset)
+        self.ruleset = self.round.ruleset if self.round else ""
         self.tiny = any(run.tiny for run in self.own.values())
         said = _most(log.division for log in logs)
         self.division = self.system.division or said or "open"
@@ -141,15 +143,20 @@ class _Set:
             )
         )
 
-    def _rules(self, given: str | None) -> tuple[rules.Entry | None, str]:
-        """The benchmark's row and the ruleset to apply; (None, "") where no round had it."""
+    def _round(self, given: str | None) -> rules.Round | None:
+        """The rules to apply; None where no round had the benchmark."""
         if not self.name:
             self.find("submission_benchmark", "is in no log: which benchmark is this?")
-            return None, ""
+            return None
         known = rules.by_log_name(self.name)
         if not known:
-            self.find("submission_benchmark", f"is {self.name!r}, which no round had.")
-            return None, ""
+            self.outside = len(self.own) == len(self.logs) and all(
+                run.outside for run in self.own.values()
+            )
+            says = f"is {self.name!r}, which no round had: there are no official rules"
+            said = ", so this is the plain mean." if self.outside else "."
+            self.find("submission_benchmark", says + said, self.outside)
+            return None
         own = sorted({run.ruleset for run in self.own.values() if run.ruleset})
         if len(own) > 1:
             self.find("", f"holds runs of different rulesets, {' and '.join(own)}; a set has one.")
@@ -163,33 +170,30 @@ class _Set:
         above = re.findall(r"_results_v(\d+\.\d+)", str(self.folder.absolute()))
         wanted = given or (own[0] if own else "") or (above[-1] if above else "")
         if wanted:
-            rows = rules.by_log_name(self.name, wanted)
-            if rows:
-                return rows[0], f"{rows[0].round(wanted)}.0"
+            found = rules.by_log_name(self.name, wanted)
+            if found:
+                return found[0]
             self.find(
                 "submission_benchmark",
                 f"is {self.name!r}, which was not in round {wanted} as such.",
             )
-        row = known[-1]
-        last = [r for r in row.rounds if row.log_name(r) == self.name][-1]
         if not wanted:
             self.find(
                 "",
-                f"does not say of which round it is; the rules of {last}.0 were applied.",
+                f"does not say of which round it is; the rules of {known[-1].ruleset} were applied.",
                 True,
                 "Give the ruleset if that is not it.",
             )
-        return row, f"{last}.0"
+        return known[-1]
 
     # ---- the runs
 
     def score(self, scaling: Scaling, official: bool) -> Score:
         runs = tuple(self._run(log, official) for log in self.logs)
         same = [run for run in runs if run.same]
-        row = self.row
-        drop = row.drop if row else 1
-        required = row.runs(self.ruleset) if row else 0
-        weak = self.folder.parent.name == "weak" and row is not None and row.suite == "hpc"
+        known = self.round
+        drop, required = (known.drop, known.runs) if known else (0 if self.outside else 1, 0)
+        weak = self.folder.parent.name == "weak" and known is not None and known.suite == "hpc"
         self._count(same, required, drop, weak)
         self._seeds(same)
         batch_size = self._batch_size(same)
@@ -198,16 +202,16 @@ class _Set:
         factor, source = self._factor(scaling, verdict)
         return Score(
             folder=self.folder,
-            benchmark=row.name if row else self.name,
+            benchmark=known.benchmark if known else self.name,
             ruleset=self.ruleset,
-            suite=row.suite if row else "training",
+            suite=known.suite if known else "training",
             division=self.division,
             tiny=self.tiny,
             system=self.system,
             runs=runs,
             required=required,
             drop=drop,
-            unit=rcp.unit(row.name, self.ruleset) if row else "epochs",
+            unit=known.length_unit if known else "samples",
             batch_size=batch_size,
             raw_minutes=raw,
             models=sum(run.counted for run in same) if weak else None,
@@ -233,8 +237,8 @@ class _Set:
                 same=False,
             )
         length = self._length(log) if log.status == "success" else None
-        flaw = scored_run.flaw(log, self.row, self.ruleset, self.division) or (
-            self._official_flaw(log) if official and self.row else ""
+        flaw = scored_run.flaw(log, self.round, self.division) or (
+            self._official_flaw(log) if official and self.round else ""
         )
         if flaw:
             self.find("", f"{log.path.name} counts as not converged: {flaw}.", True)
@@ -243,20 +247,20 @@ class _Set:
             minutes=minutes,
             length=length,
             samples=self._samples(length, log),
-            quality=scored_run.quality(log, self.row, self.ruleset),
+            quality=scored_run.quality(log, self.round),
             flaw=flaw,
         )
 
     def _length(self, log: RunLog) -> float | None:
         """What the official checker takes for the length of a run that ended with success."""
-        if self.row is None:
-            return None
-        if self.bert_train_samples and self.row.name == "bert":
-            return log.train_samples
-        field = rcp.length_field(self.row.name, self.ruleset)
         before = log.evaluations[: log.ended_after]
-        if self.row.name == "stable_diffusion":  # evaluated afterwards, in any order
-            length = scored_run.first_passing(before, field, self.row.targets(self.ruleset))
+        if self.round is None:
+            return before[-1].counts.get("samples_count") if before and self.outside else None
+        if self.bert_train_samples and self.round.benchmark == "bert":
+            return log.train_samples
+        field = self.round.length_field
+        if self.round.benchmark == "stable_diffusion":  # evaluated afterwards, in any order
+            length = scored_run.first_passing(before, field, self.round.targets)
         else:
             length = before[-1].counts.get(field) if before else None
             length = length if length is None or field != "epoch_num" else round(length, 3)
@@ -268,10 +272,10 @@ class _Set:
         return length
 
     def _samples(self, length: float | None, log: RunLog) -> float | None:
-        if length is None or self.row is None:
-            return None
-        unit = rcp.unit(self.row.name, self.ruleset)
-        scale = {"epochs": log.train_samples, "steps": log.batch_size}.get(unit, 1)
+        if length is None or self.round is None:
+            return length
+        scales = {"epochs": log.train_samples, "steps": log.batch_size}
+        scale = scales.get(self.round.length_unit, 1)
         return None if scale is None else length * scale
 
     def _official_flaw(self, log: RunLog) -> str:
@@ -343,7 +347,7 @@ class _Set:
 
     def _has_reference(self) -> bool:
         try:
-            return self.row is not None and bool(rules.rcp(self.row.name, self.ruleset))
+            return self.round is not None and bool(rules.rcp(self.round.benchmark, self.ruleset))
         except UserError:
             return False
 
@@ -356,7 +360,7 @@ class _Set:
             return None, "only closed results are compared with the reference"
         if weak:
             return None, "weak scaling is not compared with the reference here"
-        if self.row is None or batch_size is None:
+        if self.round is None or batch_size is None:
             return (
                 None,
                 "without benchmark and batch size there is no comparison with the reference",
@@ -365,7 +369,7 @@ class _Set:
             return None, "there are too few runs for a comparison with the reference"
         try:
             lengths = [run.length for run in same]
-            return rcp.judge(self.row.name, batch_size, lengths, self.ruleset), ""
+            return rcp.judge(self.round.benchmark, batch_size, lengths, self.ruleset), ""
         except UserError as error:
             return None, str(error)
 

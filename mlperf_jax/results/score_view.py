@@ -93,7 +93,8 @@ def _facts(score: "Score") -> list[tuple[str, str]]:
     if score.verdict is not None:
         facts.append(("reference", score.verdict.sentence))
     if score.length is not None:
-        facts.append(("to the target", f"{_number(score.length)} {score.unit} (olympic mean)"))
+        kind = "olympic mean" if score.drop else "mean"
+        facts.append(("to the target", f"{_number(score.length)} {score.unit} ({kind})"))
     if score.samples_per_second is not None:
         facts.append(
             ("throughput", f"{score.samples_per_second:,.1f} samples/s, evaluations included")
@@ -101,9 +102,8 @@ def _facts(score: "Score") -> list[tuple[str, str]]:
     if score.batch_size is not None:
         facts.append(("batch size", f"{score.batch_size:,}"))
     counted = sum(run.counted for run in score.runs)
-    facts.append(
-        ("runs", f"{counted} converged of {len(score.runs)}; {score.required} make a score")
-    )
+    needed = f"; {score.required} make a score" if score.required else ""
+    facts.append(("runs", f"{counted} converged of {len(score.runs)}{needed}"))
     if score.system.chips:
         facts.append(("chips", f"{score.system.chips} x {score.system.chip or 'unknown'}"))
     return facts
@@ -141,7 +141,7 @@ def _row(score: "Score") -> tuple[str, ...]:
         " ".join(word for word in (score.system.org, score.system.name) if word) or "?",
         str(score.system.chips or "?"),
         str(score.batch_size or "?"),
-        f"{counted}/{score.required}",
+        f"{counted}/{score.required or len(score.runs)}",
         "none" if score.minutes is None else f"{score.minutes:.3f} unverified",
         f"{score.factor:.4f}",
         "-" if verdict is None else verdict.kind if verdict.passed else f"{verdict.kind}: fails",

@@ -1,8 +1,7 @@
 """One run of a set: whether it counts, how long it took, what it reached."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlperf_jax.results import rules
@@ -50,7 +49,7 @@ class Run:
         }
 
 
-def flaw(log: RunLog, row: rules.Entry | None, ruleset: str, division: str) -> str:
+def flaw(log: RunLog, official: rules.Round | None, division: str) -> str:
     """Why a run counts as not converged, or "".
 
     Differs: the official summary goes by the compliance checker, which looks at the values and not at
@@ -66,10 +65,10 @@ def flaw(log: RunLog, row: rules.Entry | None, ruleset: str, division: str) -> s
         return "run_stop is earlier than run_start"
     if log.status != "success":
         return f"its status is {log.status!r}" if log.status else "run_stop has no status"
-    limit = _init_limit(ruleset, division)
+    limit = _init_limit(official.ruleset if official else "", division)
     if log.init_ms is not None and log.init_ms >= limit * 60_000:
         return f"initialisation took {log.init_ms / 60_000:.0f} minutes, {limit} are allowed"
-    if row is not None and division == "closed" and not _reached(log, row, ruleset):
+    if official is not None and division == "closed" and not _reached(log, official.targets):
         return "it says success, but no evaluation meets the target"
     return ""
 
@@ -82,18 +81,14 @@ def _init_limit(ruleset: str, division: str) -> int:
     return 30 if division == "closed" or early else 240
 
 
-def _reached(log: RunLog, row: rules.Entry, ruleset: str) -> bool:
+def _reached(log: RunLog, targets: Sequence[rules.OfficialTarget]) -> bool:
     """Whether some evaluation meets all targets. Those with a note are more than a number: not tested."""
-    targets = row.targets(ruleset)
     if any(target.note for target in targets):
         return True
     if any(evaluation.metric for evaluation in log.evaluations) and len(targets) > 1:
         fields = {field for e in log.evaluations for field in e.counts}
         return any(first_passing(log.evaluations, field, targets) is not None for field in fields)
-    return any(
-        all(_met(target, values.get(target.name, math.nan)) for target in targets)
-        for values in (_named(evaluation, targets) for evaluation in log.evaluations)
-    )
+    return any(_met(targets, _named(evaluation, targets)) for evaluation in log.evaluations)
 
 
 def first_passing(
@@ -104,22 +99,11 @@ def first_passing(
     for evaluation in evaluations:
         if field in evaluation.counts and not isinstance(evaluation.value, dict):
             at.setdefault(evaluation.counts[field], {})[evaluation.metric] = evaluation.value
-    passing = (
-        count
-        for count, values in at.items()
-        if all(_met(target, values.get(target.name, math.nan)) for target in targets)
-    )
-    return min(passing, default=None)
+    return min((count for count, values in at.items() if _met(targets, values)), default=None)
 
 
-def _met(target: rules.Target, value: float) -> bool:
-    """Whether a value passes; not-a-number does not."""
-    return (
-        (target.at_least is None or value >= target.at_least)
-        and (target.at_most is None or value <= target.at_most)
-        and (target.above is None or value > target.above)
-        and not math.isnan(value)
-    )
+def _met(targets: Sequence[rules.Target], values: Mapping[str, float]) -> bool:
+    return all(target.name in values and target.met(values) for target in targets)
 
 
 def _named(evaluation: Evaluation, targets: Sequence[rules.Target]) -> dict[str, float]:
@@ -128,10 +112,10 @@ def _named(evaluation: Evaluation, targets: Sequence[rules.Target]) -> dict[str,
     return {evaluation.metric or targets[0].name: evaluation.value}
 
 
-def quality(log: RunLog, row: rules.Entry | None, ruleset: str) -> dict[str, float]:
+def quality(log: RunLog, official: rules.Round | None) -> dict[str, float]:
     """The values of the last evaluation before the end, one per quality."""
     quality: dict[str, float] = {}
-    targets = row.targets(ruleset) if row else (rules.Target("quality"),)
+    targets: Sequence[rules.Target] = official.targets if official else (rules.Target("quality"),)
     for evaluation in log.evaluations[: log.ended_after or None][-len(targets) :]:
         quality |= _named(evaluation, targets)
     return quality

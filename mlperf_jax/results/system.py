@@ -35,9 +35,13 @@ class System:
 
 @dataclasses.dataclass(frozen=True)
 class OwnRun:
-    """What the `run_<i>` folder beside a log of ours says, as far as it is there and readable."""
+    """What the `run_<i>` folder beside a log of ours says, as far as it is there and readable.
+
+    `outside` says that the benchmark is of the user's own file, not of this library.
+    """
 
     tiny: bool = False
+    outside: bool = False
     ruleset: str = ""
     chip: str = ""
     chips: int | None = None
@@ -57,6 +61,7 @@ def own_runs(folder: pathlib.Path, logs: Sequence[pathlib.Path]) -> dict[pathlib
         chips = result.get("device_count")
         found[path] = OwnRun(
             tiny=result.get("tiny") is True or config.get("size") == "tiny",
+            outside="code" in config,
             ruleset=str(result.get("ruleset") or ""),
             chip=str(result.get("device") or ""),
             chips=chips if isinstance(chips, int) else None,

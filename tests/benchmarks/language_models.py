@@ -65,7 +65,7 @@ def assert_adamw(benchmark, *, decayed: set[str], first: int = 0) -> None:
 
 def write_tokens(prefix, lengths, vocabulary: int = 512) -> None:
     """A token file of documents of these lengths."""
-    from mlperf_jax.input_pipelines import megatron_file
+    from mlperf_jax.input_pipelines.tokens import megatron_file
 
     generator = np.random.default_rng(0)
     with megatron_file.Writer(prefix, megatron_file.dtype_for(vocabulary)) as writer:

@@ -147,9 +147,7 @@ def test_a_step_takes_table_accumulator_and_what_a_batch_does():
     )
     for mesh, devices in (("data=1", 1), ("data=8", 8)):
         assembly = states.assemble(benchmark, meshes.make_mesh(mesh))
-        batch = train.abstract_batch(
-            benchmark.example(), benchmark.batch_size, meshes.batch_sharding(assembly.mesh)
-        )
+        batch = train.abstract_batch(benchmark.buckets()[0], meshes.batch_sharding(assembly.mesh))
         key = jax.eval_shape(lambda: jax.random.key(0))
         compiled = assembly.compile(train.jit_train_step(assembly), assembly.abstract, batch, key)
         memory = compiled.memory_analysis()
@@ -210,8 +208,11 @@ def test_closed_refuses_another_network_by_name():
         ({"bag_sizes": (1, 2)}, "26 tables and bag_sizes 2"),
         ({"width": 64}, "128 features and the embeddings 64"),
         ({"shards": 12}, "12 bins: choose a power of two"),
-        ({"placement": "nowhere"}, "placed 'nowhere'"),
-        ({"table_rows": (0,) * 26}, "table cat_0 has 0 rows"),
+        ({"placement": "nowhere"}, "placement must be auto, rows, tables, columns or replicated"),
+        (
+            {"table_rows": (0,) * 26},
+            "table_rows must be one or more whole numbers, each at least 1",
+        ),
     ],
 )
 def test_wrong_fields_are_named(fields, words):

@@ -1,5 +1,8 @@
 """Llama 2 70B LoRA: recipes, rates, optimizer, evaluation, log and base against rules and fact sheet."""
 
+import dataclasses
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from tests.benchmarks.language_models import assert_adamw, first_steps, points
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("data"))
-    benchmarks.get("llama2_70b_lora", tiny=True).prepare(folder)
+    benchmarks.build_data(benchmarks.get("llama2_70b_lora", tiny=True), folder)
     return folder
 
 
@@ -130,35 +133,43 @@ def test_only_adapters_are_trained_and_begin_without_effect(data_dir) -> None:
         assert sum(leaf.size for leaf in moments if leaf.ndim) == 2 * assembly.tree.count()
 
 
-def test_rows_of_another_length_are_refused(data_dir) -> None:
-    tiny = benchmarks.get("llama2_70b_lora", tiny=True)
-    assert tiny.counts(data_dir) == {"train": 448, "validation": 28}
+def test_rows_of_another_length_are_refused(tmp_path) -> None:
+    full = Llama2Lora(vocab=512, sequence_length=256)
+    for split, rows in (("train", 3), ("validation", 2)):
+        for what in ("inputs", "labels"):
+            np.save(tmp_path / f"govreport_{split}_{what}.npy", np.zeros((rows, 256), np.int32))
+    assert full.data().counts(str(tmp_path)) == {"train": 3, "validation": 2}
     with pytest.raises(UserError, match="rows of 256 tokens, not 128"):
-        tiny.replace(sequence_length=128).counts(data_dir)
+        full.replace(sequence_length=128).data().counts(str(tmp_path))
 
 
 def test_missing_rows_and_base_are_named(data_dir, tmp_path) -> None:
     tiny = benchmarks.get("llama2_70b_lora", tiny=True)
     with pytest.raises(UserError, match="data build llama2_70b_lora"):
-        tiny.counts(str(tmp_path))
+        tiny.data().counts(str(tmp_path))
     with pytest.raises(UserError, match="holds no safetensors: download"):
-        tiny.replace(weights="elsewhere").counts(data_dir)
+        tiny.replace(weights="elsewhere").start(data_dir)
     with pytest.raises(UserError, match="query heads"):
-        tiny.replace(heads=6).counts(data_dir)
+        tiny.replace(heads=6).start(data_dir)
 
 
 def test_data_are_checked_id_by_id(data_dir) -> None:
-    tiny = benchmarks.get("llama2_70b_lora", tiny=True)
-    assert tiny.check_data(data_dir) == [
+    data = benchmarks.get("llama2_70b_lora", tiny=True).data()
+    assert data.check(data_dir) == [
         "train: 448 rows of 256 tokens",
         "validation: 28 rows of 256 tokens",
     ]
-    found = tiny.replace(vocab=300).check_data(data_dir)
+    rows = f"{data_dir}/tiny_reports_512_256/tiny_reports"
+    found = dataclasses.replace(data, tiny=False, vocabulary=300)
+    for split in ("train", "validation"):
+        for what in ("inputs", "labels"):
+            shutil.copy(f"{rows}_{split}_{what}.npy", f"{data_dir}/govreport_{split}_{what}.npy")
     assert any(
-        line.startswith("problem:") and "outside the vocabulary of 300" in line for line in found
+        line.startswith("problem:") and "outside the vocabulary of 300" in line
+        for line in found.check(data_dir)
     )
 
 
 def test_without_a_source_the_sentence_says_what_to_fetch(tmp_path) -> None:
     with pytest.raises(UserError, match=r"--source.*parquet.*licence"):
-        Llama2Lora().prepare(str(tmp_path))
+        Llama2Lora().data().build(str(tmp_path))

@@ -17,7 +17,7 @@ from tests.benchmarks.language_models import assert_adamw, first_steps, points
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("data"))
-    benchmarks.get("llama31_405b", tiny=True).prepare(folder)
+    benchmarks.build_data(benchmarks.get("llama31_405b", tiny=True), folder)
     return folder
 
 
@@ -111,7 +111,7 @@ def test_flops() -> None:
 
 def test_training_alternates_between_the_files(data_dir) -> None:
     tiny = benchmarks.get("llama31_405b", tiny=True)
-    source = tiny.train_data(data_dir).for_seed(7).windows
+    source = tiny.data().train(data_dir).source.for_seed(7).windows
     assert len(source.sources) == 2
     for index in range(6):
         np.testing.assert_array_equal(source[index], source.sources[index % 2][index // 2])
@@ -139,13 +139,13 @@ def test_starts_from_the_first_vocabulary_rows(data_dir) -> None:
 def test_bad_start_weights_are_named(data_dir, tmp_path) -> None:
     tiny = benchmarks.get("llama31_405b", tiny=True)
     with pytest.raises(UserError, match=r"no-such holds no safetensors: download"):
-        tiny.replace(weights="no-such").counts(data_dir)
+        tiny.replace(weights="no-such").start(data_dir)
     with pytest.raises(UserError, match="1 key/value heads of 32, not 3"):
-        tiny.replace(kv_heads=3).counts(data_dir)
+        tiny.replace(kv_heads=3).start(data_dir)
     with pytest.raises(UserError, match=r"layers\.2\."):
-        tiny.replace(layers=3).counts(data_dir)
+        tiny.replace(layers=3).start(data_dir)
 
 
 def test_without_a_source_the_sentence_says_what_to_fetch(tmp_path) -> None:
     with pytest.raises(UserError, match=r"--source.*Mixtral.*c4-train\.en_6.*c4-train\.en_7"):
-        Llama31_405B().prepare(str(tmp_path))
+        Llama31_405B().data().build(str(tmp_path))

@@ -11,7 +11,8 @@ from mlperf_jax.benchmarks.llama31_8b import Llama31_8B
 from mlperf_jax.core import preflight
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron, megatron_file, text
+from mlperf_jax.input_pipelines import text
+from mlperf_jax.input_pipelines.tokens import megatron, megatron_file
 from tests.benchmarks.language_models import assert_adamw, first_steps, points, write_tokens
 
 
@@ -58,7 +59,7 @@ def test_whole_batches_of_the_first_windows_are_evaluated(tmp_path) -> None:
         .tiny()
         .replace(validation_file="valid", eval_samples=12, batch_size=8, sequence_length=8)
     )
-    data = small.eval_data(str(tmp_path))
+    data = small.data().validation(str(tmp_path))
     assert len(data) == 16
     file = np.fromfile(tmp_path / "valid.bin", np.uint16)
     stream = np.concatenate([file, file]).astype(np.int32)
@@ -75,7 +76,7 @@ def test_order_follows_steps_batch_and_seed(tmp_path) -> None:
     small = Llama31_8B().tiny().replace(train_files=("train",), sequence_length=8, max_steps=50)
 
     def first(benchmark, seed):
-        return benchmark.train_data(str(tmp_path)).batched(8, seed=seed)[0]["inputs"]
+        return benchmark.data().train(str(tmp_path)).batched(8, seed=seed)[0]["inputs"]
 
     wanted = first(small.replace(batch_size=8), 1)
     assert small.replace(batch_size=8).requested_samples() == 400
@@ -99,7 +100,7 @@ def test_the_order_is_made_before_the_clock_starts(tmp_path, monkeypatch) -> Non
         return read(self, *where)
 
     folder = str(tmp_path / "data")
-    benchmarks.get("llama31_8b", tiny=True).prepare(folder)
+    benchmarks.build_data(benchmarks.get("llama31_8b", tiny=True), folder)
     monkeypatch.setattr(megatron.TokenWindows, "ready", ordering)
     monkeypatch.setattr(megatron_file.TokenFile, "read", reading)
     settings = {"seed": 5, "mesh": "data=1", "show": "none", "max_samples": 16}
@@ -163,16 +164,16 @@ def test_flops_count_half_of_attention() -> None:
 def test_missing_damaged_and_short_data_are_named(tmp_path) -> None:
     tiny = Llama31_8B().tiny().replace(train_files=("train",), validation_file="valid")
     with pytest.raises(UserError, match=r"train\.bin is missing"):
-        tiny.counts(str(tmp_path))
+        tiny.data().counts(str(tmp_path))
     write_tokens(tmp_path / "train", [3000])
     write_tokens(tmp_path / "valid", [3 * 64 + 1])
-    assert tiny.counts(str(tmp_path)) == {"train": 9600, "validation": 3}
+    assert tiny.data().counts(str(tmp_path)) == {"validation": 3}
     with pytest.raises(UserError, match="holds 3 validation samples and llama31_8b expects 128"):
         preflight.check_counts(tiny, str(tmp_path))
     whole = (tmp_path / "train.bin").read_bytes()
     (tmp_path / "train.bin").write_bytes(whole[:-10])
     with pytest.raises(UserError, match=r"train\.bin.*bytes"):
-        tiny.counts(str(tmp_path))
+        tiny.data().counts(str(tmp_path))
 
 
 def test_ids_beyond_the_vocabulary_are_named_by_file_and_byte(tmp_path) -> None:
@@ -182,20 +183,22 @@ def test_ids_beyond_the_vocabulary_are_named_by_file_and_byte(tmp_path) -> None:
     raw[70] = 600
     raw.tofile(tmp_path / "train.bin")
     tiny = Llama31_8B().tiny().replace(train_files=("train",), validation_file="valid")
-    found = tiny.check_data(str(tmp_path))
+    found = tiny.data().check(str(tmp_path))
     problems = [line for line in found if line.startswith("problem:")]
     assert len(problems) == 1
     assert "train.bin" in problems[0] and "600" in problems[0] and "byte 140" in problems[0]
 
 
 def test_sequences_beyond_two_tokens() -> None:
-    with pytest.raises(UserError, match="sequence_length must be from 2"):
+    with pytest.raises(
+        UserError, match="sequence_length must be a whole number of tokens, at least 2"
+    ):
         Llama31_8B(sequence_length=1)
 
 
 def test_without_a_source_the_sentence_says_what_to_fetch(tmp_path) -> None:
     with pytest.raises(UserError, match=r"--source.*tokenizer\.json.*c4-train\.en_6_text_document"):
-        Llama31_8B().prepare(str(tmp_path))
+        Llama31_8B().data().build(str(tmp_path))
 
 
 def test_builds_from_the_organisers_c4(tmp_path, capsys) -> None:
@@ -212,7 +215,7 @@ def test_builds_from_the_organisers_c4(tmp_path, capsys) -> None:
         name = f"c4-validation.{number:05d}-of-00008.json.gz"
         (source / name).write_bytes(gzip.compress(lines.encode(), 1))
     benchmark = Llama31_8B()
-    benchmark.prepare(str(out), str(source))
+    benchmark.data().build(str(out), str(source))
     reader = text.open_tokenizer(source)
     train = megatron_file.TokenFile(out / benchmark.train_files[0])
     assert train.documents == 128

@@ -98,7 +98,7 @@ def test_evaluation_follows_the_text_of_the_rules(size, first, every, last) -> N
     steps = list(itertools.islice(benchmark.eval_steps(), 3))
     assert steps == [(first + i * every) * epoch for i in range(3)]
     assert benchmark.last_sample == last * epoch * size
-    assert steps == list(itertools.islice(rules.entry("unet3d").evaluation().steps(size, 168), 3))
+    assert steps == list(itertools.islice(rules.resolve("unet3d").evaluation.steps(size, 168), 3))
     assert benchmark.position(steps[0]) == {
         "epoch_num": first,
         "samples_count": first * epoch * size,
@@ -128,7 +128,7 @@ def test_optimizer_is_torchs_nesterov() -> None:
 
 
 def seven_volumes() -> Arrays:
-    """Seven volumes of unlike size and content, laid out as `kits19.validation` does."""
+    """Seven volumes of unlike size and content, laid out as `Kits19.validation` does."""
     draw = np.random.RandomState(0)
     image = draw.standard_normal((7, 16, 16, 16, 1)).astype(np.float32)
     label = draw.randint(0, 3, (7, 16, 16, 16)).astype(np.uint8)
@@ -157,6 +157,7 @@ def test_mean_dice_is_exact_over_sharded_and_padded_batches(mesh: str, rows: int
         lambda: batches.stream(threads=1),
         seed=0,
         programs=evaluation.compile_predict(assembly),
+        data_dir="",
     )
     counts = evaluator.outputs(current, 1)
     assert counts.shape == (7, 3, 2)
@@ -226,7 +227,7 @@ def test_both_accepted_augmentations_are_closed() -> None:
         ({"augmentation": "torch"}, "augmentation must be reference or dali"),
         ({"patch": 100}, "patch 100 cannot be halved 5 times: give a multiple of 32"),
         ({"eval_shape": (448, 448, 400)}, "eval_shape 448x448x400 holds no whole windows"),
-        ({"oversampling": 1.5}, "oversampling must be in 0 … 1"),
+        ({"oversampling": 1.5}, "oversampling must be a number, from 0 to 1"),
     ],
 )
 def test_impossible_fields_are_refused(changes: dict, said: str) -> None:

@@ -5,29 +5,25 @@ import json
 import pytest
 import toys
 
+from mlperf_jax import metrics
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.fields import did_you_mean
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 
+GOOD = Target("accuracy", at_least=0.5)
+
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"batch_size": "64"}, "batch_size must be a whole number, not '64'"),
-        ({"batch_size": 6.4}, "batch_size must be a whole number"),
-        ({"batch_size": True}, "batch_size must be a whole number"),
-        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1"),
-        ({"sample_limit": 0}, "sample_limit must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of samples, at least 1, not 0"),
+        ({"sample_limit": 31}, "sample_limit 31 is less than one batch of 32"),
         ({"gradient_accumulation_steps": 3}, "batch_size 32 is not a multiple of .* 3"),
         ({"batch_size": 512}, "exceeds the 256 training samples"),
-        ({"nonfinite": "ignore"}, "nonfinite must be one of abort, skip, not 'ignore'"),
-        ({"dtype": "float16"}, "dtype must be one of auto"),
-        ({"size": "small"}, "size must be one of full, tiny"),
-        ({"clip_norm": 0.0}, "clip_norm must be positive"),
-        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
-        ({"targets": ()}, "targets is empty"),
+        ({"nonfinite": "ignore"}, "nonfinite must be abort or skip, not 'ignore'"),
+        ({"targets": ()}, r"targets must be one or more Targets, not \(\)"),
+        ({"targets": [GOOD, Target("f1", above=0)]}, "the metric of resnet gives no 'f1'"),
         ({"batchsize": 64}, "has no field 'batchsize': did you mean 'batch_size'"),
     ],
 )
@@ -39,16 +35,13 @@ def test_bad_fields_are_refused_by_name(fields, sentence):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"division": "ajar"}, "division must be open or closed"),
+        ({"division": "ajar"}, "division must be closed, open or None, not 'ajar'"),
         ({"show": "loud"}, "show must be auto, plain or none"),
-        ({"runs": 0}, "runs must be at least 1"),
-        ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1"),
-        ({"log_every": 0}, "log_every must be at least 1"),
-        ({"max_samples": 0}, "max_samples must be at least 1"),
-        ({"checkpoint_every": "10"}, "checkpoint_every must be a whole number"),
-        ({"threads": -1}, "threads must be at least 1"),
-        ({"seed": -1}, "seed must be at least 0"),
-        ({"seed": 2**32}, "seed must be in 0"),
+        ({"status": "fine"}, "status must be onprem, cloud, preview or research"),
+        ({"org": " "}, "org must be some text, not ' '"),
+        ({"seed": 2**32}, "seed must be a whole number, from 0 to 4,294,967,295, or None"),
+        ({"output": b"x"}, "output must be some text or None, not b'x'"),
+        ({"mesh": {"data": 3}}, "mesh must be some text or None, not {'data': 3}"),
         ({"runs": 2, "seed": 1}, "seeds of their own"),
         ({"processes": 2, "process": 2}, "process 2 of 2"),
     ],
@@ -68,6 +61,25 @@ def test_targets():
     assert str(Target("fid", at_most=90, above=0)) == "fid <= 90 and fid > 0"
     with pytest.raises(UserError, match="'fid' states no bound"):
         Target("fid")
+    for bounds in ({"at_least": 1, "at_most": 0.5}, {"above": 0.5, "at_most": 0.5}):
+        with pytest.raises(UserError, match="no value is inside both bounds"):
+            Target("fid", **bounds)
+    for bad in (float("nan"), float("inf"), "0.9", True):
+        with pytest.raises(UserError, match="at_least must be a number or None"):
+            Target("fid", at_least=bad)
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"at_least": 1.1}, {"at_least": -1}, {"above": 1}, {"at_most": 2}, {"at_most": -0.1}]
+)
+def test_a_target_outside_of_what_its_metric_can_be_is_refused(bounds):
+    class Shares(toys.Toy):
+        metric = metrics.Mean("accuracy", range=(0, 1))
+
+    with pytest.raises(UserError, match=r"^targets: accuracy .* cannot be: .* from 0 to 1$"):
+        Shares(targets=(Target("accuracy", **bounds),))
+    for good in ({"at_least": 1}, {"at_least": 0}, {"above": 0.99}, {"at_most": 1}):
+        Shares(targets=(Target("accuracy", **good),))
 
 
 def test_positions_count_epochs_done():

@@ -22,13 +22,13 @@ SECONDS = 60  # for what must happen: a test that waits this long has failed
 def evaluator(benchmark, mesh="data=8"):
     """(evaluator, a state to evaluate)."""
     assembly = toys.prepared(benchmark, mesh)
-    data = assembly.benchmark.eval_data("").batched(assembly.benchmark.eval_batch)
+    data = assembly.benchmark.data().validation("").batched(assembly.benchmark.eval_rows)
 
     def batches():
         return data.stream(threads=1)
 
     programs = evaluation.compile_predict(assembly)
-    return evaluation.Evaluator(assembly, batches, 0, programs), assembly.create(0)
+    return evaluation.Evaluator(assembly, batches, 0, programs, ""), assembly.create(0)
 
 
 # -- inline ----------------------------------------------------------------------------------------
@@ -114,8 +114,14 @@ def test_sampling_keys_differ_by_evaluation_and_batch():
     np.testing.assert_array_equal(first, measuring.outputs(state, 1)["noise"])
 
 
-def test_a_metric_without_the_targets_value_is_refused():
-    measuring, state = evaluator(toys.Toy(targets=(Target("f1", at_least=0.5),)))
+def test_a_metric_without_the_value_it_promised_is_refused():
+    class Promises(metrics.Mean):
+        ranges = {"accuracy": (0, 1), "f1": (0, 1)}  # noqa: RUF012
+
+    class Toy(toys.Toy):
+        metric = Promises("accuracy")
+
+    measuring, state = evaluator(Toy(targets=(Target("f1", at_least=0.5),)))
     with pytest.raises(UserError, match="the metric gives accuracy, but a target wants f1"):
         measuring.quality(state, 1)
 
@@ -138,7 +144,7 @@ def test_a_metric_may_be_a_mean_of_anything():
 class Gated:
     """Accuracy from rows, whose value is known once the gate is open."""
 
-    mode, rows = "beside", True
+    mode, rows, ranges = "beside", True, toys.Slow.ranges
 
     def __init__(self):
         self.gate, self.asked = threading.Event(), threading.Event()

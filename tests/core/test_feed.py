@@ -11,7 +11,7 @@ import pytest
 
 from mlperf_jax.core import feed
 from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core.benchmark import f32, i32
+from mlperf_jax.core.benchmark import Bucket, f32, i32
 from mlperf_jax.errors import UserError
 
 ROWS = 8
@@ -28,8 +28,8 @@ def numbered(number, width=3):
 
 
 def make(batches, examples=(EXAMPLE,), *, padded=False):
-    sharding = meshes.batch_sharding(meshes.make_mesh("data=8"))
-    return feed.Feed(iter(batches), ROWS, sharding, examples, padded=padded)
+    buckets = [Bucket(ROWS, example) for example in examples]
+    return feed.Feed(iter(batches), buckets, meshes.make_mesh("data=8"), padded=padded)
 
 
 def first(batch):
@@ -166,6 +166,50 @@ def test_every_bucket_shape_is_taken_and_no_other():
         assert next(batches)["x"].shape == (ROWS, 5)
         with pytest.raises(UserError, match="'x'"):
             next(batches)
+
+
+def test_a_batch_that_fits_none_is_told_how_it_differs_from_the_nearest():
+    buckets = ({"a": f32(9), "x": f32(3), "label": i32()}, {"x": f32(5), "label": i32()})
+    extra = numbered(0, 5) | {"weight": np.zeros(ROWS, np.float32)}
+    with make([extra], buckets) as batches, pytest.raises(UserError) as error:
+        next(batches)
+    assert (
+        str(error.value) == "the data gives float32[] for 'weight' where the benchmark says nothing"
+    )
+    several = {"x": np.zeros((ROWS, 5), np.float16), "label": np.zeros((ROWS, 2), np.int32)}
+    with make([several], buckets) as batches, pytest.raises(UserError) as error:
+        next(batches)
+    assert str(error.value) == (
+        "the data gives int32[2] for 'label' where the benchmark says int32[]; "
+        "float16[5] for 'x' where the benchmark says float32[5]"
+    )
+
+
+def test_buckets_may_differ_in_their_rows():
+    buckets = (Bucket(8, EXAMPLE), Bucket(16, EXAMPLE), Bucket(8, {"x": f32(5), "label": i32()}))
+
+    def batch(rows):
+        return {"x": np.zeros((rows, 3), np.float32), "label": np.zeros(rows, np.int32)}
+
+    given = iter([batch(16), batch(8), numbered(1, 5), batch(24)])
+    with feed.Feed(given, buckets, meshes.make_mesh("data=8")) as batches:
+        assert [len(next(batches)["x"]) for _ in range(3)] == [16, 8, 8]
+        with pytest.raises(UserError, match="gives batches of 24 rows where 8 or 16 are read"):
+            next(batches)
+
+
+def test_arrays_of_a_batch_have_as_many_rows_as_each_other():
+    uneven = {"x": np.zeros((ROWS, 3), np.float32), "label": np.zeros(4, np.int32)}
+    with make([uneven]) as batches, pytest.raises(UserError, match="batches of 4, 8 rows where 8"):
+        next(batches)
+
+
+def test_evaluation_batches_must_have_a_mask():
+    with (
+        make([numbered(0)], padded=True) as batches,
+        pytest.raises(UserError, match="nothing for 'mask' where the benchmark says bool"),
+    ):
+        next(batches)
 
 
 def test_waiting_is_counted_when_there_is_no_batch_and_only_then(monkeypatch):

@@ -203,7 +203,7 @@ def test_max_samples_ends_the_run_before_the_rules_do(tmp_path):
 def test_evaluations_follow_their_own_schedule(tmp_path):
     class Odd(toys.Toy):
         def eval_steps(self):
-            yield from (1, 4, 9, 1000)
+            yield from (1, 4, 9, *range(1000, 2000))
 
     toys.run(Odd(targets=HARD), tmp_path, max_samples=320)
     samples = [x.metadata["samples_count"] for x in lines(tmp_path) if x.key == "eval_accuracy"]

@@ -43,11 +43,13 @@ def test_several_processes_must_use_all_devices(monkeypatch):
         meshes.make_mesh("data=4")
 
 
-def test_rows_are_split_over_data_and_fsdp():
-    mesh = meshes.make_mesh("data=2,fsdp=2,tensor=2")
+@pytest.mark.parametrize("text", ["data=2,fsdp=2,tensor=2", "data=2,tensor=2,expert=2"])
+def test_rows_are_split_over_data_fsdp_and_expert(text):
+    mesh = meshes.make_mesh(text)
     assert meshes.batch_ways(mesh) == 4
+    assert meshes.batch_sharding(mesh).shard_shape((32, 3)) == (8, 3)
     assert meshes.process_rows(mesh, 32) == (0, 32)
-    with pytest.raises(UserError, match="batch size 30 is not divided by the mesh data=2,fsdp=2"):
+    with pytest.raises(UserError, match=f"batch size 30 is not divided by the mesh {text}"):
         meshes.process_rows(mesh, 30)
 
 

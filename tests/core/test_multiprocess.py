@@ -8,10 +8,13 @@ import subprocess
 import sys
 
 import jax
+import more_toys
+import playing_toys
 import pytest
 import toys
 
-from mlperf_jax.core import launch
+from mlperf_jax import benchmarks
+from mlperf_jax.core import generation, launch
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.options import RunOptions
@@ -22,7 +25,7 @@ from mlperf_jax.results.result import Result
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "toy_run.py"
 F64 = {"dtype": "float64"}
-ENDLESS = {"max_samples": 32 * 5, "checkpoint_every": 3}
+ENDLESS = {"max_samples": 32 * 8, "checkpoint_every": 3}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,17 @@ def pair(tmp_path_factory):
         task("Brief", folder / "Brief"),
         task("BriefBeside", folder / "Beside", options={"mesh": "data=2,fsdp=4"}),
         task("Endless", folder / "Endless", options=ENDLESS),
-        task("BriefOffline", folder / "Offline", options={"max_samples": 128}),
+        task("more_toys:Planned", folder / "Planned", options={"max_samples": 24 * 11}),
+        task(
+            "playing_toys:Prompted",
+            folder / "Prompted",
+            options={**ENDLESS, "mesh": "data=4,fsdp=2"},
+        ),
+        task(
+            "playing_toys:OfflineJudged",
+            folder / "Offline",
+            options={"max_samples": 640, "data_dir": "data"},
+        ),
     )
     assert all(not text for process in said for text in process), said[0][0] + said[1][0]
     return folder
@@ -126,16 +139,33 @@ def test_rows_beside_the_steps_and_sharded_weights(pair, alone):
     assert toys.distance(weights(alone[1]), weights(pair / "Beside", toys.BriefBeside)) < 1e-12
 
 
-def test_data_made_by_the_model(pair, x64, tmp_path):
-    one = toys.run(toys.Endless(**F64), tmp_path, **ENDLESS)
-    assert one.samples == result_of(pair / "Endless").samples
-    assert toys.distance(weights(tmp_path), weights(pair / "Endless")) < 1e-12
+@pytest.mark.parametrize("toy", [toys.Endless, playing_toys.Prompted])
+def test_data_made_by_the_model(toy, pair, x64, tmp_path):
+    name = toy.__name__
+    one = toys.run(toy(**F64), tmp_path, **ENDLESS)
+    assert one.samples == result_of(pair / name).samples
+    assert toys.distance(weights(tmp_path, toy), weights(pair / name, toy)) < 1e-12
+    generations = sorted((pair / name / "run_0" / "generated").iterdir())
+    for folder in generations:
+        same = tmp_path / "run_0" / "generated" / folder.name
+        wanted, found = generation.read_records(same), generation.read_records(folder)
+        assert toys.distance(wanted, found) < 1e-12 and wanted.keys() == found.keys()
+    assert len(generations) == 2
 
 
-def test_runs_that_are_scored_later(pair):
+def test_bucket_shapes_of_different_rows(pair, x64, tmp_path):
+    one = toys.run(more_toys.Planned(**F64), tmp_path, max_samples=24 * 11)
+    two = result_of(pair / "Planned")
+    assert (one.samples, one.quality) == (two.samples, two.quality)
+    found = [weights(folder, more_toys.Planned) for folder in (tmp_path, pair / "Planned")]
+    assert toys.distance(*found) < 1e-12
+
+
+def test_runs_that_are_scored_later(pair, x64, monkeypatch):
     with Checkpoints(pair / "Offline" / "run_0" / "checkpoints", identity={}) as some:
-        assert some.sealed_steps() == [4]
-    assert (pair / "Offline" / "run_0" / "trained.json").exists()
+        assert some.sealed_steps() == [10, 20]
+    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: playing_toys.OfflineJudged)
+    assert benchmarks.evaluate(pair / "Offline").scored == [320, 640]
 
 
 def test_a_signal_to_one_process_stops_both_and_they_resume(tmp_path):

@@ -1,10 +1,13 @@
 """All that is refused before the clock starts, each with its sentence, and nothing written."""
 
+import dataclasses
+
 import jax
 import pytest
 import toys
 
 from mlperf_jax.core import preflight
+from mlperf_jax.core.fields import Count
 from mlperf_jax.errors import UserError
 
 
@@ -28,8 +31,6 @@ def plan(benchmark, output, **more):
         ({"size": "tiny"}, {"division": "closed"}, "tiny run is open division by its nature"),
         ({}, {"division": None, "optimizer": "sgd:1"}, "say --division open"),
         ({}, {"division": "closed"}, "train_samples is 256; the closed division"),
-        ({}, {"status": "fine"}, "status must be one of onprem, cloud, preview, research"),
-        ({}, {"org": " "}, "org is empty"),
         ({}, {"optimizer": "sdg:1"}, "no optimizer 'sdg': did you mean 'sgd'"),
         ({}, {"optimizer": 3}, "optimizer 3 has no init and update"),
         ({}, {"optimizer": lambda: None}, "failed when given the ParamTree"),
@@ -57,12 +58,58 @@ def test_another_number_of_samples_is_refused(tmp_path):
         plan(Half(), tmp_path)
 
 
+def test_more_classes_in_the_data_than_the_model_has_are_refused(tmp_path):
+    class Animals(toys.InMemory):
+        def class_names(self, folder):
+            return ("cat", "dog", "owl")
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Named(toys.Toy):
+        classes: Count = 3
+
+        def data(self):
+            return Animals(self)
+
+    assert plan(Named(classes=4), tmp_path / "output").benchmark.classes == 4
+    with pytest.raises(UserError, match="classes is 2 and data holds samples of 3 classes"):
+        plan(Named(classes=2), tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+def test_data_that_the_recipe_has_no_room_for_are_refused(tmp_path):
+    class Boxes(toys.InMemory):
+        def maxima(self, folder):
+            return self.toy.most
+
+    class Boxed(toys.Toy):
+        most = {"boxes": 9}  # noqa: RUF012
+
+        def capacities(self):
+            return {"boxes": 8}
+
+        def data(self):
+            return Boxes(self)
+
+    with pytest.raises(
+        UserError, match=r"sample with 9 boxes and resnet has places for 8.*least 9"
+    ):
+        plan(Boxed(), tmp_path / "output")
+    Boxed.most = {}
+    with pytest.raises(UserError, match="data does not say how many boxes a sample has"):
+        plan(Boxed(), tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+    Boxed.most = {"boxes": 8, "vertices": 10**6}
+    assert plan(Boxed(), tmp_path).division == "open"
+
+
 def test_a_model_that_makes_its_data_needs_no_training_split(tmp_path):
     class Playing(toys.SelfMade):
         def counts(self, data_dir):
             return {"validation": 50}
 
     assert plan(Playing(), tmp_path).division == "open"
+    with pytest.raises(UserError, match="games of a part 44 is not divided by the mesh data=8"):
+        plan(Playing(games=44), tmp_path)
 
 
 def test_a_disk_without_room_is_refused(tmp_path, monkeypatch):

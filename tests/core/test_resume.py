@@ -1,5 +1,6 @@
 """A run killed at any instant and resumed ends as an undisturbed one does."""
 
+import importlib
 import json
 import pathlib
 import subprocess
@@ -39,10 +40,20 @@ KILLS = {
 }
 
 
-def run_killed(*tasks):
+# others than the toy, killed before the first checkpoint and between two
+OTHERS = [
+    "more_toys:Packed",
+    "more_toys:Growing",
+    "more_toys:Planned",
+    "more_toys:Routed",
+    "more_toys:Partial",
+]
+
+
+def run_killed(*tasks, toy="Toy"):
     """Runs the toy in these folders one after another, each until it is killed as its task says."""
     given = [
-        {"toy": "Toy", "kill": kill, "options": {"output": str(folder), **options}}
+        {"toy": toy, "kill": kill, "options": {"output": str(folder), **options}}
         for folder, kill, options in tasks
     ]
     ended = subprocess.run(
@@ -81,6 +92,21 @@ def test_killed_and_resumed_ends_equal(name, killed, undisturbed):
     assert compliance.check(folder).success
     with pytest.raises(UserError, match="no unfinished run"):
         toys.run(toys.Toy(), folder, resume=True)
+
+
+@pytest.mark.parametrize("toy", OTHERS)
+def test_other_toys_killed_and_resumed_end_equal(toy, tmp_path):
+    module, _, name = toy.partition(":")
+    benchmark = getattr(importlib.import_module(module), name)()
+    often = {"checkpoint_every": 4}
+    whole = toys.run(benchmark, tmp_path / "whole", **often)
+    kills = [[f"{CORE}.profiling:Trace.step", nth, "before"] for nth in (3, 8)]
+    run_killed(*((tmp_path / str(i), kill, often) for i, kill in enumerate(kills)), toy=toy)
+    for number in range(len(kills)):
+        result = toys.run(benchmark, tmp_path / str(number), resume=True, **often)
+        assert result.parameters_sha256 == whole.parameters_sha256
+        assert (result.quality, result.samples) == (whole.quality, whole.samples)
+        assert toys.keys(tmp_path / str(number)) == toys.keys(tmp_path / "whole")
 
 
 def test_every_resumption_is_counted(tmp_path, undisturbed):

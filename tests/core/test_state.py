@@ -26,7 +26,7 @@ def paths(tree):
 def test_every_seat_of_the_state_is_taken_by_its_own():
     state = toys.prepared(toys.Toy()).abstract
     assert set(state) == {
-        "params", "frozen", "tables", "stats", "opt", "ema", "step", "finite",
+        "params", "frozen", "tables", "stats", "opt", "ema", "step", "finite", "updates",
     }  # fmt: skip
     assert paths(state["frozen"]) == {"base/kernel", "base/bias"}
     assert paths(state["tables"]) == {"items/rows", "items/accumulator"}
@@ -36,6 +36,7 @@ def test_every_seat_of_the_state_is_taken_by_its_own():
     moments = {path.partition("/")[2] for path in paths(state["opt"]) if "/" in path}
     assert moments == trained, "the optimizer must not hold what is frozen"
     assert "ema" not in toys.prepared(toys.Toy(ema_decay=None)).abstract
+    assert "updates" not in toys.prepared(toys.Plain()).abstract
 
 
 def test_frozen_weights_have_no_gradient_and_never_move():

@@ -7,7 +7,9 @@ import optax
 import pytest
 import toys
 
+from mlperf_jax.core import gradients
 from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import state as states
 from mlperf_jax.core import step as train
 from mlperf_jax.core.benchmark import Table
 from mlperf_jax.optimizers import rows
@@ -90,7 +92,7 @@ def test_each_device_works_on_every_micro_batch():
     """Splitting the batch into micro-batches moves no row to another device."""
     mesh = meshes.make_mesh("data=8")
     x = jax.device_put(np.arange(32.0), meshes.batch_sharding(mesh))
-    parts = jax.jit(lambda x: train._interleave(x, 4))(x)
+    parts = jax.jit(lambda x: gradients.interleave(x, 4))(x)
     for shard in parts.addressable_shards:
         assert shard.data.shape == (1, 4)
     np.testing.assert_array_equal(parts, np.arange(32.0).reshape(8, 4))
@@ -275,14 +277,31 @@ def test_steps_on_rows_equal_steps_on_a_dense_gradient(x64, kind):
         assert toys.distance(wanted, state["tables"]["items"]) < 1e-13
 
 
+def test_tables_and_weights_read_their_rates_at_one_count():
+    """Also where the start sets it, and where a bad batch is skipped and counts in neither."""
+    benchmark = toys.Started(dtype="float32", nonfinite="skip", span=None)
+    assembly = toys.prepared(benchmark)
+    state = states.begin_from(assembly.create(0), benchmark.start(""))
+    program, key = jax.jit(train.make_train_step(assembly)), jax.random.key(0)
+    for number, bad in enumerate([False, True, False]):
+        batch = toys.batch_of(benchmark, number)
+        batch["x"][:] = np.nan if bad else batch["x"]
+        counts = int(state["updates"]), int(state["opt"].count)
+        assert counts == ((7, 8, 8)[number],) * 2
+        before, (state, _) = state, program(state, batch, key)
+        moved = np.abs(state["tables"]["items"]["rows"] - before["tables"]["items"]["rows"])
+        # Adagrad's first step of a row is the rate itself
+        first = moved[before["tables"]["items"]["accumulator"] == 0].max()
+        assert first == pytest.approx(0 if bad else benchmark.table_rate(counts[0]), rel=1e-3)
+    assert int(state["step"]) == 3
+
+
 @pytest.mark.parametrize("nonfinite", ["abort", "skip"])
 def test_no_gradient_of_a_whole_table_is_made(nonfinite):
     """The step on a table of 5 MB takes far less besides, and gives its buffers back."""
     benchmark = toys.Wide(dtype="float32", nonfinite=nonfinite)
     assembly = toys.prepared(benchmark)
-    batch = train.abstract_batch(
-        benchmark.example(), benchmark.batch_size, meshes.batch_sharding(assembly.mesh)
-    )
+    batch = train.abstract_batch(benchmark.buckets()[0], meshes.batch_sharding(assembly.mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     memory = train.jit_train_step(assembly).lower(assembly.abstract, batch, key).compile()
     memory = memory.memory_analysis()
@@ -297,7 +316,13 @@ def test_no_gradient_of_a_whole_table_is_made(nonfinite):
 def test_meshes_agree_in_float64(x64):
     (alone, losses), *others = [
         toys.stepped(f64(toys.Toy), mesh)
-        for mesh in ("data=1", "data=8", "data=2,fsdp=4", "fsdp=8", "data=2,fsdp=2,context=2")
+        for mesh in (
+            "data=1",
+            "data=8",
+            "data=2,fsdp=4",
+            "data=2,fsdp=2,expert=2",
+            "fsdp=4,context=2",
+        )
     ]
     for state, found in others:
         assert toys.distance(toys.weights(alone), toys.weights(state)) < 1e-12
@@ -323,5 +348,5 @@ def test_tensor_parallelism_agrees_in_float64(x64):
 def test_accumulation_on_a_mesh_agrees_too(x64):
     fields = dict(gradient_accumulation_steps=2, span=8)
     one, _ = toys.stepped(f64(toys.Toy, **fields), "data=1")
-    eight, _ = toys.stepped(f64(toys.Toy, **fields), "data=2,fsdp=4")
+    eight, _ = toys.stepped(f64(toys.Toy, **fields), "data=2,fsdp=2,expert=2")
     assert toys.distance(toys.weights(one), toys.weights(eight)) < 1e-12

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from photographs import photograph
 
-from mlperf_jax.input_pipelines import imagenet, images
+from mlperf_jax.input_pipelines import images
+from mlperf_jax.input_pipelines.imagenet import ImageNet
 
 
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("tiny"))
-    imagenet.build(folder, tiny=True)
+    ImageNet(tiny=True).build(folder)
     return folder
 
 

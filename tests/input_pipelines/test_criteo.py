@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import (
-    criteo,
-    criteo_bags,
-    criteo_builder,
-    criteo_files,
-    criteo_ids,
-    criteo_log,
-    criteo_text,
-    criteo_tiny,
+from mlperf_jax.input_pipelines import pipeline
+from mlperf_jax.input_pipelines.criteo import (
+    Criteo,
+    builder,
+    click_log,
+    files,
+    multi_hot,
+    numbering,
+    raw_logs,
 )
+from mlperf_jax.input_pipelines.criteo import data_set as criteo
+from mlperf_jax.input_pipelines.criteo import tiny as criteo_tiny
 
+TINY = Criteo(criteo.TINY_ROWS, criteo.TINY_BAGS, tiny=True)
 ROWS, BAGS = (50, 9, 200, 4), (3, 1, 8, 1)
 DAYS = {0: 40, 1: 23, 2: 31, 23: 21}
 STATES = np.load(pathlib.Path(__file__).parent / "data" / "criteo_states.npz")
@@ -41,7 +44,7 @@ def content(day: int) -> dict[str, np.ndarray]:
 
 
 def write_day(folder: pathlib.Path, day: int, found: dict[str, np.ndarray]) -> None:
-    labels, dense, sparse = (folder / name for name in criteo_files.day_files(day))
+    labels, dense, sparse = (folder / name for name in files.day_files(day))
     np.save(labels, found["label"])
     np.save(dense, found["dense"])
     split = np.split(found["ids"], np.cumsum(BAGS)[:-1], axis=1)
@@ -52,7 +55,7 @@ def write_day(folder: pathlib.Path, day: int, found: dict[str, np.ndarray]) -> N
 def days(tmp_path, monkeypatch) -> pathlib.Path:
     """A folder of day files; chunks of seven rows, so that parts and chunks meet everywhere."""
     monkeypatch.setattr(criteo_tiny, "DAYS", DAYS)
-    monkeypatch.setattr(criteo_log, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(click_log, "_CHUNK_ROWS", 7)
     folder = tmp_path / "days"
     folder.mkdir()
     for day in DAYS:
@@ -63,7 +66,7 @@ def days(tmp_path, monkeypatch) -> pathlib.Path:
 @pytest.fixture
 def binary(tmp_path, monkeypatch) -> pathlib.Path:
     """The same samples as HugeCTR's records."""
-    monkeypatch.setattr(criteo_log, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(click_log, "_CHUNK_ROWS", 7)
     folder = tmp_path / "records"
     folder.mkdir()
     training, last = [content(day) for day in (0, 1, 2)], content(23)
@@ -74,9 +77,9 @@ def binary(tmp_path, monkeypatch) -> pathlib.Path:
     return folder
 
 
-def log(folder, split="train", rows=ROWS, bags=BAGS) -> criteo.ClickLog:
-    tiny = pathlib.Path(folder).name == "days"
-    return getattr(criteo, split)(folder, rows, bags, tiny=tiny)
+def log(folder, split="train", rows=ROWS, bags=BAGS) -> pipeline.Split:
+    data = Criteo(rows, bags, tiny=pathlib.Path(folder).name == "days")
+    return getattr(data, split)(folder)
 
 
 def expected(*numbers: int) -> dict[str, np.ndarray]:
@@ -88,7 +91,7 @@ def expected(*numbers: int) -> dict[str, np.ndarray]:
 def equal(batch, wanted) -> None:
     assert set(batch) - {"mask"} == set(wanted)
     for name, array in wanted.items():
-        assert batch[name].dtype == array.dtype and batch[name].flags.owndata
+        assert batch[name].dtype == array.dtype and batch[name].flags.writeable
         np.testing.assert_array_equal(batch[name], array)
 
 
@@ -102,7 +105,7 @@ def test_training_is_in_file_order(folder, threads):
     data = log(folder)
     assert len(data) == 94 and data.steps_per_epoch(20) == 4
     wanted = expected(0, 1, 2)
-    found = list(itertools.islice(data.batches(20, seed=1, threads=threads), 9))
+    found = list(itertools.islice(data.batched(20, seed=1).stream(threads=threads), 9))
     for number, batch in enumerate(found):
         at = 20 * (number % 4)  # 14 samples are left out at the end of a pass
         equal(batch, {name: array[at : at + 20] for name, array in wanted.items()})
@@ -110,9 +113,11 @@ def test_training_is_in_file_order(folder, threads):
 
 def test_a_batch_is_a_function_of_its_number(folder):
     data = log(folder)
-    whole = list(itertools.islice(data.batches(30, seed=0), 4))
+    whole = list(itertools.islice(data.batched(30).stream(), 4))
     for start, (lo, hi) in itertools.product(range(4), [(0, 15), (15, 30), (7, 9), (29, 30)]):
-        part = next(data.batches(30, seed=9, start=start, rows=(lo, hi), threads=1))
+        part = next(
+            data.batched(30, seed=9, share=lambda rows, at=(lo, hi): at).stream(start, threads=1)
+        )
         equal(part, {name: array[lo:hi] for name, array in whole[start].items()})
 
 
@@ -120,7 +125,7 @@ def test_a_batch_is_a_function_of_its_number(folder):
 def test_validation_is_the_first_half_rounded_up(folder, batch_size, threads):
     data = log(folder, "validation")
     assert len(data) == 11
-    batches = list(data.eval_batches(batch_size, threads=threads))
+    batches = list(data.batched(batch_size).stream(threads=threads))
     assert all(len(batch["label"]) == batch_size for batch in batches)
     mask = np.concatenate([batch["mask"] for batch in batches])
     assert mask.tolist() == [i < 11 for i in range(len(mask))]
@@ -128,28 +133,28 @@ def test_validation_is_the_first_half_rounded_up(folder, batch_size, threads):
         joined = np.concatenate([batch[name] for batch in batches])
         np.testing.assert_array_equal(joined[:11], array[:11])
         assert not joined[11:].any()
-    tail = [next(itertools.islice(data.eval_batches(4, rows=(2, 4)), 2, None))["mask"].tolist()]
-    assert tail == [[True, False]]  # rows 10 and 11
+    tail = data.batched(4, share=lambda rows: (2, 4))[2]["mask"].tolist()
+    assert tail == [True, False]  # rows 10 and 11
 
 
 def test_reading_goes_on_after_an_iterator_was_dropped(days):
     data = log(days)
-    batches: Any = data.batches(10, seed=0, threads=2)
+    batches = data.batched(10).stream(threads=2)
     next(batches)
     batches.close()
-    assert len(next(data.batches(10, seed=0, threads=2))["label"]) == 10
+    assert len(data.batched(10)[0]["label"]) == 10
 
 
 def test_opening_reads_no_sample(folder, monkeypatch):
-    monkeypatch.setattr(criteo_files.MappedFile, "map", property(lambda _: pytest.fail("read")))
+    monkeypatch.setattr(files.MappedFile, "map", property(lambda _: pytest.fail("read")))
     assert len(log(folder)) == 94
     tiny = folder.name == "days"
-    assert criteo.counts(folder, bags=BAGS, tiny=tiny) == {"train": 94, "validation": 11}
+    assert Criteo(ROWS, BAGS, tiny=tiny).counts(folder) == {"train": 94, "validation": 11}
 
 
 def test_labels_of_one_axis_are_read_too(days):
     np.save(days / "day_0_labels.npy", content(0)["label"][:, 0])
-    equal(next(log(days).batches(94, seed=0)), expected(0, 1, 2))
+    equal(log(days).batched(94)[0], expected(0, 1, 2))
 
 
 # -- bad input ---------------------------------------------------------------------------------
@@ -169,10 +174,10 @@ def test_an_id_that_is_no_row_is_named(days, column, value, said):
     bad["ids"][17, column] = value
     write_day(days, 1, bad)
     data = log(days)
-    next(data.batches(57, seed=0))  # samples 0 .. 56 are good
+    data.batched(57)[0]  # samples 0 .. 56 are good
     with pytest.raises(UserError, match=r"day_1_sparse_multi_hot\.npz, sample 17, " + said):
-        next(data.batches(94, seed=0))
-    problems = criteo.check(days, tiny=True, rows=ROWS, bags=BAGS)
+        data.batched(94)[0]
+    problems = Criteo(ROWS, BAGS, tiny=True).check(days)
     assert any(line.startswith("problem:") and "sample 17" in line for line in problems)
 
 
@@ -181,7 +186,7 @@ def test_an_id_that_is_no_row_is_named_in_records(binary):
     words[63, 14 + 12] = 99
     words.tofile(binary / "train_data.bin")
     with pytest.raises(UserError, match=r"train_data\.bin, sample 63, feature cat_3: id 99"):
-        next(log(binary).batches(94, seed=0))
+        log(binary).batched(94)[0]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -191,14 +196,14 @@ def test_a_dense_feature_that_is_no_number_is_named(days, value):
     write_day(days, 2, bad)
     words = rf"day_2_dense\.npy, sample 30, dense feature 12: the value is {value}"
     with pytest.raises(UserError, match=words):
-        next(log(days).batches(94, seed=0))
+        log(days).batched(94)[0]
 
 
 def test_large_dense_features_are_numbers(days):
     good = content(2)
     good["dense"][:] = 3e38
     write_day(days, 2, good)
-    assert next(log(days).batches(94, seed=0))["dense"].max() == np.float32(3e38)
+    assert log(days).batched(94)[0]["dense"].max() == np.float32(3e38)
 
 
 @pytest.mark.parametrize("label", [2, -1])
@@ -207,16 +212,16 @@ def test_a_label_that_is_neither_is_named(days, label):
     bad["label"][39] = label
     write_day(days, 0, bad)
     with pytest.raises(UserError, match=rf"day_0_labels\.npy, sample 39: the label is {label}"):
-        next(log(days).batches(94, seed=0))
+        log(days).batched(94)[0]
 
 
 def test_missing_days(days):
     (days / "day_2_dense.npy").unlink()
-    for open_ in (lambda: log(days), lambda: criteo.counts(days, tiny=True)):
+    for open_ in (lambda: log(days), lambda: Criteo(ROWS, BAGS, tiny=True).counts(days)):
         with pytest.raises(UserError, match=r"lacks 1 of 12 files, the first is day_2_dense\.npy"):
             open_()
     with pytest.raises(UserError, match=r"lacks 61 of 72 files, the first is day_2_dense\.npy"):
-        criteo.train(days, ROWS, BAGS)  # as the full data set
+        Criteo(ROWS, BAGS).train(days)  # as the full data set
 
 
 def test_missing_records(binary, tmp_path):
@@ -224,11 +229,11 @@ def test_missing_records(binary, tmp_path):
     with pytest.raises(UserError, match=r"lacks val_data\.bin"):
         log(binary)
     with pytest.raises(UserError, match="no multi-hot Criteo click logs in"):
-        criteo.counts(tmp_path)
+        Criteo().counts(tmp_path)
     with pytest.raises(UserError, match="data build dlrm_dcnv2 --tiny"):
-        criteo.counts(tmp_path, tiny=True)
+        Criteo(tiny=True).counts(tmp_path)
     with pytest.raises(UserError, match="gcsfuse"):
-        criteo.counts("gs://bucket/criteo")
+        Criteo().counts("gs://bucket/criteo")
 
 
 def test_other_bag_sizes(days, binary):
@@ -266,7 +271,7 @@ def test_arrays_of_another_form(days):
         log(days)
 
 
-@pytest.mark.parametrize("name", criteo_files.day_files(0))
+@pytest.mark.parametrize("name", files.day_files(0))
 def test_files_that_are_cut_short(days, name):
     path = days / name
     whole = path.read_bytes()
@@ -297,11 +302,11 @@ def test_an_archive_without_a_table(days):
 def test_arguments_that_do_not_fit(days):
     data = log(days)
     for call, words in (
-        (lambda: data.batches(95, seed=0), "batch_size 95 is larger than the 94 training samples"),
-        (lambda: data.batches(0, seed=0), "at least 1"),
-        (lambda: data.batches(10, seed=0, rows=(5, 11)), r"rows \(5, 11\)"),
-        (lambda: data.batches(10, seed=0, start=-1), "start is at least 0"),
-        (lambda: data.eval_batches(10, rows=(3, 3)), r"rows \(3, 3\)"),
+        (lambda: data.batched(95), "batch_size 95 is larger than the 94 training examples"),
+        (lambda: data.batched(0), "at least 1"),
+        (lambda: data.batched(10, share=lambda rows: (5, 11)), r"rows \(5, 11\)"),
+        (lambda: data.batched(10).stream(-1), "start and workers are at least 0"),
+        (lambda: data.batched(10, share=lambda rows: (3, 3)), r"rows \(3, 3\)"),
     ):
         with pytest.raises(UserError, match=words):
             call()
@@ -321,7 +326,7 @@ def generator(after: int | None) -> np.random.RandomState:
 
 def matrix(random: np.random.RandomState, table: int) -> np.ndarray:
     out = np.empty((criteo.ROWS[table], criteo.BAGS[table]), np.int32)
-    criteo_bags.bag_matrix(random, out)
+    multi_hot.bag_matrix(random, out)
     return out
 
 
@@ -342,7 +347,7 @@ CHECKED = {  # md5, sum, row 0, end of the last row: the fact sheet's values
 def test_bags_of_the_official_tables(after, last, monkeypatch):
     import hashlib
 
-    monkeypatch.setattr(criteo_bags, "CHUNK", 1 << 17)
+    monkeypatch.setattr(multi_hot, "CHUNK", 1 << 17)
     random = generator(after)
     for table in range(after + 1, last + 1):
         bags = matrix(random, table)
@@ -355,28 +360,26 @@ def test_bags_of_the_official_tables(after, last, monkeypatch):
 
 def test_the_stream_begins_with_seed_0_and_table_0():
     out = np.empty((2, 3), np.int32)
-    criteo_bags.draw_bags(generator(None), criteo.ROWS[0], 0, out)
+    multi_hot.draw_bags(generator(None), criteo.ROWS[0], 0, out)
     assert out[0].tolist() == [0, 8325804, 2215104] and out[1, 0] == 1
 
 
 def test_bags_do_not_depend_on_the_chunks(monkeypatch):
-    whole = list(criteo_bags.bag_matrices(ROWS, BAGS))
-    monkeypatch.setattr(criteo_bags, "CHUNK", 5)
-    for a, b in zip(whole, criteo_bags.bag_matrices(ROWS, BAGS)):
+    whole = list(multi_hot.bag_matrices(ROWS, BAGS))
+    monkeypatch.setattr(multi_hot, "CHUNK", 5)
+    for a, b in zip(whole, multi_hot.bag_matrices(ROWS, BAGS)):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a[:, 0], np.arange(len(a)))
 
 
 def test_saved_bags_go_on_where_a_killed_build_was(tmp_path):
-    whole = criteo_bags.save_matrices(tmp_path, ROWS, BAGS)
-    for table, array in enumerate(criteo_bags.bag_matrices(ROWS, BAGS)):
+    whole = multi_hot.save_matrices(tmp_path, ROWS, BAGS)
+    for table, array in enumerate(multi_hot.bag_matrices(ROWS, BAGS)):
         np.testing.assert_array_equal(whole[table], array)
     for table in (2, 3):
         (tmp_path / f"{table}.npy").unlink()
-    again = criteo_bags.save_matrices(tmp_path, ROWS, BAGS)
-    np.testing.assert_array_equal(
-        again[2], np.asarray(list(criteo_bags.bag_matrices(ROWS, BAGS))[2])
-    )
+    again = multi_hot.save_matrices(tmp_path, ROWS, BAGS)
+    np.testing.assert_array_equal(again[2], np.asarray(list(multi_hot.bag_matrices(ROWS, BAGS))[2]))
 
 
 def test_the_official_sizes():
@@ -391,31 +394,31 @@ def test_the_official_sizes():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
-    criteo.build(folder, tiny=True)
+    TINY.build(folder)
     return str(folder)
 
 
 def test_tiny_has_its_counts_and_no_problem(tiny):
-    assert criteo.counts(tiny, tiny=True) == criteo.COUNTS[criteo.TINY_NAME]
-    report = criteo.check(tiny, tiny=True)
+    assert TINY.counts(tiny) == criteo.COUNTS[criteo.TINY_NAME]
+    report = TINY.check(tiny)
     assert len(report) == 3 and not [line for line in report if line.startswith("problem")]
     before = sorted(pathlib.Path(tiny).rglob("*"))
-    assert criteo.build(tiny, tiny=True).startswith(tiny)  # it is there already
+    TINY.build(tiny)  # it is there already
     assert sorted(pathlib.Path(tiny).rglob("*")) == before
 
 
 def test_check_compares_published_checksums(tiny, monkeypatch):
     size = 4 * criteo_tiny.DAYS[23]
-    monkeypatch.setitem(criteo_builder.MD5, "day_23_labels.npy", (size, "0" * 32))
-    report = criteo.check(tiny, tiny=True)
+    monkeypatch.setitem(builder.MD5, "day_23_labels.npy", (size, "0" * 32))
+    report = TINY.check(tiny)
     assert report[-1].startswith("warning:") and "day_23_labels.npy has md5" in report[-1]
     monkeypatch.setattr(criteo, "_HASHED", 1000)
-    assert len(criteo.check(tiny, tiny=True)) == 3
-    assert criteo.check(tiny, tiny=True, whole=True) == report
+    assert len(TINY.check(tiny)) == 3
+    assert TINY.check(tiny, whole=True) == report
 
 
 def test_tiny_is_made_alike_each_time(tiny, tmp_path):
-    criteo.build(tmp_path, tiny=True)
+    TINY.build(tmp_path)
     for path in pathlib.Path(tiny).rglob("*.np?"):
         assert (tmp_path / path.relative_to(tiny)).read_bytes() == path.read_bytes()
 
@@ -429,8 +432,8 @@ def area(labels, scores) -> float:
 def test_products_tell_what_a_linear_model_cannot_see(tiny):
     """Area 0.65 for the linear model as least squares fits it, 0.8 for the products of signs alone."""
     rows, bags = criteo.TINY_ROWS, criteo.TINY_BAGS
-    logs = [open_(tiny, rows, bags, tiny=True) for open_ in (criteo.train, criteo.validation)]
-    train, test = (next(data.eval_batches(len(data))) for data in logs)
+    logs = TINY.train(tiny), TINY.validation(tiny)
+    train, test = (data.batched(len(data))[0] for data in logs)
     starts = np.cumsum((0, *bags))[:-1]
 
     def own(batch):
@@ -458,19 +461,20 @@ def test_products_tell_what_a_linear_model_cannot_see(tiny):
 
 def test_tables_of_other_sizes(tmp_path):
     rows, bags = tuple(n + 2 for n in criteo.TINY_ROWS), (1,) * 26
-    criteo.build(tmp_path, tiny=True, rows=rows, bags=bags)
-    batch = next(criteo.train(tmp_path, rows, bags, tiny=True).batches(64, seed=0))
+    other = Criteo(rows, bags, tiny=True)
+    other.build(tmp_path)
+    batch = other.train(tmp_path).batched(64)[0]
     assert batch["ids"].shape == (64, 26)
     with pytest.raises(UserError, match="expected"):
-        criteo.train(tmp_path, criteo.TINY_ROWS, criteo.TINY_BAGS, tiny=True)
+        TINY.train(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        criteo.build(tmp_path / "file", tiny=True)
+        TINY.build(tmp_path / "file")
 
 
-@pytest.mark.parametrize("module", [criteo_bags, criteo_ids, criteo_text])
+@pytest.mark.parametrize("module", [multi_hot, numbering, raw_logs])
 def test_documented_examples(module):
     assert doctest.testmod(module).failed == 0

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import criteo, criteo_builder, criteo_ids, criteo_plan, criteo_text
+from mlperf_jax.input_pipelines import building
+from mlperf_jax.input_pipelines.criteo import Criteo, builder, files, numbering, raw_logs
+from mlperf_jax.input_pipelines.criteo import data_set as criteo
+from mlperf_jax.input_pipelines.criteo import plan as criteo_plan
 
 DAYS = criteo_logs.DAYS
 
@@ -32,7 +35,7 @@ def plan_of(source, folder, **changes) -> criteo_plan.Plan:
 
 def build(plan) -> list[str]:
     said: list[str] = []
-    criteo_builder.write(plan, said.append)
+    builder.write(plan, said.append)
     return said
 
 
@@ -48,7 +51,7 @@ def same(folder, expected: dict[str, np.ndarray]) -> None:
     """Every file has the bytes that NumPy would write."""
     folder = pathlib.Path(folder)
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        name for day in DAYS for name in criteo.criteo_files.day_files(day)
+        name for day in DAYS for name in files.day_files(day)
     )
     for day in DAYS:
         for kind in ("labels", "dense"):
@@ -72,7 +75,7 @@ def test_raw_logs_become_what_the_slow_twin_makes(tmp_path, logs, processes):
 
 @pytest.mark.parametrize("round_ids", [True, False])
 def test_ids_are_rounded_on_training_days_alone(tmp_path, logs, round_ids, monkeypatch):
-    monkeypatch.setattr(criteo_ids, "FIRST_ID", 2**24 + 1)  # where float32 begins to round
+    monkeypatch.setattr(numbering, "FIRST_ID", 2**24 + 1)  # where float32 begins to round
     build(plan_of(logs, tmp_path / "out", round_ids=round_ids))
     expected = criteo_logs.slow_twin(logs, 2**24 + 1, round_ids)
     training = np.concatenate([expected[f"day_{day}_sparse"] for day in DAYS[:-1]])
@@ -99,44 +102,42 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, logs, kill, monkeypatch):
         pass
 
     published: list[str] = []
-    publish = criteo_builder._publish
+    publish, apart = building.publish, (building.SETTINGS, "out")
 
     def dying(part, path):
-        if len(published) == kill:
+        if len(published) == kill and path.name not in apart:
             raise Killed
-        published.append(path.name)
+        published.extend([path.name] * (path.name not in apart))
         publish(part, path)
 
-    monkeypatch.setattr(criteo_builder, "_publish", dying)
+    monkeypatch.setattr(building, "publish", dying)
     with pytest.raises(Killed):
         build(plan_of(logs, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(
-        criteo_builder, "_publish", lambda *names: again.append(names) or publish(*names)
-    )
-    again: list = []
+    done, published, kill = published, [], -1
     build(plan_of(logs, tmp_path / "out"))
     same(tmp_path / "out", criteo_logs.slow_twin(logs))
-    assert (
-        len(again) <= 265 - kill + 1
-    )  # nothing that was finished is made again (or the permutation)
+    # nothing that was finished is made again (or the permutation)
+    assert len(published) <= 265 - len(done) + 1
 
 
 def test_what_was_built_is_what_is_read(tmp_path, logs, monkeypatch, capsys):
     monkeypatch.setattr(criteo, "DAYS", DAYS)
     monkeypatch.setattr(criteo, "VALIDATION_DAY", DAYS[-1])
     rows, bags = criteo_logs.ROWS, criteo_logs.BAGS
-    folder = criteo.build(tmp_path, source=logs, rows=rows, bags=bags)
-    assert folder == criteo.build(tmp_path, rows=rows, bags=bags) == f"{tmp_path}/criteo_multihot"
+    data = Criteo(rows, bags)
+    data.build(tmp_path, logs)
+    data.build(tmp_path)
+    assert criteo.locate(tmp_path) == (f"{tmp_path}/criteo_multihot", "days")
     assert capsys.readouterr().out.count("building") == 1
     expected = criteo_logs.slow_twin(logs)
     training = [expected[f"day_{day}_sparse"] for day in DAYS[:-1]]
-    batch = next(criteo.train(tmp_path, rows, bags).batches(155, seed=0))
+    batch = data.train(tmp_path).batched(155)[0]
     matrices = criteo_logs.slow_bags()
     ids = np.concatenate(training)
     bag = [m[ids[:, t] % len(m)] for t, m in enumerate(matrices)]
     np.testing.assert_array_equal(batch["ids"], np.concatenate(bag, 1))
-    (last,) = criteo.validation(tmp_path, rows, bags).eval_batches(17)
+    (last,) = data.validation(tmp_path).batched(17).stream()
     np.testing.assert_array_equal(last["label"], expected["day_3_labels"][:17, 0])
 
 
@@ -153,7 +154,7 @@ def test_processes_are_for_large_sources_with_memory_to_spare(tmp_path, monkeypa
 
 
 def test_work_begun_with_other_settings_is_refused(tmp_path, logs, monkeypatch):
-    monkeypatch.setattr(criteo_builder, "_FROM_RAW", {"parse": lambda plan: 1 / 0})
+    monkeypatch.setattr(builder, "_FROM_RAW", {"parse": lambda plan: 1 / 0})
     with pytest.raises(ZeroDivisionError):
         build(plan_of(logs, tmp_path / "out"))
     with pytest.raises(UserError, match="was begun with another round_ids"):
@@ -183,7 +184,7 @@ def test_lines_are_estimated_from_the_beginning(tmp_path):
 
 def test_too_little_room(tmp_path, logs, monkeypatch):
     huge = criteo_plan.Needs(1, 1 << 60, 0)
-    monkeypatch.setattr(criteo_builder, "needs", lambda plan, raw: huge)
+    monkeypatch.setattr(builder, "needs", lambda plan, raw: huge)
     with pytest.raises(UserError, match=r"GB free and the build needs 1,152,921,504\.6 GB"):
         build(plan_of(logs, tmp_path / "out"))
     huge = criteo_plan.Needs(1, 0, 1 << 60)
@@ -267,15 +268,13 @@ def test_a_damaged_line_is_named(tmp_path, bad, said):
     path = tmp_path / "day_0"
     path.write_text("\n".join([line(), line(), bad, line()]) + "\n")
     with pytest.raises(UserError, match=r"day_0, " + said):
-        list(criteo_text.read(str(path)))
+        list(raw_logs.read(str(path)))
     with pytest.raises(UserError, match=r"day_0, " + said):  # also where pieces are cut
-        list(criteo_text.read(str(path), piece=300))
+        list(raw_logs.read(str(path), piece=300))
 
 
 def test_short_and_upper_case_words():
-    lines = criteo_text.parse(
-        (line(words=("2a", "2A", "0000002A") * 8 + ("", "f")) + "\n").encode()
-    )
+    lines = raw_logs.parse((line(words=("2a", "2A", "0000002A") * 8 + ("", "f")) + "\n").encode())
     assert lines.words[0].tolist() == [42] * 24 + [0, 15]
 
 
@@ -299,27 +298,27 @@ def test_a_truncated_gzip_file(tmp_path, logs):
 def test_the_permutation_is_the_references():
     matrix = np.arange(2 * 1000, dtype=np.float32).reshape(1000, 2)
     np.random.RandomState(0).shuffle(matrix)
-    np.testing.assert_array_equal(criteo_builder.permutation(1000), matrix[:, 0] // 2)
+    np.testing.assert_array_equal(builder.permutation(1000), matrix[:, 0] // 2)
     np.testing.assert_array_equal(
-        criteo_builder.permutation(1000), np.random.RandomState(0).permutation(1000)
+        builder.permutation(1000), np.random.RandomState(0).permutation(1000)
     )
 
 
 def test_float32_ids():
     ids = np.array([5, 2**24 - 1, 2**24 + 1, 2**25 + 3, 2**28 + 17, 2**28 + 16], np.int32)
     rounded = [5, 2**24 - 1, 2**24, 2**25 + 4, 2**28 + 32, 2**28]  # 2^28 + 16 is a tie: to even
-    assert criteo_ids.as_float32(ids).tolist() == rounded
+    assert numbering.as_float32(ids).tolist() == rounded
 
 
 def test_values_at_the_ends_of_their_range(tmp_path):
     values = np.array([0, 2**32 - 1, 2**31, 0, 7, 2**32 - 1], np.uint32)
-    vocabulary = criteo_ids.Vocabulary(tmp_path / "words", 0)
+    vocabulary = numbering.Vocabulary(tmp_path / "words", 0)
     vocabulary.add(values[:3])
     vocabulary.add(values[3:])
     assert vocabulary.sync() == 4
     vocabulary.close()
-    assert criteo_ids.Numbering(tmp_path / "words")(values).tolist() == [2, 3, 4, 2, 5, 3]
-    shorter = criteo_ids.Vocabulary(tmp_path / "words", 2)  # a killed build kept two too many
+    assert numbering.Numbering(tmp_path / "words")(values).tolist() == [2, 3, 4, 2, 5, 3]
+    shorter = numbering.Vocabulary(tmp_path / "words", 2)  # a killed build kept two too many
     shorter.add(values[::-1])
     shorter.close()
     found = np.fromfile(tmp_path / "words", np.uint32)
@@ -329,9 +328,9 @@ def test_values_at_the_ends_of_their_range(tmp_path):
 def test_checksums_are_compared_for_files_of_the_official_size(tmp_path, monkeypatch):
     path = tmp_path / "day_0_labels.npy"
     np.save(path, np.zeros((100, 1), np.int32))
-    assert criteo_builder.verify(tmp_path) == []
-    monkeypatch.setitem(criteo_builder.MD5, path.name, (400, "0" * 32))
-    (warning,) = criteo_builder.verify(tmp_path)
+    assert builder.verify(tmp_path) == []
+    monkeypatch.setitem(builder.MD5, path.name, (400, "0" * 32))
+    (warning,) = builder.verify(tmp_path)
     assert warning.startswith("warning:") and "day_0_labels.npy has md5" in warning
-    assert criteo_builder.verify(tmp_path, limit=399) == []
-    assert criteo_builder.verify(tmp_path, limit=400) == [warning]
+    assert builder.verify(tmp_path, limit=399) == []
+    assert builder.verify(tmp_path, limit=400) == [warning]

@@ -12,7 +12,10 @@ import pytest
 from photographs import photograph
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import imagenet, images, records
+from mlperf_jax.input_pipelines import images, records
+from mlperf_jax.input_pipelines.imagenet import ImageNet, files
+
+TINY = ImageNet(32, 0.6, False, classes=10, tiny=True)
 
 
 def tar_of(files: dict[str, bytes]) -> bytes:
@@ -28,7 +31,7 @@ def tar_of(files: dict[str, bytes]) -> bytes:
 @pytest.fixture(scope="module")
 def prepared_dir(class_folders, tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("prepared"))
-    imagenet.build(folder, source=class_folders)
+    ImageNet().build(folder, class_folders)
     return folder
 
 
@@ -37,20 +40,19 @@ def by_image(source):
 
 
 def test_tiny_set_trains_and_evaluates(tiny_dir):
-    assert imagenet.counts(tiny_dir) == {"train": 1437, "validation": 360}
-    train = imagenet.train(tiny_dir, 32, 0.6, False, classes=10)
+    assert TINY.counts(tiny_dir) == {"train": 1437, "validation": 360}
+    train = TINY.train(tiny_dir)
     assert len(train) == 1437
     assert train.steps_per_epoch(64) == 22
-    batches = train.batches(64, seed=0, threads=2)
-    batch = next(batches)
+    batch = next(train.batched(64).stream(threads=2))
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "image": ((64, 32, 32, 3), "float32"),
         "label": ((64,), "int32"),
     }
     assert set(batch["label"]) == set(range(10))
     assert 50 < batch["image"].std() < 130
-    validation = imagenet.validation(tiny_dir, 32)
-    masks = np.concatenate([b["mask"] for b in validation.eval_batches(100, threads=2)])
+    validation = TINY.validation(tiny_dir)
+    masks = np.concatenate([b["mask"] for b in validation.batched(100).stream(threads=2)])
     assert masks.sum() == 360
     assert len(masks) == 400
 
@@ -58,7 +60,7 @@ def test_tiny_set_trains_and_evaluates(tiny_dir):
 def test_tiny_splits_are_disjoint_digits(tiny_dir):
     names = {}
     for split in ("train", "validation"):
-        shards = records.prepared(imagenet.locate(tiny_dir)).shards(split)
+        shards = records.prepared(files.locate(tiny_dir, tiny=True)).shards(split)
         raw = records.Records(shards)
         examples = [records.parse_example(raw[i]) for i in range(len(raw))]
         names[split] = {bytes(e["file_name"]).decode() for e in examples}
@@ -68,10 +70,10 @@ def test_tiny_splits_are_disjoint_digits(tiny_dir):
 
 
 def test_batches_of_images_do_not_depend_on_threads_or_rows(tiny_dir):
-    train = imagenet.train(tiny_dir, 32)
-    whole = next(train.batches(20, seed=1, start=71, threads=0))  # runs across an epoch
+    train = ImageNet(32, tiny=True).train(tiny_dir)
+    whole = train.batched(20, seed=1)[71]  # runs across an epoch
     parts = [
-        next(train.batches(20, seed=1, start=71, threads=t, rows=r))
+        next(train.batched(20, seed=1, share=lambda rows, r=r: r).stream(71, threads=t))
         for t, r in ((1, (0, 7)), (3, (7, 20)))
     ]
     for name, value in whole.items():
@@ -79,8 +81,9 @@ def test_batches_of_images_do_not_depend_on_threads_or_rows(tiny_dir):
 
 
 def test_class_folders_and_records_hold_the_same_examples(class_folders, prepared_dir):
-    for split, make in (("train", imagenet.train), ("validation", imagenet.validation)):
-        folder, prepared = make(class_folders, 48), make(prepared_dir, 48)
+    data = ImageNet(48)
+    for split, make in (("train", data.train), ("validation", data.validation)):
+        folder, prepared = make(class_folders), make(prepared_dir)
         assert len(folder) == len(prepared) == {"train": 7, "validation": 5}[split]
         at = by_image(prepared.source)
         # Class folders label by their own alphabet, prepared ones by all 1,000 classes of ImageNet.
@@ -88,12 +91,12 @@ def test_class_folders_and_records_hold_the_same_examples(class_folders, prepare
             record = folder.source[i]
             twin = prepared.source[at[record.image]]
             assert record.label == twin.label
-            left, right = folder.decode(record), prepared.decode(twin)
-            np.testing.assert_array_equal(left["image"], right["image"])
+            given = ((folder.transforms[0], record), (prepared.transforms[0], twin))
             if split == "train":
-                rngs = [np.random.default_rng(5) for _ in range(2)]
-                left, right = folder.augment(record, rngs[0]), prepared.augment(twin, rngs[1])
-                np.testing.assert_array_equal(left["image"], right["image"])
+                left, right = (t.random_map(r, np.random.default_rng(5)) for t, r in given)
+            else:
+                left, right = (t.map(r) for t, r in given)
+            np.testing.assert_array_equal(left["image"], right["image"])
 
 
 def test_the_folder_is_the_stock_one(prepared_dir, tmp_path):
@@ -102,7 +105,7 @@ def test_the_folder_is_the_stock_one(prepared_dir, tmp_path):
 
     theirs = stock.Builder(data_dir=tmp_path, file_format="array_record")
     theirs.info.features.save_config(tmp_path)
-    folder = pathlib.Path(imagenet.locate(prepared_dir))
+    folder = pathlib.Path(files.locate(prepared_dir))
     for name in ("features.json", "label.labels.txt"):
         assert (folder / name).read_text() == (tmp_path / name).read_text()
     assert str(theirs.info.full_name) == "/".join(folder.parts[-2:]) == "imagenet2012/5.1.0"
@@ -127,23 +130,23 @@ def test_official_tars(tmp_path, class_folders):
     }
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar_of(classes))
     with pytest.raises(UserError, match=r"ILSVRC2012_img_val.tar is missing"):
-        imagenet.build(tmp_path)
+        ImageNet().build(tmp_path)
     names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in (3, 1, 2)]
     val = tar_of({name: images.encode_jpeg(image[i:], 90) for i, name in enumerate(names)})
     (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(val)
-    folder = imagenet.build(tmp_path)
-    assert imagenet.counts(tmp_path) == {"train": 3, "validation": 3}
-    source = imagenet.train(tmp_path).source
+    ImageNet().build(tmp_path)
+    assert ImageNet().counts(tmp_path) == {"train": 3, "validation": 3}
+    source = ImageNet().train(tmp_path).source
     assert sorted(source[i].label for i in range(3)) == [0, 0, 999]
     for i in range(3):
         assert images.jpeg_header(source[i].image).components == 3
         decoded = images.decode(source[i].image).astype(int)
         assert abs(decoded - image).mean() < 8
     # The stock list begins n01751748, n09193705, n02105855: labels 65, 970, 230.
-    source = imagenet.validation(tmp_path).source
+    source = ImageNet().validation(tmp_path).source
     labels = {images.jpeg_header(source[i].image).height: source[i].label for i in range(3)}
     assert labels == {60: 230, 59: 65, 58: 970}
-    assert os.listdir(pathlib.Path(folder).parent) == ["5.1.0"]
+    assert os.listdir(tmp_path / "imagenet2012") == ["5.1.0"]
 
 
 def test_damaged_tar_and_image_stop_the_build(tmp_path, class_folders):
@@ -153,25 +156,25 @@ def test_damaged_tar_and_image_stop_the_build(tmp_path, class_folders):
     train = tmp_path / "ILSVRC2012_img_train.tar"
     train.write_bytes(tar_of({"n01440764.tar": tar_of(good)})[:2000])
     with pytest.raises(UserError, match=r"img_train.tar.*fetch it again"):
-        imagenet.build(tmp_path)
+        ImageNet().build(tmp_path)
     train.write_bytes(tar_of({"n01440764.tar": tar_of({"n01440764_1.JPEG": b"no image"})}))
     with pytest.raises(UserError, match=r"n01440764_1.JPEG: 8 bytes that are no JPEG"):
-        imagenet.build(tmp_path)
-    assert imagenet.find_prepared(str(tmp_path)) is None
+        ImageNet().build(tmp_path)
+    assert files.find_prepared(str(tmp_path)) is None
 
 
 def test_build_is_done_once_and_clears_what_a_killed_one_left(tmp_path, tiny_dir):
-    folder = pathlib.Path(imagenet.locate(tiny_dir))
+    folder = pathlib.Path(files.locate(tiny_dir, tiny=True))
     stamp = (folder / "dataset_info.json").stat().st_mtime_ns
-    assert imagenet.build(tiny_dir, tiny=True) == str(folder)
+    TINY.build(tiny_dir)
     assert (folder / "dataset_info.json").stat().st_mtime_ns == stamp
-    leftover = tmp_path / imagenet.TINY_NAME / "incomplete.ABC123_5.1.0"
+    leftover = tmp_path / files.TINY_NAME / "incomplete.ABC123_5.1.0"
     leftover.mkdir(parents=True)
     (leftover / "half.array_record").write_bytes(b"half")
-    imagenet.build(tmp_path, tiny=True)
-    assert [p.name for p in (tmp_path / imagenet.TINY_NAME).iterdir()] == ["5.1.0"]
+    TINY.build(tmp_path)
+    assert [p.name for p in (tmp_path / files.TINY_NAME).iterdir()] == ["5.1.0"]
     ours, theirs = (
-        records.Records(records.prepared(imagenet.locate(d)).shards("train"))
+        records.Records(records.prepared(files.locate(d, tiny=True)).shards("train"))
         for d in (tmp_path, tiny_dir)
     )
     assert all(ours[i] == theirs[i] for i in range(0, 1437, 50))
@@ -179,50 +182,51 @@ def test_build_is_done_once_and_clears_what_a_killed_one_left(tmp_path, tiny_dir
 
 def test_builds_at_the_same_time_do_not_disturb_each_other(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        folders = list(pool.map(lambda _: imagenet.build(tmp_path, tiny=True), range(2)))
-    assert folders[0] == folders[1]
-    assert imagenet.counts(tmp_path, tiny=True) == {"train": 1437, "validation": 360}
+        list(pool.map(lambda _: TINY.build(tmp_path), range(2)))
+    assert os.listdir(tmp_path / files.TINY_NAME) == ["5.1.0"]
+    assert TINY.counts(tmp_path) == {"train": 1437, "validation": 360}
 
 
 def test_check_reports(tiny_dir, class_folders, tmp_path):
-    report = imagenet.check(tiny_dir)
+    report = TINY.check(tiny_dir)
     assert not [line for line in report if line.startswith("problem")]
     assert any("1,437 images of 10 classes in 1 shards" in line for line in report)
     raw = tmp_path / "raw"
     shutil.copytree(class_folders, raw)
     bad = sorted((raw / "train" / "n01443537").iterdir())[0]
     bad.write_bytes(bad.read_bytes()[:-300])
-    report = imagenet.check(raw)
+    report = ImageNet().check(raw)
     assert any(line == "problem: train has 7 images, imagenet2012 has 1,281,167" for line in report)
     assert any(line.startswith(f"problem: {bad}: truncated JPEG") for line in report)
 
 
 def test_missing_data_says_how_to_get_it(tmp_path):
+    data = ImageNet()
     for call in (
-        imagenet.train,
-        imagenet.validation,
-        imagenet.counts,
-        imagenet.locate,
-        imagenet.check,
-        imagenet.build,
+        data.train,
+        data.validation,
+        data.counts,
+        data.class_names,
+        data.check,
+        data.build,
     ):
         with pytest.raises(
             UserError, match=r"image-net\.org.*mlperf-jax data build resnet --data-dir"
         ):
             call(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"imagenet2012_tiny/5.1.0.*--tiny"):
-        imagenet.locate(tmp_path, tiny=True)
+        TINY.counts(tmp_path)
 
 
 def test_bad_class_folders(tmp_path, class_folders):
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match=r"holds no images: expected .*train/<class>"):
-        imagenet.train(tmp_path)
+        ImageNet().train(tmp_path)
     with pytest.raises(UserError, match="has no folder val or validation"):
-        imagenet.validation(tmp_path)
+        ImageNet().validation(tmp_path)
     shutil.copytree(f"{class_folders}/val", tmp_path / "validation")
     with pytest.raises(UserError, match="has the class 'n01440764'"):
-        imagenet.validation(tmp_path)
+        ImageNet().validation(tmp_path)
 
 
 def test_bad_records_name_shard_and_record(class_folders, prepared_dir, tiny_dir, tmp_path):
@@ -230,18 +234,18 @@ def test_bad_records_name_shard_and_record(class_folders, prepared_dir, tiny_dir
     bad = sorted((tmp_path / "raw" / "val" / "n01484850").iterdir())[0]
     bad.write_bytes(bad.read_bytes()[:900])
     with pytest.raises(UserError, match=rf"{bad.name}: truncated JPEG: 900 bytes"):
-        list(imagenet.validation(tmp_path / "raw", 32).eval_batches(4, threads=2))
+        list(ImageNet(32).validation(tmp_path / "raw").batched(4).stream(threads=2))
     message = (
         r"imagenet2012_tiny-train.array_record-00000-of-00001, record \d+: label \d is outside 0..3"
     )
     with pytest.raises(UserError, match=message):
-        next(imagenet.train(tiny_dir, 32, classes=4).batches(64, seed=0, threads=2))
+        ImageNet(32, classes=4, tiny=True).train(tiny_dir).batched(64)[0]
     with pytest.raises(UserError, match="'mean'"):
-        imagenet.train(tiny_dir, normalise="mean")
+        ImageNet(normalise="mean")
 
 
 def test_locate_prefers_what_is_asked_for(tiny_dir, class_folders):
-    assert imagenet.locate(class_folders) == class_folders
-    assert imagenet.locate(f"{tiny_dir}/", tiny=True).startswith(tiny_dir)
+    assert files.locate(class_folders) == class_folders
+    assert files.locate(f"{tiny_dir}/", tiny=True).startswith(tiny_dir)
     with pytest.raises(UserError, match=r"no ImageNet in"):
-        imagenet.locate(tiny_dir, tiny=False)
+        files.locate(tiny_dir)

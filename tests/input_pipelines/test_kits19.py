@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19, kits19_checksums
-from mlperf_jax.input_pipelines import kits19_patches as patches
+from mlperf_jax.input_pipelines.kits19 import Kits19, checksums, files, patches
 
 SHAPE = (8, 9, 10)
 
@@ -29,25 +28,25 @@ def folder(tmp_path):
 
 def write_index(folder, names, **changes):
     for name in names:
-        sums = {f"{name}_{p}.npy": kits19.md5(folder / f"{name}_{p}.npy") for p in "xy"}
+        sums = {f"{name}_{p}.npy": files.md5(folder / f"{name}_{p}.npy") for p in "xy"}
         label = np.load(folder / f"{name}_y.npy")[0]
         given = {"shape": SHAPE, "boxes": patches.largest_boxes(label), "md5": sums} | changes
-        with open(kits19.index_path(str(folder)), "a") as file:
-            file.write(kits19.Entry(name, **given).to_json() + "\n")
+        with open(files.index_path(str(folder)), "a") as file:
+            file.write(files.Entry(name, **given).to_json() + "\n")
 
 
 def test_the_validation_cases_are_the_official_ones():
-    assert len(kits19.VALIDATION) == 42
+    assert len(files.VALIDATION) == 42
     official = """00000 00003 00005 00006 00012 00024 00034 00041 00044 00049 00052 00056 00061 00065 00066
     00070 00076 00078 00080 00084 00086 00087 00092 00111 00112 00125 00128 00138 00157 00160 00161 00162
     00169 00171 00176 00185 00187 00189 00198 00203 00206 00207"""
-    assert {int(case) for case in official.split()} == kits19.VALIDATION
-    assert kits19.LABELLED - 42 == 168
-    assert sum(case < kits19.TINY_CASES for case in kits19.VALIDATION) == 8
+    assert {int(case) for case in official.split()} == files.VALIDATION
+    assert files.LABELLED - 42 == 168
+    assert sum(case < files.TINY_CASES for case in files.VALIDATION) == 8
 
 
 def test_the_official_sums_are_of_420_files():
-    sums = kits19_checksums.official()
+    sums = checksums.official()
     wanted = {f"case_{i:05d}_{part}.npy" for i in range(210) for part in "xy"}
     assert set(sums) == wanted
     assert all(re.fullmatch("[0-9a-f]{32}", s) for s in sums.values())
@@ -55,10 +54,10 @@ def test_the_official_sums_are_of_420_files():
 
 
 def test_a_folder_of_the_reference_is_read_as_it_is(folder):
-    train, held_out = (kits19.open_split(folder, s) for s in ("train", "validation"))
+    train, held_out = (files.open_split(folder, s) for s in ("train", "validation"))
     assert [n[5:] for n in held_out.names] == ["00000", "00003", "00005", "00006"]
     assert [n[5:] for n in train.names] == ["00001", "00002", "00004", "00007"]
-    assert kits19.counts(folder) == {"train": 4, "validation": 4}
+    assert Kits19().counts(folder) == {"train": 4, "validation": 4}
     case = train[1]
     np.testing.assert_array_equal(case.image, np.load(folder / "case_00002_x.npy")[0])
     assert isinstance(case.image, np.memmap)
@@ -69,40 +68,39 @@ def test_a_folder_of_the_reference_is_read_as_it_is(folder):
 def test_boxes_come_from_the_index(folder):
     boxes = {1: (patches.Box((0, 0, 0), (1, 2, 3)),)}
     write_index(folder, ["case_00002"], boxes=boxes)
-    assert kits19.open_split(folder, "train")[1].boxes == boxes
+    assert files.open_split(folder, "train")[1].boxes == boxes
 
 
 def test_an_index_line_cut_short_counts_as_not_written(folder):
     write_index(folder, ["case_00001", "case_00002"])
-    path = kits19.index_path(str(folder))
+    path = files.index_path(str(folder))
     path.write_text(path.read_text()[:-30])
-    assert list(kits19.read_index(str(folder))) == ["case_00001"]
+    assert list(files.read_index(str(folder))) == ["case_00001"]
 
 
 def test_cases_without_labels_and_other_files_are_left_alone(folder):
     for name in ("case_00210_x.npy", "notes.txt", "incomplete.case_00009_x.npy"):
         (folder / name).write_bytes(b"")
-    assert kits19.counts(folder) == {"train": 4, "validation": 4}
+    assert Kits19().counts(folder) == {"train": 4, "validation": 4}
 
 
 def test_training_examples(folder):
-    data = kits19.train(folder, 4)
+    data = Kits19(4).train(folder)
     assert data.last_batch == "mix"
-    batch = next(data.batches(3, seed=0, threads=1))
+    batch = data.batched(3)[0]
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
         "image": ((3, 4, 4, 4, 1), np.float32),
         "label": ((3, 4, 4, 4), np.uint8),
     }
-    assert data.decode(data.source[0])["image"].shape == (4, 4, 4, 1)
 
 
 def test_validation_begins_with_the_most_windows(folder):
     for number, depth in ((3, 16), (6, 24)):
         np.save(folder / f"case_{number:05d}_x.npy", np.zeros((1, depth, 8, 8), np.float32))
         np.save(folder / f"case_{number:05d}_y.npy", np.zeros((1, depth, 8, 8), np.uint8))
-    data = kits19.validation(folder, (24, 12, 12), 8)
+    data = Kits19(8, (24, 12, 12)).validation(folder)
     assert [n[5:] for n in data.source.names] == ["00006", "00003", "00000", "00005"]
-    batches = list(data.eval_batches(3, threads=1))
+    batches = list(data.batched(3).stream(threads=1))
     assert [b["windows"].prod(1).tolist() for b in batches] == [[5, 3, 2], [2, 0, 0]]
     assert [b["mask"].tolist() for b in batches] == [[True] * 3, [True, False, False]]
 
@@ -112,21 +110,21 @@ def test_validation_begins_with_the_most_windows(folder):
 
 def test_an_empty_place_says_how_to_get_the_data(tmp_path):
     with pytest.raises(UserError, match=r"no prepared KiTS19 .*get_imaging.* data build unet3d"):
-        kits19.locate(tmp_path)
+        Kits19().counts(tmp_path)
     with pytest.raises(UserError, match=r"data build unet3d --tiny"):
-        kits19.locate(tmp_path, tiny=True)
+        Kits19(tiny=True).counts(tmp_path)
 
 
 def test_a_bucket_is_refused_with_the_reason(monkeypatch):
-    monkeypatch.setattr(kits19.records, "local", str)
+    monkeypatch.setattr(files.records, "local", str)
     with pytest.raises(UserError, match="memory map"):
-        kits19.locate("gs://bucket/data")
+        files.locate("gs://bucket/data")
 
 
 def test_half_a_pair_is_refused(folder):
     (folder / "case_00002_y.npy").unlink()
     with pytest.raises(UserError, match=r"case_00002_x.npy has no case_00002_y.npy"):
-        kits19.counts(folder)
+        Kits19().counts(folder)
 
 
 def test_a_size_that_the_index_does_not_say_is_refused_before_the_run(folder):
@@ -134,7 +132,7 @@ def test_a_size_that_the_index_does_not_say_is_refused_before_the_run(folder):
     path = folder / "case_00002_x.npy"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"case_00002_x.npy has 3,000 bytes, its index says 3,008"):
-        kits19.counts(folder)
+        Kits19().counts(folder)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,7 @@ def test_a_size_that_the_index_does_not_say_is_refused_before_the_run(folder):
 def test_a_damaged_file_is_named(folder, content, said):
     path = folder / "case_00002_x.npy"
     path.write_bytes(content(path.read_bytes()))
-    data = kits19.train(folder, 4)
+    data = Kits19(4).train(folder)
     with pytest.raises(UserError, match=said):
         data.source[1]
 
@@ -159,7 +157,7 @@ def test_a_damaged_file_is_named(folder, content, said):
 def test_fortran_order_is_read(folder):
     image = np.asfortranarray(np.random.RandomState(0).standard_normal((1, *SHAPE)), np.float32)
     np.save(folder / "case_00002_x.npy", np.asfortranarray(image))
-    found = kits19.open_volume(folder / "case_00002_x.npy", np.float32)
+    found = files.open_volume(folder / "case_00002_x.npy", np.float32)
     np.testing.assert_array_equal(found, image[0])
 
 
@@ -171,7 +169,7 @@ def test_check_names_every_problem(folder):
     for case, label in (("case_00002", np.zeros), ("case_00003", lambda s, d: np.full(s, 3, d))):
         np.save(folder / f"{case}_y.npy", label((1, *SHAPE), np.uint8))
     np.save(folder / "case_00004_x.npy", np.full((1, *SHAPE), np.nan, np.float32))
-    report = kits19.check(folder)
+    report = Kits19().check(folder)
     problems = "\n".join(line for line in report if line.startswith("problem:"))
     for said in (
         "train has 4 cases, KiTS19 has 168",
@@ -189,6 +187,6 @@ def test_check_names_every_problem(folder):
 
 def test_index_lines_are_plain_json(folder):
     write_index(folder, ["case_00001"], notes=("empty",))
-    (line,) = kits19.index_path(str(folder)).read_text().splitlines()
+    (line,) = files.index_path(str(folder)).read_text().splitlines()
     assert set(json.loads(line)) == {"case", "shape", "boxes", "md5", "notes"}
-    assert kits19.Entry.from_json(line).notes == ("empty",)
+    assert files.Entry.from_json(line).notes == ("empty",)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19, kits19_builder, kits19_tiny
+from mlperf_jax.input_pipelines import building
+from mlperf_jax.input_pipelines.kits19 import builder, files, tiny
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -42,7 +43,7 @@ def write_case(folder, number=0, *, image=None, label=None, spacing=(3.0, 1.5, 1
 def prepare(path, side=8):
     target = path.parent.parent / "prepared"
     target.mkdir(exist_ok=True)
-    return kits19_builder.prepare_case(path, target, side), target
+    return builder.prepare_case(path, target, side), target
 
 
 # -- resampling --------------------------------------------------------------------------------------
@@ -54,10 +55,10 @@ def test_resampling_equals_torchs():
     shape, wanted = reference.RESAMPLED
     stored = np.load(reference.OUTPUT)
     image, label = reference.scan(shape)
-    found = np.stack(list(kits19_builder.trilinear_planes(image, wanted)))
+    found = np.stack(list(builder.trilinear_planes(image, wanted)))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, stored["resampled/image"], rtol=1e-5, atol=1e-4)
-    planes = list(kits19_builder.nearest_planes(label, wanted))
+    planes = list(builder.nearest_planes(label, wanted))
     np.testing.assert_array_equal(planes, stored["resampled/label"])
 
 
@@ -65,7 +66,7 @@ def test_resampling_equals_torchs():
 def test_many_planes_are_read_once_and_in_order(wanted):
     """More planes than are read at a time; more, one, and as many of them wanted."""
     volume = np.random.RandomState(0).standard_normal((20, 3, 4)).astype(np.float32)
-    found = np.stack(list(kits19_builder.trilinear_planes(volume, wanted)))
+    found = np.stack(list(builder.trilinear_planes(volume, wanted)))
     place = np.linspace(0, 19, wanted[0]) if wanted[0] > 1 else np.zeros(1)
     low = np.minimum(place.astype(int), 18)
     part = (place - low)[:, None, None]
@@ -83,7 +84,7 @@ def test_fused_multiply_add_rounds_once():
     # products halfway between two float32, and addends that decide, too small for float64 to keep
     a[:2] = b[:2] = 1 + 2**-12
     c[:2] = 2.0**-60, -(2.0**-60)
-    found = kits19_builder.fused_multiply_add(a, b, c)
+    found = builder.fused_multiply_add(a, b, c)
     for ours, *given in zip(found, a, b, c, strict=True):
         x, y, z = (Fraction(float(value)) for value in given)
         error = abs(Fraction(float(ours)) - (x * y + z))
@@ -102,7 +103,7 @@ def test_fused_multiply_add_rounds_once():
     ],
 )
 def test_resampled_shape(shape, spacing, wanted):
-    assert kits19_builder.resampled_shape(shape, spacing) == wanted
+    assert builder.resampled_shape(shape, spacing) == wanted
 
 
 # -- one case ----------------------------------------------------------------------------------------
@@ -113,23 +114,23 @@ def test_a_case_goes_through_all_the_steps(tmp_path):
     entry, target = prepare(path)
     raw = np.asarray(nibabel.load(path / "imaging.nii.gz").dataobj).astype(np.float32)
     shape = (int(3 / 1.6 * 5), int(1.5 / 1.2 * 12), int(1.5 / 1.2 * 11))
-    image = np.stack(list(kits19_builder.trilinear_planes(raw, shape)))
+    image = np.stack(list(builder.trilinear_planes(raw, shape)))
     image = (np.clip(image, -79, 304) - 101) / 76.9
     short = [max(16 - n, 0) for n in shape]
     pads = [(n // 2, n - n // 2) for n in short]
-    wide = kits19_builder.prepare_case(path, _folder(tmp_path / "wide"), 16)
+    wide = builder.prepare_case(path, _folder(tmp_path / "wide"), 16)
     found = np.load(tmp_path / "wide/case_00000_x.npy")
     np.testing.assert_allclose(found[0], np.pad(image, pads, mode="edge"), rtol=1e-6, atol=1e-6)
     assert found.dtype == np.float32
     np.save(tmp_path / "same.npy", found)  # the organisers' sums include NumPy's header
-    assert wide.md5["case_00000_x.npy"] == kits19.md5(tmp_path / "same.npy")
+    assert wide.md5["case_00000_x.npy"] == files.md5(tmp_path / "same.npy")
     assert found.min() == pytest.approx((-79 - 101) / 76.9)
     label = np.load(tmp_path / "wide/case_00000_y.npy")
     assert (label.dtype, label.shape) == (np.uint8, found.shape)
     assert wide.shape == found.shape[1:] == (16, 16, 16)
     assert entry.shape == (9, 15, 13)  # 8 is enough: nothing is added
-    assert entry.md5["case_00000_x.npy"] == kits19.md5(target / "case_00000_x.npy")
-    assert kits19_builder.normalise(np.float32([-2000, 101, 2000])).tolist() == pytest.approx(
+    assert entry.md5["case_00000_x.npy"] == files.md5(target / "case_00000_x.npy")
+    assert builder.normalise(np.float32([-2000, 101, 2000])).tolist() == pytest.approx(
         [-180 / 76.9, 0, 203 / 76.9]
     )
 
@@ -200,7 +201,7 @@ def test_a_spacing_that_is_no_spacing_is_named(tmp_path):
     raw = header.binaryblock + b"\0\0\0\0" + data.tobytes(order="F")
     (path / "imaging.nii.gz").write_bytes(gzip.compress(raw))
     with pytest.raises(UserError, match=r"imaging.nii.gz.* spacing of \[nan"):
-        kits19_builder._build(_folder(tmp_path / "out"), [path], 8, say=print)
+        builder._build(_folder(tmp_path / "out"), [path], 8, say=print)
 
 
 def test_flips_and_unknown_orientations_are_taken(tmp_path):
@@ -230,16 +231,16 @@ def test_a_damaged_file_is_named(tmp_path, damage, file):
 
 def test_missing_cases_and_files_are_named_before_anything_is_done(tmp_path):
     with pytest.raises(UserError, match="no KiTS19 in"):
-        kits19_builder.find_cases(str(tmp_path), 3)
+        builder.find_cases(str(tmp_path), 3)
     raw = tmp_path / "kits19/data"
     for number in (0, 2):
         write_case(raw, number)
     with pytest.raises(UserError, match=r"lacks 1 of the 3 labelled cases, case_00001"):
-        kits19_builder.find_cases(str(tmp_path), 3)
+        builder.find_cases(str(tmp_path), 3)
     write_case(raw, 1)
     (raw / "case_00001/segmentation.nii.gz").unlink()
     with pytest.raises(UserError, match=r"case_00001 has no segmentation \(segmentation.nii.gz\)"):
-        kits19_builder.find_cases(str(tmp_path), 3)
+        builder.find_cases(str(tmp_path), 3)
 
 
 def test_without_nibabel_it_is_named(tmp_path, monkeypatch):
@@ -252,19 +253,19 @@ def test_without_nibabel_it_is_named(tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):
     write_case(tmp_path / "raw")
     usage = types.SimpleNamespace(free=1000)
-    monkeypatch.setattr(kits19_builder.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(UserError, match=r"0.0 GB free, the prepared volumes take"):
-        kits19_builder._build(tmp_path, [tmp_path / "raw/case_00000"], 8, say=print)
+    monkeypatch.setattr(building.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match=r"0.0 GB free and the build needs"):
+        builder._build(tmp_path, [tmp_path / "raw/case_00000"], 8, say=print)
 
 
 # -- the whole set -----------------------------------------------------------------------------------
 
 
 def build(tmp_path, said=None):
-    cases = kits19_builder.find_cases(str(tmp_path / "raw"), 3)
+    cases = builder.find_cases(str(tmp_path / "raw"), 3)
     target = tmp_path / "kits19"
     target.mkdir(exist_ok=True)
-    kits19_builder._build(target, cases, 8, say=(said if said is not None else []).append)
+    builder._build(target, cases, 8, say=(said if said is not None else []).append)
     return target
 
 
@@ -279,14 +280,14 @@ def test_a_build_goes_on_where_it_was_stopped(tmp_path):
     broken.write_bytes(good)
     target = tmp_path / "kits19"
     before = {p.name: p.stat().st_mtime_ns for p in target.glob("case_0000[01]_x.npy")}
-    index = kits19.index_path(str(target))
+    index = files.index_path(str(target))
     index.write_text(index.read_text() + '{"case": "case_000')  # a kill in the middle of a line
     said = []
     build(tmp_path, said)
     done = {p.name: p.stat().st_mtime_ns for p in target.glob("case_*_x.npy")}
     kept = {line for line in before if done[line] == before[line]}
     assert len(kept) == len(before) >= 1
-    assert set(kits19.read_index(str(target))) == {"case_00000", "case_00001", "case_00002"}
+    assert set(files.read_index(str(target))) == {"case_00000", "case_00001", "case_00002"}
     assert said[-1].startswith("case_0000") and "(3 of 3)" in said[-1]
     again = []
     build(tmp_path, again)
@@ -294,7 +295,7 @@ def test_a_build_goes_on_where_it_was_stopped(tmp_path):
 
 
 def test_memory_bounds_what_runs_at_once():
-    memory, running, most = kits19_builder._Memory(10), [], []
+    memory, running, most = builder._Memory(10), [], []
     lock = threading.Lock()
 
     def work(amount):
@@ -317,7 +318,7 @@ def test_memory_bounds_what_runs_at_once():
 
 
 def test_the_tiny_set_is_of_the_same_kind(tmp_path):
-    kits19_tiny.write(tmp_path / "nifti", 2)
+    tiny.write(tmp_path / "nifti", 2)
     path = tmp_path / "nifti/case_00001"
     volume = nibabel.load(path / "imaging.nii.gz")
     assert nibabel.aff2axcodes(volume.affine) == ("I", "P", "L")
@@ -328,5 +329,5 @@ def test_the_tiny_set_is_of_the_same_kind(tmp_path):
     assert len(entry.boxes[1]) == 2  # two kidneys
     image = np.load(target / "case_00001_x.npy")
     assert image.min() == pytest.approx((-79 - 101) / 76.9)
-    again = kits19_tiny.phantom(np.random.default_rng([2019, 1]))[0]
+    again = tiny.phantom(np.random.default_rng([2019, 1]))[0]
     np.testing.assert_array_equal(again, np.asarray(volume.dataobj))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import kits19_patches as patches
+from mlperf_jax.input_pipelines.kits19 import patches
 
 
 def volume(shape, boxes=None, seed=0):
@@ -44,7 +44,7 @@ STILL = (1, 1, 1, 1)
 def test_a_uniform_patch_never_takes_the_last_place():
     given = volume((8, 12, 9))
     rng = Script(1, *STILL, 1, last=True)
-    found = patches.Patch(8, 0.4, "reference")(given, rng)
+    found = patches.Patch(8, 0.4, "reference").random_map(given, rng)
     assert rng.bounds == [4, 1]  # sizes 12 and 9; where the size is 8 nothing is drawn
     np.testing.assert_array_equal(found["image"][..., 0], given.image[:8, 3:11, :8])
     np.testing.assert_array_equal(found["label"], given.label[:8, 3:11, :8])
@@ -57,16 +57,16 @@ def test_foreground_is_chosen_by_class_then_component():
         2: (patches.Box((9, 9, 9), (11, 11, 11)),) * 2,
     }
     rng = Script(0.39, *STILL, 1)
-    patches.Patch(4, 0.4, "reference")(volume((12, 12, 12), boxes), rng)
+    patches.Patch(4, 0.4, "reference").random_map(volume((12, 12, 12), boxes), rng)
     assert rng.bounds[:2] == [2, 1]  # two classes, one component of class 1
     rng = Script(0.41, *STILL, 1)
-    patches.Patch(4, 0.4, "reference")(volume((12, 12, 12), boxes), rng)
+    patches.Patch(4, 0.4, "reference").random_map(volume((12, 12, 12), boxes), rng)
     assert rng.bounds == [8, 8, 8]  # not oversampled: anywhere
 
 
 def test_a_volume_without_foreground_gives_uniform_patches():
     rng = Script(0.0, *STILL, 1)
-    patches.Patch(4, 0.4, "reference")(volume((12, 12, 12)), rng)
+    patches.Patch(4, 0.4, "reference").random_map(volume((12, 12, 12)), rng)
     assert rng.bounds == [8, 8, 8]
 
 
@@ -101,7 +101,7 @@ def test_foreground_start_equals_the_reference_for_every_case():
 
 def test_flips_are_drawn_for_each_axis():
     given = volume((4, 4, 4))
-    found = patches.Patch(4, 0.0, "reference")(given, Script(1, 0.33, 0.34, 0.33, 1, 1))
+    found = patches.Patch(4, 0.0, "reference").random_map(given, Script(1, 0.33, 0.34, 0.33, 1, 1))
     np.testing.assert_array_equal(found["image"][..., 0], given.image[::-1, :, ::-1])
     np.testing.assert_array_equal(found["label"], given.label[::-1, :, ::-1])
     assert patches.FLIP == 1 / 3
@@ -134,7 +134,7 @@ def test_frequencies():
     flips = np.zeros(3)
     changed = 0
     for _ in range(2000):
-        found = make(given, rng)
+        found = make.random_map(given, rng)
         for axis in range(3):
             flips[axis] += (np.flip(found["label"], axis) == given.label).all()
         changed += found["image"].std() > 1.5 * given.image.std()
@@ -147,7 +147,7 @@ def test_unknown_augmentation_and_small_volumes_are_refused():
     with pytest.raises(UserError, match="augmentation is 'torch'"):
         patches.Patch(4, 0.4, "torch")
     with pytest.raises(UserError, match="a volume of 8x3x8 voxels holds no patch"):
-        patches.Patch(4, 0.4, "dali")(volume((8, 3, 8)), np.random.default_rng(0))
+        patches.Patch(4, 0.4, "dali").random_map(volume((8, 3, 8)), np.random.default_rng(0))
 
 
 # -- evaluation --------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_fit_equals_the_reference_for_every_size():
 
 def test_a_whole_volume_is_laid_out_with_its_windows():
     given = volume((17, 21, 16))
-    found = patches.WholeVolume((24, 24, 16), 8)(given)
+    found = patches.WholeVolume((24, 24, 16), 8).map(given)
     # 17: one voxel over is cut, after; 21: one over, likewise; 16: as it is
     assert found["windows"].tolist() == [3, 4, 3]
     np.testing.assert_array_equal(found["image"][:16, :20, :16, 0], given.image[:16, :20])
@@ -187,18 +187,18 @@ def test_a_whole_volume_is_laid_out_with_its_windows():
 
 def test_a_padded_volume_has_its_padding_on_both_sides():
     given = volume((8, 8, 11))
-    found = patches.WholeVolume((8, 8, 16), 8)(given)
+    found = patches.WholeVolume((8, 8, 16), 8).map(given)
     assert found["windows"].tolist() == [1, 1, 2]
     np.testing.assert_array_equal(found["image"][..., :11, 0], given.image)  # 1 voxel, 0 before
     given = volume((8, 8, 10))
-    found = patches.WholeVolume((8, 8, 16), 8)(given)
+    found = patches.WholeVolume((8, 8, 16), 8).map(given)
     np.testing.assert_array_equal(found["image"][..., 1:11, 0], given.image)
     np.testing.assert_array_equal(found["label"][..., 0], 255)
 
 
 def test_a_volume_beyond_eval_shape_is_refused():
     with pytest.raises(UserError, match=r"8x8x23 voxels takes 8x8x24 .* eval_shape 8x8x20"):
-        patches.WholeVolume((8, 8, 20), 8)(volume((8, 8, 23)))
+        patches.WholeVolume((8, 8, 20), 8).map(volume((8, 8, 23)))
 
 
 # -- foreground --------------------------------------------------------------------------------------

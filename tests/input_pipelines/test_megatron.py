@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron
+from mlperf_jax.input_pipelines import pipeline
+from mlperf_jax.input_pipelines.tokens import megatron
 
 CASES = json.loads((pathlib.Path(__file__).parent / "data" / "megatron_orders.json").read_text())
 LENGTHS = [7, 3, 11, 2, 6]
@@ -31,15 +32,20 @@ def shown(tokens):
     return [tokens["inputs"].tolist(), tokens["labels"].tolist()]
 
 
+def in_order(*given, **how):
+    """The training split of one run's windows."""
+    return pipeline.training(megatron.gpt_windows(*given, **how), shuffle=False)
+
+
 def evaluated(examples, batch_size=4):
-    batches = list(examples.eval_batches(batch_size, threads=0))
+    batches = list(examples.batched(batch_size).stream(threads=0))
     mask = np.concatenate([batch["mask"] for batch in batches])
     return {k: np.concatenate([b[k] for b in batches])[mask] for k in ("inputs", "labels")}
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
 def test_samples_of_the_slow_twin(tmp_path, case):
-    examples = megatron.gpt_examples(
+    examples = in_order(
         write(tmp_path / "a", case["lengths"]),
         case["length"],
         case["samples"],
@@ -47,7 +53,7 @@ def test_samples_of_the_slow_twin(tmp_path, case):
         extra_token=bool(case["extra"]),
         shuffle_documents=case["shuffle_documents"],
     )
-    batches = examples.batches(1, seed=0, threads=0)
+    batches = examples.batched(1).stream(threads=0)
     missing = [] if case["extra"] else [megatron.IGNORED]
     for item, batch in zip(case["items"][: case["samples"]], batches):
         assert batch["inputs"][0].tolist() == item[: case["length"]]
@@ -56,28 +62,29 @@ def test_samples_of_the_slow_twin(tmp_path, case):
 
 
 def test_the_worked_example(prefix):
-    batch = next(megatron.gpt_examples(prefix, 8, 3, 1234).batches(3, seed=0))
+    batch = in_order(prefix, 8, 3, 1234).batched(3)[0]
     inputs = [2, 3, 4, 5, 6, 100, 101, 102]  # document 0 from 2, document 1, document 2's first
     assert shown({k: v[0] for k, v in batch.items()}) == [inputs, [*inputs[1:], 200]]
 
 
 def test_a_batch_is_a_function_of_its_number(prefix):
-    data = megatron.GptTraining((prefix,), 8, 12, vocabulary=1000)
+    windows = megatron.GptTraining((prefix,), 8, 12, vocabulary=1000)
+    data = pipeline.training(windows, shuffle=False)
     assert len(data) == 12 and data.steps_per_epoch(4) == 3
-    whole = list(itertools.islice(data.batches(4, seed=7, threads=2), 3))
+    whole = list(itertools.islice(data.batched(4, seed=7).stream(threads=2), 3))
     for start, (lo, hi) in itertools.product(range(3), [(0, 2), (2, 4), (1, 2)]):
-        part = next(data.batches(4, seed=7, start=start, rows=(lo, hi), threads=0))
+        part = data.batched(4, seed=7, share=lambda rows, at=(lo, hi): at)[start]
         np.testing.assert_array_equal(part["inputs"], whole[start]["inputs"][lo:hi])
-    other = next(data.batches(4, seed=8))
+    other = data.batched(4, seed=8)[0]
     assert (other["inputs"] != whole[0]["inputs"]).any()
 
 
 def test_two_files_take_turns(tmp_path):
     paths = [write(tmp_path / "a", LENGTHS), write(tmp_path / "b", LENGTHS, first=5000)]
-    batch = next(megatron.gpt_examples(paths, 8, 9, 5).batches(9, seed=0))
+    batch = in_order(paths, 8, 9, 5).batched(9)[0]
     # each file is asked for ceil(ceil(9 / 2) * 1.005) = 6 windows
     for number, path in enumerate(paths):
-        own = next(megatron.gpt_examples(path, 8, 6, 5).batches(6, seed=0))
+        own = in_order(path, 8, 6, 5).batched(6)[0]
         count = 5 - number
         np.testing.assert_array_equal(batch["inputs"][number::2], own["inputs"][:count])
 
@@ -118,7 +125,8 @@ def test_the_whole_file_once_scores_every_token_but_the_first(prefix):
 def test_opening_reads_no_token(prefix, monkeypatch):
     monkeypatch.setattr(megatron.TokenFile, "read", lambda *_: pytest.fail("read a token"))
     assert len(megatron.GptTraining((prefix,), 8, 100)) == 100
-    assert len(megatron.GptTraining((prefix, prefix), 8, 100).ready(3)) == 100
+    windows = megatron.GptTraining((prefix, prefix), 8, 100)
+    pipeline.training(windows, shuffle=False).batched(4, seed=3).ready()
     assert len(megatron.gpt_validation(prefix, 8, 3)) == 3
 
 
@@ -126,12 +134,12 @@ def test_a_token_beyond_the_vocabulary_is_named(prefix):
     data = megatron.gpt_validation(prefix, 8, 3, vocabulary=300)
     words = r"tokens\.bin: token id 300 at byte 84 \(token 21\) is outside the vocabulary of 300"
     with pytest.raises(UserError, match=words):
-        list(data.eval_batches(1))
+        list(data.batched(1).stream())
 
 
 def test_bad_numbers(prefix):
     for arguments in ((0, 3, 1), (8, 0, 1), (8, 3, -1), (8, 3, 1 << 32)):
         with pytest.raises(UserError):
-            megatron.gpt_examples(prefix, *arguments)
+            megatron.gpt_windows(prefix, *arguments)
     with pytest.raises(UserError, match="larger than the 3 training examples"):
-        next(megatron.gpt_examples(prefix, 8, 3, 1).batches(4, seed=0))
+        in_order(prefix, 8, 3, 1).batched(4)

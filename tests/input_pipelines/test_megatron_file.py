@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron_file
-from mlperf_jax.input_pipelines.megatron_file import TokenFile, Writer
+from mlperf_jax.input_pipelines.tokens import megatron_file
+from mlperf_jax.input_pipelines.tokens.megatron_file import TokenFile, Writer
 
 DATA = pathlib.Path(__file__).parent / "data"
 BIN = "01000200030004000500"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron_index
+from mlperf_jax.input_pipelines.tokens import megatron_index
 
 DATA = pathlib.Path(__file__).parent / "data"
 CASES = json.loads((DATA / "megatron_orders.json").read_text())  # scripts/make_megatron_fixture.py

@@ -11,14 +11,10 @@ import pytest
 from photographs import photograph
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import (
-    coco_labels,
-    images,
-    openimages,
-    openimages_builder,
-    openimages_tiny,
-    records,
-)
+from mlperf_jax.input_pipelines import building, images, records
+from mlperf_jax.input_pipelines.openimages import OpenImages, coco_labels, files, tiny
+from mlperf_jax.input_pipelines.openimages import builder as openimages_builder
+from mlperf_jax.input_pipelines.openimages import data_set as openimages
 
 LABELS = "labels/openimages-mlperf.json"
 COUNTS = {"train": 5, "validation": 3}
@@ -29,8 +25,12 @@ SIZES = dict(max_boxes=6, classes=3)
 def export(tmp_path) -> pathlib.Path:
     """A small export of our own scenes."""
     folder = tmp_path / "export"
-    openimages_tiny.export(str(folder), COUNTS)
+    tiny.export(str(folder), COUNTS)
     return folder
+
+
+def read(size=32, **fields):
+    return OpenImages(size, **{**SIZES, **fields})
 
 
 def labels_of(export, split="train"):
@@ -41,15 +41,15 @@ def relabel(export, labels, split="train"):
     (export / split / LABELS).write_text(json.dumps(labels))
 
 
-def prepared(export, name=openimages.NAME):
+def prepared(export, name=files.NAME):
     """Prepares an export beside itself and returns the data folder."""
     data = export.parent / "data"
-    openimages_builder.write(f"{data}/{name}/{openimages.VERSION}", str(export), 3)
+    openimages_builder.write(f"{data}/{name}/{files.VERSION}", str(export), 3)
     return str(data)
 
 
 def scenes(data, split="train"):
-    source = openimages.open_split(data, split)
+    source = files.open_split(data, split)
     return [source[i] for i in range(len(source))]
 
 
@@ -66,7 +66,9 @@ def test_images_and_boxes_are_kept_as_exported(export):
     labels["images"].reverse()
     relabel(export, labels)
     data = prepared(export)
-    assert openimages.counts(data, max_boxes=6) == COUNTS
+    assert read().counts(data) == COUNTS
+    both = scenes(data) + scenes(data, "validation")
+    assert read().maxima(data) == {"boxes": max(len(scene.label) for scene in both)}
     for scene in scenes(data):
         row = next(i for i in labels["images"] if i["id"] == scene.image_id)
         file = export / "train" / "data" / row["file_name"]
@@ -76,7 +78,7 @@ def test_images_and_boxes_are_kept_as_exported(export):
         assert scene.crowd.tolist() == [a["iscrowd"] for a in mine]
         corners = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in mine)]
         np.testing.assert_allclose(scene.boxes, corners)
-    facts = openimages.statistics(openimages.locate(data))["train"]
+    facts = files.statistics(files.locate(data))["train"]
     assert (facts["crowd"], facts["outside"], facts["empty"]) == (1, 1, 1)
     assert facts["boxes"] == len(labels["annotations"])
 
@@ -84,7 +86,7 @@ def test_images_and_boxes_are_kept_as_exported(export):
 def test_the_folder_opens_in_tensorflow_datasets(export):
     import tensorflow_datasets as tfds
 
-    folder = openimages.locate(prepared(export)).folder
+    folder = files.locate(prepared(export)).folder
     builder = tfds.builder_from_directory(folder)
     assert builder.info.splits["train"].num_examples == 5
     assert str(builder.info.full_name) == "openimages_mlperf/1.0.0"
@@ -97,11 +99,11 @@ def test_an_image_without_a_box_is_kept(export):
     labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] != gone]
     relabel(export, labels)
     data = prepared(export)
-    assert openimages.statistics(openimages.locate(data))["train"]["without"] == 1
+    assert files.statistics(files.locate(data))["train"]["without"] == 1
     empty = next(s for s in scenes(data) if s.image_id == gone)
     assert len(empty.label) == 0
-    train = openimages.train(data, 32, **SIZES)
-    example = train.augment(empty, np.random.default_rng(0))
+    train = read().train(data)
+    example = train.transforms[0].random_map(empty, np.random.default_rng(0))
     assert (example["label"] == openimages.PADDING).all()
 
 
@@ -111,7 +113,7 @@ def test_a_killed_build_goes_on_where_it_stopped(export, monkeypatch):
 
     def killed(split, shard, path):
         if len(written) == 2:
-            (path.parent / f"half.{path.name}").write_bytes(b"half")
+            (path.parent / f"incomplete.{path.name}").write_bytes(b"half")
             raise KeyboardInterrupt
         write(split, shard, path)
         written.append(path.name)
@@ -121,7 +123,7 @@ def test_a_killed_build_goes_on_where_it_stopped(export, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepared(export)
     data = export.parent / "data"
-    assert records.prepared(f"{data}/{openimages.NAME}/{openimages.VERSION}") is None
+    assert records.prepared(f"{data}/{files.NAME}/{files.VERSION}") is None
     later = []
     monkeypatch.setattr(
         openimages_builder, "_write_shard", lambda *job: (write(*job), later.append(job[2].name))
@@ -136,20 +138,20 @@ def test_a_killed_build_goes_on_where_it_stopped(export, monkeypatch):
 
 
 def test_a_build_begun_from_other_labels_starts_over(export, monkeypatch):
-    work = export.parent / "data" / openimages.NAME / f"incomplete.{openimages.VERSION}"
+    work = export.parent / "data" / files.NAME / f"incomplete.{files.VERSION}"
     work.mkdir(parents=True)
-    (work / "labels.sha256").write_text("of something else")
-    name = f"{openimages.NAME}-train.array_record-00000-of-00001"
+    (work / building.SETTINGS).write_text('{"labels": "of something else"}')
+    name = f"{files.NAME}-train.array_record-00000-of-00001"
     (work / name).write_bytes(b"old")
     assert len(scenes(prepared(export))) == 5
 
 
 def test_build_is_done_once(export):
     data = prepared(export)
-    info = pathlib.Path(openimages.locate(data).folder, "dataset_info.json")
+    info = pathlib.Path(files.locate(data).folder, "dataset_info.json")
     stamp = info.stat().st_mtime_ns
     shutil.rmtree(export)
-    assert openimages.build(data) == os.fspath(info.parent)
+    read().build(data)
     assert info.stat().st_mtime_ns == stamp
 
 
@@ -197,7 +199,7 @@ def test_bad_labels_are_refused(export, what):
     relabel(export, labels)
     with pytest.raises(UserError, match=message):
         prepared(export)
-    assert records.prepared(f"{export.parent}/data/{openimages.NAME}/1.0.0") is None
+    assert records.prepared(f"{export.parent}/data/{files.NAME}/1.0.0") is None
 
 
 def test_damaged_files_are_named(export):
@@ -213,20 +215,20 @@ def test_damaged_files_are_named(export):
     ):
         prepared(export)
     shutil.rmtree(export / "validation")
-    openimages_tiny.export(str(export.parent / "again"), {"train": 2})
+    tiny.export(str(export.parent / "again"), {"train": 2})
     shutil.copytree(export.parent / "again" / "train", export / "train", dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"validation/labels/openimages-mlperf.json is missing"):
         prepared(export)
 
 
 def test_missing_data_says_how_to_get_it(tmp_path):
-    for call in (openimages.train, openimages.validation, openimages.counts):
+    for call in (read().train, read().validation, read().counts, read().maxima):
         with pytest.raises(UserError, match=r"FiftyOne 0.15.1.*data build retinanet --data-dir"):
-            call(tmp_path, max_boxes=6)
+            call(tmp_path)
     with pytest.raises(UserError, match=r"no Open Images in .*352 GB"):
-        openimages.build(tmp_path)
+        read().build(tmp_path)
     with pytest.raises(UserError, match=r"openimages_mlperf_tiny/1.0.0.*--tiny"):
-        openimages.locate(tmp_path, tiny=True)
+        read(tiny=True).counts(tmp_path)
 
 
 def test_too_many_boxes_are_never_cut(export):
@@ -236,17 +238,16 @@ def test_too_many_boxes_are_never_cut(export):
     ]
     relabel(export, labels | {"annotations": labels["annotations"] + extra})
     data = prepared(export)
-    with pytest.raises(UserError, match=r"image with \d boxes and max_boxes is 6: raise it"):
-        openimages.counts(data, max_boxes=6)
+    assert read().maxima(data)["boxes"] > 6
     with pytest.raises(UserError, match=r"record \d+: image 1 has \d boxes and max_boxes is 6"):
-        next(openimages.train(data, 32, **SIZES).batches(5, seed=0, threads=0))
+        read().train(data).batched(5)[0]
     with pytest.raises(UserError, match=r"box of class \d; classes are 0\.\.0"):
-        next(openimages.train(data, 32, max_boxes=20, classes=1).batches(5, seed=0, threads=0))
+        read(max_boxes=20, classes=1).train(data).batched(5)[0]
 
 
 def test_check_reports(export):
     data = prepared(export)
-    report = openimages.check(data)
+    report = read().check(data)
     assert any("train has 5 images, openimages_mlperf has 1,170,301" in line for line in report)
     assert "train: decoded 2 images, 0 with problems" in report
 
@@ -261,7 +262,7 @@ def scene_of(pixels, boxes, label):
 
     Image.fromarray(pixels).save(out, "PNG")
     crowd = np.zeros(len(label), np.uint8)
-    return openimages.Scene(out.getvalue(), 7, boxes, np.array(label, np.int32), crowd)
+    return files.Scene(out.getvalue(), 7, boxes, np.array(label, np.int32), crowd)
 
 
 class Draws:
@@ -280,26 +281,28 @@ def test_training_clips_mirrors_and_drops_empty_boxes(mirror):
     given = [[10, 5, 30, 35], [-8, 30, 20, 50], [5, 5, 5, 9], [70, 1, 90, 9]]
     form = openimages.EvalScene(24, **SIZES)
     scene = scene_of(pixels, given, [0, 1, 2, 0])
-    example = openimages.TrainScene(form)(scene, Draws(0.4 if mirror else 0.6))
+    example = openimages.TrainScene(form).random_map(scene, Draws(0.4 if mirror else 0.6))
     wanted = [[10, 5, 30, 35], [0, 30, 20, 40]]
     if mirror:
         wanted = [[30, 5, 50, 35], [40, 30, 60, 40]]
     np.testing.assert_array_equal(example["boxes"][:2], wanted)
     np.testing.assert_array_equal(example["label"], [0, 1, -1, -1, -1, -1])
     np.testing.assert_array_equal(example["size"], [40, 60])
-    plain = form(scene)
+    plain = form.map(scene)
     np.testing.assert_array_equal(plain["boxes"][:4], given)
     image = plain["image"][:, ::-1] if mirror else plain["image"]
     np.testing.assert_allclose(example["image"], image, atol=1e-4)
-    unflipped = openimages.TrainScene(form, flip=False)(scene, Draws(0.0))
+    unflipped = openimages.TrainScene(form, flip=False).random_map(scene, Draws(0.0))
     np.testing.assert_array_equal(unflipped["boxes"][0], given[0])
 
 
 def test_half_of_the_images_are_mirrored(export):
-    train = openimages.train(prepared(export), 8, **SIZES)
+    train = read(8).train(prepared(export))
     scene = train.source[0]
-    plain = train.decode(scene)["boxes"][0, 0]
-    moved = [train.augment(scene, np.random.default_rng(i))["boxes"][0, 0] for i in range(200)]
+    (augment,) = train.transforms
+    plain = augment.form.map(scene)["boxes"][0, 0]
+    given = [augment.random_map(scene, np.random.default_rng(i)) for i in range(200)]
+    moved = [example["boxes"][0, 0] for example in given]
     assert 70 < sum(x != plain for x in moved) < 130
 
 
@@ -322,16 +325,16 @@ def test_images_are_stretched_as_torch_does_and_normalised(shape):
     pixels = photograph(np.random.default_rng(1), *shape)
     wanted = resize_slowly(pixels, 24)
     np.testing.assert_allclose(openimages.stretch(pixels, 24), wanted, atol=2e-3)
-    example = openimages.EvalScene(24, **SIZES)(scene_of(pixels, [], []))
+    example = openimages.EvalScene(24, **SIZES).map(scene_of(pixels, [], []))
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     np.testing.assert_allclose(example["image"], (wanted / 255 - mean) / std, atol=1e-4)
 
 
 def test_batches_do_not_depend_on_threads_or_rows(export):
-    train = openimages.train(prepared(export), 16, **SIZES)
-    whole = next(train.batches(4, seed=1, start=3, threads=0))
+    train = read(16).train(prepared(export))
+    whole = train.batched(4, seed=1)[3]
     parts = [
-        next(train.batches(4, seed=1, start=3, threads=t, rows=r))
+        next(train.batched(4, seed=1, share=lambda rows, r=r: r).stream(3, threads=t))
         for t, r in ((1, (0, 3)), (2, (3, 4)))
     ]
     for name, value in whole.items():
@@ -347,7 +350,7 @@ def test_batches_do_not_depend_on_threads_or_rows(export):
 def test_scenes_have_tight_boxes_inside_the_image():
     kinds = set()
     for seed in range(20):
-        pixels, shapes = openimages_tiny.scene(np.random.default_rng(seed))
+        pixels, shapes = tiny.scene(np.random.default_rng(seed))
         assert 1 <= len(shapes) <= 3
         for kind, (x, y, w, h) in shapes:
             kinds.add(kind)

@@ -1,5 +1,6 @@
 """Prepared folders: the index, the messages, and every way in which they can be damaged."""
 
+import itertools
 import json
 import pathlib
 import shutil
@@ -7,14 +8,17 @@ import shutil
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import imagenet, records
+from mlperf_jax.input_pipelines import records
+from mlperf_jax.input_pipelines.imagenet import ImageNet, files
+
+TINY = ImageNet(32, tiny=True)
 
 
 @pytest.fixture
 def copy(tiny_dir, tmp_path):
     """A copy of the tiny data set that a test may spoil: the folder of the version."""
     shutil.copytree(tiny_dir, tmp_path / "data")
-    return tmp_path / "data" / imagenet.TINY_NAME / imagenet.VERSION
+    return tmp_path / "data" / files.TINY_NAME / files.VERSION
 
 
 def shard(folder: pathlib.Path, split="train"):
@@ -24,7 +28,7 @@ def shard(folder: pathlib.Path, split="train"):
 def test_messages_parse_as_the_library_parses_them(tiny_dir):
     import tensorflow_datasets as tfds
 
-    folder = imagenet.locate(tiny_dir, tiny=True)
+    folder = files.locate(tiny_dir, tiny=True)
     theirs = tfds.builder_from_directory(folder).as_data_source(
         "validation", decoders={"image": tfds.decode.SkipDecoding()}
     )
@@ -57,7 +61,7 @@ def test_other_messages_are_refused(damaged):
 def test_a_missing_shard(copy):
     shard(copy).unlink()
     with pytest.raises(UserError, match=r"the shard imagenet2012_tiny-train.*-of-00001 is missing"):
-        imagenet.counts(copy)
+        TINY.counts(copy)
 
 
 @pytest.mark.parametrize("size", [0, 100_000])
@@ -65,7 +69,7 @@ def test_a_shard_cut_short(copy, size):
     path = shard(copy, "validation")
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match=r"imagenet2012_tiny-validation.* is cut short"):
-        imagenet.train(copy)
+        TINY.train(copy)
 
 
 def test_a_shard_cut_at_a_block(copy):
@@ -74,7 +78,7 @@ def test_a_shard_cut_at_a_block(copy):
     with pytest.raises(
         UserError, match=r"tiny-train\S+ is damaged: it holds 0 records, its index says 1437"
     ):
-        next(imagenet.train(copy, 32).batches(4, seed=0, threads=2))
+        next(TINY.train(copy).batched(4).stream(threads=2))
 
 
 def test_a_damaged_record(copy):
@@ -84,7 +88,7 @@ def test_a_damaged_record(copy):
     path.write_bytes(data)
     message = r"tiny-train.array_record-00000-of-00001, record \d+: Corrupted"
     with pytest.raises(UserError, match=message):
-        list(imagenet.train(copy, 32).eval_batches(64, threads=2))
+        list(itertools.islice(TINY.train(copy).batched(64).stream(threads=2), 23))
 
 
 def test_damaged_indices(copy):
@@ -92,21 +96,21 @@ def test_damaged_indices(copy):
     info = json.loads(index.read_text())
     index.write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
     with pytest.raises(UserError, match=r"holds tfrecord files.*file_format=array_record"):
-        imagenet.counts(copy)
+        TINY.counts(copy)
     index.write_text(index.read_text()[:100])
     with pytest.raises(UserError, match=r"its index .* is damaged"):
-        imagenet.counts(copy)
+        TINY.counts(copy)
     info["splits"][1]["shardLengths"] = []
     index.write_text(json.dumps(info))
     with pytest.raises(UserError, match="no records in split 'validation'"):
-        imagenet.counts(copy)
+        TINY.counts(copy)
 
 
 def test_remote_paths(monkeypatch):
     with pytest.raises(UserError, match="--data-dir"):
-        imagenet.train(None)
+        TINY.train(None)
     with pytest.raises(UserError, match=r"s3:// paths are not read; mount the bucket"):
-        imagenet.train("s3://bucket/imagenet")
+        TINY.train("s3://bucket/imagenet")
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"mlperf-jax\[gcs\]"):
-        imagenet.train("gs://bucket/imagenet")
+        TINY.train("gs://bucket/imagenet")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import megatron, text
+from mlperf_jax.input_pipelines import text
+from mlperf_jax.input_pipelines.tokens import builder, megatron
 
 pytest.importorskip("tokenizers")
 
@@ -48,7 +49,7 @@ def names(folder) -> set[str]:
 
 def test_documents_are_the_texts_in_order_without_bos_and_eos(shards, tokenizer, tmp_path):
     out = str(tmp_path / "out_text_document")
-    file = text.build(shards, out, tokenizer, processes=1)
+    file = builder.build(shards, out, tokenizer, processes=1)
     reader = text.open_tokenizer(tokenizer)
     given = [t for t in [*TEXTS, *TEXTS[::-1]] if t]
     assert [reader.decode(ids) for ids in documents(out)] == given
@@ -59,13 +60,13 @@ def test_documents_are_the_texts_in_order_without_bos_and_eos(shards, tokenizer,
 
 def test_processes_write_the_same_bytes(shards, tokenizer, tmp_path):
     for processes in (1, 2):
-        text.build(shards, tmp_path / f"out{processes}", tokenizer, processes=processes)
+        builder.build(shards, tmp_path / f"out{processes}", tokenizer, processes=processes)
     for end in (".bin", ".idx"):
         assert (tmp_path / f"out1{end}").read_bytes() == (tmp_path / f"out2{end}").read_bytes()
 
 
 def test_a_build_that_was_stopped_keeps_what_it_finished(shards, tokenizer, tmp_path, monkeypatch):
-    out, tokenize, calls = str(tmp_path / "out"), text._tokenize, []
+    out, tokenize, calls = str(tmp_path / "out"), builder._tokenize, []
 
     def counted(task):
         calls.append(task.files)
@@ -73,46 +74,46 @@ def test_a_build_that_was_stopped_keeps_what_it_finished(shards, tokenizer, tmp_
             raise KeyboardInterrupt
         tokenize(task)
 
-    monkeypatch.setattr(text, "_tokenize", counted)
+    monkeypatch.setattr(builder, "_tokenize", counted)
     with pytest.raises(KeyboardInterrupt):
-        text.build(shards, out, tokenizer, processes=1)
+        builder.build(shards, out, tokenizer, processes=1)
     assert "out.idx" not in names(tmp_path) and len(calls) == 3
-    text.build(shards, out, tokenizer, processes=1)
+    builder.build(shards, out, tokenizer, processes=1)
     assert calls[3:] == [(shards[2],)]
     whole = str(tmp_path / "whole")
-    text.build(shards, whole, tokenizer, processes=1)
+    builder.build(shards, whole, tokenizer, processes=1)
     assert documents(out) == documents(whole)
-    text.build(shards, out, tokenizer, processes=1)  # is there: nothing to do
+    builder.build(shards, out, tokenizer, processes=1)  # is there: nothing to do
     assert len(calls) == 7
 
 
 def test_another_tokenizer_does_not_take_up_a_stopped_build(shards, tokenizer, tmp_path):
     pathlib.Path(shards[2]).rename(tmp_path / "away")
     with pytest.raises(UserError, match=r"00002-of-01024.json.gz is missing"):
-        text.build(shards, tmp_path / "out", tokenizer, processes=1)
+        builder.build(shards, tmp_path / "out", tokenizer, processes=1)
     (tmp_path / "away").rename(shards[2])
     other = tmp_path / "other.json"
     text.train_tokenizer(["quite another text"], 260, other)
-    text.build(shards, tmp_path / "out", other, processes=1)
+    builder.build(shards, tmp_path / "out", other, processes=1)
     reader = text.open_tokenizer(other)
     assert documents(str(tmp_path / "out"))[0] == reader.encode([TEXTS[0]])[0]
 
 
 def test_the_first_documents_of_several_files(shards, tokenizer, tmp_path):
     out = str(tmp_path / "out")
-    text.build(shards, out, tokenizer, documents=8, processes=1)
+    builder.build(shards, out, tokenizer, documents=8, processes=1)
     assert len(documents(out)) == 5  # 8 lines, of which 3 are empty
 
 
 def test_c4_files(tmp_path):
     for number in range(768, 896):
         (tmp_path / f"c4-train.{number:05d}-of-01024.json.gz").touch()
-    files = text.c4_train_files(tmp_path, 6)
+    files = builder.c4_train_files(tmp_path, 6)
     assert len(files) == 128 and files[-1].endswith("c4-train.00895-of-01024.json.gz")
     with pytest.raises(UserError, match=r"lacks 128 of 128 .* c4-train\.00896-of-01024"):
-        text.c4_train_files(tmp_path, 7)
+        builder.c4_train_files(tmp_path, 7)
     with pytest.raises(UserError, match=r"lacks 8 of 8"):
-        text.c4_validation_files(tmp_path)
+        builder.c4_validation_files(tmp_path)
 
 
 # -- bad input -----------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def test_a_truncated_file(shards, tokenizer, tmp_path, processes):
     content = pathlib.Path(shards[2]).read_bytes()
     pathlib.Path(shards[2]).write_bytes(content[:-20])
     with pytest.raises(UserError, match=r"00002-of-01024\.json\.gz is damaged or cut short"):
-        text.build(shards, tmp_path / "out", tokenizer, processes=processes)
+        builder.build(shards, tmp_path / "out", tokenizer, processes=processes)
     assert not [name for name in names(tmp_path) if name.startswith("out.bin")]
 
 
@@ -140,7 +141,7 @@ def test_a_damaged_line(tokenizer, tmp_path, content, words):
     path = tmp_path / "a.json"
     path.write_text(content)
     with pytest.raises(UserError, match=rf"a\.json, {words}"):
-        text.build([path], tmp_path / "out", tokenizer, processes=1)
+        builder.build([path], tmp_path / "out", tokenizer, processes=1)
 
 
 def test_no_tokenizer(tmp_path):
@@ -172,7 +173,7 @@ def test_a_sentencepiece_model(tmp_path):
 
 
 def test_tiny_is_the_same_each_time(tmp_path):
-    first, second = (text.build_tiny(tmp_path / name) for name in "ab")
+    first, second = (builder.build_tiny(tmp_path / name) for name in "ab")
     for key, ends in (
         ("train", (".bin", ".idx")),
         ("validation", (".bin", ".idx")),
@@ -181,7 +182,7 @@ def test_tiny_is_the_same_each_time(tmp_path):
         for end in ends:
             one, two = (pathlib.Path(paths[key] + end).read_bytes() for paths in (first, second))
             assert one == two
-    assert text.build_tiny(tmp_path / "a") == first
+    assert builder.build_tiny(tmp_path / "a") == first
     reader = text.open_tokenizer(first["tokenizer"])
     train = megatron.TokenFile(first["train"], reader.size)
     held_out = megatron.TokenFile(first["validation"], reader.size)

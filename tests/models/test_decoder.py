@@ -303,7 +303,7 @@ def x64():
         (LLAMA, "fsdp=2,tensor=4"),  # more tensor parts than key/value heads
         (LLAMA, "fsdp=2,tensor=2,context=2"),
         (GPT, "fsdp=4,tensor=2"),
-        (GPT, "data=2,tensor=2,context=2"),
+        (GPT, "expert=2,tensor=2,context=2"),
         (LORA, "fsdp=2,tensor=2,context=2"),
     ],
 )

@@ -1,6 +1,7 @@
 """attention(): every back end and mesh against NumPy and against each other."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +12,21 @@ from jax.test_util import check_grads
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import attention as attentions
+from mlperf_jax.ops import attention_backends as backends
 from mlperf_jax.ops import splash
 from mlperf_jax.ops.attention import attention
 
 AXES = ("data", "fsdp", "tensor", "expert", "context")
 
 
-def tensors(batch, length, heads, kv_heads, head, dtype=np.float32, keys=None):
+def tensors(batch, length, heads, kv_heads, head, dtype=np.float32, keys=None, values=None):
     random = np.random.RandomState(0)
     shapes = [(length, heads), (keys or length, kv_heads), (keys or length, kv_heads)]
-    return [jnp.asarray(random.randn(batch, *shape, head), dtype) for shape in shapes]
+    widths = (head, head, values or head)
+    return [
+        jnp.asarray(random.randn(batch, *shape, width), dtype)
+        for shape, width in zip(shapes, widths)
+    ]
 
 
 def packed(batch, length, documents=3):
@@ -30,32 +36,51 @@ def packed(batch, length, documents=3):
     )
 
 
-def slow(q, k, v, causal, segments, scale):
-    """One query of one head of one row at a time."""
+def packed_apart(batch, length, keys):
+    """Segments of queries and keys that differ, as arguments; the last queries' documents have no key."""
+    sources, targets = packed(batch, keys), packed(batch, length).at[:, -length // 4 :].set(7)
+    return {"query_segments": targets, "key_segments": sources, "causal": False}
+
+
+def bias_of(*shape, dtype=np.float32):
+    return jnp.asarray(np.random.RandomState(3).randn(*shape), dtype)
+
+
+def slow(q, k, v, scale, *, causal=True, segments=None, query_segments=None, key_segments=None,
+         bias=None, keep=None):  # fmt: skip
+    """One query of one head of one row at a time; `keep` [B, N, T, S] is what dropout multiplies by."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    out = np.zeros_like(q)
+    whole = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    bias = np.broadcast_to(0.0 if bias is None else np.asarray(bias, np.float64), whole)
+    keep = np.broadcast_to(1.0 if keep is None else keep, whole)
+    if segments is not None:
+        query_segments = key_segments = segments
+    out = np.zeros((*q.shape[:3], v.shape[-1]))
     for b, t, n in np.ndindex(q.shape[:3]):
         seen = np.ones(k.shape[1], bool)
         if causal:
             seen[t + 1 :] = False
-        if segments is not None:
-            seen &= np.asarray(segments)[b] == np.asarray(segments)[b, t]
+        if query_segments is not None:
+            seen &= np.asarray(key_segments)[b] == np.asarray(query_segments)[b, t]
+        if not seen.any():
+            continue
         kv_head = n // (q.shape[2] // k.shape[2])
-        score = k[b, seen, kv_head] @ q[b, t, n] * scale
+        score = k[b, seen, kv_head] @ q[b, t, n] * scale + bias[b, n, t, seen]
         weight = np.exp(score - score.max())
-        out[b, t, n] = weight / weight.sum() @ v[b, seen, kv_head]
+        out[b, t, n] = (weight / weight.sum() * keep[b, n, t, seen]) @ v[b, seen, kv_head]
     return out
 
 
-def value_and_grads(q, k, v, **how):
-    """The result and the gradients of a weighted sum of it with respect to q, k and v."""
-    weight = jnp.asarray(np.random.RandomState(2).randn(*q.shape), q.dtype)
+def value_and_grads(q, k, v, bias=None, **how):
+    """The result and the gradients of a weighted sum of it with respect to q, k, v and the bias."""
+    weight = jnp.asarray(np.random.RandomState(2).randn(*q.shape[:3], v.shape[-1]), q.dtype)
+    arrays = (q, k, v) if bias is None else (q, k, v, bias)
 
-    def loss(q, k, v):
-        out = attention(q, k, v, **how)
+    def loss(q, k, v, bias=None):
+        out = attention(q, k, v, bias=bias, **how)
         return (out.astype(jnp.promote_types(out.dtype, jnp.float32)) * weight).sum(), out
 
-    grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    grads, out = jax.jit(jax.grad(loss, range(len(arrays)), has_aux=True))(*arrays)
     return [out, *grads]
 
 
@@ -66,7 +91,8 @@ def over(sizes: dict[str, int]):
 
 
 def assert_close(found, wanted, tolerance):
-    for name, one, other in zip(("out", "dq", "dk", "dv"), found, wanted, strict=True):
+    assert len(found) == len(wanted)
+    for name, one, other in zip(("out", "dq", "dk", "dv", "dbias"), found, wanted):
         one, other = (np.asarray(x, np.float64) for x in (one, other))
         difference = np.linalg.norm(one - other) / np.linalg.norm(other)
         assert difference < tolerance, f"{name}: {difference}"
@@ -78,16 +104,45 @@ def assert_close(found, wanted, tolerance):
 def test_xla_equals_numpy(kv_heads, causal, segmented):
     with jax.enable_x64(True):
         q, k, v = tensors(2, 7, 4, kv_heads, 8, np.float64)
-        segments = packed(2, 7) if segmented else None
-        out = attention(q, k, v, causal=causal, segments=segments, scale=0.3)
+        how = {"causal": causal, "segments": packed(2, 7) if segmented else None}
+        out = attention(q, k, v, scale=0.3, **how)
         assert out.dtype == jnp.float64
-        np.testing.assert_allclose(out, slow(q, k, v, causal, segments, 0.3), rtol=1e-12)
+        np.testing.assert_allclose(out, slow(q, k, v, 0.3, **how), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 6), (1, 4, 8, 6), (2, 1, 1, 6), (1, 1, 8, 1)], ids=str)
+def test_a_bias_values_of_their_own_width_and_segments_apart_equal_numpy(shape):
+    with jax.enable_x64(True):
+        arrays = tensors(2, 8, 4, 2, 8, np.float64, keys=6, values=5)
+        how = packed_apart(2, 8, 6) | {"bias": bias_of(*shape, dtype=np.float64)}
+        out = attention(*arrays, scale=0.3, **how)
+        assert out.dtype == jnp.float64 and out.shape == (2, 8, 4, 5)
+        np.testing.assert_allclose(out, slow(*arrays, 0.3, **how), rtol=1e-12)
+
+
+def keeps(key, rate, *shape):
+    """What dropout multiplies the weights by."""
+    return np.asarray(jax.random.bernoulli(key, 1 - rate, shape)) / (1 - rate)
+
+
+def test_dropout_equals_numpy_with_its_mask_and_is_off_without_a_key():
+    with jax.enable_x64(True):
+        arrays, key = tensors(2, 7, 4, 2, 8, np.float64), jax.random.key(5)
+        found = attention(*arrays, scale=0.3, dropout_rate=0.4, dropout_key=key)
+        keep = keeps(key, 0.4, 2, 4, 7, 7)
+        assert 0.3 < (keep == 0).mean() < 0.5
+        np.testing.assert_allclose(found, slow(*arrays, 0.3, keep=keep), rtol=1e-12)
+        other = attention(*arrays, scale=0.3, dropout_rate=0.4, dropout_key=jax.random.key(6))
+        assert np.abs(found - other).max() > 0.1
+        plain = attention(*arrays, scale=0.3)
+        np.testing.assert_array_equal(attention(*arrays, scale=0.3, dropout_rate=0.4), plain)
+        np.testing.assert_array_equal(attention(*arrays, scale=0.3, dropout_key=key), plain)
 
 
 def test_default_scale_and_other_lengths():
     q, k, v = tensors(1, 5, 2, 2, 4, keys=9)
     np.testing.assert_allclose(
-        attention(q, k, v, causal=False), slow(q, k, v, False, None, 0.5), rtol=2e-5, atol=1e-6
+        attention(q, k, v, causal=False), slow(q, k, v, 0.5, causal=False), rtol=2e-5, atol=1e-6
     )
 
 
@@ -97,11 +152,42 @@ def test_gradients():
         check_grads(how, tensors(1, 5, 4, 2, 3, np.float64), 1, ["rev"])
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("shape", [(2, 4, 4, 6), (1, 4, 1, 6), (2, 1, 4, 6)], ids=str)
+def test_gradients_of_a_bias_and_under_dropout(shape, rate):
+    with jax.enable_x64(True):
+        how = packed_apart(2, 4, 6)
+        dropping = {"dropout_rate": rate, "dropout_key": jax.random.key(0)}
+        arrays = *tensors(2, 4, 4, 2, 3, np.float64, keys=6, values=5), bias_of(*shape, dtype=float)
+        function = jax.jit(lambda q, k, v, bias: attention(q, k, v, bias=bias, **how, **dropping))
+        check_grads(function, arrays, 1, ["rev"])
+
+
+def test_dropout_is_the_same_when_it_is_computed_again():
+    q, k, v = tensors(2, 16, 4, 2, 8)
+    how = {"dropout_rate": 0.2, "dropout_key": jax.random.key(1)}
+
+    def loss(q, again):
+        function = functools.partial(attention, **how)
+        return (jax.checkpoint(function) if again else function)(q, k, v).sum()
+
+    kept, again = (jax.jit(jax.grad(loss), static_argnums=1)(q, x) for x in (False, True))
+    np.testing.assert_array_equal(kept, again)
+
+
+def test_dropout_keeps_a_byte_of_mask_beside_the_weights(capsys):
+    q, k, v = tensors(1, 24, 4, 2, 8)
+    how = {"dropout_rate": 0.2, "dropout_key": jax.random.key(1)}
+    jax.ad_checkpoint.print_saved_residuals(lambda *a: attention(*a, **how).sum(), q, k, v)
+    kept = re.findall(r"(\w+)\[1,2,2,24,24\]", capsys.readouterr().out)
+    assert sorted(kept) == ["bool", "f32"]  # and not what is left of the weights
+
+
 def test_bfloat16_rounds_the_result_only():
     q, k, v = tensors(1, 64, 4, 2, 16, jnp.bfloat16)
     out = attention(q, k, v)
     assert out.dtype == jnp.bfloat16
-    wanted = slow(q, k, v, True, None, 0.25)
+    wanted = slow(q, k, v, 0.25)
     assert np.abs(np.asarray(out, np.float64) - wanted).max() < 2e-2
 
 
@@ -141,6 +227,42 @@ def test_splash_equals_xla(blocks_of_128, causal, segmented, fused):
     assert_close(value_and_grads(q, k, v, backend="splash_interpret", **how), wanted, 2e-6)
 
 
+CLIP = 77  # tokens of a caption
+
+
+def test_keys_that_fill_no_tile_are_padded_for_splash():
+    """Cross attention of an image to a caption, and the caption's own causal attention."""
+    image, caption = tensors(1, 512, 2, 2, 64, keys=CLIP), tensors(1, CLIP, 2, 2, 64)
+    for arrays, causal in ((image, False), (caption, True)):
+        wanted = value_and_grads(*arrays, causal=causal, backend="xla")
+        found = value_and_grads(*arrays, causal=causal, backend="splash_interpret")
+        assert found[0].shape == wanted[0].shape
+        assert_close(found, wanted, 2e-6)
+
+
+@pytest.mark.parametrize("queries", [4096, CLIP])
+def test_a_tpu_takes_captions_by_its_kernel(monkeypatch, queries):
+    monkeypatch.setattr(attentions, "platform", lambda: "tpu")
+    q, k = (jax.ShapeDtypeStruct((2, n, 5, 64), jnp.bfloat16) for n in (queries, CLIP))
+
+    def loss(q, k):
+        return attention(q, k, k, causal=queries == CLIP).astype(jnp.float32).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(q, k))
+    assert "splash_mha_fwd" in text and "splash_mha_dkv" in text
+    assert f"{queries},{CLIP}]" not in text  # there are no scores
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_splash_takes_segments_apart_and_values_of_another_width(blocks_of_128, fused):
+    """DeepSeek's widths, over several blocks, some keys and queries short of a tile."""
+    blocks_of_128(fused)
+    arrays = tensors(1, 300, 4, 2, 192, keys=200, values=128)
+    how = packed_apart(1, 300, 200)
+    wanted = value_and_grads(*arrays, backend="xla", **how)
+    assert_close(value_and_grads(*arrays, backend="splash_interpret", **how), wanted, 2e-6)
+
+
 def test_splash_in_bfloat16(blocks_of_128):
     blocks_of_128(True)
     q, k, v = tensors(1, 256, 4, 1, 128, jnp.bfloat16)
@@ -164,7 +286,7 @@ def test_splash_blocks_divide(monkeypatch, kind, head, keys):
 
 MESHES = [
     {"data": 2, "tensor": 2, "context": 2},
-    {"fsdp": 2, "context": 4},
+    {"expert": 2, "context": 4},
     {"data": 2, "tensor": 4},  # more devices than key heads
 ]
 
@@ -203,6 +325,73 @@ def test_splash_over_a_mesh_equals_one_device(blocks_of_128, sizes, segmented, c
     with jax.set_mesh(over(sizes)):
         found = value_and_grads(q, k, v, backend="splash_interpret", **how)
     assert_close(found, wanted, 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"), list(zip(MESHES, [(4, 4, 16, 12), (1, 4, 16, 12), (4, 1, 1, 12)]))
+)
+def test_every_mesh_adds_and_drops_the_same(sizes, shape):
+    with jax.enable_x64(True):
+        how = packed_apart(4, 16, 12) | {"dropout_rate": 0.3, "dropout_key": jax.random.key(2)}
+        arrays = (
+            *tensors(4, 16, 4, 2, 8, np.float64, keys=12, values=6),
+            bias_of(*shape, dtype=float),
+        )
+        wanted = value_and_grads(*arrays, **how)
+        with jax.set_mesh(over(sizes)):
+            assert_close(value_and_grads(*arrays, **how), wanted, 1e-14)
+
+
+def test_splash_over_context_takes_keys_that_it_does_not_divide():
+    arrays = tensors(2, 256, 4, 2, 64, keys=CLIP)
+    how = packed_apart(2, 256, CLIP)
+    wanted = value_and_grads(*arrays, backend="xla", **how)
+    with jax.set_mesh(over({"data": 2, "tensor": 2, "context": 2})):
+        found = value_and_grads(*arrays, backend="splash_interpret", **how)
+    assert_close(found, wanted, 2e-6)
+
+
+# -- queries that see no key -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["xla", "splash_interpret", "cudnn"])
+@pytest.mark.parametrize("sizes", [{}, {"data": 2, "context": 2}], ids=str)
+def test_queries_without_keys_give_zeros_and_touch_nothing(request, backend, sizes):
+    dtype = jnp.float32
+    if backend == "cudnn":
+        dtype = jnp.bfloat16
+        request.getfixturevalue("hopper")
+    q, k, v = tensors(2, 128, 2, 2, 64, dtype)
+    how = packed_apart(2, 128, 128)
+    blind = np.asarray(how["query_segments"]) == 7
+    assert 0 < blind.sum() < blind.size
+
+    def loss(q, k, v):
+        out = attention(q, k, v, backend=backend, **how)
+        return (out.astype(jnp.float32) ** 2).sum() + out.astype(jnp.float32).sum(), out
+
+    with jax.set_mesh(over(sizes)):
+        program = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
+        grads, out = program(q, k, v)
+        others, _ = program(jnp.where(blind[..., None, None], 100, q), k, v)
+    assert not np.asarray(out, np.float32)[blind].any()
+    assert np.abs(np.asarray(out, np.float32)[~blind]).min(-1).max() > 0
+    assert not np.asarray(grads[0], np.float32)[blind].any()
+    for one, other in zip(grads, others):
+        assert np.isfinite(np.asarray(one, np.float32)).all()
+        np.testing.assert_array_equal(one, other)
+
+
+def test_causal_queries_before_their_first_key_are_blind_too():
+    q, k, v = tensors(1, 6, 2, 2, 8)
+    queries, keys = jnp.array([[1, 1, 2, 2, 1, 2]]), jnp.array([[0, 1, 0, 0, 2, 1]])
+    how = {"query_segments": queries, "key_segments": keys}
+    out = attention(q, k, v, **how)
+    np.testing.assert_allclose(out, slow(q, k, v, 8**-0.5, **how), rtol=2e-5, atol=1e-6)
+    assert [t for t in range(6) if not np.asarray(out)[0, t].any()] == [0, 2, 3]
+
+
+# -- the layout and what is kept ---------------------------------------------------------------------
 
 
 def test_the_result_stays_split():
@@ -271,49 +460,89 @@ def test_cudnn_is_asked_for_the_same(hopper, sizes, causal, segmented):
     assert_close(found, wanted, 2e-2)
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 16, 16), (1, 4, 16, 16), (4, 1, 1, 16)], ids=str)
+@pytest.mark.parametrize("sizes", [{}, MESHES[0]], ids=str)
+def test_cudnn_takes_a_bias_and_gives_its_gradient(hopper, sizes, shape):
+    arrays = *tensors(4, 16, 4, 2, 8, jnp.bfloat16), bias_of(*shape)
+    how = {"segments": packed(4, 16)}
+    wanted = value_and_grads(*arrays, backend="xla", **how)
+    with jax.set_mesh(over(sizes)):
+        assert_close(value_and_grads(*arrays, **how), wanted, 3e-2)
+    assert hopper[0]["bias"].dtype == jnp.bfloat16
+    assert hopper[0]["bias"].shape[2:] == hopper[0]["mask"].shape[2:]  # it does not broadcast these
+
+
+@pytest.mark.parametrize("sizes", [{}, {"data": 2, "context": 2}], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_cudnn_is_given_even_lengths_and_one_width(hopper, sizes, biased):
+    """A mask or a bias of odd lengths is padded, and values are widened: 192 and 128 in DeepSeek."""
+    arrays = tensors(2, 14, 4, 2, 24, jnp.bfloat16, keys=11, values=16)
+    how = packed_apart(2, 14, 11) if not biased else {"causal": False}
+    arrays = [*arrays, bias_of(1, 4, 14, 11)] if biased else arrays
+    wanted = value_and_grads(*arrays, backend="xla", **how)
+    with jax.set_mesh(over(sizes)):
+        found = value_and_grads(*arrays, **how)
+    assert found[0].shape == (2, 14, 4, 16)
+    assert_close(found, wanted, 3e-2)
+    assert hopper[0]["mask"].shape[2:] == (8 if sizes else 14, 12)
+
+
+def test_cudnn_is_given_odd_lengths_as_they_are_where_nothing_is_masked(hopper):
+    arrays = tensors(2, 16, 4, 2, 8, jnp.bfloat16, keys=CLIP)
+    wanted = value_and_grads(*arrays, backend="xla", causal=False)
+    assert_close(value_and_grads(*arrays, causal=False), wanted, 2e-2)
+    assert hopper[0]["mask"] is None
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("dtype", "head", "words"),
     [
-        ({"dtype": jnp.float32}, "float32"),
-        ({"head": 12}, "head dimension 12"),
-        ({"head": 264}, "up to 256"),
-        ({"queries": 15, "masked": True}, "15 queries"),
+        (jnp.float32, 128, "float32"),
+        (jnp.bfloat16, 12, "head dimension 12"),
+        (jnp.bfloat16, 264, "up to 256"),
     ],
 )
-def test_what_cudnn_refuses_goes_to_xla(hopper, change, words):
-    fits = {
-        "dtype": jnp.dtype(jnp.bfloat16),
-        "queries": 16,
-        "keys": 16,
-        "head": 128,
-        "masked": False,
-    }
-    assert attentions._cudnn_misfit(**fits) is None
-    case = fits | change
-    assert words in attentions._cudnn_misfit(**case)
-    q, k, v = tensors(1, case["queries"], 2, 2, case["head"], case["dtype"])
-    segments = packed(1, case["queries"]) if case["masked"] else None
-    attention(q, k, v, segments=segments)
+def test_what_cudnn_refuses_goes_to_xla(hopper, dtype, head, words):
+    assert attentions._cudnn_misfit(jnp.dtype(jnp.bfloat16), 128) is None
+    assert words in attentions._cudnn_misfit(jnp.dtype(dtype), head)
+    arrays = tensors(1, 16, 2, 2, head, dtype)
+    attention(*arrays)
     assert not hopper
     with pytest.raises(UserError, match="back end 'cudnn' cannot take"):
-        attention(q, k, v, segments=segments, backend="cudnn")
+        attention(*arrays, backend="cudnn")
 
 
 def test_older_gpus_take_narrower_heads(monkeypatch):
     monkeypatch.setattr(attentions, "_cuda_capability", lambda: (8, 0))
-    case = (jnp.dtype(jnp.bfloat16), 16, 16)
-    assert attentions._cudnn_misfit(*case, 128, False) is None
-    assert "up to 128" in attentions._cudnn_misfit(*case, 136, False)
+    dtype = jnp.dtype(jnp.bfloat16)
+    assert attentions._cudnn_misfit(dtype, 128) is None
+    assert "up to 128" in attentions._cudnn_misfit(dtype, 136)
     monkeypatch.setattr(attentions, "_cuda_capability", lambda: (7, 5))
-    assert "8.0" in attentions._cudnn_misfit(*case, 128, False)
+    assert "8.0" in attentions._cudnn_misfit(dtype, 128)
+
+
+def call_of(arrays, causal=True, bias=None, ways=1):
+    return backends.Call(*arrays, bias, None, None, causal, 1.0, {"context": ways})
 
 
 def test_auto_on_a_tpu_takes_splash_where_it_fits(monkeypatch):
     monkeypatch.setattr(attentions, "platform", lambda: "tpu")
-    q, k, _ = tensors(1, 256, 2, 2, 64)
-    assert attentions._choose("auto", q, k, None, 1) == "splash"
-    assert attentions._choose("auto", q, k, None, 4) == "xla"  # 64 queries a device
-    assert attentions._choose("auto", q[..., :8], k[..., :8], None, 1) == "xla"
+    arrays = tensors(1, 256, 2, 2, 64)
+    q, k, v = arrays
+    chosen = {
+        "as it is": attentions._choose("auto", call_of(arrays)),
+        "whole tiles a part": attentions._choose("auto", call_of(arrays, ways=2)),
+        "half a tile a part": attentions._choose("auto", call_of(arrays, ways=4)),
+        "the same, all seen": attentions._choose("auto", call_of(arrays, False, ways=4)),
+        "few keys": attentions._choose("auto", call_of((q, k[:, :63], v[:, :63]), False)),
+        "narrow keys": attentions._choose("auto", call_of((q[..., :8], k[..., :8], v))),
+        "narrow values": attentions._choose("auto", call_of((q, k, v[..., :8]))),
+        "a bias": attentions._choose("auto", call_of(arrays, bias=bias_of(1, 1, 1, 256))),
+        "dropout": attentions._choose("auto", call_of(arrays), dropping=True),
+    }
+    taken = {case for case, backend in chosen.items() if backend == "splash"}
+    assert taken == {"as it is", "whole tiles a part", "the same, all seen"}
+    assert set(chosen.values()) == {"splash", "xla"}
 
 
 def test_forced_back_ends_say_why_not():
@@ -322,8 +551,13 @@ def test_forced_back_ends_say_why_not():
         attention(q, k, v, backend="flash")
     with pytest.raises(UserError, match="NVIDIA GPU"):
         attention(q, k, v, backend="cudnn")
-    with pytest.raises(UserError, match=r"16 queries and 16 keys.*128"):
+    with pytest.raises(UserError, match=r"16 queries and 16 keys.*64 or more"):
         attention(q, k, v, backend="splash")
+    with pytest.raises(UserError, match="'splash' cannot take a bias"):
+        attention(q, k, v, backend="splash", bias=bias_of(1, 1, 16, 16))
+    for backend in ("splash", "cudnn"):
+        with pytest.raises(UserError, match=f"'{backend}' cannot take dropout"):
+            attention(q, k, v, backend=backend, dropout_rate=0.1, dropout_key=jax.random.key(0))
 
 
 def test_shapes_that_do_not_belong_together():
@@ -336,6 +570,17 @@ def test_shapes_that_do_not_belong_together():
         attention(q[:, :4], k, v)
     with pytest.raises(ValueError, match="segments"):
         attention(q, k, v, segments=jnp.zeros([2, 4], jnp.int32))
+    ids = jnp.zeros([2, 8], jnp.int32)
+    with pytest.raises(ValueError, match="give no others"):
+        attention(q, k, v, segments=ids, key_segments=ids)
+    with pytest.raises(ValueError, match=r"shapes \(2, 8\) and None"):
+        attention(q, k, v, query_segments=ids)
+    with pytest.raises(ValueError, match=r"shapes \(2, 8\) and \(2, 4\)"):
+        attention(q, k, v, query_segments=ids, key_segments=ids[:, :4])
+    with pytest.raises(ValueError, match=r"bias \(1, 3, 8, 8\).*\(2, 4, 8, 8\), or 1"):
+        attention(q, k, v, bias=bias_of(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"dropout_rate 1.0 is not in \[0, 1\)"):
+        attention(q, k, v, dropout_rate=1.0)
 
 
 def test_a_mesh_that_does_not_divide_is_named():
@@ -347,10 +592,16 @@ def test_a_mesh_that_does_not_divide_is_named():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("segmented", [True, False])
-def test_cudnn_equals_xla_on_a_gpu(segmented):
-    q, k, v = tensors(2, 512, 8, 2, 128, jnp.bfloat16)
-    segments = packed(1, 384) if segmented else None
-    wide = [x.astype(jnp.float32) for x in (q, k, v)]
-    wanted = value_and_grads(*wide, backend="xla", segments=segments)
-    assert_close(value_and_grads(q, k, v, backend="cudnn", segments=segments), wanted, 2e-2)
+@pytest.mark.parametrize("case", ["causal", "segments", "bias", "keys", "values"])
+def test_cudnn_equals_xla_on_a_gpu(case):
+    arrays = tensors(2, 512, 8, 2, 128, jnp.bfloat16)
+    how = {"segments": packed(2, 512) if case == "segments" else None}
+    if case == "bias":
+        arrays = [*arrays, bias_of(1, 8, 512, 512)]
+    elif case == "keys":
+        arrays = tensors(2, 511, 8, 2, 128, jnp.bfloat16, keys=CLIP)
+        how = packed_apart(2, 511, CLIP)
+    elif case == "values":
+        arrays = tensors(2, 512, 8, 2, 192, jnp.bfloat16, values=128)
+    wanted = value_and_grads(*(x.astype(jnp.float32) for x in arrays), backend="xla", **how)
+    assert_close(value_and_grads(*arrays, backend="cudnn", **how), wanted, 2e-2)

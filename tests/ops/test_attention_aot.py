@@ -9,12 +9,12 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mlperf_jax.ops.attention import attention
+from mlperf_jax.ops.shard import ROWS
 
 pytestmark = pytest.mark.aot
 pytest.importorskip("libtpu")
 
 AXES = ("data", "fsdp", "tensor", "expert", "context")
-ROWS = ("data", "fsdp")
 # topology, axis sizes, queries, heads, key heads, head dimension, packed
 CASES = [
     ("v5p:2x2x1", {"fsdp": 4}, 8192, 32, 8, 128, False),
@@ -73,3 +73,32 @@ def test_forward_and_backward_compile(
     temporary = compiled.memory_analysis().temp_size_in_bytes
     print(f"attention {topology} {sizes} {q.shape}: {temporary / 2**20:.0f} MiB of temporaries")
     assert temporary < length**2 * heads * 4 / 4  # a quarter of one row's float32 scores
+
+
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x2", "v5e:2x2"])
+@pytest.mark.parametrize(
+    ("queries", "keys", "head", "values", "apart"),
+    [(4096, 77, 64, 64, False), (77, 77, 64, 64, False), (1000, 700, 64, 128, True),
+     (4096, 4096, 192, 128, False)],
+)  # fmt: skip
+def test_lengths_and_widths_of_their_own_compile(topology, queries, keys, head, values, apart):
+    """An image and its caption, a caption, a packed decoder over its encoder, DeepSeek's widths."""
+    mesh = topology_mesh(topology, {"data": 4})
+    rows = NamedSharding(mesh, PartitionSpec(ROWS))
+
+    def tensor(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct((4, *shape), dtype, sharding=rows)
+
+    ids = [tensor(n, dtype=jnp.int32) if apart else None for n in (queries, keys)]
+
+    def step(q, k, v, q_ids, k_ids):
+        def loss(q, k, v):
+            how = {"query_segments": q_ids, "key_segments": k_ids, "causal": queries == keys}
+            return attention(q, k, v, **how).astype(jnp.float32).sum()
+
+        return jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+
+    arrays = tensor(queries, 8, head), tensor(keys, 8, head), tensor(keys, 8, values)
+    with jax.set_mesh(mesh):
+        text = jax.jit(step).lower(*arrays, *ids).compile().as_text()
+    assert "splash_mha_fwd" in text and "splash_mha_dkv" in text

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from mlperf_jax.ops import cross_entropy
 from mlperf_jax.ops.cross_entropy import IGNORE, chunked_xent, sequence_xent
+from mlperf_jax.ops.shard import ROWS
 
 B, T, D, V = 4, 10, 16, 3264  # V: 3 tiles of 1,088 columns when WIDEST is small
 AXES = ("data", "fsdp", "tensor", "expert", "context")
@@ -132,7 +133,7 @@ def test_bf16_is_nearer_to_f64_than_the_plain_loss():
     ("sizes", "rows"),
     [
         (dict(data=2, tensor=4), B),
-        (dict(data=2, fsdp=2, tensor=2), B),
+        (dict(data=2, expert=2, tensor=2), B),
         (dict(fsdp=2, context=2, tensor=2), B),
         (dict(data=4, context=2), 5),  # rows that the mesh does not divide
     ],
@@ -149,7 +150,7 @@ def test_a_mesh_equals_one_device(monkeypatch, sizes, rows):
     sums = sequence_xent(hidden, head, labels, **options)
     mesh = make_mesh(sizes)
     with jax.set_mesh(mesh):
-        batch = P(("data", "fsdp"), "context") if rows == B else P(None, "context")
+        batch = P(ROWS, "context") if rows == B else P(None, "context")
         put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))  # noqa: E731
         arrays = put(hidden, batch), put(head, P("fsdp", "tensor"))
         value, gradients = value_and_gradients(loss, *arrays)
@@ -173,9 +174,9 @@ def test_devices_hold_their_part_of_the_vocabulary_and_sum_the_gradient_once():
         shapes = [
             jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
             for x, spec in (
-                (hidden, P(("data", "fsdp"))),
+                (hidden, P(ROWS)),
                 (head, P("fsdp", "tensor")),
-                (labels, P(("data", "fsdp"))),
+                (labels, P(ROWS)),
             )
         ]
         loss = lambda h, w, y: chunked_xent(h, w, y, chunk=4)[0]  # noqa: E731

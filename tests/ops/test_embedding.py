@@ -1,5 +1,7 @@
 """Bags and row updates on every placement and mesh against NumPy, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +11,14 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding, embedding_rows
 from mlperf_jax.ops.embedding_plan import Bag, make_plan
+from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.optimizers import rows
 
 W, B = 8, 32
 BAGS = [Bag("a", 100, 3), Bag("b", 7, 1), Bag("c", 33, 5), Bag("d", 3, 2), Bag("e", 60, 3)]
 MIXED = {"a": "rows", "b": "replicated", "c": "columns", "d": "tables", "e": "auto"}
 OPTIMIZERS = {
-    "sgd": rows.sgd(0.1),
+    "sgd": rows.sgd(lambda count: 0.1 * 0.5**count),
     "adagrad": rows.adagrad(0.1, 1e-3),
     "rowwise_adagrad": rows.rowwise_adagrad(0.1, 1e-3),
 }
@@ -42,10 +45,10 @@ def ids_of(kind="even", seed=1):
     return found
 
 
-def dense_step(kind, table, grad, squares):
+def dense_step(kind, table, grad, squares, count=0):
     """One step with a dense gradient."""
     if kind == "sgd":
-        return table - 0.1 * grad, squares
+        return table - 0.1 * 0.5**count * grad, squares
     squares = squares + (grad**2 if kind == "adagrad" else (grad**2).mean(1, keepdims=True))
     return table - 0.1 * grad / (np.sqrt(squares) + 1e-3), squares
 
@@ -77,15 +80,15 @@ def check_store(store, mesh, kind, optimizer, ids, steps):
     state = arrays(store, tables(), optimizer, mesh)
     looked_up = np.concatenate([ids[name] for name in names_of(store)], 1)
 
-    def both(table, ids, grads):
+    def both(table, ids, grads, count):
         sums = embedding.pool(store, table["rows"], ids, mesh)
-        return sums, embedding.update(store, table, ids, grads, optimizer.step, mesh)
+        return sums, embedding.update(store, table, ids, grads, optimizer.step, count, mesh)
 
     program = jax.jit(both, donate_argnums=0)
     for number in range(steps):
         grads = np.random.default_rng(number).normal(size=(len(looked_up), len(store.places), W))
-        split = jax.NamedSharding(mesh, jax.P(embedding.AXES))
-        sums, state = program(state, *jax.device_put((looked_up, grads), split))
+        split = jax.NamedSharding(mesh, jax.P(ROWS))
+        sums, state = program(state, *jax.device_put((looked_up, grads), split), number)
         for index, name in enumerate(names_of(store)):
             table, squares = truth[name]
             wanted = table[ids[name]].sum(1)
@@ -93,14 +96,14 @@ def check_store(store, mesh, kind, optimizer, ids, steps):
             grad = np.zeros_like(table)
             for k in range(ids[name].shape[1]):
                 np.add.at(grad, ids[name][:, k], grads[:, index])
-            truth[name] = dense_step(kind, table, grad, squares)
+            truth[name] = dense_step(kind, table, grad, squares, number)
             found = np.asarray(state["rows"])[store.positions(name, np.arange(len(table)))]
             np.testing.assert_allclose(found, truth[name][0], rtol=0, atol=1e-13)
             untouched = np.setdiff1d(np.arange(len(table)), ids[name])
             np.testing.assert_array_equal(found[untouched], table[untouched])
 
 
-@pytest.mark.parametrize("mesh", ["data=1", "data=8", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize("mesh", ["data=1", "data=8", "data=2,expert=2,tensor=2"])
 @pytest.mark.parametrize("way", ["rows", "tables", "columns", "replicated"])
 def test_each_way_equals_dense_steps(way, mesh):
     plan = make_plan(BAGS, width=W, bins=8, way=way)
@@ -111,7 +114,7 @@ def test_each_way_equals_dense_steps(way, mesh):
 def test_each_optimizer_on_mixed_placements(kind):
     plan = make_plan(BAGS, width=W, bins=8, ways=MIXED, replicate_bytes=1)
     assert set(plan.stores) == {"split", "columns", "replicated"}
-    check(plan, "data=2,fsdp=4", kind, ids_of())
+    check(plan, "data=2,fsdp=2,expert=2", kind, ids_of())
 
 
 def test_a_replicated_table_larger_than_the_batch():
@@ -147,7 +150,11 @@ def test_gradients_of_a_row_are_summed_before_they_are_squared():
     """One id in two samples: the accumulator is (g1 + g2)^2 and not g1^2 + g2^2."""
     table = {"rows": jnp.zeros((3, 1)), "accumulator": jnp.zeros((3, 1))}
     grads = jnp.array([[2.0], [3.0]])
-    ids, bags, step = jnp.array([1, 1]), jnp.arange(2), rows.adagrad(0.5).step
+    ids, bags, step = (
+        jnp.array([1, 1]),
+        jnp.arange(2),
+        functools.partial(rows.adagrad(0.5).step, count=0),
+    )
     after = embedding_rows.update_rows(table, ids, bags, grads, step)
     np.testing.assert_array_equal(after["accumulator"], [[0.0], [25.0], [0.0]])
     assert float(after["rows"][1, 0]) == pytest.approx(-0.5)
@@ -163,7 +170,7 @@ def test_rows_that_run_over_chunks_are_stepped_once(monkeypatch, chunk):
     table = {"rows": jnp.asarray(start), "accumulator": jnp.zeros((6, 2))}
     order = generator.permutation(len(ids))
     ids, grads = jnp.asarray(ids[order]), jnp.asarray(grads[order])
-    step = rows.adagrad(0.1, 1e-3).step
+    step = functools.partial(rows.adagrad(0.1, 1e-3).step, count=0)
     after = embedding_rows.update_rows(table, ids, jnp.arange(len(ids)), grads, step)
     ids, grads = np.asarray(ids), np.asarray(grads)
     dense = np.zeros((6, 2))
@@ -203,13 +210,13 @@ def test_a_step_takes_its_batch_besides_the_table(way, kind):
         whole = jax.ShapeDtypeStruct((store.rows, 64), jnp.float32)
         where = jax.NamedSharding(mesh, embedding.spec(store))
         table = {n: whole.update(sharding=where) for n in ("rows", "accumulator")}
-        samples = jax.NamedSharding(mesh, jax.P(embedding.AXES))
+        samples = jax.NamedSharding(mesh, jax.P(ROWS))
         ids = jax.ShapeDtypeStruct((64, 6), jnp.int32, sharding=samples)
         grads = jax.ShapeDtypeStruct((64, 2, 64), jnp.float32, sharding=samples)
         optimizer = rows.adagrad(0.1)
 
         def step(table, ids, grads, mesh=mesh, optimizer=optimizer):
-            return embedding.update(store, table, ids, grads, optimizer.step, mesh)
+            return embedding.update(store, table, ids, grads, optimizer.step, 0, mesh)
 
         compiled = jax.jit(step, donate_argnums=0, out_shardings=dict.fromkeys(table, where))
         memory = compiled.lower(table, ids, grads).compile().memory_analysis()

@@ -33,7 +33,7 @@ def numpy_twin(x, scale, bias, span, epsilon=1e-5):
         spread = np.sqrt(values.var(0) + epsilon)
         y[first : first + span] = (rows - values.mean(0)) / spread * scale + bias
         means.append(values.mean(0))
-        variances.append(values.var(0, ddof=1))
+        variances.append(values.var(0, ddof=min(1, len(values) - 1)))
     return y, np.mean(means, 0), np.mean(variances, 0)
 
 
@@ -53,6 +53,64 @@ def test_training_equals_numpy(x64, shape, span):
     np.testing.assert_allclose(norm(jnp.asarray(x)), y, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(norm.mean[...], 0.2 * mean, rtol=1e-12)
     np.testing.assert_allclose(norm.var[...], 0.8 + 0.2 * var, rtol=1e-12)
+
+
+# five real rows of eight, in groups: dealt evenly, to the first group alone, to three of four
+@pytest.mark.parametrize(
+    ("span", "real"),
+    [
+        (4, [0, 1, 2, 4, 5]),
+        (4, [0, 1, 2, 3]),
+        (2, [0, 2, 3, 4, 5]),
+        (8, [0, 1, 2, 3, 4]),
+        (4, [0, 4]),
+    ],
+)
+@pytest.mark.parametrize("shape", [(8, 3, 2, 5), (8, 5)])
+def test_padding_counts_in_no_statistics(x64, shape, span, real):
+    x = np.random.RandomState(0).standard_normal(shape) * 3 + 2
+    mask = np.isin(np.arange(8), real)
+    norm = randomised(BatchNorm(5, span=span, momentum=0.8, dtype=jnp.float64, rngs=nnx.Rngs(0)))
+    groups = [x[first : first + span][mask[first : first + span]] for first in range(0, 8, span)]
+    twins = [numpy_twin(g, norm.scale[...], norm.bias[...], len(g)) for g in groups if len(g)]
+    x[~mask] = np.nan
+    y = np.asarray(norm(jnp.asarray(x), jnp.asarray(mask)))
+    np.testing.assert_allclose(
+        y[mask], np.concatenate([t[0] for t in twins]), rtol=1e-10, atol=1e-10
+    )
+    mean, var = (np.mean([t[i] for t in twins], 0) for i in (1, 2))
+    np.testing.assert_allclose(norm.mean[...], 0.2 * mean, rtol=1e-12)
+    np.testing.assert_allclose(norm.var[...], 0.8 + 0.2 * var, rtol=1e-12)
+
+
+def test_a_mask_of_whole_groups_changes_nothing(x64):
+    x = jax.random.normal(jax.random.key(0), (8, 2, 2, 5), jnp.float64)
+    norms = [BatchNorm(5, span=4, dtype=jnp.float64, rngs=nnx.Rngs(0)) for _ in range(2)]
+    np.testing.assert_allclose(norms[0](x), norms[1](x, jnp.ones(8, bool)), rtol=1e-13, atol=1e-13)
+    for name in ("mean", "var"):
+        a, b = (getattr(norm, name)[...] for norm in norms)
+        np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)
+
+
+def test_nothing_but_padding_keeps_the_running_statistics():
+    norm = BatchNorm(2, span=2, rngs=nnx.Rngs(0))
+    norm.mean[...] = jnp.array([1.0, 2.0])
+    assert jnp.isfinite(norm(jnp.ones((4, 2)), jnp.zeros(4, bool))).all()
+    assert norm.mean[...].tolist() == [1, 2] and norm.var[...].tolist() == [1, 1]
+
+
+def test_gradients_of_real_rows_do_not_see_padding(x64):
+    mask = jnp.array([True, True, False, True, False, False])
+    x = jax.random.normal(jax.random.key(3), (6, 2, 3), jnp.float64)
+
+    def loss(x):
+        norm = BatchNorm(3, span=3, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        return jnp.where(mask[:, None, None], jnp.sin(norm(x, mask)), 0).sum()
+
+    clean = jax.grad(loss)(x)
+    dirty = jax.grad(loss)(jnp.where(mask[:, None, None], x, 1e6))
+    np.testing.assert_allclose(clean[mask], dirty[mask], rtol=1e-12)
+    assert not clean[~mask].any() and np.abs(clean[mask]).max() > 1e-3
 
 
 def test_evaluation_uses_and_keeps_the_running_statistics(x64):

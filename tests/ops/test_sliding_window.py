@@ -105,7 +105,7 @@ def test_counts_beyond_the_volume_are_cut():
     np.testing.assert_allclose(blended[0], images()[0], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("axes", [("data",), ("data", "fsdp")])
+@pytest.mark.parametrize("axes", [("data",), ("data", "expert")])
 def test_rows_are_split_over_the_mesh_bit_for_bit(axes):
     sizes = (4,) if len(axes) == 1 else (2, 2)
     rows = np.r_[0:4]

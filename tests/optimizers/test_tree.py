@@ -158,6 +158,17 @@ def test_wrong_stacks_are_named(params, message):
         ParamTree.from_params(params)
 
 
+def test_a_numbered_list_of_layers_is_no_stack():
+    """`nnx.Sequential` keeps its modules under `layers` too, of one shape or not."""
+    square, wide = {"kernel": jnp.ones((4, 4))}, {"kernel": jnp.ones((4, 6))}
+    tree = ParamTree.from_params({"layers": {0: square, 1: square, 2: wide}})
+    assert {leaf.path: (leaf.shape, leaf.stacked) for leaf in tree.leaves} == {
+        "layers/0/kernel": ((4, 4), False),
+        "layers/1/kernel": ((4, 4), False),
+        "layers/2/kernel": ((4, 6), False),
+    }
+
+
 def test_wrong_questions_are_named():
     tree = ParamTree.from_params(small_params())
     other = ParamTree.from_params({"fc": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}})

@@ -1,5 +1,7 @@
 """From samples to minutes and money, against the reference convergence points."""
 
+import dataclasses
+
 import pytest
 from planning_toys import Decoder
 
@@ -46,7 +48,8 @@ def test_below_and_above_all_points():
     ("unit", "scale"), [("epochs", 10_000), ("steps", 64), ("tokens", 1 / 256), ("samples", 1)]
 )
 def test_units(monkeypatch, unit, scale):
-    monkeypatch.setattr(convergence.rcp, "unit", lambda *_: unit)
+    official = dataclasses.replace(rules.resolve(Decoder.name), length_unit=unit)
+    monkeypatch.setattr(rules, "resolve", lambda *_: official)
     assert convergence.samples_per_unit(Decoder()) == scale
 
 
@@ -66,7 +69,6 @@ def test_minutes_hours_and_price():
 def test_without_a_price_and_without_points(monkeypatch):
     found, _ = convergence.to_target(Decoder(), V5P, time(), None)
     assert found.price is None
-    monkeypatch.setattr(Decoder, "name", "minigo")
 
     def none(*_):
         raise UserError("the installed mlperf-logging has no reference convergence points")

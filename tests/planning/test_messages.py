@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlperf_jax.planning import messages
+from mlperf_jax.planning import messages, programs
 
 GIB = 2**30
 TOO_BIG = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. \
@@ -30,7 +30,7 @@ Total hbm usage >= 30.25G:
 
 
 def test_too_big_says_by_how_much_and_names_the_largest_buffers():
-    program = messages.failed("train", TOO_BIG, 16 * GIB)
+    program = programs.failed_program("train", TOO_BIG, 16 * GIB)
     assert program.outcome == "too big"
     assert program.total == 30 * GIB and program.room == int(15.75 * GIB)
     assert program.over == int(14.25 * GIB)
@@ -59,7 +59,7 @@ def test_the_other_wording_of_too_big():
     ],
 )
 def test_a_failed_compiler_is_no_verdict_on_memory(text):
-    program = messages.failed("train", text, 16 * GIB)
+    program = programs.failed_program("train", text, 16 * GIB)
     assert program.outcome == "compiler failed"
     assert program.total is None and program.over == 0
     assert program.message

@@ -26,7 +26,7 @@ def test_the_train_step_is_the_runs_own():
     benchmark, sizes = Decoder(), {"fsdp": 4, "tensor": 2}
     assembly = states.assemble(benchmark, meshes.make_mesh("fsdp=4,tensor=2"))
     sharding = meshes.batch_sharding(assembly.mesh)
-    batch = steps.abstract_batch(benchmark.examples()[0], benchmark.batch_size, sharding)
+    batch = steps.abstract_batch(benchmark.buckets()[0], sharding)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(assembly.mesh):
         run = steps.jit_train_step(assembly).lower(assembly.abstract, batch, key)

@@ -86,6 +86,14 @@ def test_advice_names_options_that_work():
     assert lines[-1].startswith("--on v5p:4x8x8") or lines[-1].startswith("--on v5p:")
 
 
+def test_advice_keeps_the_other_axes_of_the_mesh():
+    benchmark = Decoder(batch_size=1024, remat=None)
+    found = compiled("too big", {"data": 4, "fsdp": 4, "expert": 8}, 200 * GIB)
+    lines = list(searching.advice(benchmark, V5P, found))
+    assert any(line.startswith("--mesh fsdp=8,expert=8,tensor=2") for line in lines)
+    assert searching._accumulations(benchmark, {"fsdp": 16, "expert": 32}) == [2]
+
+
 def test_no_advice_where_none_is_needed_or_memory_is_not_the_matter():
     assert not list(searching.advice(Decoder(), V5P, compiled("fits", {"data": 128})))
     assert not list(searching.advice(Decoder(), V5P, compiled("compiler failed", {"data": 128})))

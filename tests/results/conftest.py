@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from mlperf_jax.results import rules
 from mlperf_jax.results.header import header
 from mlperf_jax.results.log import Log, read
 
@@ -26,7 +27,7 @@ def resnet_log(tmp_path):
         with Log(tmp_path / "header.txt") as log:
             header(
                 log,
-                benchmark="resnet",
+                rules.resolve("resnet"),
                 division=division,
                 org="a lab",
                 platform="1 x cpu",

@@ -7,8 +7,8 @@ import pytest
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance, rules
-from mlperf_jax.results.closed import required_keys
 from mlperf_jax.results.compliance import check
+from mlperf_jax.results.keys import required
 from mlperf_jax.results.log import Log, read
 
 pytest.importorskip("mlperf_logging")
@@ -80,7 +80,7 @@ def test_each_missing_common_line_is_named(resnet_log, key):
 
 @pytest.mark.parametrize("optimizer", ["lars", "sgd"])
 def test_each_missing_closed_line_is_named(resnet_log, optimizer):
-    for key in required_keys("resnet", log_values={"opt_name": optimizer}):
+    for key in required(rules.resolve("resnet"), {"opt_name": optimizer}):
         if key == "submission_benchmark":
             continue  # without it the log cannot be checked; tested above
         report = check(resnet_log(division="closed", optimizer=optimizer, spoil=drop(key)))
@@ -393,7 +393,9 @@ def test_rulesets_that_do_not_apply(resnet_log, ruleset, says):
 
 def test_unknown_and_unnamed_benchmarks(resnet_log):
     path = resnet_log(spoil=change("submission_benchmark", "resnet51"))
-    with pytest.raises(UserError, match="'resnet51', which no round had"):
+    with pytest.raises(
+        UserError, match="'resnet51', which no round had: there are no official rules"
+    ):
         check(path)
     path = resnet_log("other.txt", spoil=drop("submission_benchmark"))
     with pytest.raises(UserError, match="so the ruleset must be given"):

@@ -37,9 +37,9 @@ def records(file):
 
 def official(name, ruleset, values):
     """The checker's rules of a closed log by key, later files overriding earlier ones."""
-    row = rules.entry(name)
-    folder = f"{row.suite}_{ruleset}.0"
-    benchmark = f"closed_{row.log_name(ruleset)}"
+    row = rules.resolve(name, ruleset)
+    folder = f"{row.suite}_{row.ruleset}"
+    benchmark = f"closed_{row.log_name}"
     files = ["common", "closed_common", benchmark]
     if name == "resnet":
         files.append(f"{benchmark}_{values['opt_name']}")
@@ -59,7 +59,7 @@ def test_required_keys_equal_the_checkers(name, ruleset, change):
     }
     if name == "stable_diffusion":  # the checker makes it of the others itself
         wanted -= {"aggregated_eval_accuracy"}
-    assert set(keys.required(name, ruleset, log_values=values)) == wanted
+    assert set(keys.required(rules.resolve(name, ruleset), values)) == wanted
 
 
 VALUES = [
@@ -73,8 +73,9 @@ VALUES = [
 @every_case
 def test_whatever_we_allow_the_checker_allows(name, ruleset, change):
     """Ours may be stricter than the checker, never laxer: a run that starts will not fail on it."""
-    logged = keys.spelled(name, ruleset, rehearsal.values(name) | change)
-    given = keys.keys(name, ruleset, logged)
+    row = rules.resolve(name, ruleset)
+    logged = keys.spelled(row, rehearsal.values(name) | change)
+    given = row.allowed(logged)
     rule_of = official(name, ruleset, logged)
     for key, rule in rule_of.items():
         if key not in logged or "CHECK" not in rule:
@@ -104,8 +105,9 @@ def passes(key, value, rule_of, logged):
 def test_the_recipes_are_what_the_checker_passes_here():
     """So that the test above cannot pass by refusing everything."""
     for name, ruleset in rehearsal.ROUNDS:
-        logged = keys.spelled(name, ruleset, rehearsal.values(name))
-        for key, given in keys.keys(name, ruleset, logged).items():
+        official = rules.resolve(name, ruleset)
+        logged = keys.spelled(official, rehearsal.values(name))
+        for key, given in official.allowed(logged).items():
             if key in logged:
                 rest = {k: v for k, v in logged.items() if k != key}
                 assert constraints.broken(logged[key], given, rest) == [], (name, ruleset, key)
@@ -116,7 +118,9 @@ def test_the_recipes_are_what_the_checker_passes_here():
 
 def logged(name, ruleset, **changes):
     lines = keys.translate(
-        name, ruleset, rehearsal.values(name) | changes, disclosure=rehearsal.DISCLOSURE
+        rules.resolve(name, ruleset),
+        rehearsal.values(name) | changes,
+        disclosure=rehearsal.DISCLOSURE,
     )
     return [line for line in lines if line[0] != "weights_initialization"]
 
@@ -158,7 +162,7 @@ def test_a_key_may_be_metadata_of_another():
 def test_lines_that_others_are_checked_against_come_first(name, ruleset):
     order = [line[0] for line in logged(name, ruleset)]
     assert len(order) == len(set(order))
-    for key, given in keys.keys(name, ruleset, rehearsal.values(name)).items():
+    for key, given in rules.resolve(name, ruleset).allowed(rehearsal.values(name)).items():
         for constraint in given:
             bounds = [
                 b for k, b in constraint.items() if k in ("formula", "near", "holds", "where")
@@ -184,10 +188,11 @@ def test_lines_that_others_are_checked_against_come_first(name, ruleset):
     ],
 )
 def test_names_of_tensors(name, ruleset, count, one):
-    tensors = keys.initialized_tensors(name, ruleset)
+    official = rules.resolve(name, ruleset)
+    tensors = keys.initialized_tensors(official)
     assert len(tensors) == len(set(tensors))
     assert not one or one in tensors
-    lines = keys.translate(name, ruleset, rehearsal.values(name))
+    lines = keys.translate(official, rehearsal.values(name))
     named = [line[2]["tensor"] for line in lines if line[0] == "weights_initialization"]
     assert named == list(tensors)
     assert len(tensors) == count
@@ -195,25 +200,27 @@ def test_names_of_tensors(name, ruleset, count, one):
 
 @pytest.mark.parametrize(("name", "ruleset"), rehearsal.ROUNDS)
 def test_names_of_tensors_are_those_the_checker_wants(name, ruleset):
-    row = rules.entry(name)
-    file = CHECKER / f"{row.suite}_{ruleset}.0" / f"closed_{row.log_name(ruleset)}.yaml"
+    official = rules.resolve(name, ruleset)
+    file = CHECKER / f"{official.suite}_{official.ruleset}" / f"closed_{official.log_name}.yaml"
     ends = [part["END"] for part in yaml.load(file.read_text(), yaml.BaseLoader) if "END" in part]
     wanted = (
         ast.literal_eval(re.search(r"== sorted\((.*)\)", ends[0]["CHECK"], re.S)[1]) if ends else []
     )
-    assert sorted(keys.initialized_tensors(name, ruleset)) == sorted(wanted)
+    assert sorted(keys.initialized_tensors(official)) == sorted(wanted)
 
 
 def test_an_open_log_names_no_tensors():
-    lines = keys.translate("resnet", "2.0", rehearsal.values("resnet"), division="open")
+    lines = keys.translate(
+        rules.resolve("resnet", "2.0"), rehearsal.values("resnet"), division="open"
+    )
     assert "weights_initialization" not in {line[0] for line in lines}
 
 
 def test_tensors_need_the_official_package(monkeypatch):
     monkeypatch.setattr(rules, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
-        keys.translate("resnet", "2.0", rehearsal.values("resnet"))
-    assert keys.translate("resnet", "4.0", rehearsal.values("resnet"))
+        keys.translate(rules.resolve("resnet", "2.0"), rehearsal.values("resnet"))
+    assert keys.translate(rules.resolve("resnet", "4.0"), rehearsal.values("resnet"))
 
 
 # ---- disclosure
@@ -238,13 +245,13 @@ def test_the_nine_disclosure_keys():
 
 def test_disclosure_may_be_left_out_where_it_is_optional():
     values = rehearsal.values("llama31_8b")
-    assert keys.translate("llama31_8b", "6.0", values)
+    assert keys.translate(rules.resolve("llama31_8b", "6.0"), values)
     with pytest.raises(
         UserError, match=r"discloses lowest_numerical_precision_in_linear, .*config_f"
     ):
-        keys.translate("llama31_8b", "6.1", values)
+        keys.translate(rules.resolve("llama31_8b", "6.1"), values)
     with pytest.raises(UserError, match="discloses number_of_nodes"):
-        keys.translate("cosmoflow", "3.0", rehearsal.values("cosmoflow"))
+        keys.translate(rules.resolve("cosmoflow", "3.0"), rehearsal.values("cosmoflow"))
 
 
 @pytest.mark.parametrize(
@@ -265,17 +272,24 @@ def test_disclosure_may_be_left_out_where_it_is_optional():
 def test_disclosures_that_cannot_be_logged(change, ruleset, says):
     disclosure = dataclasses.replace(rehearsal.DISCLOSURE, **change)
     with pytest.raises(UserError, match=says):
-        keys.translate("llama31_8b", ruleset, rehearsal.values("llama31_8b"), disclosure=disclosure)
+        keys.translate(
+            rules.resolve("llama31_8b", ruleset),
+            rehearsal.values("llama31_8b"),
+            disclosure=disclosure,
+        )
 
 
 # ---- qualities and positions
 
 
 def test_keys_of_the_quality():
-    assert keys.quality_keys("resnet", None, "open") == ("eval_accuracy",)
-    assert keys.quality_keys("oc20", "1.0.0", "closed") == ("eval_error",)
-    assert keys.quality_keys("flux1", None, "closed") == ("eval_accuracy",)
-    assert keys.quality_keys("flux1", None, "open") == ("eval_accuracy", "averaged_validation_loss")
+    assert keys.quality_keys(rules.resolve("resnet"), "open") == ("eval_accuracy",)
+    assert keys.quality_keys(rules.resolve("oc20", "1.0.0"), "closed") == ("eval_error",)
+    assert keys.quality_keys(rules.resolve("flux1"), "closed") == ("eval_accuracy",)
+    assert keys.quality_keys(rules.resolve("flux1"), "open") == (
+        "eval_accuracy",
+        "averaged_validation_loss",
+    )
 
 
 @pytest.mark.parametrize(
@@ -294,24 +308,28 @@ def test_keys_of_the_quality():
 )
 def test_what_epoch_num_counts(name, ruleset, epoch_num):
     found = keys.position(
-        name, ruleset, epochs=0.5, samples=1000, steps=10, logged=rehearsal.values(name)
+        rules.resolve(name, ruleset),
+        epochs=0.5,
+        samples=1000,
+        steps=10,
+        logged=rehearsal.values(name),
     )
     assert found == {"epoch_num": epoch_num, "samples_count": 1000}
 
 
 def test_steps_are_counted_for_stable_diffusion_at_first():
     where = {"epochs": 0.5, "samples": 1000, "steps": 10, "logged": {}}
-    assert keys.position("stable_diffusion", "3.1", **where)["step_num"] == 10
-    assert "step_num" not in keys.position("stable_diffusion", "4.0", **where)
+    assert keys.position(rules.resolve("stable_diffusion", "3.1"), **where)["step_num"] == 10
+    assert "step_num" not in keys.position(rules.resolve("stable_diffusion", "4.0"), **where)
 
 
 # ---- the data
 
 
 def test_every_change_of_the_map_is_of_a_benchmark_and_its_rounds():
-    for kind, changes in rules.data("keys.toml").items():
-        for change in changes if kind != "first" else []:
-            row = rules.entry(change["benchmark"])
+    for name, changes in rules.data("keys.toml").items():
+        for change in changes if name != "first" else []:
+            row = rules.entry(name)
             assert set(rules.span(change.get("rounds", row.rounds[0]), row.suite)) <= set(
                 row.rounds
             )
@@ -327,7 +345,7 @@ def groups():
         yield None, suite, common["keys"] | common["settings"]
         for name, rule in rules.data(file).items():
             assert set(rules.span(rule["rounds"], suite)) <= set(rules.entry(name).rounds)
-            assert set(rule) <= {"rounds", "keys", "when", "settings", "not_required"}
+            assert set(rule) <= {"rounds", "keys", "when", "settings"}
             yield rule, suite, rule.get("keys", {}) | rule.get("settings", {})
             for cases in rule.get("when", {}).values():
                 for case in cases.values():
@@ -352,7 +370,7 @@ def test_every_constraint_of_the_data_is_known():
 
 def test_every_benchmark_has_closed_rules_from_its_first_round_of_this_form():
     for name, ruleset in rehearsal.ROUNDS:
-        assert keys.closed_rule(name, ruleset) is not None, (name, ruleset)
-    assert keys.closed_rule("resnet", "0.6") is None
-    assert keys.closed_rule("deepcam", "0.7") is None
-    assert keys.closed_rule("ncf") is None
+        assert rules.resolve(name, ruleset).own is not None, (name, ruleset)
+    assert rules.resolve("resnet", "0.6").own is None
+    assert rules.resolve("deepcam", "0.7").own is None
+    assert rules.resolve("ncf").own is None

@@ -24,7 +24,7 @@ def named(path):
     rows = [row for row in rules.by_log_name(name, ruleset) if row.suite == usage]
     if not rows:  # bert has a file for the round after its last
         return usage, ruleset, name, None
-    return usage, ruleset, name, rows[0].name
+    return usage, ruleset, name, rows[0].benchmark
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_points_bounds_and_pruning_equal_the_official_checker(path, checker):
         assert point.bound == close(record["Min Epochs"])
         if point.bound > 0:
             assert point.max_speedup == pytest.approx(record["Max Speedup"], rel=1e-3)
-    runs = rules.entry(ours).runs(ruleset)
+    runs = rules.resolve(ours, ruleset).runs
     kept = rcp.pruned(known, runs)
     assert [p.batch_size for p in kept] == [r["BS"] for r in theirs.pruned_rcp_data.values()]
     for low, high in itertools.pairwise(kept):
@@ -85,11 +85,11 @@ def test_verdicts_equal_the_official_checker(path, checker):
     if ours is None:
         pytest.skip("no benchmark of that round")
     theirs = checker(usage, ruleset, name)
-    row = rules.entry(ours)
+    runs = rules.resolve(ours, ruleset).runs
     rng = np.random.default_rng(0)
     for point in rcp.references(ours, ruleset):
         for speed in (0.8, 0.95, 1.0, 1.02, 1.3):
-            lengths = list(point.mean / speed * (1 + 0.01 * rng.standard_normal(row.runs(ruleset))))
+            lengths = list(point.mean / speed * (1 + 0.01 * rng.standard_normal(runs)))
             verdict = rcp.judge(ours, point.batch_size, lengths, ruleset, full=True)
             record = theirs._find_rcp(point.batch_size, "full_rcps")
             passed, factor = theirs._eval_submission_record(dict(record), list(lengths), "")
@@ -286,7 +286,8 @@ def test_unet3d_leaves_out_four_at_either_end_and_tolerates_four():
     ],
 )
 def test_what_lengths_count(name, ruleset, field, unit):
-    assert (rcp.length_field(name, ruleset), rcp.unit(name, ruleset)) == (field, unit)
+    official = rules.resolve(name, ruleset)
+    assert (official.length_field, official.length_unit) == (field, unit)
 
 
 def test_points_of_ones_own(tmp_path):

@@ -76,7 +76,7 @@ def test_the_official_convergence_reader_reads_it(logs, name, ruleset):
     reader = pytest.importorskip("mlperf_logging.rcp_checker.rcp_checker")
     path = logs(name, ruleset)
     failed, length, batch, logged = reader.read_submission_file(str(path), f"{ruleset}.0", False)
-    assert (failed, logged) == (0, rules.entry(name).log_name(ruleset))
+    assert (failed, logged) == (0, rules.resolve(name, ruleset).log_name)
     assert batch == rehearsal.values(name)["global_batch_size"]
     last = [line for line in read(path) if line.key in ("eval_accuracy", "eval_error")][-1]
     counted = {
@@ -90,7 +90,7 @@ def test_the_official_convergence_reader_reads_it(logs, name, ruleset):
 @every_round
 def test_a_missed_target_is_the_only_fault(logs, tmp_path, name, ruleset):
     missed = rehearsal.RECIPES[name]["qualities"][0]
-    (wanted,) = keys.quality_keys(name, ruleset, "closed")
+    (wanted,) = keys.quality_keys(rules.resolve(name, ruleset), "closed")
 
     def miss(members):
         if members["key"] != wanted:
@@ -113,7 +113,7 @@ HEADER = {"submission_benchmark", "submission_division", "init_start", "init_sto
 def test_lines_that_are_missing_are_all_missed(logs, tmp_path, name, ruleset):
     """All required lines but the header's left out at once; each is named, and nothing else."""
     values = rehearsal.values(name)
-    needed = keys.required(name, ruleset, log_values=values)
+    needed = keys.required(rules.resolve(name, ruleset), values)
     # values that others depend on are left out alone, below
     depended = {"opt_name", "scheduler_type", *rules.data("keys.toml")["first"]}
     leave_out = {key for key in needed if key not in HEADER | depended}
@@ -131,7 +131,7 @@ def test_lines_that_are_missing_are_all_missed(logs, tmp_path, name, ruleset):
 @newest
 def test_each_line_that_is_missing_is_missed_alone(logs, tmp_path, name, ruleset):
     path = logs(name, ruleset)
-    for key in keys.required(name, ruleset, log_values=rehearsal.values(name)):
+    for key in keys.required(rules.resolve(name, ruleset), rehearsal.values(name)):
 
         def drop(members, key=key):
             return None if members["key"] == key else members
@@ -143,11 +143,11 @@ def test_each_line_that_is_missing_is_missed_alone(logs, tmp_path, name, ruleset
 
 def constrained(name, ruleset):
     """Keys of the benchmark's rule file whose value is checked, with the checks."""
-    row = rules.entry(name)
-    folder = CHECKER / f"{row.suite}_{ruleset}.0"
+    official = rules.resolve(name, ruleset)
+    folder = CHECKER / f"{official.suite}_{official.ruleset}"
     found = {}
     for record in yaml.load(
-        (folder / f"closed_{row.log_name(ruleset)}.yaml").open(), Loader=yaml.BaseLoader
+        (folder / f"closed_{official.log_name}.yaml").open(), Loader=yaml.BaseLoader
     ):
         tests = record.get("KEY", {}).get("CHECK", [])
         tests = [tests] if isinstance(tests, str) else tests
@@ -167,7 +167,7 @@ NAMES = (
 def test_each_value_that_is_constrained_is_refused(logs, tmp_path, name, ruleset):
     """A wrong value of each key is refused under that key."""
     path = logs(name, ruleset)
-    values = keys.spelled(name, ruleset, rehearsal.values(name))
+    values = keys.spelled(rules.resolve(name, ruleset), rehearsal.values(name))
     for key in constrained(name, ruleset):
         if "eval_" in key and key not in values:
             continue

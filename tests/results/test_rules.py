@@ -6,7 +6,10 @@ import re
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import rules
+from mlperf_jax.results import keys, rules
+from mlperf_jax.results.closed import closed_violations
+from mlperf_jax.results.header import header
+from mlperf_jax.results.log import Log, read
 
 meta = pytest.importorskip("mlperf_logging.benchmark_meta")
 CHECKER = rules.official_package() / "compliance_checker"
@@ -22,7 +25,7 @@ def names(suite):
     [(s, r) for s in ("training", "hpc") for r in rules.rounds_of(s) if r != "0.5"],
 )
 def test_rounds_and_log_names_equal_the_official_lists(suite, name):
-    ours = {row.log_name(name) for row in names(suite) if name in row.rounds}
+    ours = {rules.resolve(row.name, name).log_name for row in names(suite) if name in row.rounds}
     official = set(meta.get_allowed_benchmarks(suite, name))
     if (suite, name) == ("training", "0.6"):
         official -= {"ncf"}  # withdrawn from that round; the package keeps the name
@@ -31,25 +34,28 @@ def test_rounds_and_log_names_equal_the_official_lists(suite, name):
 
 def test_runs_equal_the_official_counts():
     counts = {**meta.get_result_file_counts("training"), **meta.get_result_file_counts("hpc")}
-    different = {row.name for row in ROWS if row.runs() != counts[row.log_name()]}
+    last = [rules.resolve(row.name) for row in ROWS]
+    different = {each.benchmark for each in last if each.runs != counts[each.log_name]}
     assert different == {"ncf"}  # of v0.5, before the package
 
 
-CASES = [
-    (row, name)
-    for row in ROWS
-    for name in row.rounds
-    if (CHECKER / f"{row.suite}_{name}.0" / f"closed_{row.log_name(name)}.yaml").exists()
-]
+ALL = [rules.resolve(row.name, name) for row in ROWS for name in row.rounds]
 
 
-@pytest.mark.parametrize(("row", "name"), CASES, ids=[f"{r.name}-{n}" for r, n in CASES])
-def test_targets_are_the_numbers_the_checker_demands(row, name):
+def rule_file(official):
+    return CHECKER / f"{official.suite}_{official.ruleset}" / f"closed_{official.log_name}.yaml"
+
+
+CASES = [official for official in ALL if rule_file(official).exists()]
+
+
+@pytest.mark.parametrize("official", CASES, ids=[f"{c.benchmark}-{c.round}" for c in CASES])
+def test_targets_are_the_numbers_the_checker_demands(official):
     """The checker's own test must pass at the target and fail a hair below it."""
-    text = (CHECKER / f"{row.suite}_{name}.0" / f"closed_{row.log_name(name)}.yaml").read_text()
+    text = rule_file(official).read_text()
     test = re.findall(r'ATLEAST_ONE_CHECK: *"(.*)"', text)[-1]
     scope = {"s": {"target_accuracy": _target_accuracy(text), "global_batch_size": 512}}
-    targets = row.targets(name)
+    targets = official.targets
 
     def passes(values):
         value = values if len(targets) > 1 else next(iter(values.values()))
@@ -82,26 +88,26 @@ def test_every_benchmark_of_the_first_round_is_there():
 
 
 def test_every_round_has_a_target_and_a_number_of_runs():
-    for row in ROWS:
-        for name in row.rounds:
-            assert row.targets(name), (row.name, name)
-            assert row.runs(name) > 2 * row.drop
+    for official in ALL:
+        assert official.targets, official
+        assert official.runs > 2 * official.drop
 
 
 def test_targets_by_round():
-    assert str(rules.entry("resnet").targets("0.5")[0]) == "accuracy at least 0.749"
-    assert rules.entry("resnet").targets("0.6") == rules.entry("resnet").targets("4.0.0")
-    assert [t.name for t in rules.entry("maskrcnn").targets()] == ["BBOX", "SEGM"]
-    assert str(rules.entry("gpt3").targets()[0]) == "log_perplexity at most 2.69 and above 2.6"
-    assert "8192" in str(rules.entry("bert").targets("0.7")[0])
-    assert rules.entry("minigo").runs("0.6") == 20
-    assert rules.entry("minigo").runs() == 10
-    assert rules.entry("unet3d").drop == 4
+    assert str(rules.resolve("resnet", "0.5").targets[0]) == "accuracy at least 0.749"
+    assert rules.resolve("resnet", "0.6").targets == rules.resolve("resnet", "4.0.0").targets
+    assert [t.name for t in rules.resolve("maskrcnn").targets] == ["BBOX", "SEGM"]
+    assert str(rules.resolve("gpt3").targets[0]) == "log_perplexity at most 2.69 and above 2.6"
+    assert "8192" in str(rules.resolve("bert", "0.7").targets[0])
+    assert rules.resolve("minigo", "0.6").runs == 20
+    assert rules.resolve("minigo").runs == 10
+    assert rules.resolve("unet3d").drop == 4
 
 
 @pytest.mark.parametrize("given", ["4.0.0", "4.0", "v4.0"])
-def test_a_round_may_be_spelled_in_three_ways(given):
-    assert rules.entry("resnet").round(given) == "4.0"
+def test_a_round_may_be_spelled_in_three_ways_and_is_resolved_once(given):
+    assert rules.resolve("resnet", given).round == "4.0"
+    assert rules.resolve("resnet", given) is rules.resolve("resnet")
 
 
 @pytest.mark.parametrize(
@@ -117,22 +123,54 @@ def test_a_round_may_be_spelled_in_three_ways(given):
 )
 def test_rounds_that_are_not(given, says):
     with pytest.raises(UserError, match=re.escape(says)):
-        rules.entry("resnet").round(given)
+        rules.resolve("resnet", given)
 
 
 def test_an_unknown_name_gets_a_hint():
     with pytest.raises(UserError, match="did you mean 'retinanet'"):
-        rules.entry("retinanett")
+        rules.resolve("retinanett")
     with pytest.raises(UserError, match=r"'zzz'\.$"):
-        rules.entry("zzz")
+        rules.resolve("zzz")
 
 
 def test_an_official_name_that_meant_two_benchmarks():
-    assert [row.name for row in rules.by_log_name("ssd")] == ["ssd", "retinanet"]
-    assert [row.name for row in rules.by_log_name("ssd", "1.1.0")] == ["ssd"]
-    assert [row.name for row in rules.by_log_name("ssd", "2.0.0")] == ["retinanet"]
-    assert [row.name for row in rules.by_log_name("gnn")] == ["rgat"]
+    def meant(*given):
+        return [(each.benchmark, each.round) for each in rules.by_log_name(*given)]
+
+    assert meant("ssd")[4:6] == [("ssd", "1.1"), ("retinanet", "2.0")]
+    assert meant("ssd")[-1] == ("retinanet", "4.1")
+    assert meant("ssd", "1.1.0") == [("ssd", "1.1")]
+    assert meant("ssd", "2.0.0") == [("retinanet", "2.0")]
+    assert meant("gnn") == [("rgat", "4.0"), ("rgat", "4.1")]
     assert rules.by_log_name("nothing") == []
+
+
+def test_targets_in_words_and_met():
+    target = rules.Target("FID", at_most=90, above=0)
+    assert target.words == str(target) == "FID at most 90 and above 0"
+    assert [target.met({"FID": value}) for value in (0, 0.1, 90, 90.1, float("nan"))] == [
+        False, True, True, False, False,
+    ]  # fmt: skip
+    (noted,) = rules.resolve("minigo", "0.6").targets
+    assert (noted.words, str(noted)) == ("win_rate", "win_rate (beats the given checkpoint, 9x9)")
+
+
+def test_a_benchmark_that_no_round_had_is_asked_for_nothing(tmp_path):
+    wine = rules.Round(benchmark="wine", suite="training", round="6.1", log_name="wine")
+    assert wine.ruleset == "6.1.0"
+    assert (keys.required(wine), keys.quality_keys(wine, "open")) == ((), ("eval_accuracy",))
+    assert keys.translate(wine, {"a": 1, "global_batch_size": 8}) == [
+        ("a", 1, {}),
+        ("global_batch_size", 8, {}),
+    ]
+    where = keys.position(wine, epochs=0.5, samples=40, steps=5, logged={})
+    assert where == {"epoch_num": 0.5, "samples_count": 40}
+    none = {"optimizer_replaced": False, "settings": {}, "targets": (), "eval_steps": ()}
+    (sentence,) = closed_violations(wine, {}, **none)
+    assert "wine v6.1 is not known to this version; run with division 'open'" in sentence
+    with Log(tmp_path / "result_0.txt") as log:
+        header(log, wine, division="open", org="a lab", platform="1 x cpu", status="research")
+    assert read(tmp_path / "result_0.txt")[0].value == "wine"
 
 
 def test_reference_points_of_resnet():
@@ -194,16 +232,15 @@ def test_benchmarks_of_a_round():
 
 
 def test_every_round_of_todays_form_has_a_schedule():
-    for row in ROWS:
-        for name in row.rounds:
-            if name >= ("0.7" if row.suite == "training" else "1.0"):
-                assert row.evaluation(name) is not None, (row.name, name)
-    assert rules.entry("ssd").evaluation("0.6") is None
+    for official in ALL:
+        if official.round >= ("0.7" if official.suite == "training" else "1.0"):
+            assert official.evaluation is not None, official
+    assert rules.resolve("ssd", "0.6").evaluation is None
 
 
 def first(name, batch, ruleset=None, samples=None):
     """The first two evaluations in samples."""
-    steps = rules.entry(name).evaluation(ruleset).steps(batch, samples)
+    steps = rules.resolve(name, ruleset).evaluation.steps(batch, samples)
     return [step * batch for step in itertools.islice(steps, 2)]
 
 
@@ -261,5 +298,5 @@ POINTS = [
 def test_reference_runs_ended_on_the_schedule(name, point):
     tokens = 2048 if name == "gpt3" else 1
     ends = {length / point.batch_size / tokens for length in point.lengths}
-    steps = rules.entry(name).evaluation().steps(point.batch_size)
+    steps = rules.resolve(name).evaluation.steps(point.batch_size)
     assert ends <= set(itertools.takewhile(lambda step: step <= max(ends), steps))

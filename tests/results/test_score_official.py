@@ -45,7 +45,7 @@ MESSAGES = {
 @pytest.mark.parametrize(("name", "ruleset"), SITUATIONS, ids=[f"{n}-{r}" for n, r in SITUATIONS])
 def test_verdicts_on_folders_equal_the_official_checker(folder, name, ruleset):
     checker = pytest.importorskip("mlperf_logging.rcp_checker.rcp_checker")
-    row = rules.entry(name)
+    official = rules.resolve(name, ruleset)
     points = rules.rcp(name, ruleset)
     sizes = [point.batch_size for point in points]
     between = (sizes[-2] + sizes[-1]) // 2
@@ -53,10 +53,10 @@ def test_verdicts_on_folders_equal_the_official_checker(folder, name, ruleset):
     for number, (batch, speed, failed) in enumerate(
         [
             (sizes[0], 1.001, 0),
-            (sizes[-1], 1.004, row.drop),
+            (sizes[-1], 1.004, official.drop),
             (sizes[-1], 1.3, 0),
             (between, 1.003, 0),
-            (between, 0.9, row.drop + 1),
+            (between, 0.9, official.drop + 1),
             (sizes[-1] * 2, 1.0, 0),
             (max(1, sizes[0] // 2), 0.99, 0),
             (max(1, sizes[0] // 2), 1.5, 0),
@@ -73,11 +73,11 @@ def test_verdicts_on_folders_equal_the_official_checker(folder, name, ruleset):
                 i,
                 "success" if i >= failed else "aborted",
             )
-            for i in range(row.runs(ruleset))
+            for i in range(official.runs)
         ]
         path = folder(*logs, where=f"case_{number}")
         passed, message, factor = checker.check_directory(
-            str(path), row.suite, ruleset, False, False, rcp_pass="pruned_rcps"
+            str(path), official.suite, ruleset, False, False, rcp_pass="pruned_rcps"
         )
         found = score(path, ruleset)
         assert found.verdict is not None

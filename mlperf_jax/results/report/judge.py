@@ -34,7 +34,8 @@ def judge(score: Score, runs: Sequence[RunData]) -> Verdict:
 def _status(score: Score, runs: Sequence[RunData], failed: list[int]) -> tuple[str, str]:
     count = len([run for run in score.runs if run.same])
     if not score.required:
-        return "flawed", "no round had this benchmark, so it has no rules and no score."
+        status = "scored" if score.valid else "flawed"
+        return status, "no round had this benchmark: there are no official rules, and no verdict."
     if count < score.required:
         broken = any(run.log.broken or not run.log.benchmark for run in score.runs)
         reason = f"{count} of {score.required} runs are here; there is no score yet."

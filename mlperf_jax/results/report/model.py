@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from mlperf_jax.results.rules import Target
+
 Size = Literal["official", "tiny", "reduced"]
 
 
@@ -76,17 +78,6 @@ class RunData:
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     used: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """A quality target as the page draws it."""
-
-    name: str
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
-    text: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +167,7 @@ class SetData:
     size: Size = "official"
     batch: int | None = None
     runs: tuple[RunData, ...] = ()
-    targets: tuple[Bound, ...] = ()
+    targets: tuple[Target, ...] = ()
     hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
     unit: str = "samples"
     verdict: Verdict = Verdict("broken")

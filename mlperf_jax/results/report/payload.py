@@ -13,7 +13,7 @@ from typing import Any
 from mlperf_jax.results import rules
 from mlperf_jax.results.durable import same
 from mlperf_jax.results.report.logs import number, shorten
-from mlperf_jax.results.report.model import Bound, Curve, Finding, RunData, SetData
+from mlperf_jax.results.report.model import Curve, Finding, RunData, SetData
 
 _STEPS = 20_000  # of a quantised axis: 10 per pixel of a wide screen
 
@@ -164,10 +164,11 @@ def _position(data: SetData) -> dict[str, Any] | None:
     return document
 
 
-def _target(bound: Bound) -> dict[str, Any]:
-    at = next((v for v in (bound.at_least, bound.at_most, bound.above) if v is not None), None)
-    better = "lower" if bound.at_most is not None else "higher"
-    return {"name": bound.name, "at": at, "better": better, "text": bound.text}
+def _target(target: rules.Target) -> dict[str, Any]:
+    bounds = (target.at_least, target.at_most, target.above)
+    at = next((bound for bound in bounds if bound is not None), None)
+    better = "lower" if target.at_most is not None else "higher"
+    return {"name": target.name, "at": at, "better": better, "text": str(target)}
 
 
 def _curve(curve: Curve) -> dict[str, Any]:

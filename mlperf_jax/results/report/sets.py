@@ -9,11 +9,10 @@ from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import rules
-from mlperf_jax.results.rcp import length_field
 from mlperf_jax.results.report import logs
 from mlperf_jax.results.report.folders import Place
 from mlperf_jax.results.report.judge import judge
-from mlperf_jax.results.report.model import Bound, Curve, Finding, RunData, SetData, Size
+from mlperf_jax.results.report.model import Curve, Finding, RunData, SetData, Size
 from mlperf_jax.results.score import score
 from mlperf_jax.results.scored_set import Score
 
@@ -48,9 +47,9 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
     runs = _runs(scored, every)
     results = [run.result for run in runs if run.result]
     settings = _first(run.settings for run in runs)
-    row = rules.entries().get(scored.benchmark)
+    official = rules.resolve(scored.benchmark, scored.ruleset) if scored.ruleset else None
     size = _size(scored, settings)
-    runs = [_without_stray_loss(_in_samples(run, scored, row, size)) for run in runs]
+    runs = [_without_stray_loss(_in_samples(run, scored, official, size)) for run in runs]
     verdict = judge(scored, runs)
     chips, accelerator = _chips(scored)
     stated = ruleset or _of(results, "ruleset") or _ROUND.search(str(place.path.absolute()))
@@ -76,7 +75,7 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
         verdict=verdict,
         findings=tuple(findings),
     )
-    return dataclasses.replace(data, targets=_targets(data, row))
+    return dataclasses.replace(data, targets=_targets(data, official))
 
 
 # ---- runs
@@ -141,16 +140,16 @@ def _runs(scored: Score, every: list[RunData]) -> list[RunData]:
     return [*runs, *(run for run in by_log.values() if run.status == "unreadable")]
 
 
-def _in_samples(run: RunData, scored: Score, row: rules.Entry | None, size: Size) -> RunData:
+def _in_samples(run: RunData, scored: Score, official: rules.Round | None, size: Size) -> RunData:
     """The run with its lengths counted in samples, where it is known how many an epoch has."""
-    if run.status == "success" and row is not None:
-        run = _with_length(run, scored, row)
-    if run.unit != "epochs" or row is None:
+    if run.status == "success" and official is not None:
+        run = _with_length(run, scored, official)
+    if run.unit != "epochs" or official is None:
         return run
     unit = scored.unit  # some benchmarks log samples or tokens as epochs
     if unit != "epochs":
         return dataclasses.replace(run, unit=unit)
-    epoch = _EPOCH.get(row.name)
+    epoch = _EPOCH.get(official.benchmark)
     if epoch is None or size != "official":
         return run
     return dataclasses.replace(
@@ -174,10 +173,10 @@ def _without_stray_loss(run: RunData) -> RunData:
     return dataclasses.replace(run, curves=kept)
 
 
-def _with_length(run: RunData, scored: Score, row: rules.Entry) -> RunData:
+def _with_length(run: RunData, scored: Score, official: rules.Round) -> RunData:
     """The run with the score's own length, where both count alike: it need not be the last one."""
     counter = {"samples": "samples_count", "epochs": "epoch_num"}[run.unit]
-    if length_field(row.name, scored.ruleset) != counter:
+    if official.length_field != counter:
         return run
     name = pathlib.PurePath(run.log).name
     length = next((r.length for r in scored.runs if r.log.path.name == name), None)
@@ -226,23 +225,20 @@ def _size(scored: Score, settings: dict[str, Any]) -> Size:
     return "official"
 
 
-def _targets(data: SetData, row: rules.Entry | None) -> tuple[Bound, ...]:
+def _targets(data: SetData, official: rules.Round | None) -> tuple[rules.Target, ...]:
     """The run's own targets where its configuration states them, else the round's."""
     own = _first(run.config for run in data.runs).get("targets")
-    bounds = [_bound(t) for t in own if isinstance(t, dict)] if isinstance(own, list) else []
-    if not bounds and row is not None and data.size == "official":
-        bounds = [
-            Bound(t.name, t.at_least, t.at_most, t.above, str(t)) for t in row.targets(data.round)
-        ]
-    return tuple(bounds)
+    stated = [_target(t) for t in own if isinstance(t, dict)] if isinstance(own, list) else []
+    if not stated and official is not None and data.size == "official":
+        return official.targets
+    return tuple(stated)
 
 
-def _bound(target: dict[str, Any]) -> Bound:
+def _target(target: dict[str, Any]) -> rules.Target:
     at_least, at_most, above = (
         logs.number(target.get(key)) for key in ("at_least", "at_most", "above")
     )
-    name = _text(target.get("name"))
-    return Bound(name, at_least, at_most, above, str(rules.Target(name, at_least, at_most, above)))
+    return rules.Target(_text(target.get("name")), at_least, at_most, above)
 
 
 def _first(dictionaries: Any) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""What a run will ask of its benchmark, asked before it has a folder: a hole is named at once, not after training."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.errors import UserError
+
+EVALUATIONS = 8  # steps of `eval_steps` that are looked at
+_METHODS = ("example", "model", "optimizer", "loss", "predict", "eval_steps", "data")
+_MODES = ("inline", "beside", "offline")
+
+
+def full_log(benchmark: Benchmark) -> dict[str, Any]:
+    """All configuration lines of the log: the common ones and the benchmark's own."""
+    return {
+        "global_batch_size": benchmark.batch_size,
+        "gradient_accumulation_steps": benchmark.gradient_accumulation_steps,
+        "train_samples": benchmark.train_samples,
+        "eval_samples": benchmark.eval_samples,
+        **benchmark.log(),
+    }
+
+
+def check_members(benchmark: Benchmark) -> None:
+    """Nothing, if all is stated that has no default, and gives what a run can use.
+
+    Raises:
+        UserError: naming the member.
+    """
+    for name in ("name", "metric"):
+        if not hasattr(benchmark, name):
+            raise _lacks(benchmark, name)
+    wanted = [*_METHODS, "flops_per_sample"]
+    wanted += ["lookups"] * bool(benchmark.tables())
+    wanted += ["generated_data"] * bool(benchmark.generate)
+    for name in wanted:
+        if getattr(type(benchmark), name) is getattr(Benchmark, name):
+            raise _lacks(benchmark, name)
+    first = _check_eval_steps(benchmark)
+    _check_numbers(benchmark, first)
+    _check_quality(benchmark)
+
+
+def _lacks(benchmark: Benchmark, name: str) -> UserError:
+    return UserError(
+        f"{type(benchmark).__name__} does not state {name}, which a run needs: see Benchmark.{name} "
+        "in mlperf_jax/core/benchmark.py"
+    )
+
+
+def _wrong(benchmark: Benchmark, member: str, given: Any, wanted: str) -> UserError:
+    return UserError(f"{type(benchmark).__name__}.{member} gives {given!r}: it must be {wanted}")
+
+
+def _check_eval_steps(benchmark: Benchmark) -> int:
+    """The first step after which quality is evaluated."""
+    steps = list(itertools.islice(benchmark.eval_steps(), EVALUATIONS))
+    increasing = all(a < b for a, b in itertools.pairwise([0, *steps]))
+    if len(steps) < EVALUATIONS or not increasing:
+        raise _wrong(benchmark, "eval_steps", steps, "increasing steps from 1 on, without end")
+    return steps[0]
+
+
+def _check_numbers(benchmark: Benchmark, step: int) -> None:
+    flops, last = benchmark.flops_per_sample, benchmark.last_sample
+    if not isinstance(flops, int | float) or not 0 <= flops < float("inf"):
+        raise _wrong(benchmark, "flops_per_sample", flops, "a number, at least 0")
+    if last is not None and (not isinstance(last, int) or last < 1):
+        raise _wrong(benchmark, "last_sample", last, "a whole number, at least 1, or None")
+    position = benchmark.position(step)
+    if not {"epoch_num", "samples_count"} <= position.keys():
+        raise _wrong(benchmark, "position", position, "epoch_num and samples_count by name")
+    for key, value in full_log(benchmark).items():
+        try:
+            json.dumps({key: value}, allow_nan=False)
+        except (TypeError, ValueError):
+            raise _wrong(benchmark, "log", {key: value}, "names and values that JSON has") from None
+
+
+def _check_quality(benchmark: Benchmark) -> None:
+    metric = benchmark.metric
+    if metric.mode not in _MODES:
+        raise _wrong(benchmark, "metric.mode", metric.mode, f"one of {', '.join(_MODES)}")
+    quality = dict.fromkeys(metric.ranges, 0.5)
+    benchmark.diverged(quality)
+    lines = benchmark.quality_lines(quality)
+    pairs = [line for line in lines if isinstance(line, tuple) and len(line) == 2]
+    if not lines or pairs != lines or not all(isinstance(more, Mapping) for _, more in pairs):
+        raise _wrong(benchmark, "quality_lines", lines, "pairs of a value and its metadata")

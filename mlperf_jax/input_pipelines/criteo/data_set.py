@@ -1,0 +1,230 @@
+"""Criteo's 1 TB click logs with multi-hot ids, for DLRM-DCNv2: 4.2 G training samples, 89 M to validate.
+
+A folder holds the organisers' day files (`criteo.files`) for days 0 .. 23, or HugeCTR's `train_data.bin`
+and `val_data.bin`. Days 0 .. 22 are shuffled already and are read as they lie, in large blocks from memory
+maps; validation is the first half of day 23, rounded up. `Criteo.build` makes the day files from the raw
+logs; tiny is a small stand-in of the same form.
+
+Reference: mlcommons/training, recommendation_v2/torchrec_dlrm.
+Shape legend: B rows of a global batch, k ids of a table's bag, K ids of all bags together (214).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import pipeline, records
+from mlperf_jax.input_pipelines.criteo import files
+from mlperf_jax.input_pipelines.criteo import tiny as criteo_tiny
+from mlperf_jax.input_pipelines.criteo.click_log import ClickLog
+
+NAME, TINY_NAME, VERSION = "criteo_multihot", "criteo_tiny", "1.0.0"
+DAYS, VALIDATION_DAY = range(24), 23
+RECORD_FILES = {"train": "train_data.bin", "validation": "val_data.bin"}
+# fmt: off
+ROWS = (
+    40_000_000, 39_060, 17_295, 7_424, 20_265, 3, 7_122, 1_543, 63, 40_000_000, 3_067_956, 405_282, 10,
+    2_209, 11_938, 155, 4, 976, 14, 40_000_000, 40_000_000, 40_000_000, 590_152, 12_973, 108, 36,
+)
+BAGS = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
+# fmt: on
+_LOOKED_AT = 4096  # samples at either end of a part that `check` reads
+_HASHED = 1 << 34  # bytes of the largest file whose checksum `check` computes unasked
+TINY_ROWS, TINY_BAGS = criteo_tiny.ROWS, criteo_tiny.BAGS
+COUNTS = {
+    NAME: {"train": 4_195_197_692, "validation": 89_137_319},
+    TINY_NAME: {"train": 73_728, "validation": 8_193},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Criteo:
+    """The data set: every method takes the folder with the files, or the one that holds `criteo_multihot`.
+
+    Attributes:
+        rows: of each table.
+        bags: bag size of each table.
+        round_ids: `build` rounds the training days' ids above 2^24 as float32 does, before the modulo. The
+            official data, and with it every reference convergence point, has this rounding; without it
+            training and validation agree on what an id means.
+        tiny: the small stand-in, `criteo_tiny/1.0.0`, which has `TINY_ROWS` and `TINY_BAGS`.
+    """
+
+    rows: tuple[int, ...] = ROWS
+    bags: tuple[int, ...] = BAGS
+    round_ids: bool = True
+    tiny: bool = False
+
+    def train(self, folder: records.Folder) -> pipeline.Split:
+        """The training samples, in the order of the files: days 0 .. 22, or `train_data.bin`.
+
+        An epoch's last partial batch is left out, as in the reference convergence runs.
+
+        Raises:
+            UserError: a file is missing, cut short, or of other bag sizes.
+        """
+        return pipeline.training(self.log(folder, "train"), shuffle=False)
+
+    def validation(self, folder: records.Folder) -> pipeline.Split:
+        """The validation samples: the first half of day 23, rounded up, or `val_data.bin`; raises as `train`."""
+        return pipeline.evaluation(self.log(folder, "validation"))
+
+    def log(self, folder: records.Folder, split: str) -> ClickLog:
+        """The samples of "train" or "validation"; raises as `train`."""
+        found, form = locate(folder, self.tiny)
+        if form == "records":
+            return self._log(files.open_records(f"{found}/{RECORD_FILES[split]}", self.bags))
+        if split == "validation":
+            day = files.open_day(found, VALIDATION_DAY, self.bags)
+            return self._log(day.head((day.rows + 1) // 2))
+        days = [day for day in _days(self.tiny) if day != VALIDATION_DAY]
+        return self._log(*(files.open_day(found, day, self.bags) for day in days))
+
+    def _log(self, *parts: files.Part) -> ClickLog:
+        return ClickLog(parts, self.rows, self.bags)
+
+    def counts(self, folder: records.Folder) -> dict[str, int]:
+        """{"train": n, "validation": n} from headers and sizes alone; raises as `train`."""
+        return {split: len(self.log(folder, split)) for split in RECORD_FILES}
+
+    def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
+        """Writes the day files; does nothing if they are there already.
+
+        Args:
+            folder: `criteo_multihot` (tiny: `criteo_tiny/1.0.0`, in about a second) is made in it.
+            source: folder with the raw logs `day_0` .. `day_23` (or `.gz`), or with the one-hot arrays
+                `day_0_sparse.npy`, …; `folder` by default.
+
+        Raises:
+            UserError: nothing to build from, or not enough room on the disk.
+        """
+        try:
+            locate(folder, self.tiny)
+            return
+        except UserError:
+            target = f"{records.local(folder)}/{_folder_name(self.tiny)}"
+        if self.tiny:
+            criteo_tiny.write(target, self.rows, self.bags)
+            return
+        from mlperf_jax.input_pipelines.criteo import builder
+        from mlperf_jax.input_pipelines.criteo.plan import Plan
+
+        plan = Plan(
+            records.local(source or folder),
+            target,
+            tuple(DAYS),
+            self.rows,
+            self.bags,
+            self.round_ids,
+        )
+        builder.write(plan.with_processes(pipeline.usable_cores()))
+
+    def check(self, folder: records.Folder, *, whole: bool = False) -> list[str]:
+        """Opens every file, reads the first and last samples of each part, and compares checksums.
+
+        Args:
+            folder: as for the other methods.
+            whole: compare all files that have a published checksum, a third of a terabyte and more; else
+                the labels and dense features of days 0 and 23, 23 GB.
+
+        Returns:
+            A report, line by line; lines that begin with "problem:" need mending, those with "warning:" say
+            that a file differs from the published one.
+        """
+        from mlperf_jax.input_pipelines.criteo import builder
+
+        found, form = locate(folder, self.tiny)
+        report = [f"{found} ({form})"]
+        for split in RECORD_FILES:
+            try:
+                log = self.log(folder, split)
+            except UserError as error:
+                report.append(f"problem: {error}")
+                continue
+            expected = COUNTS[TINY_NAME if self.tiny else NAME][split]
+            report.append(f"{split}: {len(log):,} samples in {len(log.parts)} parts")
+            if len(log) != expected:
+                report.append(f"problem: {split} has {len(log):,} samples, expected {expected:,}")
+            problems = [p for p in (_problem(log, a, b) for a, b in _ends(log)) if p]
+            report += [f"problem: {p}" for p in problems]
+        return report + builder.verify(found, 1 << 62 if whole else _HASHED)
+
+
+# -- what is in a folder -----------------------------------------------------------------------
+
+
+def _days(tiny: bool) -> tuple[int, ...]:
+    return tuple(criteo_tiny.DAYS) if tiny else tuple(DAYS)
+
+
+def locate(data_dir: records.Folder, tiny: bool = False) -> tuple[str, Literal["days", "records"]]:
+    """Returns the folder that holds the files, and their form.
+
+    Raises:
+        UserError: there is no data set, or some of its files are missing; says which and how to get them.
+    """
+    if os.fspath(data_dir).startswith("gs://"):
+        raise UserError(
+            f"{data_dir}: click logs are memory-mapped; copy them to a local disk, or mount the bucket with "
+            "gcsfuse and give the mounted folder"
+        )
+    data_dir = records.local(data_dir)
+    wanted = [name for day in _days(tiny) for name in files.day_files(day)]
+    folders = (data_dir, f"{data_dir}/{_folder_name(tiny)}")
+    have = {folder: records.listing(folder) or {} for folder in folders}
+    for folder in folders:
+        if all(name in have[folder] for name in wanted):
+            return folder, "days"
+        if not tiny and all(name in have[folder] for name in RECORD_FILES.values()):
+            return folder, "records"
+    for folder in folders:
+        missing = [name for name in wanted if name not in have[folder]]
+        if len(missing) < len(wanted):
+            raise UserError(
+                f"{folder} lacks {len(missing)} of {len(wanted)} files, the first is {missing[0]}; copy or "
+                "build the rest"
+            )
+        missing = [name for name in RECORD_FILES.values() if name not in have[folder]]
+        if not tiny and len(missing) == 1:
+            raise UserError(f"{folder} lacks {missing[0]}; copy it too")
+    raise UserError(_missing(data_dir, tiny))
+
+
+def _folder_name(tiny: bool) -> str:
+    return f"{TINY_NAME}/{VERSION}" if tiny else NAME
+
+
+def _missing(data_dir: str, tiny: bool) -> str:
+    if tiny:
+        return (
+            f"no {_folder_name(tiny)} in {data_dir}; write it (a second, no download) with: "
+            f"mlperf-jax data build dlrm_dcnv2 --tiny --data-dir {data_dir}"
+        )
+    return (
+        f"no multi-hot Criteo click logs in {data_dir}: expected day_0_labels.npy, day_0_dense.npy, "
+        "day_0_sparse_multi_hot.npz, … for days 0 to 23, or HugeCTR's train_data.bin and val_data.bin. Fetch "
+        "them with the MLCommons downloader (dlrmv2-preprocessed-criteo-click-logs), or build them from the "
+        f"raw logs: mlperf-jax data build dlrm_dcnv2 --data-dir {data_dir} --source FOLDER"
+    )
+
+
+def _ends(log: ClickLog) -> Iterator[tuple[int, int]]:
+    """The first and the last samples of every part."""
+    start = 0
+    for part in log.parts:
+        few = min(part.rows, _LOOKED_AT)
+        yield start, start + few
+        start += part.rows
+        yield start - few, start
+
+
+def _problem(log: ClickLog, first: int, last: int) -> str | None:
+    try:
+        log.copy(first, last, log.empty(last - first))
+    except UserError as error:
+        return str(error)
+    return None

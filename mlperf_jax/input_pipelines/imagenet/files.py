@@ -1,0 +1,195 @@
+"""ImageNet on disk: a prepared ArrayRecord folder or folders of JPEGs, found and opened; no image is read."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import NamedTuple
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import images, records
+
+NAME, TINY_NAME, VERSION = "imagenet2012", "imagenet2012_tiny", "5.1.0"
+COUNTS = {
+    NAME: {"train": 1_281_167, "validation": 50_000},
+    TINY_NAME: {"train": 1437, "validation": 360},
+}
+SPLITS = ("train", "validation")
+_LABELS = "label.labels.txt"
+_EXTENSIONS = (".jpg", ".jpeg", ".png")
+_FOLDERS = {"train": ("train",), "validation": ("val", "validation")}
+
+
+class ImageRecord(NamedTuple):
+    """An encoded image (JPEG or PNG bytes) and its label, 0 .. classes - 1."""
+
+    image: images.Bytes
+    label: int
+
+
+class PreparedImages(records.Records):
+    """The images of one split of a prepared folder."""
+
+    def __init__(self, shards, classes: int):
+        super().__init__(shards)
+        self.classes = classes
+
+    def __getitem__(self, index: int) -> ImageRecord:  # pyright: ignore[reportIncompatibleMethodOverride]
+        example = records.parse_example(super().__getitem__(index))
+        try:
+            return ImageRecord(example["image"], example["label"])
+        except KeyError as error:
+            raise ValueError(f"the record has no {error}, only {sorted(example)}") from error
+
+
+class FolderImages:
+    """The images of a folder of class folders; the label is the class's place in the alphabet."""
+
+    def __init__(self, folder: str, classes: tuple[str, ...], files: list[tuple[int, str]]):
+        self.folder, self.names, self.files = folder, classes, files
+        self.classes = len(classes)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __repr__(self) -> str:
+        return f"FolderImages({self.folder}, {len(self)} images)"
+
+    def describe(self, index: int) -> str:
+        label, name = self.files[index]
+        return f"{self.folder}/{self.names[label]}/{name}"
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        return ImageRecord(pathlib.Path(self.describe(index)).read_bytes(), self.files[index][0])
+
+
+Images = PreparedImages | FolderImages
+
+
+def prepared_folder(data_dir: str, tiny: bool) -> str:
+    """Where `build` writes the data set below `data_dir`."""
+    return f"{data_dir}/{TINY_NAME if tiny else NAME}/{VERSION}"
+
+
+def locate(data_dir: records.Folder, tiny: bool = False) -> str:
+    """The folder that is read: a prepared one, or `data_dir`.
+
+    Raises:
+        UserError: there is no data set; says how to get it.
+    """
+    data_dir = records.local(data_dir)
+    folder = find_prepared(data_dir, tiny)
+    if folder is not None:
+        return folder.folder
+    if tiny or not any(_split_folders(data_dir).values()):
+        raise UserError(_missing(data_dir, tiny))
+    return data_dir
+
+
+def open_split(data_dir: records.Folder, split: str, tiny: bool = False) -> Images:
+    """Opens "train" or "validation" of whatever `data_dir` holds, reading no image.
+
+    Raises:
+        UserError: no data there, an empty split, or a missing or shortened shard.
+    """
+    data_dir = records.local(data_dir)
+    folder = find_prepared(data_dir, tiny)
+    if folder is not None:
+        return PreparedImages(folder.shards(split), _classes(folder))
+    if tiny:
+        raise UserError(_missing(data_dir, tiny))
+    return _open_folders(data_dir, split)
+
+
+def find_prepared(data_dir: str, tiny: bool = False) -> records.Prepared | None:
+    """Finds the prepared folder: `data_dir` itself or `<name>/<newest version>` in it."""
+    here = records.prepared(data_dir)
+    if here is not None:
+        return here
+    base = f"{data_dir}/{TINY_NAME if tiny else NAME}"
+    versions = records.listing(base) or {}
+    numbered = [v for v in versions if all(part.isdigit() for part in v.split("."))]
+    for version in sorted(numbered, key=lambda v: [int(x) for x in v.split(".")], reverse=True):
+        found = records.prepared(f"{base}/{version}")
+        if found is not None:
+            return found
+    return None
+
+
+def class_names(data_dir: records.Folder, tiny: bool = False) -> tuple[str, ...]:
+    """Names of the classes by label, as `build` and tensorflow-datasets note them, or the class folders'."""
+    source = open_split(data_dir, "validation", tiny)
+    if isinstance(source, FolderImages):
+        return source.names
+    folder = source.shards[0].path.rpartition("/")[0]
+    if _LABELS not in (records.listing(folder) or {}):
+        return ()
+    return tuple(records.read_text(f"{folder}/{_LABELS}").split())
+
+
+def _classes(folder: records.Prepared) -> int:
+    try:
+        features = folder.features["featuresDict"]["features"]
+        if "image" not in features:
+            raise KeyError("image")
+        return int(features["label"]["classLabel"]["numClasses"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder.folder}/features.json describes no image and label (missing: {error}); is this ImageNet?"
+        ) from error
+
+
+def _open_folders(data_dir: str, split: str) -> FolderImages:
+    found = _split_folders(data_dir)
+    if found["train"] is None and found["validation"] is None:
+        raise UserError(_missing(data_dir))
+    folder = found[split]
+    if folder is None:
+        raise UserError(
+            f"{data_dir} has no folder {' or '.join(_FOLDERS[split])}; put the {split} images there, one folder per class"
+        )
+    classes = _class_names(found["train"] or folder)
+    strangers = sorted(set(_class_names(folder)) - set(classes))
+    if strangers:
+        raise UserError(
+            f"{folder} has the class {strangers[0]!r}, which {found['train']} has not; both need the same class folders"
+        )
+    files = [
+        (label, file)
+        for label, name in enumerate(classes)
+        for file in sorted(records.listing(f"{folder}/{name}") or ())
+        if file.lower().endswith(_EXTENSIONS)
+    ]
+    if not files:
+        raise UserError(
+            f"{folder} holds no images: expected {folder}/<class>/*.JPEG (or .jpg, .png)"
+        )
+    return FolderImages(folder, classes, files)
+
+
+def _split_folders(data_dir: str) -> dict[str, str | None]:
+    if data_dir.startswith("gs://"):  # a million small objects: prepare them first
+        return dict.fromkeys(_FOLDERS)
+    return {
+        split: next((p for n in names if os.path.isdir(p := f"{data_dir}/{n}")), None)
+        for split, names in _FOLDERS.items()
+    }
+
+
+def _class_names(folder: str) -> tuple[str, ...]:
+    entries = records.listing(folder) or {}
+    return tuple(sorted(n for n, size in entries.items() if size < 0 and not n.startswith(".")))
+
+
+def _missing(data_dir: str, tiny: bool = False) -> str:
+    if tiny:
+        return (
+            f"no {TINY_NAME}/{VERSION} in {data_dir}; write it (a second, no download) with: "
+            f"mlperf-jax data build resnet --tiny --data-dir {data_dir}"
+        )
+    return (
+        f"no ImageNet in {data_dir}: expected {NAME}/{VERSION} (prepared), or train and val with one folder "
+        "per class. Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org "
+        f"(research licence, login), put them into {data_dir} and run: "
+        f"mlperf-jax data build resnet --data-dir {data_dir}"
+    )

@@ -1,0 +1,243 @@
+"""KiTS19 on disk: pairs of `.npy` files and their index, found and opened; no volume is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import records
+from mlperf_jax.input_pipelines.kits19 import patches
+
+NAME, TINY_NAME = "kits19", "kits19_tiny"
+LABELLED = 210  # cases from here on have no public segmentation
+TINY_CASES = 44
+SPLITS, CLASSES = ("train", "validation"), ("kidney", "tumour")
+# 42 of the 210; 8 of the first 44, which a tiny set holds
+VALIDATION = frozenset(
+    map(
+        int,
+        """0 3 5 6 12 24 34 41 44 49 52 56 61 65 66 70 76 78 80 84 86 87 92 111 112 125 128 138 157 160
+        161 162 169 171 176 185 187 189 198 203 206 207""".split(),
+    )
+)
+_FILE = re.compile(r"(case_(\d{5}))_([xy])\.npy")
+_CHUNK = 1 << 24  # bytes hashed at a time
+_HEADER_BYTES = 256
+# magic, version 1.0, the length of what follows, and what follows
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<descr>[^']+)', "
+    rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[\d, ]+)\), \}",
+    re.DOTALL,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of the index: a prepared case.
+
+    Attributes:
+        case: "case_00000".
+        shape: D, H, W.
+        boxes: the largest components by class, as `patches.largest_boxes` finds them.
+        md5: of the two files, by their names.
+        notes: what the preparation found odd.
+    """
+
+    case: str
+    shape: tuple[int, int, int]
+    boxes: Mapping[int, Sequence[patches.Box]]
+    md5: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Entry:
+        given = json.loads(line)
+        boxes = {
+            int(number): tuple(patches.Box(tuple(start), tuple(stop)) for start, stop in found)
+            for number, found in given["boxes"].items()
+        }
+        depth, height, width = given["shape"]
+        return cls(
+            given["case"], (depth, height, width), boxes, given["md5"], tuple(given["notes"])
+        )
+
+
+class Case:
+    """One opened volume: memory maps, so that a patch costs its own pages only."""
+
+    def __init__(self, folder: str, name: str, entry: Entry | None):
+        self.image = open_volume(f"{folder}/{name}_x.npy", np.float32)
+        self.label = open_volume(f"{folder}/{name}_y.npy", np.uint8)
+        if self.image.shape != self.label.shape:
+            raise UserError(
+                f"{folder}/{name}_x.npy has {self.image.shape} voxels and its _y.npy {self.label.shape}; "
+                "prepare this case again"
+            )
+        self._boxes = None if entry is None else entry.boxes
+
+    @property
+    def boxes(self) -> Mapping[int, Sequence[patches.Box]]:
+        if self._boxes is None:
+            self._boxes = patches.largest_boxes(self.label)
+        return self._boxes
+
+
+class Cases:
+    """The cases of one split, as a source of records."""
+
+    def __init__(self, folder: str, names: Sequence[str], index: Mapping[str, Entry]):
+        self.folder, self.names, self.index = folder, tuple(names), index
+        self._opened: dict[str, Case] = {}  # mapped, not read; the boxes of a case are found once
+
+    def __getstate__(self) -> dict[str, Any]:  # a pickled memory map is the whole file
+        return {**self.__dict__, "_opened": {}}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"Cases({self.folder}, {len(self)} cases)"
+
+    def describe(self, index: int) -> str:
+        return f"{self.folder}/{self.names[index]}_x.npy"
+
+    def __getitem__(self, index: int) -> Case:
+        name = self.names[index]
+        if name not in self._opened:
+            self._opened[name] = Case(self.folder, name, self.index.get(name))
+        return self._opened[name]
+
+
+def open_volume(path: str | os.PathLike, dtype: Any) -> np.ndarray:
+    """The [D, H, W] of a [1, D, H, W] file, mapped.
+
+    The header is read here: NumPy parses it as Python source, which fails now and then in threads of
+    Python 3.11 ("AST constructor recursion depth mismatch").
+
+    Raises:
+        UserError: there is no such file, it is cut short, or holds something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(_HEADER_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; prepare this case again") from None
+    header = _HEADER.match(begin)
+    if header is None:
+        raise UserError(f"{path} is no .npy file of a volume; prepare this case again")
+    shape = tuple(int(n) for n in header["shape"].decode().split(",") if n.strip())
+    if len(shape) != 4 or shape[0] != 1 or header["descr"].decode() != np.dtype(dtype).str:
+        raise UserError(
+            f"{path} holds {header['descr'].decode()}{list(shape)}, expected {np.dtype(dtype).str}"
+            "[1, D, H, W]; is this a prepared case of KiTS19?"
+        )
+    order = "F" if header["fortran"] == b"True" else "C"
+    offset = 10 + int.from_bytes(header["length"], "little")
+    try:
+        return np.memmap(path, dtype, "r", offset, shape, order)[0]
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged or cut short ({error}); prepare it again") from error
+
+
+# -- where the data are ------------------------------------------------------------------------------
+
+
+def locate(data_dir: records.Folder, tiny: bool = False) -> str:
+    """The folder with the `.npy` pairs: `data_dir/kits19`, or `data_dir` itself.
+
+    Raises:
+        UserError: neither holds any; says how to get them.
+    """
+    data_dir = records.local(data_dir)
+    if data_dir.startswith("gs://"):
+        raise UserError(
+            f"{data_dir}: volumes are read by memory map; copy the folder to a local disk, or mount the "
+            "bucket (gcsfuse) and give the mounted folder"
+        )
+    for folder in (f"{data_dir}/{TINY_NAME if tiny else NAME}", data_dir):
+        if any(_FILE.fullmatch(name) for name in records.listing(folder) or ()):
+            return folder
+    if tiny:
+        raise UserError(
+            f"no {TINY_NAME} in {data_dir}; write it (seconds, no download) with: "
+            f"mlperf-jax data build unet3d --tiny --data-dir {data_dir}"
+        )
+    raise UserError(
+        f"no prepared KiTS19 in {data_dir}: expected {NAME}/case_00000_x.npy and so on. Get the volumes with "
+        "https://github.com/neheller/kits19 (python -m starter_code.get_imaging; non-commercial licence) and "
+        f"run: mlperf-jax data build unet3d --data-dir {data_dir} --source kits19/data"
+    )
+
+
+def index_path(folder: str) -> pathlib.Path:
+    """Where the index of a folder lies: beside it, since the reference's own check counts its files."""
+    return pathlib.Path(f"{folder.rstrip('/')}.jsonl")
+
+
+def read_index(folder: str) -> dict[str, Entry]:
+    """The index by case; a line cut short by a kill, or of a damaged file, counts as not written."""
+    found = {}
+    path = index_path(folder)
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entry = Entry.from_json(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+        found[entry.case] = entry
+    return found
+
+
+def open_split(data_dir: records.Folder, split: str, tiny: bool = False) -> Cases:
+    """Opens "train" or "validation" by the official list of cases; reads names and the index alone.
+
+    Raises:
+        UserError: no data there, a file of a pair is missing, or its size is not what the index says.
+    """
+    folder = locate(data_dir, tiny)
+    files = records.listing(folder) or {}
+    index = read_index(folder)
+    names = set()
+    for file in files:
+        match = _FILE.fullmatch(file)
+        if match is None or int(match[2]) >= LABELLED:
+            continue
+        partner = f"{match[1]}_{'y' if match[3] == 'x' else 'x'}.npy"
+        if partner not in files:
+            raise UserError(f"{folder}: {file} has no {partner} beside it; prepare the case again")
+        names.add(match[1])
+    for name in sorted(names & set(index)):
+        _check_sizes(folder, index[name], files)
+    wanted = split == "validation"
+    return Cases(folder, sorted(n for n in names if (int(n[5:]) in VALIDATION) == wanted), index)
+
+
+def _check_sizes(folder: str, entry: Entry, files: Mapping[str, int]) -> None:
+    voxels = int(np.prod(entry.shape))
+    for file, item in ((f"{entry.case}_x.npy", 4), (f"{entry.case}_y.npy", 1)):
+        wanted = voxels * item + 128  # the header of a .npy of four axes
+        if files[file] != wanted:
+            raise UserError(
+                f"{folder}/{file} has {files[file]:,} bytes, its index says {wanted:,}; copy it again, or "
+                "delete it and build again"
+            )
+
+
+def md5(path: str | os.PathLike) -> str:
+    """The MD5 sum of a file, read in pieces."""
+    with open(path, "rb") as file:
+        summed = hashlib.md5(usedforsecurity=False)
+        while piece := file.read(_CHUNK):
+            summed.update(piece)
+    return summed.hexdigest()

@@ -1,0 +1,249 @@
+"""Open Images V6, MLPerf's subset of 264 classes, for RetinaNet: 1,170,301 training and 24,781 validation images.
+
+Read as `D/openimages_mlperf/1.0.0`, an ArrayRecord folder that `build` writes from the COCO-format export and
+its images; both are as they were, the images not encoded again. Tiny are scenes of coloured shapes, drawn,
+exported in the same form, and prepared with the same code.
+
+Boxes are corners (x0, y0, x1, y1) in pixels of the original image throughout.
+
+Reference: mlcommons/training, retired_benchmarks/retinanet, coco_utils.py, presets.py and transforms.
+S image side · G boxes of an image, padding included
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import images, pipeline, records
+from mlperf_jax.input_pipelines.openimages import files
+
+PADDING = -1  # the class of a place without a box
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalScene(grain.transforms.Map):
+    """Scene -> example, boxes as exported: {"image" f32 [S, S, 3], "size" int32 [2] (height, width),
+    "boxes" f32 [G, 4], "label" int32 [G] (-1 for padding), "crowd" int32 [G], "image_id" int32}.
+    """
+
+    size: int
+    max_boxes: int
+    classes: int
+
+    def map(self, element: files.Scene) -> Any:
+        pixels = images.decode(element.image)
+        return self.example(element, pixels, element.boxes, element.label, element.crowd)
+
+    def example(
+        self, scene: files.Scene, pixels: np.ndarray, boxes, label, crowd
+    ) -> dict[str, Any]:
+        """The example of decoded pixels [H, W, 3] and the boxes to keep."""
+        if len(label) > self.max_boxes:
+            raise UserError(
+                f"image {scene.image_id} has {len(label)} boxes and max_boxes is {self.max_boxes}: raise it"
+            )
+        if len(label) and not 0 <= label.min() <= label.max() < self.classes:
+            odd = label[(label < 0) | (label >= self.classes)][0]
+            raise UserError(
+                f"image {scene.image_id} has a box of class {odd}; classes are 0..{self.classes - 1}"
+            )
+        return {
+            "image": images.normalise(stretch(pixels, self.size), "imagenet_std"),
+            "size": np.array(pixels.shape[:2], np.int32),
+            "boxes": _padded(boxes, self.max_boxes, 0, np.float32),
+            "label": _padded(label, self.max_boxes, PADDING, np.int32),
+            "crowd": _padded(crowd, self.max_boxes, 0, np.int32),
+            "image_id": np.int32(scene.image_id),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainScene(grain.transforms.RandomMap):
+    """Scene -> the same example, mirrored half the time, boxes clipped to the image and empty ones left out.
+
+    Groups drawn as one ("crowd") are ordinary boxes here, as in the reference.
+    """
+
+    form: EvalScene
+    flip: bool = True
+
+    def random_map(self, element: files.Scene, rng: np.random.Generator) -> Any:
+        pixels = images.decode(element.image)
+        height, width = pixels.shape[:2]
+        boxes = clipped(element.boxes, height, width)
+        if self.flip and rng.random() < 0.5:
+            pixels = cv2.flip(pixels, 1)
+            boxes = mirrored(boxes, width)
+        kept = files.solid(boxes)
+        label, crowd = element.label[kept], element.crowd[kept]
+        return self.form.example(element, pixels, boxes[kept], label, crowd)
+
+
+def stretch(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Resizes uint8 [H, W, 3] to f32 [S, S, 3], aspect not kept.
+
+    Bilinear between the two nearest pixels, half-pixel centres, no antialiasing, as torch's
+    `interpolate(align_corners=False, antialias=False)`.
+    """
+    images._single_threaded()
+    return cv2.resize(pixels.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def clipped(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes [n, 4] cut at the edges of the image."""
+    return np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
+
+
+def mirrored(boxes: np.ndarray, width: int) -> np.ndarray:
+    """Boxes [n, 4] of the image mirrored left to right: x becomes width - x.
+
+    >>> mirrored(np.array([[1.0, 2, 4, 6]]), 10).tolist()
+    [[6.0, 2.0, 9.0, 6.0]]
+    """
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+
+
+def _padded(values: np.ndarray, length: int, filler: int, dtype: Any) -> np.ndarray:
+    whole = np.full((length, *values.shape[1:]), filler, dtype)
+    whole[: len(values)] = values
+    return whole
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenImages:
+    """The data set: every method takes the folder that holds `openimages_mlperf/1.0.0`.
+
+    Attributes:
+        image_size: S.
+        max_boxes: G; an image with more is an error, never cut.
+        classes: how many labels are allowed.
+        flip: mirror half of the training images.
+        tiny: the scenes of shapes in place of Open Images.
+    """
+
+    image_size: int
+    max_boxes: int
+    classes: int = 264
+    flip: bool = True
+    tiny: bool = False
+
+    @property
+    def _form(self) -> EvalScene:
+        return EvalScene(self.image_size, self.max_boxes, self.classes)
+
+    def train(self, folder: records.Folder) -> pipeline.Split:
+        """Training examples as `TrainScene` makes them, reshuffled in every epoch, last partial batch dropped.
+
+        Raises:
+            UserError: no data there, an empty split, or a missing or shortened shard.
+        """
+        source = files.open_split(folder, "train", self.tiny)
+        return pipeline.training(source, TrainScene(self._form, self.flip))
+
+    def validation(self, folder: records.Folder) -> pipeline.Split:
+        """Validation examples as `EvalScene` makes them, each once; raises as `train`."""
+        source = files.open_split(folder, "validation", self.tiny)
+        return pipeline.evaluation(source, self._form)
+
+    def counts(self, folder: records.Folder) -> dict[str, int]:
+        """{"train": n, "validation": n} from the index; reads no image.
+
+        Raises:
+            UserError: as `train`.
+        """
+        found = files.locate(folder, self.tiny)
+        return {split: sum(s.length for s in found.shards(split)) for split in files.SPLITS}
+
+    def maxima(self, folder: records.Folder) -> dict[str, int]:
+        """{"boxes": the most in one image of either split}, as `build` noted it; raises as `train`."""
+        splits = files.statistics(files.locate(folder, self.tiny)).values()
+        return {"boxes": max(facts["most_boxes"] for facts in splits)}
+
+    def class_names(self, folder: records.Folder) -> tuple[str, ...]:
+        """Names of the classes by label, as `build` noted them.
+
+        Raises:
+            UserError: there is no prepared folder, or its note is missing or damaged.
+        """
+        return files.class_names(folder, self.tiny)
+
+    def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
+        """Writes `openimages_mlperf/1.0.0` below the folder; does nothing if it is there already.
+
+        A build that was killed goes on where it stopped: the shards that are whole stay.
+
+        Args:
+            folder: tiny is drawn there in about a second.
+            source: folder with `train` and `validation`, each holding `data` (images) and
+                `labels/openimages-mlperf.json`; `folder` by default.
+
+        Raises:
+            UserError: nothing to build from, labels that do not fit, or not enough room on the disk.
+        """
+        from mlperf_jax.input_pipelines.openimages import (
+            builder,  # imports tensorflow-datasets: 0.4 s
+        )
+
+        target = files.prepared_folder(records.local(folder), self.tiny)
+        if records.prepared(target) is not None:
+            return
+        if self.tiny:
+            builder.write_tiny(target)
+            return
+        where = records.local(source or folder)
+        if not os.path.isdir(f"{where}/validation/labels"):
+            raise UserError(files.missing(where))
+        builder.write(target, where, files.CLASSES[files.NAME])
+
+    def check(self, folder: records.Folder) -> list[str]:
+        """Reads the index of both splits and the first and last image of every shard.
+
+        Returns:
+            A report, line by line; lines that begin with "problem:" need mending.
+
+        Raises:
+            UserError: there is no data set to look at, or a shard is missing or cut short.
+        """
+        found = files.locate(folder, self.tiny)
+        report, kind = [found.folder], files.TINY_NAME if self.tiny else files.NAME
+        for split, expected in files.COUNTS[kind].items():
+            source = files.PreparedScenes(found.shards(split))
+            facts, size = files.statistics(found)[split], sum(shard.size for shard in source.shards)
+            report.append(
+                f"{split}: {len(source):,} images in {len(source.shards)} shards, {size / 1e9:,.2f} GB; "
+                f"{facts['boxes']:,} boxes, at most {facts['most_boxes']} in an image, {facts['crowd']:,} "
+                f"of groups, {facts['outside']:,} that leave the image, {facts['empty']:,} empty; "
+                f"{facts['without']:,} images without a box"
+            )
+            if len(source) != expected:
+                report.append(
+                    f"problem: {split} has {len(source):,} images, {kind} has {expected:,}"
+                )
+            ends = np.cumsum([shard.length for shard in source.shards])
+            looked_at = sorted({*(int(e) - 1 for e in ends), 0, *(int(e) for e in ends[:-1])})
+            problems = [
+                p for p in (_problem(source, i, files.CLASSES[kind]) for i in looked_at) if p
+            ]
+            report += [f"problem: {p}" for p in problems]
+            report.append(
+                f"{split}: decoded {len(looked_at)} images, {len(problems)} with problems"
+            )
+        return report
+
+
+def _problem(source: files.PreparedScenes, index: int, classes: int) -> str | None:
+    where = source.describe(index)
+    try:
+        scene = source[index]
+        EvalScene(8, max(1, len(scene.label)), classes).map(scene)
+        complaint = images.complaint(scene.image)
+    except (UserError, ValueError, OSError) as error:
+        return str(error) if where in str(error) else f"{where}: {error}"
+    return f"{where}: {complaint}" if complaint else None

@@ -1,0 +1,131 @@
+"""Open Images on disk: the prepared ArrayRecord folder, found and opened; no image is read.
+
+n boxes of an image
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import images, records
+
+NAME, TINY_NAME, VERSION = "openimages_mlperf", "openimages_mlperf_tiny", "1.0.0"
+COUNTS = {
+    NAME: {"train": 1_170_301, "validation": 24_781},
+    TINY_NAME: {"train": 512, "validation": 96},
+}
+SPLITS = ("train", "validation")
+CLASSES = {NAME: 264, TINY_NAME: 3}
+
+
+class Scene(NamedTuple):
+    """An encoded image and the boxes that people drew on it, as exported.
+
+    Attributes:
+        image: JPEG or PNG bytes.
+        image_id: of the export.
+        boxes: f32 [n, 4].
+        label: int32 [n], 0 .. classes - 1.
+        crowd: uint8 [n], 1 for a group drawn as one.
+    """
+
+    image: images.Bytes
+    image_id: int
+    boxes: np.ndarray
+    label: np.ndarray
+    crowd: np.ndarray
+
+
+class PreparedScenes(records.Records):
+    """The scenes of one split of a prepared folder."""
+
+    def __getitem__(self, index: int) -> Scene:  # pyright: ignore[reportIncompatibleMethodOverride]
+        example = records.parse_example(super().__getitem__(index))
+        try:
+            boxes = np.frombuffer(example["boxes"], "<f4").reshape(-1, 4)
+            label = np.frombuffer(example["label"], "<i4")
+            crowd = np.frombuffer(example["crowd"], np.uint8)
+            scene = Scene(example["image"], example["image_id"], boxes, label, crowd)
+        except KeyError as error:
+            raise ValueError(f"the record has no {error}, only {sorted(example)}") from error
+        if not len(boxes) == len(label) == len(crowd):
+            raise ValueError(
+                f"{len(boxes)} boxes, {len(label)} labels and {len(crowd)} crowd flags"
+            )
+        return scene
+
+
+def solid(boxes: np.ndarray) -> np.ndarray:
+    """Which boxes [n, 4] have a width and a height: bool [n]."""
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+
+def prepared_folder(data_dir: str, tiny: bool) -> str:
+    """Where `build` writes the data set below `data_dir`."""
+    return f"{data_dir}/{TINY_NAME if tiny else NAME}/{VERSION}"
+
+
+def locate(data_dir: records.Folder, tiny: bool = False) -> records.Prepared:
+    """The prepared folder.
+
+    Raises:
+        UserError: there is none; says how to make it.
+    """
+    data_dir = records.local(data_dir)
+    found = records.prepared(prepared_folder(data_dir, tiny))
+    if found is None:
+        raise UserError(missing(data_dir, tiny))
+    return found
+
+
+def open_split(data_dir: records.Folder, split: str, tiny: bool = False) -> PreparedScenes:
+    """Opens "train" or "validation", reading no image."""
+    return PreparedScenes(locate(data_dir, tiny).shards(split))
+
+
+def statistics(folder: records.Prepared) -> Mapping[str, Any]:
+    """What `build` noted of each split: boxes, group-of, clipped and empty ones, the most in one image.
+
+    Raises:
+        UserError: the note is missing or damaged.
+    """
+    return _noted(folder)["splits"]
+
+
+def class_names(data_dir: records.Folder, tiny: bool = False) -> tuple[str, ...]:
+    """Names of the classes by label, as `build` noted them.
+
+    Raises:
+        UserError: there is no prepared folder, or its note is missing or damaged.
+    """
+    return tuple(_noted(locate(data_dir, tiny))["categories"])
+
+
+def _noted(folder: records.Prepared) -> Mapping[str, Any]:
+    try:
+        noted = json.loads(records.read_text(f"{folder.folder}/metadata.json"))
+        return {part: noted[part] for part in ("splits", "categories")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder.folder}/metadata.json is missing or damaged ({error}); build it again"
+        ) from error
+
+
+def missing(data_dir: str, tiny: bool = False) -> str:
+    """The sentence that says how to get the data."""
+    if tiny:
+        return (
+            f"no {TINY_NAME}/{VERSION} in {data_dir}; write it (a second, no download) with: "
+            f"mlperf-jax data build retinanet --tiny --data-dir {data_dir}"
+        )
+    return (
+        f"no Open Images in {data_dir}: expected {NAME}/{VERSION} (prepared), or train and validation, each "
+        "with data (images) and labels/openimages-mlperf.json. Export them with FiftyOne 0.15.1 by the "
+        "script fiftyone_openimages.py of mlcommons/training (352 GB) and run: "
+        f"mlperf-jax data build retinanet --data-dir {data_dir}"
+    )

@@ -1,0 +1,305 @@
+"""Megatron token files, `<prefix>.bin` and `<prefix>.idx`: reader and writer.
+
+The organisers hand out C4 in this format. `.bin` holds the token ids of all documents back to back;
+`.idx` says how long each document is and where it starts: magic, version, dtype code, number of
+documents D and of document borders D + 1, then int32 lengths, int64 byte offsets, int64 borders. The
+header has 34 bytes, so the arrays are not aligned.
+Reference: Megatron-core r0.11, datasets/indexed_dataset.py.
+
+Shape legend: D documents of a file.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import functools
+import os
+import pathlib
+import shutil
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import building, records
+
+MAGIC = b"MMIDIDX\0\0"
+DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
+_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document entries
+_UINT16_BELOW = 65_500  # ids of a tokenizer with fewer entries are written as uint16
+
+
+def dtype_for(vocabulary: int) -> np.dtype:
+    """Returns how ids of a tokenizer with that many entries are stored: uint16 or int32."""
+    return np.dtype("<u2" if vocabulary < _UINT16_BELOW else "<i4")
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+class TokenFile:
+    """A pair of files, memory mapped; a gs:// pair by ranged reads, its index in memory.
+
+    Opening reads the header and a few numbers that prove that the two files belong together, no token.
+
+    Args:
+        prefix: path without `.bin` and `.idx`.
+        vocabulary: ids must lie below it; None to leave them unchecked.
+
+    Raises:
+        UserError: a file is missing, no index of this format, or the two do not fit each other.
+    """
+
+    def __init__(self, prefix: str | os.PathLike, vocabulary: int | None = None):
+        self.prefix, self.vocabulary = records.local(prefix), vocabulary
+        self._data, self._index = _map(self.prefix + ".bin"), _map(self.prefix + ".idx")
+        self.dtype, self.documents, entries = self._header()
+        at = _HEADER.size
+        whole = at + 12 * self.documents + 8 * entries
+        if self._index.size != whole:
+            self._damaged(
+                f"it has {self._index.size:,} bytes, its header (byte 0) asks for {whole:,}"
+            )
+        buffer = self._index.read(0, whole)
+        self._lengths = np.frombuffer(buffer, "<i4", self.documents, at)
+        self._starts = np.frombuffer(buffer, "<i8", self.documents, at + 4 * self.documents)
+        borders = np.frombuffer(buffer, "<i8", entries, at + 12 * self.documents)
+        if not self.documents or not entries:
+            self._damaged("it lists no documents")
+        if borders[0] != 0 or borders[-1] != self.documents:
+            self._damaged(
+                f"its document index (byte {at + 12 * self.documents}) runs from {borders[0]} to "
+                f"{borders[-1]}, not from 0 to {self.documents}"
+            )
+        size = int(self._starts[-1]) + int(self._lengths[-1]) * self.dtype.itemsize
+        if self._starts[0] != 0 or size != self._data.size:
+            raise UserError(
+                f"{self.prefix}.bin has {self._data.size:,} bytes and does not match {self.prefix}.idx, "
+                f"which describes {size:,}: one of them is cut short or of another data set; copy or "
+                "build both again"
+            )
+        self.tokens = size // self.dtype.itemsize
+
+    def __reduce__(self) -> Any:  # by its path: a pickled memory map is the whole file
+        return TokenFile, (self.prefix, self.vocabulary)
+
+    def _header(self) -> tuple[np.dtype, int, int]:
+        raw = bytes(self._index.read(0, min(_HEADER.size, self._index.size)))
+        if raw[: len(MAGIC)] != MAGIC:
+            self._damaged(f"it begins (byte 0) with {raw[: len(MAGIC)]!r}, not with {MAGIC!r}")
+        if len(raw) < _HEADER.size:
+            self._damaged(f"it has {len(raw)} bytes, a header alone has {_HEADER.size}")
+        _, version, code, documents, entries = _HEADER.unpack(raw)
+        if version != 1:
+            self._damaged(f"its version (byte 9) is {version}, only 1 is read")
+        if "f" in DTYPES.get(code, "f"):
+            self._damaged(f"its dtype code (byte 17) is {code}, which is no integer type")
+        return np.dtype(DTYPES[code]), documents, entries
+
+    def _damaged(self, what: str):
+        raise UserError(
+            f"{self.prefix}.idx is not a usable Megatron index: {what}; copy or build it again"
+        )
+
+    def __repr__(self) -> str:
+        return f"TokenFile({self.prefix}, {self.documents:,} documents, {self.tokens:,} tokens)"
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, int32 [D]: aligned and in memory, since shuffles gather from it.
+
+        Raises:
+            UserError: they do not add up to the tokens of the file.
+        """
+        lengths = self._lengths.copy()
+        total = int(lengths.sum(dtype=np.int64))
+        if total != self.tokens or lengths.min() < 0:
+            self._damaged(
+                f"its lengths (byte {_HEADER.size}) add up to {total:,} tokens, the .bin has {self.tokens:,}"
+            )
+        return lengths
+
+    def starts(self, documents: np.ndarray) -> np.ndarray:
+        """Returns the first token of each of some documents: int64, counted from the file's first."""
+        return self._starts[documents] // self.dtype.itemsize
+
+    def read(self, starts: Iterable[int], counts: Iterable[int]) -> np.ndarray:
+        """Returns the tokens at starts[i] .. starts[i] + counts[i] - 1, one run after the other.
+
+        Raises:
+            UserError: an id outside the vocabulary; names the file, the byte and the token.
+        """
+        size = self.dtype.itemsize
+        ranges = [(int(a), int(n)) for a, n in zip(starts, counts)]
+        runs = self._data.read_all([(a * size, (a + n) * size) for a, n in ranges])
+        tokens = np.concatenate([np.frombuffer(run, self.dtype) for run in runs])
+        if self.vocabulary is not None:
+            low, high = int(tokens.min(initial=0)), int(tokens.max(initial=0))
+            if low < 0 or high >= self.vocabulary:
+                at = int(np.flatnonzero((tokens < 0) | (tokens >= self.vocabulary))[0])
+                self._foreign(int(tokens[at]), at, ranges)
+        return tokens
+
+    def _foreign(self, token: int, at: int, ranges: Sequence[tuple[int, int]]):
+        for start, count in ranges:
+            if at < count:
+                place = start + at
+                raise UserError(
+                    f"{self.prefix}.bin: token id {token} at byte {place * self.dtype.itemsize} (token "
+                    f"{place}) is outside the vocabulary of {self.vocabulary}; the file was made with "
+                    "another tokenizer, or is damaged"
+                )
+            at -= count
+
+    def document(self, number: int) -> np.ndarray:
+        """Returns the tokens of one document."""
+        return self.read(self.starts(np.array([number])), [int(self._lengths[number])])
+
+    def check(self) -> list[str]:
+        """Reads the whole index, and the first and last tokens; returns what was found, a line each.
+
+        Raises:
+            UserError: as the constructor and `read`; or a document does not start where it should.
+        """
+        expected = np.cumsum(self.lengths, dtype=np.int64) * self.dtype.itemsize
+        wrong = np.flatnonzero(self._starts[1:] != expected[:-1])
+        if len(wrong):
+            number = int(wrong[0]) + 1
+            at = _HEADER.size + 4 * self.documents + 8 * number
+            self._damaged(
+                f"document {number} starts (byte {at}) at {self._starts[number]}, the ones before it end "
+                f"at {expected[number - 1]}"
+            )
+        ends = min(self.tokens, 1 << 20)
+        self.read([0, self.tokens - ends], [ends, ends])
+        return [
+            f"{self.prefix}: {self.documents:,} documents, {self.tokens:,} tokens ({self.dtype.name})"
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Local:
+    """The bytes of a local file."""
+
+    bytes: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return len(self.bytes)
+
+    def read(self, start: int, stop: int) -> Any:
+        return self.bytes[start:stop]
+
+    def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[Any]:
+        return [self.bytes[start:stop] for start, stop in ranges]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Remote:
+    """The bytes of an object in a bucket, read by ranges."""
+
+    path: str
+    size: int
+    files: Any
+
+    def read(self, start: int, stop: int) -> Any:
+        return self.files.cat_file(self.path, start=start, end=stop)
+
+    def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[Any]:
+        if not ranges:
+            return []
+        starts, stops = zip(*ranges)
+        return self.files.cat_ranges(
+            [self.path] * len(ranges), list(starts), list(stops), on_error="raise"
+        )
+
+
+def _map(path: str) -> _Local | _Remote:
+    missing = UserError(f"{path} is missing; a token file is a pair of .bin and .idx of one name")
+    if path.startswith("gs://"):
+        import gcsfs  # `records.local` has refused the path where this is not installed
+
+        files: Any = gcsfs.GCSFileSystem()
+        if not files.exists(path):
+            raise missing
+        return _Remote(path, int(files.size(path)), files)
+    try:
+        size = os.path.getsize(path)
+        return _Local(np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8))
+    except FileNotFoundError:
+        raise missing from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Writes a pair of files; they appear under their names when it closes without an error.
+
+    >>> with Writer(prefix, np.uint16) as writer:  # doctest: +SKIP
+    ...     writer.add([1, 2, 3])
+    """
+
+    def __init__(self, prefix: str | os.PathLike, dtype: Any):
+        self.prefix, self.dtype = os.fspath(prefix), np.dtype(dtype).newbyteorder("<")
+        codes = [code for code, name in DTYPES.items() if np.dtype(name) == self.dtype]
+        if not codes or self.dtype.kind not in "iu":
+            raise UserError(f"token ids cannot be stored as {self.dtype}")
+        self._code, self._lengths = codes[0], array.array("i")
+        self._unfinished = f"{self.prefix}.incomplete-{os.getpid()}"
+        self._bin = open(f"{self._unfinished}.bin", "wb")  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def add(self, tokens: Sequence[int] | np.ndarray) -> None:
+        """Appends a document; an empty one gets no entry, as in the reference's preprocessor."""
+        if len(tokens) == 0:
+            return
+        ids, limits = np.asarray(tokens), np.iinfo(self.dtype)
+        if ids.min() < limits.min or ids.max() > limits.max:
+            raise UserError(
+                f"{self.prefix}: document {len(self._lengths)} has token ids {ids.min()}..{ids.max()}, "
+                f"which {self.dtype.name} cannot hold"
+            )
+        self._bin.write(ids.astype(self.dtype).tobytes())
+        self._lengths.append(len(ids))
+
+    def append(self, other: TokenFile) -> None:
+        """Appends all documents of another pair of the same element type."""
+        if other.dtype != self.dtype:
+            raise UserError(
+                f"{other.prefix}.bin holds {other.dtype.name}, {self.prefix}.bin {self.dtype.name}; "
+                "build both with one tokenizer"
+            )
+        with open(other.prefix + ".bin", "rb") as source:
+            shutil.copyfileobj(source, self._bin, 1 << 24)
+        self._lengths.frombytes(other.lengths.astype(np.dtype("=i4")).tobytes())
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self._bin.close()
+            if kind is None:
+                self._write_index()
+                for end in (".bin", ".idx"):  # the index last: where it is, the pair is complete
+                    building.publish(
+                        pathlib.Path(self._unfinished + end), pathlib.Path(self.prefix + end)
+                    )
+        finally:
+            for end in (".bin", ".idx"):
+                pathlib.Path(self._unfinished + end).unlink(missing_ok=True)
+
+    def _write_index(self) -> None:
+        lengths = np.frombuffer(self._lengths, np.int32) if self._lengths else np.zeros(0, np.int32)
+        n = len(lengths)
+        ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
+        with open(f"{self._unfinished}.idx", "wb") as file:
+            file.write(_HEADER.pack(MAGIC, 1, self._code, n, n + 1))
+            file.write(lengths.astype("<i4").tobytes())
+            file.write(np.concatenate([[0], ends])[:n].astype("<i8").tobytes())
+            file.write(np.arange(n + 1, dtype="<i8").tobytes())
