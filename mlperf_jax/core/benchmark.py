@@ -87,6 +87,8 @@ class Benchmark:
     ready_ahead: ClassVar[bool] = False
     # what it does not have, and never had, said so that nobody takes it for forgotten
     absent: ClassVar[tuple[Absence, ...]] = ()
+    # of one that is not this library's: what tells its code from others', set where it is registered
+    own_code: ClassVar[str] = ""
     # samples of a picture when nobody says how many
     pictured: ClassVar[int] = 6
     # training records that a core makes a second at full size, as measured; None: nobody has measured

@@ -53,8 +53,8 @@ class Run:
             "division": plan.division,
             "optimizer": plan.optimizer,
         }
-        if not python_file.is_ours(type(plan.benchmark)):
-            self.config["code"] = python_file.code(type(plan.benchmark))
+        if plan.benchmark.own_code:
+            self.config["code"] = plan.benchmark.own_code
         name = run_name(plan.benchmark.name, self.config, tiny=plan.benchmark.is_tiny)
         self.mirror = Mirror(plan.options.output or f"{WHERE_OUTPUT}/{name}")
         self.root = self.mirror.local
