@@ -19,7 +19,7 @@ from mlperf_jax.core import progress as displays
 from mlperf_jax.core import state as states
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.preflight import Plan, full_log
-from mlperf_jax.core.trained import with_frozen
+from mlperf_jax.core.trained import with_untrained
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, keys
 from mlperf_jax.results import log as logs
@@ -298,7 +298,7 @@ class Run:
         if self.scalars:
             self.scalars.sync()
         meta = {**self._meta(loop), "evaluation_due": evaluation_due}
-        self.checkpoints.save(loop.done, _without_frozen(loop.state), meta, sealed=sealed)
+        self.checkpoints.save(loop.done, self.assembly.kept(loop.state), meta, sealed=sealed)
         if self.primary:
             self.mirror.push()
 
@@ -332,7 +332,7 @@ class Run:
             raise UserError(
                 f"{self.folder.path} is trained: score it with `mlperf-jax evaluate {self.root}`"
             )
-        found = self.checkpoints.restore(_without_frozen(self.assembly.abstract))
+        found = self.checkpoints.restore(self.assembly.kept(self.assembly.abstract))
         for warning in self.checkpoints.warnings:
             self.progress.say(warning)
         state, meta = found if found else (None, None)
@@ -344,7 +344,7 @@ class Run:
             self._block, self._block_open = meta["block"], True
         self._evaluated = meta.get("evaluated")
         self.progress.say(f"resumed after step {meta['step']:,}")
-        return with_frozen(self.assembly, state, self.seed, self.data_dir), meta
+        return with_untrained(self.assembly, state, self.seed, self.data_dir), meta
 
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
@@ -363,11 +363,11 @@ class Run:
         Raises:
             UserError: there is none, or it is damaged.
         """
-        found = self.checkpoints.restore(_without_frozen(self.assembly.abstract), step=step)
+        found = self.checkpoints.restore(self.assembly.kept(self.assembly.abstract), step=step)
         if found is None:
             raise UserError(f"the checkpoint of step {step} in {self.folder.path} is damaged")
         state, meta = found
-        return with_frozen(self.assembly, state, self.seed, self.data_dir), meta
+        return with_untrained(self.assembly, state, self.seed, self.data_dir), meta
 
     def reopen_log(self, offset: int) -> None:
         """Goes on with the log of a started run, cut back to `offset`."""
@@ -396,7 +396,7 @@ class Run:
         elif not loop.ended:  # kept, so that the weights can be used
             ended = {"status": loop.status, "reason": loop.reason}
             meta = {**self._meta(loop), "step": step, "ended": ended}
-            self.checkpoints.save(step, _without_frozen(state), meta)
+            self.checkpoints.save(step, self.assembly.kept(state), meta)
         return self._conclude(loop, state, step)
 
     def _note_trained(self, loop: Any) -> None:
@@ -417,7 +417,7 @@ class Run:
 
     def _conclude(self, ending: Any, state: states.State | None, step: int) -> Result | None:
         self.checkpoints.wait()
-        digest = None if state is None else checksums.parameters_sha256(state)
+        digest = None if state is None else checksums.parameters_sha256(self.assembly.kept(state))
         if not self.primary:
             return None
         result = self._result(ending, step, digest)
@@ -475,10 +475,6 @@ def end_of_line(path: pathlib.Path, key: str) -> int:
         if f'"key": "{key}"'.encode() in raw:
             return end
     raise UserError(f"{path} has no {key} line")
-
-
-def _without_frozen(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {part: value for part, value in state.items() if part != "frozen"}
 
 
 def _structure(opt: Any) -> str:
