@@ -222,13 +222,13 @@ class Benchmark:
         return stats
 
     def tables(self) -> Mapping[str, Table]:
-        """Embedding tables that are updated row by row; none by default."""
+        """Tables looked up by row, and updated by row or never; none by default."""
         return {}
 
     def lookups(self, batch: Batch) -> Mapping[str, jax.Array]:
         """Ids [B, K] by table; the loss finds what was looked up in `batch["rows"][table]`.
 
-        Rows [B, K, width] of a plain table. Of a store's table the ids count within their own tables,
+        Rows [B, K, width] of a plain table, in its own dtype. Of a store's table the ids count within their own tables,
         in the store's order, and the loss finds the sums [B, T, width] of their bags.
         """
         raise NotImplementedError

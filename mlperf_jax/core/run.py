@@ -20,7 +20,7 @@ from mlperf_jax.core import state as states
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.members import full_log
 from mlperf_jax.core.preflight import Plan
-from mlperf_jax.core.trained import with_frozen
+from mlperf_jax.core.trained import with_untrained
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, keys, rules
 from mlperf_jax.results import log as logs
@@ -315,7 +315,7 @@ class Run:
         if self.scalars:
             self.scalars.sync()
         meta = {**self._meta(loop), "evaluation_due": evaluation_due}
-        self.checkpoints.save(loop.done, without_frozen(loop.state), meta, sealed=sealed)
+        self.checkpoints.save(loop.done, self.assembly.kept(loop.state), meta, sealed=sealed)
         if self.primary:
             self.mirror.push()
 
@@ -349,7 +349,7 @@ class Run:
             raise UserError(
                 f"{self.folder.path} is trained: score it with `mlperf-jax evaluate {self.root}`"
             )
-        found = self.checkpoints.restore(without_frozen(self.assembly.abstract))
+        found = self.checkpoints.restore(self.assembly.kept(self.assembly.abstract))
         for warning in self.checkpoints.warnings:
             self.progress.say(warning)
         state, meta = found if found else (None, None)
@@ -362,7 +362,7 @@ class Run:
         self._evaluated = meta.get("evaluated")
         self.generation_ends = meta["generation_ends"]
         self.progress.say(f"resumed after step {meta['step']:,}")
-        return with_frozen(self.assembly, state, self.seed, self.data_dir), meta
+        return with_untrained(self.assembly, state, self.seed, self.data_dir), meta
 
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
@@ -402,7 +402,7 @@ class Run:
         elif not loop.ended:  # kept, so that the weights can be used
             ended = {"status": loop.status, "reason": loop.reason}
             meta = {**self._meta(loop), "step": step, "ended": ended}
-            self.checkpoints.save(step, without_frozen(state), meta)
+            self.checkpoints.save(step, self.assembly.kept(state), meta)
         return self.conclude(loop, state, step)
 
     def _note_trained(self, loop: Any) -> None:
@@ -420,7 +420,7 @@ class Run:
     ) -> Result | None:
         """`result.json`: how it ended, the state that counts, its step, the steps scored afterwards."""
         self.checkpoints.wait()
-        digest = None if state is None else checksums.parameters_sha256(state)
+        digest = None if state is None else checksums.parameters_sha256(self.assembly.kept(state))
         if not self.primary:
             return None
         result = self._result(ending, step, digest, scored)
@@ -479,10 +479,6 @@ def end_of_line(path: pathlib.Path, key: str) -> int:
         if f'"key": "{key}"'.encode() in raw:
             return end
     raise UserError(f"{path} has no {key} line")
-
-
-def without_frozen(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {part: value for part, value in state.items() if part != "frozen"}
 
 
 def _structure(opt: Any) -> str:
