@@ -52,10 +52,9 @@ def bench(samples: int, seconds: float) -> None:
         logs = dict(zip(("day files", "records"), write(pathlib.Path(folder), samples)))
         for name, log in logs.items():
             for threads in (0, 1, 2):
-                batches = (
-                    pipeline.training(log, shuffle=False).batched(BATCH).stream(threads=threads)
-                )
-                for _ in itertools.islice(batches, log.steps_per_epoch(BATCH)):
+                data = pipeline.training(log, shuffle=False)
+                batches = data.batched(BATCH).stream(threads=threads)
+                for _ in itertools.islice(batches, data.steps_per_epoch(BATCH)):
                     pass
                 rates = sorted(_rates(batches, seconds))
                 cpu, wall = rates[-1]

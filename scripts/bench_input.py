@@ -51,7 +51,7 @@ def scenes() -> float:
     def record(index: int) -> dict[str, Any]:
         image = photographs[index % len(photographs)]
         scene = files.Scene(image, index, boxes, label, np.zeros(7, np.uint8))
-        return read(scene, np.random.default_rng(index))
+        return read.random_map(scene, np.random.default_rng(index))
 
     return rate(record)
 
@@ -67,7 +67,7 @@ def patches(folder: pathlib.Path) -> float:
         arrays = (np.load(path, mmap_mode="r") for path in (image, label))
         volumes.append(SimpleNamespace(image=next(arrays), label=next(arrays), boxes={1: (box,)}))
     patch = kits19_patches.Patch(128, 0.4, "reference")
-    return rate(lambda i: patch(volumes[i % len(volumes)], np.random.default_rng(i)))
+    return rate(lambda i: patch.random_map(volumes[i % len(volumes)], np.random.default_rng(i)))
 
 
 def main() -> None:

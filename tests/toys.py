@@ -32,6 +32,7 @@ from mlperf_jax.core.benchmark import (
 )
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.input_pipelines import pipeline, sources
+from mlperf_jax.ops import shard
 from mlperf_jax.ops.norm import BatchNorm
 from mlperf_jax.ops.stack import Stack
 from mlperf_jax.optimizers import rows, sgd
@@ -164,6 +165,39 @@ class Started(Toy):
         kernel = np.arange(16 * CLASSES, dtype=np.float32).reshape(16, CLASSES)
         base = np.full((FEATURES, 16), 0.25, np.float32)
         return Start({"params/head/kernel": kernel, "frozen/base/kernel": lambda i: base[i]}, 7)
+
+
+FEATURE_ROWS = np.random.default_rng(3).normal(size=(ROWS, FEATURES)).astype(np.float16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Featured(Toy):
+    """A part of its inputs are rows of an untrained table, which the start reads."""
+
+    rules = (("features/.*", jax.sharding.PartitionSpec(shard.ROWS)),)
+
+    def tables(self):
+        def init(key, shape, dtype):
+            return (3 * jax.random.normal(key, shape)).astype(dtype)
+
+        features = Table(ROWS, FEATURES, init, None, dtype=jnp.float16)
+        return {**super().tables(), "features": features}
+
+    def lookups(self, batch):
+        return {**super().lookups(batch), "features": batch["ids"]}
+
+    def start(self, data_dir):
+        return Start({"tables/features/rows": lambda index: FEATURE_ROWS[index]})
+
+    def _with_features(self, batch):
+        features = batch["rows"]["features"].astype(batch["x"].dtype)
+        return {**batch, "x": batch["x"] + 0.1 * features.sum(1)}
+
+    def loss(self, model, batch, key):
+        return super().loss(model, self._with_features(batch), key)
+
+    def predict(self, model, batch, key):
+        return super().predict(model, self._with_features(batch), key)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ def register(cls: type[B]) -> type[B]:
     if complaint := _complaint(cls):
         raise UserError(f"{cls.__name__} {complaint}")
     _REGISTERED[cls.name] = cls
+    cls.own_code = python_file.code(cls)
     return cls
 
 

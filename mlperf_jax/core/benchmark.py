@@ -85,6 +85,8 @@ class Benchmark:
     rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
     # what it does not have, and never had, said so that nobody takes it for forgotten
     absent: ClassVar[tuple[Absence, ...]] = ()
+    # of one that is not this library's: what tells its code from others', set where it is registered
+    own_code: ClassVar[str] = ""
     # samples of a picture when nobody says how many
     pictured: ClassVar[int] = 6
     # training records that a core makes a second at full size, as measured; None: nobody has measured
@@ -218,13 +220,13 @@ class Benchmark:
         return stats
 
     def tables(self) -> Mapping[str, Table]:
-        """Embedding tables that are updated row by row; none by default."""
+        """Tables looked up by row, and updated by row or never; none by default."""
         return {}
 
     def lookups(self, batch: Batch) -> Mapping[str, jax.Array]:
         """Ids [B, K] by table; the loss finds what was looked up in `batch["rows"][table]`.
 
-        Rows [B, K, width] of a plain table. Of a store's table the ids count within their own tables,
+        Rows [B, K, width] of a plain table, in its own dtype. Of a store's table the ids count within their own tables,
         in the store's order, and the loss finds the sums [B, T, width] of their bags.
         """
         raise NotImplementedError

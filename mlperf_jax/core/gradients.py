@@ -84,7 +84,11 @@ def _objective(
     """Totals by mean; their weights, other scalars, and statistics."""
     params, rows = trained
     model = states.merge(assembly.graphdef, params, frozen, stats)
-    loss = assembly.benchmark.loss(model, {**part, "rows": rows} if rows else part, key)
+    found: Any = {
+        **part.get("rows", {}),
+        **rows,
+    }  # of untrained tables, which came with the batch, too
+    loss = assembly.benchmark.loss(model, {**part, "rows": found} if found else part, key)
     means, scalars = loss_parts(loss)
     totals, weights = ({n: getattr(m, w) for n, m in means.items()} for w in ("total", "weight"))
     return totals, (weights, scalars, states.stats_of(model))

@@ -44,7 +44,8 @@ def initialise(run: Run) -> dict[str, Any]:
     assembly, benchmark = run.assembly, run.benchmark
     train_step = compile_train(assembly)
     predict = evaluation.compile_predict(assembly) if benchmark.metric.mode != "offline" else {}
-    all_finite = assembly.compile(jax.jit(states.all_finite), assembly.abstract)
+    finite = jax.jit(lambda state: states.all_finite(assembly.kept(state)))
+    all_finite = assembly.compile(finite, assembly.abstract)
     generate = generations.compile_generate(assembly) if benchmark.generate else None
     state, meta = run.restore()
     if state is None:

@@ -18,9 +18,9 @@ from typing import Any
 from mlperf_jax.core import evaluation, launch, preflight, processes
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.core.run import Run, without_frozen
+from mlperf_jax.core.run import Run
 from mlperf_jax.core.state import State
-from mlperf_jax.core.trained import options_here, with_frozen
+from mlperf_jax.core.trained import options_here, with_untrained
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable
 from mlperf_jax.results.result import Result
@@ -169,9 +169,9 @@ def load(run: Run, step: int) -> State:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    found = run.checkpoints.restore(without_frozen(run.assembly.abstract), step=step)
+    found = run.checkpoints.restore(run.assembly.kept(run.assembly.abstract), step=step)
     assert found is not None, "what is missing or damaged is told of"
-    return with_frozen(run.assembly, found[0], run.seed, run.data_dir)
+    return with_untrained(run.assembly, found[0], run.seed, run.data_dir)
 
 
 def _end(scorer: Scorer, passing: int | None, trained: dict[str, Any]) -> Result | None:

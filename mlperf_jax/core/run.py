@@ -21,7 +21,7 @@ from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.members import full_log
 from mlperf_jax.core.preflight import Plan
 from mlperf_jax.core.protocols import Batches, Split
-from mlperf_jax.core.trained import with_frozen
+from mlperf_jax.core.trained import with_untrained
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, keys, rules
 from mlperf_jax.results import log as logs
@@ -56,8 +56,8 @@ class Run:
         }
         if plan.transform is not None:
             self.config["transform"] = plan.transform
-        if not python_file.is_ours(type(plan.benchmark)):
-            self.config["code"] = python_file.code(type(plan.benchmark))
+        if plan.benchmark.own_code:
+            self.config["code"] = plan.benchmark.own_code
         name = run_name(plan.benchmark.name, self.config, tiny=plan.benchmark.is_tiny)
         self.mirror = Mirror(plan.options.output or f"{WHERE_OUTPUT}/{name}")
         self.root = self.mirror.local
@@ -328,7 +328,7 @@ class Run:
         if self.scalars:
             self.scalars.sync()
         meta = {**self._meta(loop), "evaluation_due": evaluation_due}
-        self.checkpoints.save(loop.done, without_frozen(loop.state), meta, sealed=sealed)
+        self.checkpoints.save(loop.done, self.assembly.kept(loop.state), meta, sealed=sealed)
         if self.primary:
             self.mirror.push()
 
@@ -362,7 +362,7 @@ class Run:
             raise UserError(
                 f"{self.folder.path} is trained: score it with `mlperf-jax evaluate {self.root}`"
             )
-        found = self.checkpoints.restore(without_frozen(self.assembly.abstract))
+        found = self.checkpoints.restore(self.assembly.kept(self.assembly.abstract))
         for warning in self.checkpoints.warnings:
             self.progress.say(warning)
         state, meta = found if found else (None, None)
@@ -375,7 +375,7 @@ class Run:
         self._evaluated = meta.get("evaluated")
         self.generation_ends = meta["generation_ends"]
         self.progress.say(f"resumed after step {meta['step']:,}")
-        return with_frozen(self.assembly, state, self.seed, self.data_dir), meta
+        return with_untrained(self.assembly, state, self.seed, self.data_dir), meta
 
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
@@ -415,7 +415,7 @@ class Run:
         elif not loop.ended:  # kept, so that the weights can be used
             ended = {"status": loop.status, "reason": loop.reason}
             meta = {**self._meta(loop), "step": step, "ended": ended}
-            self.checkpoints.save(step, without_frozen(state), meta)
+            self.checkpoints.save(step, self.assembly.kept(state), meta)
         return self.conclude(loop, state, step)
 
     def _note_trained(self, loop: Any) -> None:
@@ -433,7 +433,7 @@ class Run:
     ) -> Result | None:
         """`result.json`: how it ended, the state that counts, its step, the steps scored afterwards."""
         self.checkpoints.wait()
-        digest = None if state is None else checksums.parameters_sha256(state)
+        digest = None if state is None else checksums.parameters_sha256(self.assembly.kept(state))
         if not self.primary:
             return None
         result = self._result(ending, step, digest, scored)
@@ -482,10 +482,6 @@ def fresh_seed() -> int:
 def describe_device(mesh: Any) -> str:
     """ "8xNVIDIA H200", for `submission_platform`."""
     return f"{mesh.devices.size}x{mesh.devices.flat[0].device_kind}"
-
-
-def without_frozen(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {part: value for part, value in state.items() if part != "frozen"}
 
 
 def _structure(opt: Any) -> str:

@@ -1,7 +1,7 @@
 """The state of a run: a plain nested dict of arrays, made already sharded.
 
     params   trained weights            frozen  weights outside gradient, optimizer and checkpoint
-    tables   embedding tables           stats   running statistics of batch norm and the like
+    tables   tables looked up by row    stats   running statistics of batch norm and the like
     opt      the optimizer's state      ema     averaged params, where the benchmark asks for them
     step     batches done, int32        finite  false once a loss was not finite
     updates  what the optimizer's count is, for learning rates of tables; where there are any
@@ -79,13 +79,15 @@ class Assembly:
         Raises:
             UserError: they do not; says by how much and what would.
         """
-        tables = list(self.benchmark.tables().values())
-        stores = [table.store for table in tables if table.store is not None]
+        tables = self.benchmark.tables().values()
+        stored = [(t.store, t.optimizer, t.width) for t in tables if t.store and t.optimizer]
         room = _memory(self.mesh)
-        if not stores or room is None:
+        if not stored or room is None:
             return
+        stores = [store for store, _, _ in stored]
+        _, optimizer, width = stored[0]
         itemsize = 8 if self.benchmark.dtype == "float64" else 4
-        row = round(tables[0].width * itemsize * (1 + tables[0].optimizer.accumulators))
+        row = round(width * itemsize * (1 + optimizer.accumulators))
         embedding_plan.check_fit(stores, row, embedding.devices_of(self.mesh), room)
 
     def create(self, seed: int) -> State:
@@ -95,21 +97,38 @@ class Assembly:
             UserError: the embedding tables do not fit.
         """
         self.check_room()
-        shardings = self.shardings
-        if not shardings["frozen"]:
-            return self._create(self._init, shardings, seed)
-        del shardings["frozen"]  # made by the program that a resumed run makes them with: same bits
+        if not self.has_untrained:
+            return self._create(self._init, self.shardings, seed)
+        # the untrained by the program that a resumed run makes them with: same bits
+        kept = self._create(lambda key: self.kept(self._init(key)), self.kept(self.shardings), seed)
+        return self.completed(kept, seed)
 
-        def init(key: jax.Array) -> State:
-            state = self._init(key)
-            del state["frozen"]
-            return state
+    @property
+    def has_untrained(self) -> bool:
+        """Whether there are frozen weights or untrained tables."""
+        return bool(jax.tree.leaves(self._untrained(self.abstract)))
 
-        return {**self._create(init, shardings, seed), "frozen": self.create_frozen(seed)}
+    def kept(self, state: Mapping[str, Any]) -> State:
+        """What checkpoints hold of a state: all but frozen weights and untrained tables."""
+        kept = {part: value for part, value in state.items() if part != "frozen"}
+        return {**kept, "tables": self._tables(state, trained=True)}
 
-    def create_frozen(self, seed: int) -> State:
-        """Only the frozen weights, for a restored state (checkpoints leave them out)."""
-        return self._create(lambda key: self._init(key)["frozen"], self.shardings["frozen"], seed)
+    def _untrained(self, state: Mapping[str, Any]) -> State:
+        return {"frozen": state["frozen"], "tables": self._tables(state, trained=False)}
+
+    def _tables(self, state: Mapping[str, Any], trained: bool) -> State:
+        specs, tables = self.benchmark.tables(), state["tables"]
+        chosen = [name for name in tables if (specs[name].optimizer is not None) is trained]
+        return {name: tables[name] for name in chosen}
+
+    def completed(self, kept: State, seed: int) -> State:
+        """What `kept` left, with the frozen weights and untrained tables that this seed begins with."""
+        if not self.has_untrained:
+            return {**kept, "frozen": {}}
+        made = self._create(
+            lambda key: self._untrained(self._init(key)), self._untrained(self.shardings), seed
+        )
+        return {**kept, "frozen": made["frozen"], "tables": {**kept["tables"], **made["tables"]}}
 
     def _create(self, init: Any, shardings: Any, seed: int) -> State:
         # Runs once, so on CPU compiling it well costs more than it gains: 2.3 s instead of 7.7 s of
@@ -222,14 +241,14 @@ def initial_state(benchmark: Benchmark, tx: Any, key: jax.Array) -> State:
     _, parts = split(benchmark.model(nnx.Rngs(key)), benchmark.frozen)
     tables = {}
     for index, (name, table) in enumerate(sorted(benchmark.tables().items())):
-        dtype = jnp.float64 if benchmark.dtype == "float64" else jnp.float32
+        dtype = table.dtype or (jnp.float64 if benchmark.dtype == "float64" else jnp.float32)
         rows = table.init(jax.random.fold_in(table_key, index), (table.rows, table.width), dtype)
-        tables[name] = {"rows": rows, **table.optimizer.init(rows)}
+        tables[name] = {"rows": rows, **(table.optimizer.init(rows) if table.optimizer else {})}
     state = {**parts, "tables": tables, "opt": tx.init(parts["params"])}
     if benchmark.ema_decay is not None:
         # a copy: two donated arguments may not be the same buffer
         state["ema"] = jax.tree.map(jnp.copy, parts["params"])
-    if tables:
+    if any(table.optimizer for table in benchmark.tables().values()):
         state["updates"] = jnp.zeros((), jnp.int32)
     return {**state, "step": jnp.zeros((), jnp.int32), "finite": jnp.ones((), bool)}
 
@@ -366,6 +385,8 @@ def _integer_keys(tree: Any) -> Any:
 def begin_from(state: State, start: Start) -> State:
     """The state with the given weights in place of random ones, each read straight onto its devices.
 
+    What is replaced is deleted before it is read, so that no device needs room for both.
+
     Raises:
         UserError: for a path the state lacks or a shape that differs, naming it.
     """
@@ -406,7 +427,16 @@ def read_leaf(path: str, leaf: Any, source: Any) -> jax.Array:
         values = source(index) if callable(source) else source[index]
         return np.asarray(values).astype(leaf.dtype)
 
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+    leaf.delete()
+    shape, sharding = leaf.shape, leaf.sharding
+    if sharding.is_fully_replicated:
+        return jax.make_array_from_callback(shape, sharding, part)
+    # device after device, where JAX would have all parts of a host in its memory first
+    parts = [
+        jax.block_until_ready(jax.device_put(part(index), device))
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+    ]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
 def set_moments(opt: Any, moments: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -39,6 +39,7 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
         key = jax.random.fold_in(key, state["step"])
         ids = benchmark.lookups(batch) if state["tables"] else {}
         rows = look_up(assembly, state["tables"], ids)
+        batch, rows = _with_untrained(assembly, batch, rows)
         found = gradients(assembly, state, batch, rows, key)
         (grads, row_grads), loss, used = found["grads"], found["loss"], found["used"]
         updates, opt = tx.update(grads, state["opt"], state["params"], value=loss)
@@ -97,15 +98,25 @@ def look_up(assembly: states.Assembly, tables: State, ids: Any) -> dict[str, jax
     return found
 
 
+def _with_untrained(assembly: states.Assembly, batch: Any, rows: Any) -> tuple[Any, Any]:
+    """The batch with the rows of untrained tables, as data of its own, and the rows of the others."""
+    specs = assembly.benchmark.tables() if rows else {}
+    trained = {name: found for name, found in rows.items() if specs[name].optimizer is not None}
+    fixed = {name: found for name, found in rows.items() if name not in trained}
+    return ({**batch, "rows": fixed} if fixed else batch), trained
+
+
 def _update_tables(assembly: states.Assembly, state: State, ids: Any, row_grads: Any) -> State:
     specs = assembly.benchmark.tables() if state["tables"] else {}
 
     def updated(name: str, table: State) -> State:
-        spec, given = specs[name], (table, ids[name], row_grads[name])
-        if spec.store is None:
-            return spec.optimizer.update(*given, state["updates"])
-        step = spec.optimizer.step
-        return embedding.update(spec.store, *given, step, state["updates"], assembly.mesh)
+        optimizer, store = specs[name].optimizer, specs[name].store
+        if optimizer is None:
+            return table
+        given, count = (table, ids[name], row_grads[name]), state["updates"]
+        if store is None:
+            return optimizer.update(*given, count)
+        return embedding.update(store, *given, optimizer.step, count, assembly.mesh)
 
     return {name: updated(name, table) for name, table in state["tables"].items()}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from mlperf_jax.core.fields import Count, check_fields
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding_plan import Store
+from mlperf_jax.optimizers.rows import RowOptimizer
 from mlperf_jax.results import rules
 
 Shape = jax.ShapeDtypeStruct
@@ -83,7 +84,7 @@ class Start:
     """Weights to begin from, read during initialisation straight onto the mesh.
 
     Attributes:
-        weights: path in the state ("params/head/kernel", "frozen/…", "stats/…") to the whole array, or
+        weights: path in the state ("params/head/kernel", "frozen/…", "tables/…") to the whole array, or
             to a function of index slices that returns that part, so that no host holds a whole model.
             Paths left out keep their random initialisation.
         optimizer_step: what the optimizer's own count starts from; schedules read it.
@@ -114,12 +115,18 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Table:
-    """An embedding table that is updated row by row, never through a dense gradient.
+    """A table whose rows a batch looks up: updated row by row, never through a dense gradient, or never.
+
+    An untrained table (features that belong to the data) has no gradient, optimizer or average, and is in
+    no checkpoint and not in `parameters_sha256`: a run, its resumption, and whoever loads it make it by
+    `init` and then read what the start weights give as "tables/<name>/rows", each device its own part.
 
     Attributes:
         rows, width: the table is [rows, width].
         init: (key, shape, dtype) -> initial rows.
-        optimizer: a row optimizer of `mlperf_jax.optimizers.rows`.
+        optimizer: a row optimizer of `mlperf_jax.optimizers.rows`; None: the table is not trained.
+        dtype: of the rows of an untrained table (float16, int8 …), in which the loss gets them too; a
+            trained one is kept in float32, or float64.
         store: None, or the `mlperf_jax.ops.embedding_plan.Store` of bags whose tables share this array.
             The loss then finds the sums [B, T, width] of the rows looked up and not the rows, which
             leave the devices that hold them only as sums; the store says where the array lives.
@@ -128,12 +135,26 @@ class Table:
     rows: int
     width: int
     init: Callable[..., jax.Array]
-    optimizer: Any
+    optimizer: RowOptimizer | None
     store: Store | None = None
+    dtype: jax.typing.DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer is None and self.store is not None:
+            raise UserError(
+                "a table without an optimizer has no store, which sums rows: leave it out"
+            )
+        if self.optimizer is not None and self.dtype is not None:
+            raise UserError(
+                f"a table with an optimizer is kept in float32, not {jnp.dtype(self.dtype)}, which would "
+                "lose its small steps: leave dtype out"
+            )
 
     @property
     def parameters(self) -> int:
-        """Trained weights: not those that only fill up a store's bins."""
+        """Trained weights: none of an untrained table, and not those that only fill up a store's bins."""
+        if self.optimizer is None:
+            return 0
         return self.rows * self.width if self.store is None else self.store.parameters
 
 

@@ -1,7 +1,8 @@
 """What a run left: its configuration found again, and its weights restored, ready to be used.
 
 Only what evaluation reads is restored: the averaged weights where the run averaged them, no optimizer
-state. Frozen weights, which no checkpoint holds, are made or read anew, as the run itself had them.
+state. Frozen weights and untrained tables, which no checkpoint holds, are made or read anew, as the run
+itself had them.
 
 Shape legend: B rows of a global batch.
 """
@@ -31,6 +32,7 @@ from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimize
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.protocols import Split
 from mlperf_jax.errors import UserError
+from mlperf_jax.optimizers import tree as trees
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import config_hash
 from mlperf_jax.results.runs import RunFolder, RunSet
@@ -238,7 +240,7 @@ def load(
     Args:
         kept: the run.
         benchmark: what its configuration describes.
-        find_data: gives the data's folder; called when frozen weights are read from there.
+        find_data: gives the data's folder; called when frozen weights or untrained tables are read from it.
         step: whose checkpoint; by default the one that the result tells of, else the newest.
         mesh: "data=4,fsdp=2"; by default the run's own where there are enough devices.
         optimizer: the one that the run was given, where it was an object that evaluates other weights
@@ -261,14 +263,14 @@ def load(
         elif newest.get("eval_params"):
             whole = states.assemble(benchmark, own, _own_optimizer(kept, optimizer))
             parts.append("opt")
-        abstract = {part: whole.abstract[part] for part in parts}
+        abstract = {part: whole.kept(whole.abstract)[part] for part in parts}
         found = checkpoints.restore(abstract, step, partial=True)
     assert found is not None, "there are checkpoints"
     state, meta = found
     state.setdefault("params", state.get("ema"))
     seed = kept.options["seed"]
-    folder = find_data() if assembly.abstract["frozen"] else ""
-    view = whole.eval_view(with_frozen(assembly, state, seed, folder))
+    folder = find_data() if assembly.has_untrained else ""
+    view = whole.eval_view(with_untrained(assembly, state, seed, folder))
     return Trained(
         benchmark=benchmark,
         model=assembly.eval_model(view),
@@ -348,15 +350,19 @@ def _quality(kept: Kept, benchmark: Benchmark, meta: Mapping[str, Any]) -> dict[
     return None
 
 
-def with_frozen(
+def with_untrained(
     assembly: states.Assembly, state: states.State, seed: int, data_dir: str
 ) -> states.State:
-    """A restored state with its frozen weights, which no checkpoint holds: made anew, or read anew."""
-    frozen = assembly.create_frozen(seed)
-    state = {**state, "frozen": frozen}
-    start = assembly.benchmark.start(data_dir) if frozen else None
+    """A restored state with its frozen weights and untrained tables: made anew, or read anew."""
+    kept = trees.flatten_paths(state)
+    state = assembly.completed(state, seed)
+    start = assembly.benchmark.start(data_dir) if assembly.has_untrained else None
     if start is None:
         return state
-    weights = {path: w for path, w in start.weights.items() if path.startswith("frozen/")}
+    weights = {
+        path: weight
+        for path, weight in start.weights.items()
+        if path.startswith(("frozen/", "tables/")) and path not in kept
+    }
     only = dataclasses.replace(start, weights=weights, optimizer_step=0, moments={})
     return states.begin_from(state, only)

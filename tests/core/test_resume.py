@@ -165,6 +165,19 @@ def test_averages_and_frozen_start_weights_survive(tmp_path):
     assert values[0] == values[1]
 
 
+def test_untrained_tables_are_read_again_and_are_in_no_checkpoint(tmp_path):
+    whole = toys.run(toys.Featured(), tmp_path / "whole")
+    kill = [f"{CORE}.profiling:Trace.step", 14, "before"]
+    run_killed((tmp_path / "killed", kill, {}), toy="Featured")
+    result = toys.run(toys.Featured(), tmp_path / "killed", resume=True)
+    assert result.resumed == 1 and result.reached
+    assert result.parameters_sha256 == whole.parameters_sha256
+    assert result.quality == whole.quality
+    files = (tmp_path / "killed" / "run_0" / "checkpoints").rglob("*")
+    held = b"".join(path.read_bytes() for path in files if path.is_file())
+    assert b"items" in held and b"features" not in held
+
+
 def test_another_configuration_is_refused(tmp_path):
     broken_off(tmp_path, at=3)
     with pytest.raises(UserError, match=r"rate was 0\.2 and is now 0\.1"):

@@ -11,10 +11,12 @@ from jax.sharding import PartitionSpec as P
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as train
-from mlperf_jax.core.benchmark import Start
+from mlperf_jax.core.benchmark import Start, Table
 from mlperf_jax.errors import UserError
-from mlperf_jax.optimizers import per_layer
+from mlperf_jax.ops.embedding_plan import Bag, make_plan
+from mlperf_jax.optimizers import per_layer, rows
 from mlperf_jax.optimizers import tree as trees
+from mlperf_jax.planning import programs
 
 MESH = "data=2,fsdp=4"
 
@@ -112,9 +114,56 @@ def test_no_two_leaves_begin_with_the_same_random_numbers():
             assert abs(np.corrcoef(one, other)[0, 1]) < 0.7
 
 
+def test_an_untrained_table_is_not_kept_and_counts_for_nothing():
+    assembly, plain = (toys.prepared(x(), "data=1") for x in (toys.Featured, toys.Toy))
+    assert paths(assembly.abstract["tables"]) - paths(plain.abstract["tables"]) == {"features/rows"}
+    kept = assembly.kept(assembly.abstract)
+    assert paths(kept) == paths(plain.kept(plain.abstract))
+    assert "frozen" not in kept and "updates" in kept
+    assert assembly.parameters == plain.parameters
+    more = programs.state_bytes(assembly)["other"] - programs.state_bytes(plain)["other"]
+    assert more == toys.FEATURE_ROWS.nbytes == toys.ROWS * toys.FEATURES * 2  # float16
+
+
+def test_a_table_is_read_by_parts_in_place_of_what_it_began_as():
+    asked = []
+
+    def reader(index):
+        asked.append(index)
+        return toys.FEATURE_ROWS[index]
+
+    start = Start({"tables/features/rows": reader})
+    before, after = started(start, toys.Featured(), "data=2,fsdp=2,expert=2")
+    np.testing.assert_array_equal(after["tables"]["features"]["rows"], toys.FEATURE_ROWS)
+    spans = sorted(index[0].indices(toys.ROWS)[:2] for index in asked)
+    assert spans == [
+        (first, first + toys.ROWS // 8) for first in range(0, toys.ROWS, toys.ROWS // 8)
+    ]
+    assert before["tables"]["features"]["rows"].is_deleted(), "no device needs room for two"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"optimizer": rows.sgd(1.0), "dtype": jnp.float16},
+            "in float32, not float16.*leave dtype",
+        ),
+        ({"optimizer": None, "store": True}, "without an optimizer has no store"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(given, sentence):
+    (store,) = make_plan([Bag("a", 8, 1)], width=4, bins=1, way="rows").stores.values()
+    more = {**given, "store": store} if "store" in given else given
+    with pytest.raises(UserError, match=sentence):
+        Table(8, 4, jax.nn.initializers.zeros, **more)
+
+
 def test_frozen_weights_are_made_again_bit_for_bit():
     assembly = toys.prepared(toys.Toy(), MESH)
-    whole, again = assembly.create(5)["frozen"], assembly.create_frozen(5)
+    whole, again = (
+        x["frozen"] for x in (assembly.create(5), assembly.completed({"tables": {}}, 5))
+    )
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)
         assert one.sharding == other.sharding

@@ -1,5 +1,8 @@
 """The train step: accumulation, averages, tables, clipping, bad micro-batches, keys, donation."""
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as train
 from mlperf_jax.core.benchmark import Table
+from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.optimizers import rows
 from mlperf_jax.optimizers import tree as trees
 
@@ -310,6 +314,37 @@ def test_no_gradient_of_a_whole_table_is_made(nonfinite):
     assert memory.alias_size_in_bytes > 2 * table  # rows and accumulators are updated in place
 
 
+def test_an_untrained_table_is_data():
+    """In its own dtype, also of whole numbers; nothing is made of its size, and it stays where it is."""
+
+    class Large(toys.Featured):
+        rules = ((r"features/.*", jax.sharding.PartitionSpec(ROWS)),)
+        table_rows: ClassVar[int] = 80_000
+
+        def tables(self):
+            tables = super().tables()
+            fixed = dataclasses.replace(tables["features"], rows=self.table_rows, dtype=jnp.int8)
+            return {**tables, "features": fixed}
+
+    benchmark = Large(dtype="float32", gradient_accumulation_steps=2)
+    assembly = toys.prepared(benchmark, "data=2,fsdp=2,expert=2")
+    state = assembly.create(0)
+    rows = state["tables"]["features"]["rows"]
+    assert rows.dtype == jnp.int8 and set(state["tables"]["features"]) == {"rows"}
+    assert rows.sharding.shard_shape(rows.shape) == (10_000, toys.FEATURES)
+    before = np.asarray(rows)
+    assert len(np.unique(before)) > 2
+    batch = toys.batch_of(benchmark, 0)
+    batch = jax.device_put(batch, meshes.batch_sharding(assembly.mesh))
+    with jax.set_mesh(assembly.mesh):
+        program = train.jit_train_step(assembly).lower(state, batch, jax.random.key(0)).compile()
+    assert program.memory_analysis().temp_size_in_bytes < rows.nbytes / 8
+    after, _ = program(state, batch, jax.random.key(0))
+    np.testing.assert_array_equal(after["tables"]["features"]["rows"], before)
+    assert after["tables"]["features"]["rows"].sharding.is_equivalent_to(rows.sharding, 2)
+    assert int(after["updates"]) == 1
+
+
 # -- one program, any mesh -------------------------------------------------------------------------
 
 
@@ -327,6 +362,15 @@ def test_meshes_agree_in_float64(x64):
     for state, found in others:
         assert toys.distance(toys.weights(alone), toys.weights(state)) < 1e-12
         assert [s["loss"] for s in found] == pytest.approx([s["loss"] for s in losses], rel=1e-12)
+
+
+def test_meshes_agree_on_an_untrained_table_too(x64):
+    (one, _), (eight, _) = [
+        toys.stepped(f64(toys.Featured, gradient_accumulation_steps=2), mesh)
+        for mesh in ("data=1", "data=2,fsdp=2,expert=2")
+    ]
+    assert one["tables"]["features"]["rows"].dtype == jnp.float16
+    assert toys.distance(toys.weights(one), toys.weights(eight)) < 1e-12
 
 
 def test_tensor_parallelism_agrees_in_float64(x64):

@@ -139,6 +139,17 @@ def test_a_frozen_base_is_read_again_and_the_rest_is_not(toy, tmp_path):
     ).max()
 
 
+def test_untrained_tables_are_read_again_and_not_hashed(toy, tmp_path):
+    result = run(toy(toys.Featured)(ema_decay=None), tmp_path)
+    for mesh in ("data=8", "data=2,expert=2"):
+        found = benchmarks.load(tmp_path, data_dir="data", mesh=mesh)
+        features = found.view["tables"]["features"]["rows"]
+        assert features.dtype == np.float16
+        np.testing.assert_array_equal(features, toys.FEATURE_ROWS)
+        assert found.evaluate() == found.quality
+    assert digest(found.assembly.kept(found.view)) == result.parameters_sha256
+
+
 def test_without_frozen_weights_no_data_are_asked_for(toy, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(benchmarks, "data_folder", lambda *_: asked.append(1) or "data")
