@@ -23,7 +23,6 @@ from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
 from mlperf_jax.core.fields import did_you_mean
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines.in_memory import InMemory
 from mlperf_jax.results import rules
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Benchmark",
-    "InMemory",
     "RunOptions",
     "Target",
     "evaluate",
@@ -417,6 +415,8 @@ def data_folder(benchmark: Benchmark, options: RunOptions) -> str:
 
 def needs_folder(benchmark: Benchmark) -> bool:
     """Whether its data lie where only the user can say: not those of tiny, and not arrays in memory."""
+    from mlperf_jax.input_pipelines.in_memory import InMemory  # imports Grain
+
     has_data = type(benchmark).data is not Benchmark.data
     return not benchmark.is_tiny and not (has_data and isinstance(benchmark.data(), InMemory))
 
