@@ -41,7 +41,7 @@ MAY_IMPORT = {
     },
     "planning": {"benchmarks", "core", "ops", "results"},
     "testing": {"benchmarks", "core", "optimizers", "results"},
-    "template": {"benchmarks", "metrics", "ops", "optimizers", "testing"},
+    "template": {"benchmarks", "input_pipelines", "metrics", "ops", "optimizers", "testing"},
 }
 # they may import everything
 DOORS = {

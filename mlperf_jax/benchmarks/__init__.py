@@ -23,8 +23,11 @@ from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
 from mlperf_jax.core.fields import check, did_you_mean
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
+<<<<<<< HEAD
 from mlperf_jax.input_pipelines import building
 from mlperf_jax.input_pipelines.in_memory import InMemory
+=======
+>>>>>>> outside
 from mlperf_jax.results import rules
 
 if TYPE_CHECKING:
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Benchmark",
-    "InMemory",
     "RunOptions",
     "Target",
     "evaluate",
@@ -454,6 +456,8 @@ def build_data(benchmark: Benchmark, folder: str, source: str | None = None) -> 
 
 def needs_folder(benchmark: Benchmark) -> bool:
     """Whether its data lie where only the user can say: not those of tiny, and not arrays in memory."""
+    from mlperf_jax.input_pipelines.in_memory import InMemory  # imports Grain
+
     has_data = type(benchmark).data is not Benchmark.data
     return not benchmark.is_tiny and not (has_data and isinstance(benchmark.data(), InMemory))
 

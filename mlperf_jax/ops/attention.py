@@ -69,27 +69,27 @@ def attention(
     arguments, else plain XLA, which holds all [B, N, T, S] scores.
 
     Args:
-      q: [B, T, N, H] queries.
-      k: [B, S, K, H] keys; N is a multiple of K.
-      v: [B, S, K, V] values.
-      causal: query t sees keys 0 ... t only; needs T = S.
-      segments: [B, T] int, ids of packed documents; a query sees its own segment only. Needs T = S.
-      query_segments, key_segments: [B, T] and [B, S] int32 except its smallest: the same for queries
-        and keys that differ, as of a decoder over an encoder; given together, and without `segments`.
-      bias: added to the scaled scores: [B, N, T, S], each of them or 1; finite. It has a gradient.
-      scale: of the scores; None is 1 / sqrt(H).
-      dropout_rate: the probability that a weight of the softmax becomes 0; the others are divided by
-        1 - rate.
-      dropout_key: what the dropped weights follow from; None drops nothing, as in evaluation.
-      backend: "auto", "xla", "cudnn", "splash", or "splash_interpret" (the TPU kernel, slowly, on
-        any device: for tests).
+        q: [B, T, N, H] queries.
+        k: [B, S, K, H] keys; N is a multiple of K.
+        v: [B, S, K, V] values.
+        causal: query t sees keys 0 ... t only; needs T = S.
+        segments: [B, T] int, ids of packed documents; a query sees its own segment only. Needs T = S.
+        query_segments, key_segments: [B, T] and [B, S] int32 except its smallest: the same for queries
+            and keys that differ, as of a decoder over an encoder; given together, and without `segments`.
+        bias: added to the scaled scores: [B, N, T, S], each of them or 1; finite. It has a gradient.
+        scale: of the scores; None is 1 / sqrt(H).
+        dropout_rate: the probability that a weight of the softmax becomes 0; the others are divided by
+            1 - rate.
+        dropout_key: what the dropped weights follow from; None drops nothing, as in evaluation.
+        backend: "auto", "xla", "cudnn", "splash", or "splash_interpret" (the TPU kernel, slowly, on
+            any device: for tests).
 
     Returns:
-      [B, T, N, V] in q's dtype.
+        [B, T, N, V] in q's dtype.
 
     Raises:
-      UserError: an unknown back end, or one that cannot take these arguments.
-      ValueError: shapes that do not belong together, or that the mesh does not divide.
+        UserError: an unknown back end, or one that cannot take these arguments.
+        ValueError: shapes that do not belong together, or that the mesh does not divide.
 
     >>> q, kv = jnp.ones([2, 16, 4, 8]), jnp.ones([2, 16, 2, 8])
     >>> attention(q, kv, kv).shape

@@ -25,12 +25,12 @@ class Call(NamedTuple):
     """The arguments of one attention, whole or a device's part.
 
     Attributes:
-      q, k, v: [B, T, N, H], [B, S, K, H] and [B, S, K, V].
-      bias: [B, N, T, S], each of them or 1, or None.
-      q_segments, k_segments: [B, T] and [B, S], or None.
-      causal: whether query t sees keys 0 ... t only.
-      scale: of the scores.
-      parts: sizes of the mesh's axes.
+        q, k, v: [B, T, N, H], [B, S, K, H] and [B, S, K, V].
+        bias: [B, N, T, S], each of them or 1, or None.
+        q_segments, k_segments: [B, T] and [B, S], or None.
+        causal: whether query t sees keys 0 ... t only.
+        scale: of the scores.
+        parts: sizes of the mesh's axes.
     """
 
     q: jax.Array
@@ -65,8 +65,8 @@ class Call(NamedTuple):
         """[1 or B, 1, T, S], true where a query sees a key; None: everywhere.
 
         Args:
-          first: the position of the first query.
-          causal: in place of the call's own.
+            first: the position of the first query.
+            causal: in place of the call's own.
         """
         mask = None
         if self.causal if causal is None else causal:

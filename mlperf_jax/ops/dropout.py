@@ -19,9 +19,9 @@ def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout: x with elements zeroed with probability `rate`, the others divided by 1 - rate.
 
     Args:
-      x: any shape, floating.
-      rate: in [0, 1).
-      key: None drops nothing, as in evaluation.
+        x: any shape, floating.
+        rate: in [0, 1).
+        key: None drops nothing, as in evaluation.
 
     >>> float(dropped(jnp.ones(1000), 0.5, jax.random.key(0)).max())
     2.0

@@ -111,16 +111,16 @@ def make_kernel(
     """The kernel with its block mask; blocks without a visible key are skipped.
 
     Args:
-      heads: query heads on one device.
-      queries: on one device; a multiple of 128, as are the keys.
-      keys: S.
-      width: H or V, whichever is larger.
-      causal: whether query t sees keys 0 ... t only.
-      ways: parts of the queries; each gets its own rows of the mask through `kernel_spec`.
-      interpret: run on any device, for tests.
+        heads: query heads on one device.
+        queries: on one device; a multiple of 128, as are the keys.
+        keys: S.
+        width: H or V, whichever is larger.
+        causal: whether query t sees keys 0 ... t only.
+        ways: parts of the queries; each gets its own rows of the mask through `kernel_spec`.
+        interpret: run on any device, for tests.
 
     Returns:
-      A pytree that is called with one row's q, k, v and segment ids.
+        A pytree that is called with one row's q, k, v and segment ids.
     """
     if causal:
         mask, shards = pallas_splash.CausalMask((queries * ways, keys), shard_count=ways), ways
@@ -146,15 +146,15 @@ def apply(kernel: Any, q, k, v, q_segments, k_segments) -> jax.Array:
     """The kernel over a batch on one device.
 
     Args:
-      kernel: of `make_kernel`.
-      q: [B, T, N, H], already scaled.
-      k: [B, S, K, H].
-      v: [B, S, K, V].
-      q_segments: [B, T] or None.
-      k_segments: [B, S] or None.
+        kernel: of `make_kernel`.
+        q: [B, T, N, H], already scaled.
+        k: [B, S, K, H].
+        v: [B, S, K, V].
+        q_segments: [B, T] or None.
+        k_segments: [B, S] or None.
 
     Returns:
-      [B, T, N, V].
+        [B, T, N, V].
     """
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, N, T, H]
     if q_segments is None:

@@ -8,7 +8,8 @@ from flax import nnx
 from sklearn.datasets import load_digits
 
 from mlperf_jax import metrics
-from mlperf_jax.benchmarks import Benchmark, InMemory, Target, f32, i32
+from mlperf_jax.benchmarks import Benchmark, Target, f32, i32
+from mlperf_jax.input_pipelines.in_memory import InMemory
 from mlperf_jax.ops.losses import softmax_xent
 from mlperf_jax.optimizers import every_epochs
 

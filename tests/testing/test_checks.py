@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -216,6 +217,7 @@ def test_a_child_that_fails_says_why(tmp_path):
 @pytest.fixture
 def none_registered(monkeypatch):
     monkeypatch.setattr(benchmarks, "_REGISTERED", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 WINE = pathlib.Path(__file__).parents[1] / "benchmarks" / "wine.py"
