@@ -23,11 +23,7 @@ from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
 from mlperf_jax.core.fields import check, did_you_mean
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
-<<<<<<< HEAD
 from mlperf_jax.input_pipelines import building
-from mlperf_jax.input_pipelines.in_memory import InMemory
-=======
->>>>>>> outside
 from mlperf_jax.results import rules
 
 if TYPE_CHECKING:

@@ -7,7 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from attention_cases import (
+    CLIP,
+    MESHES,
+    assert_close,
+    bias_of,
+    over,
+    packed,
+    packed_apart,
+    slow,
+    tensors,
+    value_and_grads,
+)
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from mlperf_jax.errors import UserError
@@ -15,87 +27,6 @@ from mlperf_jax.ops import attention as attentions
 from mlperf_jax.ops import attention_backends as backends
 from mlperf_jax.ops import splash
 from mlperf_jax.ops.attention import attention
-
-AXES = ("data", "fsdp", "tensor", "expert", "context")
-
-
-def tensors(batch, length, heads, kv_heads, head, dtype=np.float32, keys=None, values=None):
-    random = np.random.RandomState(0)
-    shapes = [(length, heads), (keys or length, kv_heads), (keys or length, kv_heads)]
-    widths = (head, head, values or head)
-    return [
-        jnp.asarray(random.randn(batch, *shape, width), dtype)
-        for shape, width in zip(shapes, widths)
-    ]
-
-
-def packed(batch, length, documents=3):
-    """Sorted document ids [B, T], different in each row."""
-    return jnp.asarray(
-        np.sort(np.random.RandomState(1).randint(0, documents, (batch, length)), 1), jnp.int32
-    )
-
-
-def packed_apart(batch, length, keys):
-    """Segments of queries and keys that differ, as arguments; the last queries' documents have no key."""
-    sources, targets = packed(batch, keys), packed(batch, length).at[:, -length // 4 :].set(7)
-    return {"query_segments": targets, "key_segments": sources, "causal": False}
-
-
-def bias_of(*shape, dtype=np.float32):
-    return jnp.asarray(np.random.RandomState(3).randn(*shape), dtype)
-
-
-def slow(q, k, v, scale, *, causal=True, segments=None, query_segments=None, key_segments=None,
-         bias=None, keep=None):  # fmt: skip
-    """One query of one head of one row at a time; `keep` [B, N, T, S] is what dropout multiplies by."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    whole = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    bias = np.broadcast_to(0.0 if bias is None else np.asarray(bias, np.float64), whole)
-    keep = np.broadcast_to(1.0 if keep is None else keep, whole)
-    if segments is not None:
-        query_segments = key_segments = segments
-    out = np.zeros((*q.shape[:3], v.shape[-1]))
-    for b, t, n in np.ndindex(q.shape[:3]):
-        seen = np.ones(k.shape[1], bool)
-        if causal:
-            seen[t + 1 :] = False
-        if query_segments is not None:
-            seen &= np.asarray(key_segments)[b] == np.asarray(query_segments)[b, t]
-        if not seen.any():
-            continue
-        kv_head = n // (q.shape[2] // k.shape[2])
-        score = k[b, seen, kv_head] @ q[b, t, n] * scale + bias[b, n, t, seen]
-        weight = np.exp(score - score.max())
-        out[b, t, n] = (weight / weight.sum() * keep[b, n, t, seen]) @ v[b, seen, kv_head]
-    return out
-
-
-def value_and_grads(q, k, v, bias=None, **how):
-    """The result and the gradients of a weighted sum of it with respect to q, k, v and the bias."""
-    weight = jnp.asarray(np.random.RandomState(2).randn(*q.shape[:3], v.shape[-1]), q.dtype)
-    arrays = (q, k, v) if bias is None else (q, k, v, bias)
-
-    def loss(q, k, v, bias=None):
-        out = attention(q, k, v, bias=bias, **how)
-        return (out.astype(jnp.promote_types(out.dtype, jnp.float32)) * weight).sum(), out
-
-    grads, out = jax.jit(jax.grad(loss, range(len(arrays)), has_aux=True))(*arrays)
-    return [out, *grads]
-
-
-def over(sizes: dict[str, int]):
-    shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    devices = jax.devices()[: int(np.prod(shape))]
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 5, devices=devices)
-
-
-def assert_close(found, wanted, tolerance):
-    assert len(found) == len(wanted)
-    for name, one, other in zip(("out", "dq", "dk", "dv", "dbias"), found, wanted):
-        one, other = (np.asarray(x, np.float64) for x in (one, other))
-        difference = np.linalg.norm(one - other) / np.linalg.norm(other)
-        assert difference < tolerance, f"{name}: {difference}"
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -227,9 +158,6 @@ def test_splash_equals_xla(blocks_of_128, causal, segmented, fused):
     assert_close(value_and_grads(q, k, v, backend="splash_interpret", **how), wanted, 2e-6)
 
 
-CLIP = 77  # tokens of a caption
-
-
 def test_keys_that_fill_no_tile_are_padded_for_splash():
     """Cross attention of an image to a caption, and the caption's own causal attention."""
     image, caption = tensors(1, 512, 2, 2, 64, keys=CLIP), tensors(1, CLIP, 2, 2, 64)
@@ -282,13 +210,6 @@ def test_splash_blocks_divide(monkeypatch, kind, head, keys):
     assert blocks.has_backward_blocks
     fused = kind != "TPU v5" and head <= 128 and keys <= 8192
     assert blocks.use_fused_bwd_kernel is fused
-
-
-MESHES = [
-    {"data": 2, "tensor": 2, "context": 2},
-    {"expert": 2, "context": 4},
-    {"data": 2, "tensor": 4},  # more devices than key heads
-]
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
@@ -419,108 +340,6 @@ def test_inside_a_scan_with_remat():
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture
-def hopper(monkeypatch):
-    """As on an H200, with cuDNN's part taken by XLA; lists the keyword arguments of the calls."""
-    calls = []
-    plain = jax.nn.dot_product_attention
-
-    def stand_in(*args, implementation, **kwargs):
-        assert implementation == "cudnn"
-        calls.append(kwargs)
-        return plain(*args, implementation="xla", **kwargs)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    monkeypatch.setattr(attentions, "_cuda_capability", lambda: (9, 0))
-    monkeypatch.setattr(attentions, "platform", lambda: "gpu")
-    return calls
-
-
-@pytest.mark.parametrize(
-    ("sizes", "causal", "segmented"),
-    [
-        ({}, True, False),
-        ({}, True, True),
-        ({"data": 2, "tensor": 4}, True, False),
-        (MESHES[0], True, True),
-        (MESHES[0], True, False),
-        (MESHES[0], False, False),
-    ],
-)
-def test_cudnn_is_asked_for_the_same(hopper, sizes, causal, segmented):
-    q, k, v = tensors(4, 16, 4, 2, 8, jnp.bfloat16)
-    how = {"causal": causal, "segments": packed(4, 16) if segmented else None}
-    wanted = value_and_grads(q, k, v, backend="xla", **how)
-    with jax.set_mesh(over(sizes)):
-        found = value_and_grads(q, k, v, **how)
-    assert hopper
-    split = sizes.get("context", 1) > 1
-    assert hopper[0]["is_causal"] is (causal and not split)
-    assert (hopper[0]["mask"] is None) is not (segmented or (causal and split))
-    assert_close(found, wanted, 2e-2)
-
-
-@pytest.mark.parametrize("shape", [(4, 4, 16, 16), (1, 4, 16, 16), (4, 1, 1, 16)], ids=str)
-@pytest.mark.parametrize("sizes", [{}, MESHES[0]], ids=str)
-def test_cudnn_takes_a_bias_and_gives_its_gradient(hopper, sizes, shape):
-    arrays = *tensors(4, 16, 4, 2, 8, jnp.bfloat16), bias_of(*shape)
-    how = {"segments": packed(4, 16)}
-    wanted = value_and_grads(*arrays, backend="xla", **how)
-    with jax.set_mesh(over(sizes)):
-        assert_close(value_and_grads(*arrays, **how), wanted, 3e-2)
-    assert hopper[0]["bias"].dtype == jnp.bfloat16
-    assert hopper[0]["bias"].shape[2:] == hopper[0]["mask"].shape[2:]  # it does not broadcast these
-
-
-@pytest.mark.parametrize("sizes", [{}, {"data": 2, "context": 2}], ids=str)
-@pytest.mark.parametrize("biased", [True, False])
-def test_cudnn_is_given_even_lengths_and_one_width(hopper, sizes, biased):
-    """A mask or a bias of odd lengths is padded, and values are widened: 192 and 128 in DeepSeek."""
-    arrays = tensors(2, 14, 4, 2, 24, jnp.bfloat16, keys=11, values=16)
-    how = packed_apart(2, 14, 11) if not biased else {"causal": False}
-    arrays = [*arrays, bias_of(1, 4, 14, 11)] if biased else arrays
-    wanted = value_and_grads(*arrays, backend="xla", **how)
-    with jax.set_mesh(over(sizes)):
-        found = value_and_grads(*arrays, **how)
-    assert found[0].shape == (2, 14, 4, 16)
-    assert_close(found, wanted, 3e-2)
-    assert hopper[0]["mask"].shape[2:] == (8 if sizes else 14, 12)
-
-
-def test_cudnn_is_given_odd_lengths_as_they_are_where_nothing_is_masked(hopper):
-    arrays = tensors(2, 16, 4, 2, 8, jnp.bfloat16, keys=CLIP)
-    wanted = value_and_grads(*arrays, backend="xla", causal=False)
-    assert_close(value_and_grads(*arrays, causal=False), wanted, 2e-2)
-    assert hopper[0]["mask"] is None
-
-
-@pytest.mark.parametrize(
-    ("dtype", "head", "words"),
-    [
-        (jnp.float32, 128, "float32"),
-        (jnp.bfloat16, 12, "head dimension 12"),
-        (jnp.bfloat16, 264, "up to 256"),
-    ],
-)
-def test_what_cudnn_refuses_goes_to_xla(hopper, dtype, head, words):
-    assert attentions._cudnn_misfit(jnp.dtype(jnp.bfloat16), 128) is None
-    assert words in attentions._cudnn_misfit(jnp.dtype(dtype), head)
-    arrays = tensors(1, 16, 2, 2, head, dtype)
-    attention(*arrays)
-    assert not hopper
-    with pytest.raises(UserError, match="back end 'cudnn' cannot take"):
-        attention(*arrays, backend="cudnn")
-
-
-def test_older_gpus_take_narrower_heads(monkeypatch):
-    monkeypatch.setattr(attentions, "_cuda_capability", lambda: (8, 0))
-    dtype = jnp.dtype(jnp.bfloat16)
-    assert attentions._cudnn_misfit(dtype, 128) is None
-    assert "up to 128" in attentions._cudnn_misfit(dtype, 136)
-    monkeypatch.setattr(attentions, "_cuda_capability", lambda: (7, 5))
-    assert "8.0" in attentions._cudnn_misfit(dtype, 128)
-
-
 def call_of(arrays, causal=True, bias=None, ways=1):
     return backends.Call(*arrays, bias, None, None, causal, 1.0, {"context": ways})
 
@@ -589,19 +408,3 @@ def test_a_mesh_that_does_not_divide_is_named():
         for backend in ("xla", "splash_interpret"):
             with pytest.raises(ValueError, match="not divided by"):
                 attention(q, k, v, backend=backend)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("case", ["causal", "segments", "bias", "keys", "values"])
-def test_cudnn_equals_xla_on_a_gpu(case):
-    arrays = tensors(2, 512, 8, 2, 128, jnp.bfloat16)
-    how = {"segments": packed(2, 512) if case == "segments" else None}
-    if case == "bias":
-        arrays = [*arrays, bias_of(1, 8, 512, 512)]
-    elif case == "keys":
-        arrays = tensors(2, 511, 8, 2, 128, jnp.bfloat16, keys=CLIP)
-        how = packed_apart(2, 511, CLIP)
-    elif case == "values":
-        arrays = tensors(2, 512, 8, 2, 192, jnp.bfloat16, values=128)
-    wanted = value_and_grads(*(x.astype(jnp.float32) for x in arrays), backend="xla", **how)
-    assert_close(value_and_grads(*arrays, backend="cudnn", **how), wanted, 2e-2)
