@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline, sources
@@ -136,3 +138,12 @@ def fails(split: Any, at: int, message: str = "damaged") -> Altered:
         return batch
 
     return Altered(split, alter)
+
+
+@contextlib.contextmanager
+def failing(toy: type, at: int) -> Iterator[None]:
+    """Meanwhile the toy's training data fail at the batch of this step; a subclass would be other code."""
+    given = toy.train_data
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(toy, "train_data", lambda self, folder: fails(given(self, folder), at))
+        yield

@@ -251,14 +251,17 @@ def test_skipped_batches_do_not_end_the_run(tmp_path):
 # -- what it refuses -------------------------------------------------------------------------------
 
 
-def test_batch_that_differs_from_the_example_is_an_error_that_names_the_array(tmp_path):
-    class Wrong(toys.Toy):
-        def train_data(self, data_dir):
-            rows = toys.problem(self.train_samples, 3)
-            return toys.arrays({**rows, "label": rows["label"].astype(np.int64)})
+def test_batch_that_differs_from_the_example_is_an_error_that_names_the_array(
+    tmp_path, monkeypatch
+):
+    def wrong(self, data_dir):
+        rows = self.problem()
+        return toys.arrays({**rows, "label": rows["label"].astype(np.int64)})
 
-    with pytest.raises(UserError, match=r"gives int64\[\] for 'label'.*says int32\[\]"):
-        toys.run(Wrong(), tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(toys.Toy, "train_data", wrong)
+        with pytest.raises(UserError, match=r"gives int64\[\] for 'label'.*says int32\[\]"):
+            toys.run(toys.Toy(), tmp_path)
     # nothing is left open: the run can be taken up in the same process
     assert toys.run(toys.Toy(), tmp_path, resume=True).reached
 
@@ -309,14 +312,15 @@ def test_implicit_transfers_in_the_hot_path_are_forbidden(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_with_a_checkpoint_and_it_can_be_resumed(tmp_path, done, number):
-    class Stopped(toys.Toy):
-        def train_data(self, data_dir):
-            return toys.asks_to_stop(super().train_data(data_dir), 17, number)
-
-    before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match=f"signal {int(number)}.*--resume") as stop:
-        toys.run(Stopped(), tmp_path)
+def test_a_signal_ends_the_run_with_a_checkpoint_and_it_can_be_resumed(
+    tmp_path, done, number, monkeypatch
+):
+    given, before = toys.Toy.train_data, signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        stopped = lambda self, folder: toys.asks_to_stop(given(self, folder), 17, number)  # noqa: E731
+        patched.setattr(toys.Toy, "train_data", stopped)
+        with pytest.raises(Interrupted, match=f"signal {int(number)}.*--resume") as stop:
+            toys.run(toys.Toy(), tmp_path)
     assert stop.value.signal == number
     assert signal.getsignal(number) == before
     with Checkpoints(tmp_path / "run_0" / "checkpoints", identity=identity(tmp_path)) as kept:
@@ -337,16 +341,18 @@ def test_a_second_interrupt_does_not_wait():
     assert not Preemption().requested(0)
 
 
-def test_a_set_with_several_runs_goes_on_where_it_was_interrupted(tmp_path):
-    class Stopped(toys.Plain):
-        def train_data(self, data_dir):
-            data = super().train_data(data_dir)
-            last = (tmp_path / "run_1").exists()
-            return toys.asks_to_stop(data, 2) if last else data
+def test_a_set_with_several_runs_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    given = toys.Plain.train_data
+
+    def stopped(self, data_dir):
+        data = given(self, data_dir)
+        return toys.asks_to_stop(data, 2) if (tmp_path / "run_1").exists() else data
 
     short = dict(targets=HARD)
-    with pytest.raises(Interrupted):
-        toys.run(Stopped(**short), tmp_path, runs=3, max_samples=320)
+    with monkeypatch.context() as patched:
+        patched.setattr(toys.Plain, "train_data", stopped)
+        with pytest.raises(Interrupted):
+            toys.run(toys.Plain(**short), tmp_path, runs=3, max_samples=320)
     assert (tmp_path / "run_0" / "result.json").exists()
     results = toys.run(toys.Plain(**short), tmp_path, runs=3, max_samples=320, resume=True)
     assert [result.resumed for result in results] == [1, 0]

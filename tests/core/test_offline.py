@@ -173,12 +173,8 @@ def test_a_trained_run_is_not_resumed(tmp_path):
 
 
 def test_a_run_that_is_not_trained_to_its_end_is_not_scored(tmp_path):
-    class Broken(toys.Offline):
-        def train_data(self, data_dir):
-            return toys.fails(super().train_data(data_dir), 3)
-
-    with pytest.raises(UserError, match="damaged"):
-        toys.run(Broken(), tmp_path, data_dir="data")
+    with toys.failing(toys.Offline, 3), pytest.raises(UserError, match="damaged"):
+        toys.run(toys.Offline(), tmp_path, data_dir="data")
     with pytest.raises(UserError, match="not trained to its end"):
         benchmarks.evaluate(tmp_path)
     assert toys.run(toys.Offline(), tmp_path, resume=True, data_dir="data") is None
@@ -259,12 +255,8 @@ def test_what_is_not_to_be_scored_is_refused(tmp_path, monkeypatch):
         benchmarks.evaluate(tmp_path / "nothing")
     monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: toys.Toy)
 
-    class Broken(toys.Toy):
-        def train_data(self, data_dir):
-            return toys.fails(super().train_data(data_dir), 3)
-
-    with pytest.raises(UserError, match="damaged"):
-        toys.run(Broken(), tmp_path, data_dir="data")
+    with toys.failing(toys.Toy, 3), pytest.raises(UserError, match="damaged"):
+        toys.run(toys.Toy(), tmp_path, data_dir="data")
     with pytest.raises(UserError, match="evaluated during its run"):
         benchmarks.evaluate(tmp_path)
 

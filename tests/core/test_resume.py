@@ -125,13 +125,8 @@ def test_every_resumption_is_counted(tmp_path, undisturbed):
 
 def broken_off(folder, cls=toys.Toy, at=25, fields=None, **more):
     """A run that failed at this step, with whole checkpoints before it."""
-
-    class Failing(cls):
-        def train_data(self, data_dir):
-            return toys.fails(super().train_data(data_dir), at)
-
-    with pytest.raises(UserError, match="damaged"):
-        toys.run(Failing(**(fields or {})), folder, **more)
+    with toys.failing(cls, at), pytest.raises(UserError, match="damaged"):
+        toys.run(cls(**(fields or {})), folder, **more)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, undisturbed):

@@ -166,14 +166,9 @@ def test_it_is_applied_to_training_data_alone(tmp_path):
 def test_killed_and_resumed_ends_equal_and_another_is_refused(tmp_path):
     given = [Jitter(), Halved()]
     whole = toys.run(toys.Toy(targets=HARD), tmp_path / "whole", transform=given, **SHORT)
-
-    class Failing(toys.Toy):
-        def train_data(self, data_dir):
-            return toys.fails(super().train_data(data_dir), 8)
-
     often = {"checkpoint_every": 5, **SHORT}
-    with pytest.raises(UserError, match="damaged"):
-        toys.run(Failing(targets=HARD), tmp_path / "cut", transform=given, **often)
+    with toys.failing(toys.Toy, 8), pytest.raises(UserError, match="damaged"):
+        toys.run(toys.Toy(targets=HARD), tmp_path / "cut", transform=given, **often)
     for other in (None, Jitter(), [Halved(), Jitter()]):
         with pytest.raises(UserError, match=r"another configuration.*transform"):
             toys.run(toys.Toy(targets=HARD), tmp_path / "cut", resume=True, transform=other)
