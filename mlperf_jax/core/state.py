@@ -427,7 +427,8 @@ def read_leaf(path: str, leaf: Any, source: Any) -> jax.Array:
         values = source(index) if callable(source) else source[index]
         return np.asarray(values).astype(leaf.dtype)
 
-    leaf.delete()
+    if isinstance(leaf, jax.Array):  # its memory is for what is read
+        leaf.delete()
     shape, sharding = leaf.shape, leaf.sharding
     if sharding.is_fully_replicated:
         return jax.make_array_from_callback(shape, sharding, part)

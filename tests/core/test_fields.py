@@ -81,9 +81,12 @@ def test_every_number_has_a_range(name, field):
         elif hint in (int, float):
             assert any(isinstance(rule, Range) for rule in rules), "a bare number takes any value"
         elif origin is not Literal:
-            assert hint in (str, bool, Target, types.NoneType, ...) or field == "optimizer"
+            assert hint in (str, bool, Target, types.NoneType, ...) or field in OBJECTS
 
     ranges_of(fields.hints_of(CLASSES[name])[field])
+
+
+OBJECTS = ("optimizer", "transform")  # fields of the run that take the user's own
 
 
 @pytest.mark.parametrize("name", benchmarks.names())

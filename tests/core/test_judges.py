@@ -75,7 +75,7 @@ def test_they_are_there_while_an_evaluation_lasts(monkeypatch):
 
     programs = evaluation.compile_predict(assembly)
     load = evaluation.judges_from(assembly, "data")
-    measuring = evaluation.Evaluator(assembly, batches, 0, programs, load)
+    measuring = evaluation.Evaluator(assembly, batches, 0, programs, "data", load)
     measuring.outputs(assembly.create(0), 1)
     gc.collect()
     assert len(seen) == 2 and min(seen) >= 1 and judges_here() == 0
