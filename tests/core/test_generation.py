@@ -150,9 +150,12 @@ def program(benchmark, mesh):
 
 @pytest.mark.parametrize("mesh", ["data=8", "data=2,fsdp=4"])
 def test_each_device_plays_its_share_alone(mesh):
-    alone, shared = (program(playing_toys.Prompted(), m)[2:] for m in ("data=1", mesh))
-    assert shared[1] == []
-    assert shared[0] < alone[0] / 7.5, "an eighth of the work each"
+    alone, shared = (program(playing_toys.Prompted(), m) for m in ("data=1", mesh))
+    assert shared[3] == []
+    assert shared[2] < alone[2] / 7.5, "an eighth of the work each"
+    one, eighth = (p[1].memory_analysis().output_size_in_bytes for p in (alone, shared))
+    padded = 48 * 4 * (4 * (toys.FEATURES + 2) + 1)  # four records a game and its length: a part's
+    assert padded <= one < 1.2 * padded and eighth < padded / 7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
