@@ -44,7 +44,9 @@ def list_command(words: Sequence[str]) -> int:
     rows.sort(key=lambda row: row["status"] == "planned")
     for row in rows:
         suite = row["suite"]
-        row["target"] = " and ".join(str(rules.Target(**target)) for target in row["targets"])
+        row["target"] = " and ".join(
+            str(rules.OfficialTarget(**target)) for target in row["targets"]
+        )
         row["rounds"] = rounds(row["rounds"], rules.rounds_of(suite), suite) if suite else "none"
     print_table(header, [[row[name] for name in header] for row in rows])
     return 0

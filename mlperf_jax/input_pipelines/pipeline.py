@@ -102,7 +102,7 @@ class Split:
 
         Args:
             rows: B, unless a plan says it.
-            seed: of order and transforms, at least 0; an evaluation takes none.
+            seed: of order and transforms, at least 0.
             share: B -> (lo, hi), the rows that are read here; all by default.
 
         Raises:
@@ -156,7 +156,6 @@ class Batches:
             raise UserError(f"the data set is empty ({split.source!r}); build or fetch it first")
         if seed < 0:
             raise UserError(f"the seed of an order is at least 0, got {seed}")
-        seed = 0 if split.evaluation else seed
         self._split, self._seed = split, seed
         source = _made_for(split.source, "for_seed", seed)
         if split.plan is None:

@@ -41,7 +41,10 @@ def configuration_is_plain(benchmark: Benchmark) -> None:
     """At most 40 fields, which JSON keeps."""
     count = len(dataclasses.fields(benchmark))
     must(count <= MOST_FIELDS, f"{benchmark.name} has {count} fields, {MOST_FIELDS} are allowed")
-    again = benchmarks.from_config(json.loads(json.dumps(benchmark.config(), default=str)))
+    try:
+        again = benchmarks.from_config(json.loads(json.dumps(benchmark.config(), default=str)))
+    except UserError as error:
+        raise AssertionError(f"JSON does not keep the configuration: {error}") from error
     for field in dataclasses.fields(benchmark):
         was, now = getattr(benchmark, field.name), getattr(again, field.name)
         must(
