@@ -199,7 +199,7 @@ def resolve(benchmark: str, ruleset: str | None = None) -> Round:
     Raises:
         UserError: there is no such benchmark or round, or the benchmark was not in it.
     """
-    if ruleset == "":
+    if ruleset == "" and benchmark not in entries():
         return _resolved(benchmark, "training", rounds_of("training")[-1])
     row = entry(benchmark)
     name = row.rounds[-1] if ruleset is None else round_name(ruleset, row.suite)
