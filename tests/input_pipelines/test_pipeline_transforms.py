@@ -29,8 +29,7 @@ def test_added_random_transforms_are_seeded_by_position(kind):
     split = SPLITS[kind].transformed([Jittered(), Many()])
     whole = take(split, 7)
     assert_equal(take(split, 2, start=5, threads=0), whole[5:7])
-    other = take(split, 1, seed=4)[0]["x"]
-    assert np.array_equal(whole[0]["x"], other) == kind.startswith("evaluation")
+    assert not np.array_equal(whole[0]["x"], take(split, 1, seed=4)[0]["x"])
     tail = take(split, 7, share=lambda rows: (rows - 1, rows))
     assert_equal([{k: v[-1:] for k, v in batch.items()} for batch in whole], tail)
 
