@@ -221,21 +221,9 @@ class _Reader:
         self.findings: list[Finding] = []
         self.newest = self.broken = False
 
-    def find(
-        self, key: str, expected: str, advice: str, line: int | None = None, warning: bool = False
-    ) -> None:
+    def find(self, key: str, expected: str, advice: str, **more: Any) -> None:
         if len(self.findings) < 20:  # a log may be wrong in every line
-            self.findings.append(
-                Finding(
-                    file=str(self.path),
-                    key=key,
-                    expected=expected,
-                    advice=advice,
-                    official="",
-                    line=line,
-                    warning=warning,
-                )
-            )
+            self.findings.append(Finding(str(self.path), key, expected, advice, **more))
 
     def line(self, content: Any, start: int, end: int) -> None:
         text = content[start:end]

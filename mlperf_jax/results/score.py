@@ -132,16 +132,7 @@ class _Set:
 
     def find(self, key: str, expected: str, warning: bool = False, advice: str = "") -> None:
         """Adds a finding about the whole set."""
-        self.findings.append(
-            Finding(
-                file=str(self.folder),
-                key=key,
-                expected=expected,
-                advice=advice,
-                official="",
-                warning=warning,
-            )
-        )
+        self.findings.append(Finding(str(self.folder), key, expected, advice, warning=warning))
 
     def _round(self, given: str | None) -> rules.Round | None:
         """The rules to apply; None where no round had the benchmark."""
