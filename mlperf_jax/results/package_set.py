@@ -41,6 +41,11 @@ class Run:
         """The value of a setting, or None."""
         return next(iter(self.settings.get(key, ())), None)
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Library versions, as the run recorded them."""
+        return {str(name): str(version) for name, version in self.result.versions.items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Set:
@@ -57,6 +62,11 @@ class Set:
     division: str
     tiny: bool
     runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """One that speaks for all: they are alike."""
+        return self.runs[0]
 
 
 def read_set(
