@@ -79,16 +79,8 @@ class Instruction:
 
     def attribute(self, name: str) -> str:
         """The text behind `name=`, up to the next comma outside brackets."""
-        begin = self.attributes.find(f"{name}=")
-        if begin < 0:
-            return ""
-        rest = self.attributes[begin + len(name) + 1 :]
-        depth = 0
-        for index, letter in enumerate(rest):
-            depth += (letter in "{[(") - (letter in "}])")
-            if letter == "," and depth == 0:
-                return rest[:index]
-        return rest
+        _, found, rest = self.attributes.partition(f"{name}=")
+        return next(_split(rest)) if found else ""
 
     @property
     def cycles(self) -> int:
