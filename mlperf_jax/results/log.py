@@ -69,15 +69,6 @@ class Log:
         """Bytes written so far; what a checkpoint keeps and `resume_at` takes."""
         return 0 if self._lines is None else self._lines.offset
 
-    @staticmethod
-    def cut(path: os.PathLike | str, offset: int) -> None:
-        """Cuts a log back to its first `offset` bytes; half a line at its end goes first.
-
-        Raises:
-            UserError: the log is shorter, or no line ends there.
-        """
-        durable.cut(pathlib.Path(path), offset)
-
     def start(
         self, key: str, value: Any = None, *, time_ms: int | None = None, **metadata: Any
     ) -> None:
