@@ -7,7 +7,6 @@ what the TPU compiler accepts.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlperf_jax.core import peaks
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,9 @@ def parse(text: str) -> Devices:
     match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(?::([\dx]+))?", text.strip().lower())
     name = _ALIASES.get(match[2], match[2]) if match else ""
     if match is None or name not in CHIPS:
-        near = difflib.get_close_matches(name, CHIPS, n=1)
         raise UserError(
-            f"no device is called {text!r}"
-            + (f"; did you mean {near[0]!r}? " if near else "; ")
-            + f"known: {', '.join(CHIPS)}, with a shape, such as v5p:4x4x8, 2xv6e:16x16 or h100:8x4"
+            f"no device is called {text!r}{did_you_mean(name, CHIPS)}; give a chip with its shape, such as "
+            "v5p:4x4x8, 2xv6e:16x16 or h100:8x4"
         )
     chip, slices = CHIPS[name], int(match[1] or 1)
     sides = match[3] or ""

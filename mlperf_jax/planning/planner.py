@@ -14,8 +14,7 @@ from typing import Any
 from mlperf_jax import benchmarks
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark
-from mlperf_jax.core.fields import did_you_mean
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.planning import compiling, estimates, searching
 from mlperf_jax.planning import devices as names
 from mlperf_jax.planning.report import Plan

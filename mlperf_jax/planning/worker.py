@@ -41,13 +41,15 @@ def main() -> None:
 
 def answer(request: dict[str, Any], send: Send) -> None:
     """Compiles the programs of one request, or takes them from the store."""
-    from mlperf_jax.core import compiling
+    from mlperf_jax.core import compiling, python_file
     from mlperf_jax.core.optimizer_argument import load_optimizer
     from mlperf_jax.planning import candidates, programs, store
     from mlperf_jax.planning import devices as names
 
     devices = names.parse(request["devices"])
-    benchmark = rebuild(request["class"], request["config"])
+    benchmark = python_file.load(request["class"], "benchmark", "Wine").from_config(
+        request["config"]
+    )
     given = request["optimizer"]
     optimizer = None if given is None else load_optimizer(given)
     sizes = request["mesh"]
@@ -71,20 +73,6 @@ def answer(request: dict[str, Any], send: Send) -> None:
                 store.write(digest, found)
             program = programs.read_findings(name, devices, found, text or "")
             send("program", **program.to_dict())
-
-
-def rebuild(name: str, config: dict[str, Any]) -> Any:
-    """The benchmark of a class, as `python_file.load` finds it, with these fields."""
-    from mlperf_jax.core import python_file
-    from mlperf_jax.core.benchmark import Target
-
-    cls = python_file.load(name, "benchmark", "Wine")
-    values = {key: _tuples(value) for key, value in config.items() if key != "benchmark"}
-    return cls(**{**values, "targets": tuple(Target(**t) for t in config["targets"])})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

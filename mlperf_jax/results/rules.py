@@ -7,7 +7,6 @@ spell them. `keys.py` and `closed.py` apply a round's rules to a run. A round is
 """
 
 import dataclasses
-import difflib
 import functools
 import importlib.resources
 import json
@@ -18,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.results.constraints import Constraint
 from mlperf_jax.results.evaluations import Evaluation
 
@@ -262,7 +261,7 @@ def entry(name: str) -> Entry:
     """
     table = entries()
     if name not in table:
-        raise UserError(f"there is no official benchmark {name!r}{_meant(name, table)}.")
+        raise UserError(f"there is no official benchmark {name!r}{did_you_mean(name, table)}")
     return table[name]
 
 
@@ -333,10 +332,8 @@ def round_name(ruleset: str, suite: str = "training") -> str:
     name = _spelled(ruleset)
     rounds = rounds_of(suite)
     if name not in rounds:
-        raise UserError(
-            f"there is no ruleset {ruleset!r}{_meant(name, rounds)}; give one of "
-            f"{', '.join(f'{r}.0' for r in rounds)}."
-        )
+        given = ", ".join(f"{each}.0" for each in rounds)
+        raise UserError(f"there is no ruleset {ruleset!r}; give one of {given}.")
     return name
 
 
@@ -359,11 +356,6 @@ def data(name: str) -> dict[str, Any]:
 def _spelled(ruleset: str) -> str:
     text = str(ruleset).removeprefix("v")
     return text.removesuffix(".0") if text.count(".") == 2 else text
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from planning_toys import Decoder
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.planning import compiling, store, worker
+from mlperf_jax.planning import compiling, store
 from mlperf_jax.planning import devices as names
 from mlperf_jax.planning.programs import Program
 
@@ -136,4 +136,4 @@ def test_the_store_survives_damage():
 def test_a_configuration_survives_the_way_to_the_worker():
     benchmark = Decoder(layers=3, remat=None)
     config = json.loads(json.dumps(benchmark.config()))
-    assert worker.rebuild("planning_toys:Decoder", config) == benchmark
+    assert Decoder.from_config(config) == benchmark
