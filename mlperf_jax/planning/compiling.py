@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -125,7 +126,7 @@ def _ask(request: dict[str, Any], devices: names.Devices, say: Say) -> tuple[dic
                 failed = Program(
                     current, "compiler failed", devices.memory, message=event["message"]
                 )
-                found["programs"].append(failed.to_dict())
+                found["programs"].append(dataclasses.asdict(failed))
                 lasting = False
 
 

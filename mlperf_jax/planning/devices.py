@@ -78,6 +78,11 @@ class Devices:
     slices: int = 1
 
     @property
+    def family(self) -> str:
+        """The chip's name in `CHIPS`."""
+        return next(name for name, chip in CHIPS.items() if chip is self.chip)
+
+    @property
     def chips(self) -> int:
         return math.prod(self.shape) * self.slices
 
@@ -192,7 +197,7 @@ def _possible(name: str) -> str:
 
 def nearest_larger(devices: Devices, chips: int) -> str | None:
     """The smallest single slice or node set of the same chip with at least `chips` chips."""
-    name = next(name for name, chip in CHIPS.items() if chip is devices.chip)
+    name = devices.family
     if not devices.tpu:
         nodes = -(-chips // devices.chip.most)
         return f"{name}:{chips}" if nodes == 1 else f"{name}:{devices.chip.most}x{nodes}"
@@ -208,7 +213,7 @@ def topology_arguments(devices: Devices) -> dict[str, Any]:
     A v4 chip's two cores act as one device only when that is said; slices of one chip are no multiple
     of a host's four.
     """
-    name = next(name for name, chip in CHIPS.items() if chip is devices.chip)
+    name = devices.family
     found: dict[str, Any] = {"topology_name": f"{name}:{_join(devices.shape)}"}
     if devices.slices > 1 or name == "v4":
         found["num_slices"] = devices.slices

@@ -19,6 +19,7 @@ from importlib import metadata
 from typing import Any
 
 from mlperf_jax.core import peaks
+from mlperf_jax.results.result import installed
 
 _NOT_TOLD = ("cuda", "tpu", "test", "dev")  # the devices' finding, and work on the package itself
 _BRINGS = {"jax[tpu]": "libtpu"}  # what a requirement is there for, where its name does not say it
@@ -103,14 +104,6 @@ def doctor(
         *_extras(version, environment),
     ]
     return Diagnosis(tuple(found))
-
-
-def installed(package: str) -> str | None:
-    """The version of an installed package, or None."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def place(environment: Mapping[str, str] = os.environ) -> str:

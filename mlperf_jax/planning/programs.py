@@ -30,6 +30,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.ops import pretend
 from mlperf_jax.planning import devices as names
 from mlperf_jax.planning import hlo, messages, work
+from mlperf_jax.results.result import installed
 
 PARTS = {"params": "parameters", "opt": "optimizer"}  # the rest of the state is "other"
 
@@ -80,10 +81,6 @@ class Program:
         """The inverse of `dataclasses.asdict`, also after JSON."""
         largest = tuple((int(size), str(what)) for size, what in values["largest"])
         return cls(**{**values, "largest": largest})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON knows them."""
-        return dataclasses.asdict(self)
 
 
 class Lowering(states.Assembly):
@@ -216,15 +213,7 @@ def content(devices: names.Devices, lowered: Any, options: Mapping[str, Any]) ->
 
 def compiler_versions() -> dict[str, str]:
     """Versions that a compiled program depends on; a missing one is empty."""
-    from importlib import metadata
-
-    found = {}
-    for name in ("jax", "jaxlib", "libtpu"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = ""
-    return found
+    return {name: installed(name) or "" for name in ("jax", "jaxlib", "libtpu")}
 
 
 def compile_program(lowered: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -6,6 +6,7 @@ process ends, and fake devices must be asked for before JAX starts.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -72,7 +73,7 @@ def answer(request: dict[str, Any], send: Send) -> None:
                 store.write_text(digest, text)
                 store.write(digest, found)
             program = programs.read_findings(name, devices, found, text or "")
-            send("program", **program.to_dict())
+            send("program", **dataclasses.asdict(program))
 
 
 if __name__ == "__main__":

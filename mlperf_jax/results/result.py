@@ -32,13 +32,16 @@ def versions() -> dict[str, str]:
     Read from the installed packages' metadata, so nothing is imported. Running this package from its
     sources counts as "not installed" too.
     """
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    found = {name: installed(name) or "not installed" for name in _LIBRARIES}
+    return {"python": platform.python_version(), **found}
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def config_hash(config: dict[str, Any]) -> str:

@@ -338,7 +338,9 @@ class _Set:
 
     def _has_reference(self) -> bool:
         try:
-            return self.round is not None and bool(rules.rcp(self.round.benchmark, self.ruleset))
+            return self.round is not None and bool(
+                rcp.points_of(self.round.benchmark, self.ruleset)
+            )
         except UserError:
             return False
 

@@ -1,5 +1,6 @@
 """The process that compiles: asked once, remembered, and survived when it dies."""
 
+import dataclasses
 import json
 import subprocess
 
@@ -29,7 +30,7 @@ def answers(monkeypatch, *processes):
 
 
 def program(name):
-    return {"event": "program", **Program(name, "fits", 10, total=5, work={}).to_dict()}
+    return {"event": "program", **dataclasses.asdict(Program(name, "fits", 10, total=5, work={}))}
 
 
 def test_a_real_process_compiles_and_a_second_look_asks_nobody(monkeypatch):
