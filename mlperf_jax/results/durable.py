@@ -120,7 +120,7 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise UserError(
-            f"{path} is not a JSON file ({error}); it was damaged or edited: restore it, "
+            f"{path} is not a JSON file ({error}); mend or restore it"
             "or move its run away and start another."
         ) from error
 

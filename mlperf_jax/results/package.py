@@ -26,7 +26,7 @@ from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.package_check import Verdict, check_tree
 from mlperf_jax.results.package_code import code_files, find_source
 from mlperf_jax.results.package_set import Set, legal_name, read_set
-from mlperf_jax.results.result import LEGEND, UNVERIFIED
+from mlperf_jax.results.result import LEGEND, MARKS, SMALL_PRINT, UNVERIFIED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,23 +63,19 @@ class Package:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, with the notices that go with any result."""
-        return durable.plain(dataclasses.asdict(self), "the package") | {
-            "verified": False,
-            "notice": f"{UNVERIFIED} {LEGEND}",
-        }
+        return durable.plain(dataclasses.asdict(self), "the package") | MARKS
 
     def __str__(self) -> str:
         lines = [self._head()]
         if self.rehearsal:
             lines.append(package_texts.REHEARSAL)
-        lines += [f"  {'warning: ' if f.warning else ''}{f}" for f in self.findings]
-        lines += [f"  {note}" for note in self.notes]
+        lines += [f"  {text}" for text in (*self._said(), *self.notes)]
         lines += [f"  to be filled in by hand: {text}" for text in self.to_fill]
-        return "\n".join([*lines, f"{UNVERIFIED}", LEGEND])
+        return "\n".join([*lines, UNVERIFIED, LEGEND])
 
     def _repr_html_(self) -> str:
         groups = {
-            "findings": [f"{'warning: ' if f.warning else ''}{f}" for f in self.findings],
+            "findings": self._said(),
             "notes": list(self.notes),
             "to be filled in by hand": list(self.to_fill),
         }
@@ -89,7 +85,10 @@ class Package:
         for title, texts in groups.items():
             items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
             parts += [f"<p>{title}</p><ul>{items}</ul>"] if items else []
-        return "".join([*parts, f"<small>{html.escape(UNVERIFIED)} {html.escape(LEGEND)}</small>"])
+        return "".join([*parts, SMALL_PRINT])
+
+    def _said(self) -> list[str]:
+        return [f"{'warning: ' if f.warning else ''}{f}" for f in self.findings]
 
     def _head(self) -> str:
         verdict = "passes" if self.success else "does not pass"

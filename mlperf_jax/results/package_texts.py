@@ -12,7 +12,7 @@ import shlex
 from typing import Any
 
 from mlperf_jax.results.package_set import Set
-from mlperf_jax.results.result import LEGEND, UNVERIFIED
+from mlperf_jax.results.result import MARKS, NOTICE
 
 REHEARSAL = "REHEARSAL with tiny runs on generated data: not a result, not for submission."
 
@@ -273,8 +273,7 @@ def _summary(story: Story) -> dict[str, Any]:
         "framework": f"JAX {first.versions.get('jax', '')}".strip(),
         "device": first.result.device,
         "versions": first.versions,
-        "verified": False,
-        "notice": f"{UNVERIFIED} {LEGEND}",
+        **MARKS,
     }
 
 
@@ -312,7 +311,7 @@ def _system_readme(story: Story) -> str:
             "`config.json` holds every field of the benchmark as it was resolved for the runs; the seeds "
             "are in the logs. With several hosts, start `run_and_time.sh` on each.",
             "",
-            f"{UNVERIFIED} {LEGEND}",
+            NOTICE,
             "",
         ]
     )

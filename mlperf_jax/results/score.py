@@ -14,7 +14,6 @@ import pathlib
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator
 from typing import Literal
 
 from mlperf_jax.errors import UserError
@@ -23,7 +22,7 @@ from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import RunLog
 from mlperf_jax.results.scored_run import Run
 from mlperf_jax.results.scored_set import Score, Scores
-from mlperf_jax.results.system import find_system, own_runs
+from mlperf_jax.results.system import find_system, most_frequent, own_runs
 
 Scaling = Literal["rcp", "file", "none"]
 
@@ -116,12 +115,12 @@ class _Set:
         self.own = own_runs(folder, [log.path for log in logs])
         self.system = find_system(folder, logs, self.own, self.find)
         self.bert_train_samples = bert_train_samples
-        self.name = _most(log.benchmark for log in logs)
+        self.name = most_frequent(log.benchmark for log in logs)
         self.outside = False  # of a benchmark of the user's own, which no rule binds
         self.round = self._round(ruleset)
         self.ruleset = self.round.ruleset if self.round else ""
         self.tiny = any(run.tiny for run in self.own.values())
-        said = _most(log.division for log in logs)
+        said = most_frequent(log.division for log in logs)
         self.division = self.system.division or said or "open"
         if said and self.division != said:
             self.find(
@@ -397,11 +396,6 @@ def _refuse_unknown(ruleset: str) -> None:
         rules.round_name(ruleset)
     except UserError:
         rules.round_name(ruleset, "hpc")
-
-
-def _most(words: Iterator[str]) -> str:
-    """The most frequent word that is not empty; of equals the first."""
-    return next((word for word, _ in Counter(w for w in words if w).most_common(1)), "")
 
 
 # ---- the mean

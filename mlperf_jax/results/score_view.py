@@ -9,13 +9,12 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from mlperf_jax.results.result import LEGEND, UNVERIFIED
+from mlperf_jax.results.result import LEGEND, SMALL_PRINT, UNVERIFIED, html_table
 
 if TYPE_CHECKING:
     from mlperf_jax.results.scored_run import Run
     from mlperf_jax.results.scored_set import Score
 
-_NOTICE = f"{UNVERIFIED} {LEGEND}"
 _MANY = 12  # findings of a set that are written out below a table of several
 
 
@@ -72,18 +71,10 @@ def page(scores: Sequence["Score"]) -> str:
     """Scores as HTML, escaped."""
     parts = []
     for score in scores:
-        rows = dict(_facts(score))
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(_clean(value))}</td></tr>"
-            for name, value in rows.items()
-        )
+        rows = {name: _clean(value) for name, value in _facts(score)}
         found = "".join(f"<li>{html.escape(line.strip())}</li>" for line in _findings(score))
-        parts.append(
-            f"<table><caption><b>{html.escape(title(score))}</b></caption>{cells}</table>"
-            + (f"<ul>{found}</ul>" if found else "")
-        )
-    return "".join(parts) + f"<small>{html.escape(_NOTICE)}</small>"
+        parts += [html_table(title(score), rows), f"<ul>{found}</ul>" if found else ""]
+    return "".join(parts) + SMALL_PRINT
 
 
 def _facts(score: "Score") -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import rules
+from mlperf_jax.results import rules, system
 from mlperf_jax.results.report import logs
 from mlperf_jax.results.report.folders import Place
 from mlperf_jax.results.report.judge import judge
@@ -51,6 +51,7 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
     size = _size(scored, settings)
     runs = [_without_stray_loss(_in_samples(run, scored, official, size)) for run in runs]
     verdict = judge(scored, runs)
+    described = system.file_of(place.path)
     chips, accelerator = _chips(scored)
     stated = ruleset or _of(results, "ruleset") or _ROUND.search(str(place.path.absolute()))
     data = SetData(
@@ -61,14 +62,14 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
         round=scored.ruleset.removesuffix(".0"),
         assumed=not stated,
         division=scored.division,
-        org=_text(scored.system.org or place.org),
+        org=_text(scored.system.org or (described.parents[1].name if described else "")),
         system=_text(scored.system.name) or accelerator or "unknown",
         accelerator=accelerator,
         chips=chips,
         size=size,
         batch=scored.batch_size,
         runs=tuple(dataclasses.replace(run, used=i in verdict.used) for i, run in enumerate(runs)),
-        hardware=_hardware(place),
+        hardware=_hardware(described),
         unit=collections.Counter(run.unit for run in runs).most_common(1)[0][0]
         if runs
         else "samples",
@@ -201,18 +202,18 @@ def _findings(scored: Score, place: Place) -> list[Finding]:
 
 def _chips(scored: Score) -> tuple[int | None, str]:
     """Accelerators and their kind; of a log alone from a platform such as "8xNVIDIA H200"."""
-    system = scored.system
-    match = re.fullmatch(r"(\d+)\s*x\s*(.+)", system.name)
-    if system.chips is None and not system.chip and match:
+    said = scored.system
+    match = re.fullmatch(r"(\d+)\s*x\s*(.+)", said.name)
+    if said.chips is None and not said.chip and match:
         return int(match[1]), match[2].strip()
-    return system.chips, _text(system.chip)
+    return said.chips, _text(said.chip)
 
 
-def _hardware(place: Place) -> dict[str, Any]:
+def _hardware(described: pathlib.Path | None) -> dict[str, Any]:
     """What the submission's system file says; its absence is the score's finding."""
-    if place.system_file is None or not place.system_file.exists():
+    if described is None or not described.exists():
         return {}
-    document, _ = logs.read_object(place.system_file, "")
+    document, _ = logs.read_object(described, "")
     return {str(key): logs.shorten(value) for key, value in document.items()}
 
 
