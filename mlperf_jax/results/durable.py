@@ -120,8 +120,8 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise UserError(
-            f"{path} is not a JSON file ({error}); mend or restore it"
-            "or move its run away and start another."
+            f"{path} is not a JSON file ({error}); mend or restore it, or move the run that it is of away "
+            "and start another."
         ) from error
 
 
