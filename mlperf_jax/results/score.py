@@ -68,6 +68,7 @@ def score(
     scaling: Scaling = "rcp",
     official: bool = False,
     bert_train_samples: bool = False,
+    settings: bool = False,
 ) -> Score:
     """The score of the runs whose logs lie in one folder.
 
@@ -82,6 +83,7 @@ def score(
             (status, target, time of initialisation, unreadable lines). About 0.1 s per log.
         bert_train_samples: take bert's samples to the target from `train_samples`, as some submitters
             log them, instead of from the evaluation.
+        settings: keep in the runs' logs what else they were set up with.
 
     Raises:
         UserError: there is no log in the folder, or no such ruleset or scaling.
@@ -94,9 +96,8 @@ def score(
     paths = logset.logs(folder)
     if not paths:
         raise UserError(f"there is no result_*.txt in {folder}; give the output folder of a set.")
-    return _Set(folder, [logset.read(path) for path in paths], ruleset, bert_train_samples).score(
-        scaling, official
-    )
+    logs = [logset.read(path, settings=settings) for path in paths]
+    return _Set(folder, logs, ruleset, bert_train_samples).score(scaling, official)
 
 
 class _Set:

@@ -14,6 +14,7 @@ from mlperf_jax.results.report.folders import Place
 from mlperf_jax.results.report.judge import judge
 from mlperf_jax.results.report.model import Curve, Finding, RunData, SetData, Size
 from mlperf_jax.results.score import score
+from mlperf_jax.results.scored_run import Run
 from mlperf_jax.results.scored_set import Score
 
 # Evaluation samples of the real benchmarks; a log with less than half of them is of a small stand-in.
@@ -37,17 +38,24 @@ _MAX_LOSSES = 200  # points of a training loss curve that are kept
 def read_set(place: Place, ruleset: str | None) -> SetData:
     """The set of a folder, scored, with everything that is wrong with it."""
     findings: list[Finding] = []
-    every = [_read_run(place, name, findings) for name in place.runs]
     try:
-        scored = score(place.path, ruleset)
+        scored = score(place.path, ruleset, settings=True)
     except UserError as error:
+        for name in place.runs:
+            _read_run(place, name, None, None, findings)
         findings.append(Finding(place.label, f"has no score: {error}", True))
         return SetData(place.label, str(place.path), "unknown", findings=tuple(findings))
+    official = rules.resolve(scored.benchmark, scored.ruleset) if scored.ruleset else None
+    found = {run.log.path.stem.removeprefix("result_"): run for run in scored.runs}
+    every = {
+        name: _read_run(place, name, found.get(name), official, findings) for name in place.runs
+    }
     findings = [*_findings(scored, place), *findings]
-    runs = _runs(scored, every)
+    # those of the set's benchmark, in the order of the score's; then those nothing is known of
+    runs = [every.pop(name) for name, run in found.items() if run.same]
+    runs += [run for run in every.values() if run.status == "unreadable"]
     results = [run.result for run in runs if run.result]
     settings = _first(run.settings for run in runs)
-    official = rules.resolve(scored.benchmark, scored.ruleset) if scored.ruleset else None
     size = _size(scored, settings)
     runs = [_without_stray_loss(_in_samples(run, scored, official, size)) for run in runs]
     verdict = judge(scored, runs)
@@ -82,12 +90,17 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
 # ---- runs
 
 
-def _read_run(place: Place, name: str, findings: list[Finding]) -> RunData:
-    log = place.path / f"result_{name}.txt"
+def _read_run(
+    place: Place,
+    name: str,
+    scored: Run | None,
+    official: rules.Round | None,
+    findings: list[Finding],
+) -> RunData:
     folder = place.path / f"run_{name}"
-    where = f"{place.label}/{log.name}"
-    if log.exists():
-        run, found = logs.read_run(log, f"run {name}", where)
+    where = f"{place.label}/result_{name}.txt"
+    if scored is not None:
+        run, found = logs.run_data(scored, official, f"run {name}", where)
         findings += found
     else:
         findings.append(Finding(where, "is missing, though the run has a folder.", True))
@@ -134,17 +147,8 @@ def _losses(path: pathlib.Path) -> tuple[Curve, ...]:
     return (Curve(_LOSS, (), *map(tuple, zip(*points))),)
 
 
-def _runs(scored: Score, every: list[RunData]) -> list[RunData]:
-    """The runs of the set's benchmark, in the order of the score's; then those nothing is known of."""
-    by_log = {pathlib.PurePath(run.log).name: run for run in every}
-    runs = [by_log.pop(run.log.path.name) for run in scored.runs if run.same]
-    return [*runs, *(run for run in by_log.values() if run.status == "unreadable")]
-
-
 def _in_samples(run: RunData, scored: Score, official: rules.Round | None, size: Size) -> RunData:
     """The run with its lengths counted in samples, where it is known how many an epoch has."""
-    if run.status == "success" and official is not None:
-        run = _with_length(run, scored, official)
     if run.unit != "epochs" or official is None:
         return run
     unit = scored.unit  # some benchmarks log samples or tokens as epochs
@@ -172,16 +176,6 @@ def _without_stray_loss(run: RunData) -> RunData:
         return run
     kept = tuple(curve for curve in run.curves if curve.name != _LOSS)
     return dataclasses.replace(run, curves=kept)
-
-
-def _with_length(run: RunData, scored: Score, official: rules.Round) -> RunData:
-    """The run with the score's own length, where both count alike: it need not be the last one."""
-    counter = {"samples": "samples_count", "epochs": "epoch_num"}[run.unit]
-    if official.length_field != counter:
-        return run
-    name = pathlib.PurePath(run.log).name
-    length = next((r.length for r in scored.runs if r.log.path.name == name), None)
-    return run if length is None else dataclasses.replace(run, length=length)
 
 
 def _findings(scored: Score, place: Place) -> list[Finding]:
