@@ -198,15 +198,14 @@ def _devices(version: Callable[[str], str | None], environment: Mapping[str, str
         peak = peaks.peak_flops(name, "bfloat16")
         known = "no peak is known: no MFU" if peak is None else f"bf16 peak {peak / 1e12:g} TFLOP/s"
         return Finding("devices", "good", f"{text}; {known}")
-    nvidia, tpu = shutil.which("nvidia-smi"), _has_tpu(environment)
-    if nvidia:
-        return Finding(
-            "devices", "bad", f"{text}, though there is an NVIDIA GPU", install("cuda", environment)
-        )
-    if tpu:
-        return Finding(
-            "devices", "bad", f"{text}, though there is a TPU", install("tpu", environment)
-        )
+    there = (
+        (shutil.which("nvidia-smi"), "an NVIDIA GPU", "cuda"),
+        (_has_tpu(environment), "a TPU", "tpu"),
+    )
+    for found, what, extra in there:
+        if found:
+            text = f"{text}, though there is {what}"
+            return Finding("devices", "bad", text, install(extra, environment))
     return Finding("devices", "note", f"{text}: tiny runs and plans work, full ones take too long")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlperf_jax.planning.programs import Program
+from mlperf_jax.planning.programs import Program, mesh_text
 
 COARSE = (
     "GPUs: a coarser estimate, from the program that the CPU's compiler partitions over fake devices; "
@@ -95,12 +95,13 @@ class Plan:
     @property
     def mesh_text(self) -> str:
         """As `--mesh` takes it."""
-        return ",".join(f"{axis}={n}" for axis, n in self.mesh.items())
+        return mesh_text(self.mesh)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON knows it."""
         found = dataclasses.asdict(self)
-        found["programs"] = [_without_work(program) for program in found["programs"]]
+        for program in found["programs"]:
+            del program["work"]
         return {"outcome": self.outcome, "fits": self.fits, "mesh_text": self.mesh_text, **found}
 
     def to_json(self) -> str:
@@ -220,7 +221,3 @@ def _search_lines(rows: tuple[Candidate, ...]) -> Iterator[str]:
         step = "" if row.step_seconds is None else f"{row.step_seconds:.3g} s a step"
         words = [row.mesh, settings, row.outcome, size, step, row.reason]
         yield "  ".join(word for word in words if word)
-
-
-def _without_work(program: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in program.items() if key != "work"}

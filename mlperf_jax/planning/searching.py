@@ -12,6 +12,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.planning import candidates, compiling, timing
 from mlperf_jax.planning import devices as names
+from mlperf_jax.planning.programs import mesh_text
 from mlperf_jax.planning.report import Candidate, gib
 
 REMATS = ("full", "attention", "dots_no_batch", None)  # from the smallest memory to the least work
@@ -33,7 +34,7 @@ def advice(
         yield f"--eval-batch-size {rows}: only the evaluation does not fit"
     state = sum(found.state.values())
     if state > devices.memory / 2 and found.mesh.get("data", 1) > 1:
-        yield f"--mesh {_text(_sharded(found.mesh))}: the state takes {gib(state)} GiB on every device"
+        yield f"--mesh {mesh_text(_sharded(found.mesh))}: the state takes {gib(state)} GiB on every device"
     if getattr(benchmark, "remat", "full") != "full":
         yield "--remat full: keep each layer's input only, and compute the rest again"
     more = _accumulations(benchmark, found.mesh)
@@ -42,15 +43,11 @@ def advice(
     sizes = _sharded(found.mesh)
     tensor, ways = 2 * sizes.get("tensor", 1), sizes["fsdp"]
     if candidates.splits(benchmark, "tensor") and tensor <= MOST_TENSOR and ways % 2 == 0:
-        halved = _text(sizes | {"fsdp": ways // 2, "tensor": tensor})
+        halved = mesh_text(sizes | {"fsdp": ways // 2, "tensor": tensor})
         yield f"--mesh {halved}: half of each layer's work per device"
     larger = names.nearest_larger(devices, 2 * devices.chips)
     if larger:
         yield f"--on {larger}: twice the chips"
-
-
-def _text(sizes: Mapping[str, int]) -> str:
-    return ",".join(f"{axis}={n}" for axis, n in sizes.items())
 
 
 def _sharded(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -88,9 +85,9 @@ def search(
 
     def measure(configured: Benchmark, mesh: Mapping[str, int]) -> Candidate:
         settings = _differences(benchmark, configured)
-        key = (_text(mesh), *settings.items())
+        key = (mesh_text(mesh), *settings.items())
         if key not in rows:
-            words = [_text(mesh), *(f"{name}={value}" for name, value in settings.items())]
+            words = [mesh_text(mesh), *(f"{name}={value}" for name, value in settings.items())]
             say(f"candidate {len(rows) + 1}: {' '.join(words)}")
             rows[key] = _candidate(configured, devices, dict(mesh), settings, optimizer, say)
         return rows[key]
@@ -163,14 +160,14 @@ def _candidate(
             benchmark, devices, mesh, optimizer=optimizer, say=say, only="train"
         )
     except UserError as error:
-        return Candidate(_text(mesh), settings, "refused", reason=str(error))
+        return Candidate(mesh_text(mesh), settings, "refused", reason=str(error))
     outcomes = [program.outcome for program in found.programs]
     worst = next((o for o in ("too big", "compiler failed") if o in outcomes), "fits")
     sizes = [program.total for program in found.programs if program.total is not None]
     time = timing.step_time(benchmark, devices, found.programs) if worst == "fits" else None
     message = next((p.message for p in found.programs if p.outcome == "compiler failed"), "")
     return Candidate(
-        _text(mesh),
+        mesh_text(mesh),
         settings,
         worst,
         total=max(sizes, default=None),

@@ -92,7 +92,7 @@ def score(
     if scaling not in ("rcp", "file", "none"):
         raise UserError(f"scaling is {scaling!r}; give 'rcp', 'file' or 'none'.")
     if ruleset is not None:
-        _refuse_unknown(ruleset)
+        rules.in_round(ruleset)
     paths = logset.logs(folder)
     if not paths:
         raise UserError(f"there is no result_*.txt in {folder}; give the output folder of a set.")
@@ -390,13 +390,6 @@ class _Set:
                 True,
             )
         return own, "reference" if own != 1 else ""
-
-
-def _refuse_unknown(ruleset: str) -> None:
-    try:
-        rules.round_name(ruleset)
-    except UserError:
-        rules.round_name(ruleset, "hpc")
 
 
 # ---- the mean
