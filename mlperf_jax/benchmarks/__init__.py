@@ -340,8 +340,8 @@ def show(
         show("resnet", tiny=True, split="train")
         show("unet3d", run="runs/kits", data_dir="/data", output="kidneys.png")
     """
+    from mlperf_jax import pictures
     from mlperf_jax.benchmarks import showing
-    from mlperf_jax.results import pictures
 
     wanted = showing.Wanted(samples=samples, split=split, seed=seed, output=output)
     cls = benchmark_class(name)
