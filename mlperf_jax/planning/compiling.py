@@ -74,18 +74,17 @@ def compiled(
             f"{cls.__qualname__} stands in no file, from which the compiler's process could take it: "
             "move it to the top level of one"
         )
-    config = json.loads(json.dumps(benchmark.config()))
-    digest = store.request(cls, config, devices.name, mesh, [optimizer, only])
+    request = {
+        "class": place or f"{cls.__module__}:{cls.__qualname__}",
+        "config": json.loads(json.dumps(benchmark.config())),
+        "devices": devices.name,
+        "mesh": mesh,
+        "optimizer": optimizer,
+        "only": only,
+    }
+    digest = store.request(cls, request)
     known = store.read(digest)
     if known is None:
-        request = {
-            "class": place or f"{cls.__module__}:{cls.__qualname__}",
-            "config": config,
-            "devices": devices.name,
-            "mesh": mesh,
-            "optimizer": optimizer,
-            "only": only,
-        }
         with store.turn(say) if devices.tpu else contextlib.nullcontext():
             known, lasting = _ask(request, devices, say)
         if lasting:

@@ -97,12 +97,9 @@ def turn(say: Callable[[str], None]) -> Iterator[None]:
         yield  # closing the file gives the lock back, also after a kill
 
 
-def request(
-    cls: type, config: Mapping[str, Any], devices: str, mesh: Any, settings: list[Any]
-) -> str:
-    """The digest of a request: what and where, this package's sources and the user's, and the versions."""
+def request(cls: type, asked: Mapping[str, Any]) -> str:
+    """The digest of a request: what is asked, this package's sources and the user's, and the versions."""
     from mlperf_jax.planning.programs import compiler_versions
 
-    name = f"{cls.__module__}:{cls.__qualname__}:{python_file.code(cls)}"
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
-    return digest(name, config, devices, mesh, settings, sources(), compiler_versions(), flags)
+    return digest(asked, python_file.code(cls), sources(), compiler_versions(), flags)

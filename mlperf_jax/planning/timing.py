@@ -104,12 +104,8 @@ def step_time(benchmark: Benchmark, devices: names.Devices, programs: Any) -> St
     alone = {key: mean[key] for key in ("products", "memory", "network")}
     evaluation = [p for p in programs if p.name.split()[0] == "evaluation" and p.work]
     return StepTime(
-        seconds=mean["seconds"],
+        **mean,
         error=ERROR if devices.tpu else GPU_ERROR,
-        products=mean["products"],
-        memory=mean["memory"],
-        network=mean["network"],
-        exposed=mean["exposed"],
         binds=max(alone, key=lambda name: alone[name]),
         samples_per_second=rate,
         mfu=mfu,

@@ -44,8 +44,8 @@ def answer(request: dict[str, Any], send: Send) -> None:
     """Compiles the programs of one request, or takes them from the store."""
     from mlperf_jax.core import compiling, python_file
     from mlperf_jax.core.optimizer_argument import load_optimizer
-    from mlperf_jax.planning import candidates, programs, store
     from mlperf_jax.planning import devices as names
+    from mlperf_jax.planning import programs, searching, store
 
     devices = names.parse(request["devices"])
     benchmark = python_file.load(request["class"], "benchmark", "Wine").from_config(
@@ -56,7 +56,7 @@ def answer(request: dict[str, Any], send: Send) -> None:
     sizes = request["mesh"]
     with programs.forms_of(devices):
         if sizes is None:
-            sizes = candidates.suggest(benchmark, devices, optimizer)
+            sizes = searching.suggest(benchmark, devices, optimizer)
         assembly = programs.assemble(benchmark, devices, sizes, optimizer)
         options = compiling.options(assembly.mesh)
         send("assembled", mesh=sizes, state=programs.state_bytes(assembly))

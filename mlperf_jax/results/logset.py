@@ -124,14 +124,15 @@ class RunLog:
         return (self.stop_ms - self.start_ms) / 1000
 
 
+def in_order(name: str) -> tuple[bool, int, str]:
+    """What sorts the `*` of `result_*.txt`: by number, then by name."""
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+
 def logs(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The `result_*.txt` of a folder, by number, then by name."""
-
-    def order(path: pathlib.Path) -> tuple[bool, int, str]:
-        number = path.stem.removeprefix("result_")
-        return not number.isdecimal(), int(number) if number.isdecimal() else 0, path.name
-
-    return sorted((p for p in folder.glob("result_*.txt") if p.is_file()), key=order)
+    """The `result_*.txt` of a folder, in order."""
+    found = (path for path in folder.glob("result_*.txt") if path.is_file())
+    return sorted(found, key=lambda path: in_order(path.stem.removeprefix("result_")))
 
 
 def folders(root: pathlib.Path) -> list[pathlib.Path]:

@@ -218,15 +218,7 @@ class _Set:
         if log.benchmark != self.name:
             says = f"it is of {log.benchmark!r}, the set of {self.name!r}"
             self.find("submission_benchmark", f"{log.path.name} is left out: {says}.")
-            return Run(
-                log=log,
-                minutes=minutes,
-                length=None,
-                samples=None,
-                quality={},
-                flaw=says,
-                same=False,
-            )
+            return Run(log=log, minutes=minutes, flaw=says, same=False)
         length = self._length(log) if log.status == "success" else None
         flaw = scored_run.flaw(log, self.round, self.division) or (
             self._official_flaw(log) if official and self.round else ""

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 
+from mlperf_jax.results import logset
 from mlperf_jax.results.report.model import Finding
 
 _LOG = re.compile(r"result_(.+)\.txt")  # a number; some submitters write 01
@@ -57,9 +58,5 @@ def _below(root: pathlib.Path) -> list[Place]:
         if names:
             path = pathlib.Path(folder)
             label = (pathlib.PurePath(root.resolve().name) / path.relative_to(root)).as_posix()
-            found.append(Place(path, label, tuple(sorted(names, key=_in_order))))
+            found.append(Place(path, label, tuple(sorted(names, key=logset.in_order))))
     return found
-
-
-def _in_order(name: str) -> tuple:
-    return (0, int(name), name) if name.isdecimal() else (1, 0, name)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from mlperf_jax.results import rules
@@ -94,6 +95,11 @@ def shorten(value: Any) -> Any:
     text = value if isinstance(value, str) else json.dumps(value)
     text = text.encode("utf-8", "replace").decode("utf-8")  # half a character would not be writable
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]} … ({len(text)} characters)"
+
+
+def first(documents: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The first that is not empty, or {}."""
+    return next(filter(None, documents), {})
 
 
 def read_object(path: pathlib.Path, where: str) -> tuple[dict[str, Any], list[Finding]]:

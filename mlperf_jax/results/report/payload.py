@@ -12,7 +12,7 @@ from typing import Any
 
 from mlperf_jax.results import rules
 from mlperf_jax.results.durable import same
-from mlperf_jax.results.report.logs import number, shorten
+from mlperf_jax.results.report.logs import first, number, shorten
 from mlperf_jax.results.report.model import Curve, Finding, RunData, SetData
 
 _STEPS = 20_000  # of a quantised axis: 10 per pixel of a wide screen
@@ -98,7 +98,7 @@ def _set(data: SetData, group: int) -> dict[str, Any]:
         "position": _position(data),
         "targets": [_target(t) for t in data.targets],
         "settings": common,
-        "config": {k: shorten(v) for k, v in _first([run.config for run in data.runs]).items()},
+        "config": {k: shorten(v) for k, v in first(run.config for run in data.runs).items()},
         "versions": _versions(data),
         "hardware": {k: v for k, v in data.hardware.items() if v not in ("", None)},
         "findings": sum(1 for _ in data.findings),
@@ -120,7 +120,7 @@ def _settings(runs: Sequence[RunData]) -> tuple[dict[str, Any], set[str]]:
 
 
 def _versions(data: SetData) -> dict[str, str]:
-    versions = _first([run.result.get("versions", {}) for run in data.runs])
+    versions = first(run.result.get("versions", {}) for run in data.runs)
     return (
         {str(k): str(shorten(v)) for k, v in versions.items()} if isinstance(versions, dict) else {}
     )
@@ -207,10 +207,6 @@ def _round(value: float | None, digits: int) -> float | int | None:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _first(documents: Sequence[dict]) -> dict:
-    return next((d for d in documents if d), {})
 
 
 def _json(value: Any) -> Any:

@@ -55,7 +55,7 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
     runs = [every.pop(name) for name, run in found.items() if run.same]
     runs += [run for run in every.values() if run.status == "unreadable"]
     results = [run.result for run in runs if run.result]
-    settings = _first(run.settings for run in runs)
+    settings = logs.first(run.settings for run in runs)
     size = _size(scored, settings)
     runs = [_without_stray_loss(_in_samples(run, scored, official, size)) for run in runs]
     verdict = judge(scored, runs)
@@ -222,7 +222,7 @@ def _size(scored: Score, settings: dict[str, Any]) -> Size:
 
 def _targets(data: SetData, official: rules.Round | None) -> tuple[rules.Target, ...]:
     """The run's own targets where its configuration states them, else the round's."""
-    own = _first(run.config for run in data.runs).get("targets")
+    own = logs.first(run.config for run in data.runs).get("targets")
     stated = [_target(t) for t in own if isinstance(t, dict)] if isinstance(own, list) else []
     if not stated and official is not None and data.size == "official":
         return official.targets
@@ -234,10 +234,6 @@ def _target(target: dict[str, Any]) -> rules.Target:
         logs.number(target.get(key)) for key in ("at_least", "at_most", "above")
     )
     return rules.Target(_text(target.get("name")), at_least, at_most, above)
-
-
-def _first(dictionaries: Any) -> dict[str, Any]:
-    return next((d for d in dictionaries if d), {})
 
 
 def _of(documents: list[dict], key: str) -> Any:
