@@ -115,11 +115,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*row, style="dim" if row[-1] == "planned" else None)
         rich.console.Console(highlight=False).print(table)
         return
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        print(
-            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    from mlperf_jax.results.score_view import columns
+
+    print(*columns([header, *rows]), sep="\n")
 
 
 def check_command(words: Sequence[str]) -> int:

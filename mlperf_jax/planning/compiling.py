@@ -132,30 +132,27 @@ def _ask(request: dict[str, Any], devices: names.Devices, say: Say) -> tuple[dic
 def _events(request: dict[str, Any], devices: names.Devices) -> Iterator[dict[str, Any]]:
     """The events of one worker process; the last is "died" if it ended without having answered."""
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
+        answered = False
+        with subprocess.Popen(
             [sys.executable, "-m", "mlperf_jax.planning.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             env=_environment(devices),
             text=True,
-        )
-        assert process.stdin and process.stdout
-        answered = False
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(request) + "\n")
-                process.stdin.close()
-            for line in process.stdout:
-                event = json.loads(line)
-                answered = event["event"] in ("done", "refused", "busy", "broken")
-                yield event
-            process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            process.stdout.close()
+        ) as process:
+            assert process.stdin and process.stdout
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(request) + "\n")
+                    process.stdin.close()
+                for line in process.stdout:
+                    event = json.loads(line)
+                    answered = event["event"] in ("done", "refused", "busy", "broken")
+                    yield event
+                process.wait()
+            finally:
+                process.kill()  # nothing to one that has ended
         if not answered:
             errors.seek(0)
             text = errors.read().decode(errors="replace")

@@ -134,27 +134,19 @@ def _versions(version: Callable[[str], str | None]) -> list[Finding]:
     missing = [name for name, found in have.items() if not found and name != "libtpu"]
     findings = [Finding("libraries", "good", text)]
     if missing:
-        findings = [
-            Finding("libraries", "bad", f"missing: {', '.join(missing)}", "pip install mlperf-jax")
-        ]
-    jax, jaxlib = have["jax"], have["jaxlib"]
-    if jax and jaxlib and numbers(jaxlib)[:2] != numbers(jax)[:2]:
-        findings.append(
-            Finding(
-                "versions",
-                "bad",
-                f"jax {jax} does not fit jaxlib {jaxlib}",
-                f"pip install jax=={jax} jaxlib=={jax}",
-            )
-        )
-    plugins = ("jax-cuda13-plugin", "jax-cuda12-plugin")
-    for plugin, found in ((name, version(name)) for name in plugins):
+        text = f"missing: {', '.join(missing)}"
+        findings = [Finding("libraries", "bad", text, "pip install mlperf-jax")]
+    jax = have["jax"]
+    companions = {
+        "jaxlib": f"pip install jax=={jax} jaxlib=={jax}",
+        "jax-cuda13-plugin": f'pip install "jax[cuda13]=={jax}"',
+        "jax-cuda12-plugin": f'pip install "jax[cuda12]=={jax}"',
+    }
+    for name, mend in companions.items():
+        found = version(name)
         if found and jax and numbers(found)[:2] != numbers(jax)[:2]:
-            cuda = re.findall(r"cuda\d+", plugin)[0]
-            mend = f'pip install "jax[{cuda}]=={jax}"'
-            findings.append(
-                Finding("versions", "bad", f"{plugin} {found} does not fit jax {jax}", mend)
-            )
+            text = f"{name} {found} does not fit jax {jax}"
+            findings.append(Finding("versions", "bad", text, mend))
     wanted = _wanted_libtpu(jax)
     if have["libtpu"] and wanted and not have["libtpu"].startswith(wanted):
         text = f"libtpu {have['libtpu']} does not fit jax {jax}, which wants {wanted}*"

@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,12 @@ class Program:
         """The inverse of `dataclasses.asdict`, also after JSON."""
         largest = tuple((int(size), str(what)) for size, what in values["largest"])
         return cls(**{**values, "largest": largest})
+
+
+def worst(programs: Iterable[Program]) -> str:
+    """The outcome of them all."""
+    outcomes = [program.outcome for program in programs]
+    return next((bad for bad in ("too big", "compiler failed") if bad in outcomes), "fits")
 
 
 class Lowering(states.Assembly):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlperf_jax.planning.programs import Program, mesh_text
+from mlperf_jax.planning.programs import Program, mesh_text, worst
+from mlperf_jax.results.result import html_table
 
 COARSE = (
     "GPUs: a coarser estimate, from the program that the CPU's compiler partitions over fake devices; "
@@ -83,10 +83,7 @@ class Plan:
     @property
     def outcome(self) -> str:
         """ "fits", "does not fit" or "compiler failed", the worst of the programs."""
-        outcomes = {program.outcome for program in self.programs}
-        if "too big" in outcomes:
-            return "does not fit"
-        return "compiler failed" if "compiler failed" in outcomes else "fits"
+        return worst(self.programs).replace("too big", "does not fit")
 
     @property
     def fits(self) -> bool:
@@ -113,13 +110,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         head, *rest = self._sections()
-        title = f"<b>{html.escape(head[1][0])}</b>"
-        body = "".join(
-            f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{'<br>'.join(map(html.escape, lines))}</td></tr>"
-            for name, lines in rest
-        )
-        return f"{title}<table>{body}</table>"
+        return html_table(head[1][0], {name: "\n".join(lines) for name, lines in rest})
 
     # -- the text ------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.planning import compiling, timing
 from mlperf_jax.planning import devices as names
-from mlperf_jax.planning.programs import mesh_text
+from mlperf_jax.planning.programs import mesh_text, worst
 from mlperf_jax.planning.report import Candidate, gib
 
 REMATS = ("full", "attention", "dots_no_batch", None)  # from the smallest memory to the least work
@@ -207,15 +207,14 @@ def _candidate(
         )
     except UserError as error:
         return Candidate(mesh_text(mesh), settings, "refused", reason=str(error))
-    outcomes = [program.outcome for program in found.programs]
-    worst = next((o for o in ("too big", "compiler failed") if o in outcomes), "fits")
+    outcome = worst(found.programs)
     sizes = [program.total for program in found.programs if program.total is not None]
-    time = timing.step_time(benchmark, devices, found.programs) if worst == "fits" else None
+    time = timing.step_time(benchmark, devices, found.programs) if outcome == "fits" else None
     message = next((p.message for p in found.programs if p.outcome == "compiler failed"), "")
     return Candidate(
         mesh_text(mesh),
         settings,
-        worst,
+        outcome,
         total=max(sizes, default=None),
         step_seconds=None if time is None else time.seconds,
         reason=message.splitlines()[0] if message else "",

@@ -188,8 +188,8 @@ def _duration(seconds: float) -> str:
 def html_table(title: str, rows: Mapping[str, str]) -> str:
     """Names and texts beside each other, escaped."""
     cells = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-        f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+        f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{'<br>'.join(map(html.escape, text.splitlines()))}</td></tr>"
         for name, text in rows.items()
     )
     return f"<table><caption><b>{html.escape(title)}</b></caption>{cells}</table>"

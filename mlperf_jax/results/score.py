@@ -8,6 +8,7 @@ is scaled as if it had taken as many (see `rcp.py`).
     scores("submission/")                         every set below a folder
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -44,21 +45,15 @@ def scores(
     Raises:
         UserError: no such folder or ruleset, or no log in it.
     """
-    root = pathlib.Path(root)
-    found = logset.folders(root)
-    return Scores(
-        root,
-        tuple(
-            score(
-                folder,
-                ruleset,
-                scaling=scaling,
-                official=official,
-                bert_train_samples=bert_train_samples,
-            )
-            for folder in found
-        ),
+    each = functools.partial(
+        score,
+        ruleset=ruleset,
+        scaling=scaling,
+        official=official,
+        bert_train_samples=bert_train_samples,
     )
+    root = pathlib.Path(root)
+    return Scores(root, tuple(map(each, logset.folders(root))))
 
 
 def score(

@@ -54,7 +54,7 @@ def table(scores: Sequence["Score"]) -> str:
     """Several scores, a line each, and below them what is wrong."""
     head = ("benchmark", "division", "system", "chips", "batch", "runs", "minutes", "factor", "rcp")
     rows = [head, *(_row(score) for score in scores)]
-    lines = [*_columns(rows)]
+    lines = [*columns(rows)]
     for score in scores:
         wrong = [line for line in _findings(score) if line]
         if score.verdict is not None and not score.verdict.passed:
@@ -109,7 +109,7 @@ def _details(score: "Score") -> list[str]:
 
 def _runs(score: "Score") -> list[str]:
     head = ("log", "minutes", score.unit, "quality", "")
-    return list(_columns([head, *(_run(run) for run in score.runs)]))
+    return list(columns([head, *(_run(run) for run in score.runs)]))
 
 
 def _run(run: "Run") -> tuple[str, ...]:
@@ -149,7 +149,7 @@ def _findings(score: "Score") -> list[str]:
     return lines
 
 
-def _columns(rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
+def columns(rows: Iterable[Sequence[str]]) -> Iterable[str]:
     """Rows as lines with columns as wide as they need to be."""
     rows = [tuple(_clean(cell) for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
