@@ -139,9 +139,9 @@ def test_evaluations_that_are_no_numbers_are_left_out_and_named(tmp_path):
     assert len(curve.values) == report_demo.KINDS["bert"]["evals"] - 2
     assert curve.values[2] == 0.7  # text that spells a number counts, and is named
     said = texts(found)
-    assert 'eval_accuracy has the text "0.7" for a number' in said
+    assert 'eval_accuracy: has the text "0.7" for a number' in said
     assert re.search("without (epoch_num|samples_count), are left out: 1", said)
-    assert f"line {at[4] + 1}: eval_accuracy has the value" in said
+    assert f"result_0.txt:{at[4] + 1}: eval_accuracy: has the value" in said
 
 
 def test_lines_prefixed_by_a_rank_and_strange_types_are_read(tmp_path):
@@ -206,7 +206,7 @@ def test_the_same_folder_twice_is_shown_once(tmp_path):
     bert(tmp_path / "a")
     found = collect([tmp_path, tmp_path / "a"])
     assert len(found.sets) == 1
-    assert not [finding for finding in found.findings if "has no runs" in finding.text]
+    assert not [finding for finding in found.findings if "has no runs" in finding.expected]
 
 
 def test_an_unknown_benchmark_is_shown_without_a_score(tmp_path):

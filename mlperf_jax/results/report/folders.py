@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from mlperf_jax.results import logset
-from mlperf_jax.results.report.model import Finding
+from mlperf_jax.results.compliance import Finding
 
 _LOG = re.compile(r"result_(.+)\.txt")  # a number; some submitters write 01
 _RUN = re.compile(r"run_(\d+)")
@@ -34,12 +34,12 @@ def places(directories: list[pathlib.Path]) -> tuple[list[Place], list[Finding]]
     for directory in directories:
         if not directory.is_dir():
             problem = "is not a folder" if directory.exists() else "does not exist"
-            findings.append(Finding(str(directory), f"{problem}; give a folder of runs.", True))
+            findings.append(Finding(str(directory), "", f"{problem}; give a folder of runs."))
             continue
         here = [place for place in _below(directory) if place.path.resolve() not in seen]
         if not here and not any(p.resolve() == directory.resolve() for p in seen):
             text = "has no runs below it: no result_0.txt and no run_0 were found."
-            findings.append(Finding(str(directory), text, True))
+            findings.append(Finding(str(directory), "", text))
         seen |= {place.path.resolve() for place in here}
         found += here
     return found, findings

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from mlperf_jax.results import rules
+from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import RunLog
-from mlperf_jax.results.report.model import Curve, Finding, RunData
+from mlperf_jax.results.report.model import Curve, RunData
 from mlperf_jax.results.scored_run import Run
 
 _COUNTERS = {"samples": "samples_count", "epochs": "epoch_num"}
@@ -60,7 +61,7 @@ def run_data(
         settings={key: shorten(value) for key, value in log.settings.items()},
     )
     text = f"evaluations without a number, or without {counter}, are left out: {skipped}."
-    return data, [Finding(where, text)] if skipped else []
+    return data, [Finding(where, "", text, warning=True)] if skipped else []
 
 
 def _curves(log: RunLog, counter: str) -> tuple[tuple[Curve, ...], int]:
@@ -107,9 +108,11 @@ def read_object(path: pathlib.Path, where: str) -> tuple[dict[str, Any], list[Fi
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        return {}, [Finding(where, f"cannot be read ({error.strerror or os.strerror(2)}).")]
+        text = f"cannot be read ({error.strerror or os.strerror(2)})."
     except (ValueError, RecursionError) as error:
-        return {}, [Finding(where, f"is not JSON ({error}); it is left out.")]
-    if not isinstance(document, dict):
-        return {}, [Finding(where, "is not a JSON object; it is left out.")]
-    return document, []
+        text = f"is not JSON ({error}); it is left out."
+    else:
+        if isinstance(document, dict):
+            return document, []
+        text = "is not a JSON object; it is left out."
+    return {}, [Finding(where, "", text, warning=True)]

@@ -4,7 +4,8 @@ import html
 import os
 from collections.abc import Sequence
 
-from mlperf_jax.results.report.model import Finding, SetData
+from mlperf_jax.results.compliance import Finding
+from mlperf_jax.results.report.model import SetData
 from mlperf_jax.results.result import LEGEND, SMALL_PRINT, UNVERIFIED
 
 _COLUMNS = ("benchmark", "system", "chips", "batch", "runs", "minutes (unverified)", "status")

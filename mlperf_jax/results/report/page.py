@@ -14,8 +14,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.report import notebook
-from mlperf_jax.results.report.model import Finding, SetData
+from mlperf_jax.results.report.model import SetData
 from mlperf_jax.results.report.payload import payload
 from mlperf_jax.results.result import LEGEND, UNVERIFIED, installed
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlperf_jax.results import rules
+from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.durable import same
 from mlperf_jax.results.report.logs import first, number, shorten
-from mlperf_jax.results.report.model import Curve, Finding, RunData, SetData
+from mlperf_jax.results.report.model import Curve, RunData, SetData
 
 _STEPS = 20_000  # of a quantised axis: 10 per pixel of a wide screen
 
@@ -35,8 +36,14 @@ def payload(sets: Sequence[SetData], findings: Sequence[Finding]) -> dict[str, A
     return {
         "sets": documents,
         "groups": [_group_document(members[i]) for i in range(len(groups))],
-        "findings": [{"where": f.where, "text": f.text, "severe": f.severe} for f in findings],
+        "findings": [_finding(finding) for finding in findings],
     }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    line = "" if finding.line is None else f", line {finding.line}"
+    text = f"{finding.key} {finding.expected} {finding.advice}".strip()
+    return {"where": f"{finding.file}{line}", "text": text, "severe": not finding.warning}
 
 
 def span_of(data: SetData) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import rules, system
+from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.report import logs
 from mlperf_jax.results.report.folders import Place
 from mlperf_jax.results.report.judge import judge
-from mlperf_jax.results.report.model import Curve, Finding, RunData, SetData, Size
+from mlperf_jax.results.report.model import Curve, RunData, SetData, Size
 from mlperf_jax.results.score import score
 from mlperf_jax.results.scored_run import Run
 from mlperf_jax.results.scored_set import Score
@@ -43,7 +44,7 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
     except UserError as error:
         for name in place.runs:
             _read_run(place, name, None, None, findings)
-        findings.append(Finding(place.label, f"has no score: {error}", True))
+        findings.append(Finding(place.label, "", f"has no score: {error}"))
         return SetData(place.label, str(place.path), "unknown", findings=tuple(findings))
     official = rules.resolve(scored.benchmark, scored.ruleset) if scored.ruleset else None
     found = {run.log.path.stem.removeprefix("result_"): run for run in scored.runs}
@@ -62,7 +63,7 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
     described = system.file_of(place.path)
     chips, accelerator = _chips(scored)
     stated = ruleset or _of(results, "ruleset") or _ROUND.search(str(place.path.absolute()))
-    data = SetData(
+    return SetData(
         folder=place.label,
         path=str(place.path),
         benchmark=scored.benchmark or "unknown",
@@ -77,6 +78,7 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
         size=size,
         batch=scored.batch_size,
         runs=tuple(dataclasses.replace(run, used=i in verdict.used) for i, run in enumerate(runs)),
+        targets=_targets(runs, size, official),
         hardware=_hardware(described),
         unit=collections.Counter(run.unit for run in runs).most_common(1)[0][0]
         if runs
@@ -84,7 +86,6 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
         verdict=verdict,
         findings=tuple(findings),
     )
-    return dataclasses.replace(data, targets=_targets(data, official))
 
 
 # ---- runs
@@ -103,20 +104,18 @@ def _read_run(
         run, found = logs.run_data(scored, official, f"run {name}", where)
         findings += found
     else:
-        findings.append(Finding(where, "is missing, though the run has a folder.", True))
+        findings.append(Finding(where, "", "is missing, though the run has a folder."))
         run = RunData(f"run {name}", where, "unreadable")
     if not folder.is_dir():
         return run
-    result, config = {}, {}
-    if (folder / "result.json").exists():
-        here = f"{place.label}/{folder.name}/result.json"
-        result, found = logs.read_object(folder / "result.json", here)
-        findings += found
-    if (folder / "config.json").exists():
-        here = f"{place.label}/{folder.name}/config.json"
-        document, found = logs.read_object(folder / "config.json", here)
-        findings += found
-        config = document.get("config", {})
+    documents = {}
+    for file in ("result.json", "config.json"):
+        if (folder / file).exists():
+            here = f"{place.label}/{folder.name}/{file}"
+            documents[file], found = logs.read_object(folder / file, here)
+            findings += found
+    result = documents.get("result.json", {})
+    config = documents.get("config.json", {}).get("config", {})
     loss = _losses(folder / "scalars.jsonl")
     return dataclasses.replace(
         run,
@@ -180,15 +179,12 @@ def _without_stray_loss(run: RunData) -> RunData:
 
 def _findings(scored: Score, place: Place) -> list[Finding]:
     """The score's findings, their files named as the user named the folder."""
-    found = []
-    for finding in scored.findings:
-        if finding.expected.startswith("does not say of which round"):
-            continue  # the page marks every such round as assumed
-        where = finding.file.replace(str(place.path), place.label, 1)
-        where = where if finding.line is None else f"{where}, line {finding.line}"
-        text = f"{finding.key} {finding.expected} {finding.advice}".strip()
-        found.append(Finding(where, text, severe=not finding.warning))
-    return found
+    return [
+        dataclasses.replace(found, file=found.file.replace(str(place.path), place.label, 1))
+        for found in scored.findings
+        # the page marks every such round as assumed
+        if not found.expected.startswith("does not say of which round")
+    ]
 
 
 # ---- what the runs are of
@@ -220,11 +216,13 @@ def _size(scored: Score, settings: dict[str, Any]) -> Size:
     return "official"
 
 
-def _targets(data: SetData, official: rules.Round | None) -> tuple[rules.Target, ...]:
+def _targets(
+    runs: list[RunData], size: Size, official: rules.Round | None
+) -> tuple[rules.Target, ...]:
     """The run's own targets where its configuration states them, else the round's."""
-    own = logs.first(run.config for run in data.runs).get("targets")
+    own = logs.first(run.config for run in runs).get("targets")
     stated = [_target(t) for t in own if isinstance(t, dict)] if isinstance(own, list) else []
-    if not stated and official is not None and data.size == "official":
+    if not stated and official is not None and size == "official":
         return official.targets
     return tuple(stated)
 
