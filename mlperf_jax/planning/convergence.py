@@ -122,14 +122,13 @@ def samples_to_target(benchmark: Benchmark) -> tuple[float, float, str]:
 
 def samples_per_unit(benchmark: Benchmark) -> float:
     """Samples of what the references count: an epoch, a sample, a step or a token."""
-    unit = rules.resolve(benchmark.name, benchmark.ruleset).length_unit
-    if unit == "epochs":
-        return float(benchmark.train_samples)
-    if unit == "steps":
-        return samples_per_step(benchmark)
-    if unit == "tokens":
-        return 1.0 / getattr(benchmark, "sequence_length", 1)
-    return 1.0
+    samples = {
+        "epochs": float(benchmark.train_samples),
+        "samples": 1.0,
+        "steps": samples_per_step(benchmark),
+        "tokens": 1.0 / getattr(benchmark, "sequence_length", 1),
+    }
+    return samples[rules.resolve(benchmark.name, benchmark.ruleset).length_unit]
 
 
 # -- input -----------------------------------------------------------------------------------------

@@ -190,19 +190,13 @@ def _devices(version: Callable[[str], str | None], environment: Mapping[str, str
         peak = peaks.peak_flops(name, "bfloat16")
         known = "no peak is known: no MFU" if peak is None else f"bf16 peak {peak / 1e12:g} TFLOP/s"
         return Finding("devices", "good", f"{text}; {known}")
-    there = (
-        (shutil.which("nvidia-smi"), "an NVIDIA GPU", "cuda"),
-        (_has_tpu(environment), "a TPU", "tpu"),
-    )
+    tpu = "TPU_NAME" in environment or list(pathlib.Path("/dev").glob("accel[0-9]*"))
+    there = ((shutil.which("nvidia-smi"), "an NVIDIA GPU", "cuda"), (tpu, "a TPU", "tpu"))
     for found, what, extra in there:
         if found:
             text = f"{text}, though there is {what}"
             return Finding("devices", "bad", text, install(extra, environment))
     return Finding("devices", "note", f"{text}: tiny runs and plans work, full ones take too long")
-
-
-def _has_tpu(environment: Mapping[str, str]) -> bool:
-    return "TPU_NAME" in environment or bool(list(pathlib.Path("/dev").glob("accel[0-9]*")))
 
 
 def _ask_jax() -> tuple[list[Any] | None, str]:

@@ -239,11 +239,8 @@ def _lanes(devices: names.Devices, kind: str, group: int) -> float:
     for side in sorted(devices.shape, reverse=True):
         if left <= 1:
             break
-        lanes += 2.0 if _wraps(devices, side) else 1.0
+        # a ring closes along a side in 3-D from whole cubes on, in 2-D for the whole pod
+        wraps = side >= 4 and side % 4 == 0 if devices.chip.dims == 3 else side >= 16
+        lanes += 2.0 if wraps else 1.0
         left = math.ceil(left / side)
     return max(1.0, lanes)
-
-
-def _wraps(devices: names.Devices, side: int) -> bool:
-    """Whether a ring closes along a side: in 3-D from whole cubes on, in 2-D for the whole pod."""
-    return side >= 4 and side % 4 == 0 if devices.chip.dims == 3 else side >= 16

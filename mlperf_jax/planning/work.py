@@ -129,11 +129,13 @@ class Tally:
                 flops += _flops(fused, part)
                 continue
             key = _collective(fused, part, self.per_slice, self.devices)
-            if key[0] == "all-reduce" and _sliced(fused, part):
+            users = fused.users.get(part.name, ())
+            if key[0] == "all-reduce" and any(user.opcode == "dynamic-slice" for user in users):
                 key = ("reduce-scatter", *key[1:])
-            if "chain_id=" in part.attributes:  # it runs beside several fusions
+            if "chain_id=" in part.attributes:  # it runs beside several fusions; the first counts
                 key = (*key[:-1], True)
-                if not _starts_chain(fused):
+                others = fused.instructions.values()
+                if not any("AsyncCollectiveStart" in other.attributes for other in others):
                     continue
             self.collectives[key] += times
         size = float(instruction.bytes)
@@ -258,15 +260,6 @@ def _parts(
             if instruction.opcode == "fusion":
                 named = map(computations.get, instruction.called)
                 yield from _parts(computations, [found for found in named if found is not None])
-
-
-def _starts_chain(fused: Computation) -> bool:
-    """Whether this is the fusion that sets an asynchronous collective going; others carry it on."""
-    return any("AsyncCollectiveStart" in i.attributes for i in fused.instructions.values())
-
-
-def _sliced(fused: Computation, instruction: Instruction) -> bool:
-    return any(user.opcode == "dynamic-slice" for user in fused.users.get(instruction.name, []))
 
 
 def _read(

@@ -216,12 +216,16 @@ def read(path: os.PathLike | str) -> list[Line]:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if lineno == len(raw_lines):
                 break
-            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
-                f"line {lineno} of the log {path} cannot be read: {what}; the official tools reject "
+                f"line {lineno} of the log {path} cannot be read: {reason(error)}; the official tools reject "
                 "the whole file for it. Restore the line or remove it."
             ) from error
     return lines
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a line, in the words of the error that reading it ended with."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def end_of_line(path: os.PathLike | str, key: str) -> int:

@@ -252,7 +252,7 @@ class _Reader:
             self.broken = True
             number = content[:start].count(b"\n") + 1
             cut = end == len(content)
-            why = "ends in the middle" if cut else f"cannot be read ({_reason(error)})"
+            why = "ends in the middle" if cut else f"cannot be read ({log.reason(error)})"
             advice = "The official tools reject the whole log for it."
             self.find("", f"the line {why}.", advice, line=number, warning=True)
             return
@@ -359,7 +359,3 @@ class _Reader:
             broken=self.broken,
             findings=tuple(self.findings),
         )
-
-
-def _reason(error: Exception) -> str:
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

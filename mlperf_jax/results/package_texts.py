@@ -19,6 +19,7 @@ REHEARSAL = "REHEARSAL with tiny runs on generated data: not a result, not for s
 _HEAD = "#!/usr/bin/env bash\n# {what}\nset -euo pipefail\n"
 # of the recorded options, those that decide what was computed; the others are paths and displays
 _RUN_OPTIONS = ("mesh", "max_samples", "checkpoint_every", "threads", "org", "platform", "status")
+_KEPT = ("mesh", "max_samples", "checkpoint_every", "threads", "processes")  # in config.json
 _OF_FILES = ("optimizer", "transform")  # options that may name a Python file
 
 
@@ -79,9 +80,11 @@ class Story:
 
 def system_files(story: Story) -> dict[str, str]:
     """The files of `benchmarks/<benchmark>/<system>/`: name -> content."""
+    options = {name: story.runs.first.options.get(name) for name in _KEPT}
+    config = {"config": dict(story.runs.first.config), "options": options}
     return {
         f"{story.system}_{story.implementation}.json": _json(_summary(story)),
-        "config.json": _json(_config(story)),
+        "config.json": _json(config),
         "README.md": _system_readme(story),
         "setup.sh": _setup(story),
         "init_datasets.sh": _init_datasets(story),
@@ -274,15 +277,6 @@ def _summary(story: Story) -> dict[str, Any]:
         "device": first.result.device,
         "versions": first.versions,
         **MARKS,
-    }
-
-
-def _config(story: Story) -> dict[str, Any]:
-    first = story.runs.first
-    kept = ("mesh", "max_samples", "checkpoint_every", "threads", "processes")
-    return {
-        "config": dict(first.config),
-        "options": {name: first.options.get(name) for name in kept},
     }
 
 

@@ -75,11 +75,6 @@ class Reference:
         """How much faster than the mean a result may be, as a fraction of it; 1 means unbounded."""
         return 1 - self.bound / self.mean
 
-    @property
-    def max_speedup(self) -> float:
-        """The same as a ratio, mean by bound, as the official checker prints it."""
-        return self.mean / self.bound if self.bound > 0 else math.inf
-
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
