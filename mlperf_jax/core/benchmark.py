@@ -26,7 +26,6 @@ from mlperf_jax.core.fields import (
     Samples,
     Several,
     check_fields,
-    did_you_mean,
 )
 from mlperf_jax.core.protocols import DataSet, Metric
 from mlperf_jax.core.terms import (
@@ -46,7 +45,7 @@ from mlperf_jax.core.terms import (
     f32,
     i32,
 )
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 
 __all__ = [
     "Absence",
@@ -425,6 +424,25 @@ class Benchmark:
     def config(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {"benchmark": self.name, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The inverse of `config`, also after JSON; what else a run's configuration says is passed over.
+
+        Raises:
+            UserError: it is of a version that has other fields.
+        """
+        mine = {field.name for field in dataclasses.fields(cls)}
+        theirs = config.keys() - {"benchmark", "division", "optimizer", "transform", "code"}
+        if mine != theirs:
+            differ = (("has", sorted(theirs - mine)), ("lacks", sorted(mine - theirs)))
+            said = " and ".join(f"it {verb} {', '.join(names)}" for verb, names in differ if names)
+            raise UserError(
+                f"the run's configuration of {cls.name} is of another version of this library: {said}; "
+                "use the version that made it (its result.json says which)"
+            )
+        targets = tuple(Target(**target) for target in config["targets"])
+        return cls(**{**{name: config[name] for name in mine}, "targets": targets})
 
 
 def _buckets(rows: int, examples: Example | tuple[Example, ...]) -> tuple[Bucket, ...]:

@@ -12,8 +12,7 @@ import numpy as np
 import optax
 
 from mlperf_jax.core import python_file
-from mlperf_jax.core.fields import did_you_mean
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.optimizers.per_layer import per_layer
 
 # Short names give one number, the learning rate: "adamw:1e-3". More needs a file.

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from mlperf_jax.core.fields import did_you_mean
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 
 PACKAGE = __name__.partition(".")[0]
 

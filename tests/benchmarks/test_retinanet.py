@@ -18,7 +18,7 @@ from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import resnext, retinanet
 from mlperf_jax.optimizers import ParamTree
-from mlperf_jax.results import rules
+from mlperf_jax.results import rcp
 
 SMALL = dict(stages=(1, 1, 1, 1), width=8, groups=4, image_size=64, anchor_size=16)
 
@@ -28,7 +28,7 @@ def tiny(**changes):
 
 
 def test_recipes_equal_the_reference_convergence_points() -> None:
-    points = rules.rcp("retinanet", "5.1.0")
+    points = rcp.points_of("retinanet", "5.1.0")
     recipes = RetinaNet.recipes()
     assert {point.batch_size for point in points} == set(recipes)
     for point in points:
