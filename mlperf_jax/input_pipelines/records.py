@@ -14,16 +14,21 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
+import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from mlperf_jax.errors import UserError
 
 Folder = str | os.PathLike
 _BLOCK = 1 << 16  # an ArrayRecord file is a whole number of these blocks
+_NPY = re.compile(
+    rb"\{'descr': '([^']+)', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \}\s*"
+)
 _READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 
 
@@ -115,6 +120,23 @@ def read_text(path: str) -> str:
         content: Any = _gcs().cat_file(path)
         return content.decode()
     return pathlib.Path(path).read_text(encoding="utf-8")
+
+
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
+    """Shape, element type and order of a `.npy` array, whose first byte the file then stands at.
+
+    NumPy parses the header as Python source, which fails now and then in threads of Python 3.11 ("AST
+    constructor recursion depth mismatch").
+
+    Raises:
+        ValueError: no array of numbers in version 1.0 of the format begins here.
+    """
+    begin = file.read(10)
+    header = _NPY.fullmatch(file.read(int.from_bytes(begin[8:], "little")))
+    if begin[:8] != b"\x93NUMPY\x01\x00" or header is None:
+        raise ValueError("no header of a .npy file")
+    shape = tuple(int(n) for n in header[3].split(b",") if n.strip())
+    return shape, np.dtype(header[1].decode()), "F" if header[2] == b"True" else "C"
 
 
 def prepared(folder: str) -> Prepared | None:

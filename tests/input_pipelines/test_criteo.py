@@ -226,7 +226,7 @@ def test_missing_days(days):
 
 def test_missing_records(binary, tmp_path):
     (binary / "val_data.bin").unlink()
-    with pytest.raises(UserError, match=r"lacks val_data\.bin"):
+    with pytest.raises(UserError, match=r"lacks 1 of 2 files, the first is val_data\.bin"):
         log(binary)
     with pytest.raises(UserError, match="no multi-hot Criteo click logs in"):
         Criteo().counts(tmp_path)

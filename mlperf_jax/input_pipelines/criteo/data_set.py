@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Literal
+
+import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline, records
@@ -149,8 +150,12 @@ class Criteo:
             report.append(f"{split}: {len(log):,} samples in {len(log.parts)} parts")
             if len(log) != expected:
                 report.append(f"problem: {split} has {len(log):,} samples, expected {expected:,}")
-            problems = [p for p in (_problem(log, a, b) for a, b in _ends(log)) if p]
-            report += [f"problem: {p}" for p in problems]
+            for first, last in _ends(log):
+                samples = np.arange(first, last)
+                try:
+                    log.read(samples, log.begin(samples))
+                except UserError as error:
+                    report.append(f"problem: {error}")
         return report + builder.verify(found, 1 << 62 if whole else _HASHED)
 
 
@@ -161,8 +166,8 @@ def _days(tiny: bool) -> tuple[int, ...]:
     return tuple(criteo_tiny.DAYS) if tiny else tuple(DAYS)
 
 
-def locate(data_dir: records.Folder, tiny: bool = False) -> tuple[str, Literal["days", "records"]]:
-    """Returns the folder that holds the files, and their form.
+def locate(data_dir: records.Folder, tiny: bool = False) -> tuple[str, str]:
+    """Returns the folder that holds the files, and their form: "days" or "records".
 
     Raises:
         UserError: there is no data set, or some of its files are missing; says which and how to get them.
@@ -173,24 +178,23 @@ def locate(data_dir: records.Folder, tiny: bool = False) -> tuple[str, Literal["
             "gcsfuse and give the mounted folder"
         )
     data_dir = records.local(data_dir)
-    wanted = [name for day in _days(tiny) for name in files.day_files(day)]
-    folders = (data_dir, f"{data_dir}/{_folder_name(tiny)}")
-    have = {folder: records.listing(folder) or {} for folder in folders}
-    for folder in folders:
-        if all(name in have[folder] for name in wanted):
-            return folder, "days"
-        if not tiny and all(name in have[folder] for name in RECORD_FILES.values()):
-            return folder, "records"
-    for folder in folders:
-        missing = [name for name in wanted if name not in have[folder]]
-        if len(missing) < len(wanted):
-            raise UserError(
-                f"{folder} lacks {len(missing)} of {len(wanted)} files, the first is {missing[0]}; copy or "
-                "build the rest"
-            )
-        missing = [name for name in RECORD_FILES.values() if name not in have[folder]]
-        if not tiny and len(missing) == 1:
-            raise UserError(f"{folder} lacks {missing[0]}; copy it too")
+    forms = {"days": [name for day in _days(tiny) for name in files.day_files(day)]}
+    if not tiny:
+        forms["records"] = list(RECORD_FILES.values())
+    partial = []
+    for folder in (data_dir, f"{data_dir}/{_folder_name(tiny)}"):
+        have = records.listing(folder) or {}
+        for form, wanted in forms.items():
+            missing = [name for name in wanted if name not in have]
+            if not missing:
+                return folder, form
+            if len(missing) < len(wanted):
+                partial.append(
+                    f"{folder} lacks {len(missing)} of {len(wanted)} files, the first is {missing[0]}; copy or "
+                    "build the rest"
+                )
+    if partial:
+        raise UserError(partial[0])
     raise UserError(_missing(data_dir, tiny))
 
 
@@ -220,11 +224,3 @@ def _ends(log: ClickLog) -> Iterator[tuple[int, int]]:
         yield start, start + few
         start += part.rows
         yield start - few, start
-
-
-def _problem(log: ClickLog, first: int, last: int) -> str | None:
-    try:
-        log.copy(first, last, log.empty(last - first))
-    except UserError as error:
-        return str(error)
-    return None
