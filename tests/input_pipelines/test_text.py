@@ -70,18 +70,18 @@ def test_processes_write_the_same_bytes(shards, tokenizer, tmp_path):
 def test_a_build_that_was_stopped_keeps_what_it_finished(shards, tokenizer, tmp_path, monkeypatch):
     out, tokenize, calls = str(tmp_path / "out"), builder._tokenize, []
 
-    def counted(task):
-        calls.append(task.files)
+    def counted(path, documents, job):
+        calls.append(job[0])
         if len(calls) == 3:
             raise KeyboardInterrupt
-        tokenize(task)
+        tokenize(path, documents, job)
 
     monkeypatch.setattr(builder, "_tokenize", counted)
     with pytest.raises(KeyboardInterrupt):
         builder.build(shards, out, tokenizer, processes=1)
     assert "out.idx" not in names(tmp_path) and len(calls) == 3
     builder.build(shards, out, tokenizer, processes=1)
-    assert calls[3:] == [(shards[2],)]
+    assert calls[3:] == [[shards[2]]]
     whole = str(tmp_path / "whole")
     builder.build(shards, whole, tokenizer, processes=1)
     assert documents(out) == documents(whole)
