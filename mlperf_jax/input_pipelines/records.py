@@ -122,6 +122,14 @@ def read_text(path: str) -> str:
     return pathlib.Path(path).read_text(encoding="utf-8")
 
 
+def missing_tiny(name: str, benchmark: str, data_dir: str) -> str:
+    """The sentence that says how to make the small stand-in of a data set."""
+    return (
+        f"no {name} in {data_dir}; write it (seconds, no download) with: mlperf-jax data build {benchmark} "
+        f"--tiny --data-dir {data_dir}"
+    )
+
+
 def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
     """Shape, element type and order of a `.npy` array, whose first byte the file then stands at.
 
@@ -166,7 +174,7 @@ def prepared(folder: str) -> Prepared | None:
     shards = {}
     for split, lengths in splits.items():
         names = [
-            _shard_name(templates[split], info["name"], split, i, len(lengths))
+            shard_name(templates[split], info["name"], split, i, len(lengths))
             for i in range(len(lengths))
         ]
         shards[split] = tuple(
@@ -175,7 +183,8 @@ def prepared(folder: str) -> Prepared | None:
     return Prepared(folder, shards, features)
 
 
-def _shard_name(template: str, dataset: str, split: str, index: int, shards: int) -> str:
+def shard_name(template: str, dataset: str, split: str, index: int, shards: int) -> str:
+    """The file of a shard, by the template of an index or, where that is empty, tensorflow-datasets' usual one."""
     template = template or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     words = {
         "DATASET": dataset,

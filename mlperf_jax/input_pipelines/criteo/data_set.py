@@ -204,10 +204,7 @@ def _folder_name(tiny: bool) -> str:
 
 def _missing(data_dir: str, tiny: bool) -> str:
     if tiny:
-        return (
-            f"no {_folder_name(tiny)} in {data_dir}; write it (a second, no download) with: "
-            f"mlperf-jax data build dlrm_dcnv2 --tiny --data-dir {data_dir}"
-        )
+        return records.missing_tiny(_folder_name(tiny), "dlrm_dcnv2", data_dir)
     return (
         f"no multi-hot Criteo click logs in {data_dir}: expected day_0_labels.npy, day_0_dense.npy, "
         "day_0_sparse_multi_hot.npz, … for days 0 to 23, or HugeCTR's train_data.bin and val_data.bin. Fetch "

@@ -159,10 +159,7 @@ def locate(data_dir: records.Folder, tiny: bool = False) -> str:
         if any(_FILE.fullmatch(name) for name in records.listing(folder) or ()):
             return folder
     if tiny:
-        raise UserError(
-            f"no {TINY_NAME} in {data_dir}; write it (seconds, no download) with: "
-            f"mlperf-jax data build unet3d --tiny --data-dir {data_dir}"
-        )
+        raise UserError(records.missing_tiny(TINY_NAME, "unet3d", data_dir))
     raise UserError(
         f"no prepared KiTS19 in {data_dir}: expected {NAME}/case_00000_x.npy and so on. Get the volumes with "
         "https://github.com/neheller/kits19 (python -m starter_code.get_imaging; non-commercial licence) and "
