@@ -15,6 +15,7 @@ Shape legend: B rows of a global batch, N records, lo..hi the rows that are read
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 import threading
@@ -25,16 +26,10 @@ import grain
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import orders
 from mlperf_jax.input_pipelines.dealing import Groups
-from mlperf_jax.input_pipelines.orders import PADDING, CountedOrder, LastBatch, Plan, PlannedOrder
-from mlperf_jax.input_pipelines.orders import steps_per_epoch as _steps_per_epoch
-from mlperf_jax.input_pipelines.sources import (
-    Batch,
-    BatchSource,
-    OneByOne,
-    Seeded,
-    Source,
-)
+from mlperf_jax.input_pipelines.orders import PADDING, LastBatch, Plan
+from mlperf_jax.input_pipelines.sources import Batch, BatchSource, Seeded, Source, single
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap
 Share = Callable[[int], tuple[int, int]]
@@ -86,7 +81,7 @@ class Split:
         """Batches in one epoch."""
         if self.plan is not None:
             return len(self.plan.batches(0, 0))
-        return _steps_per_epoch(len(self), rows, self.last_batch)
+        return orders.steps_per_epoch(len(self), rows, self.last_batch)
 
     def transformed(self, transforms: Sequence[Transform]) -> Split:
         """The split with more transforms behind its own, from one example to one of the same arrays.
@@ -159,7 +154,7 @@ class Batches:
         self._split, self._seed = split, seed
         source = _made_for(split.source, "for_seed", seed)
         if split.plan is None:
-            self._order: CountedOrder | PlannedOrder = CountedOrder(
+            self._order: orders.CountedOrder | orders.PlannedOrder = orders.CountedOrder(
                 len(split),
                 rows,
                 seed if split.shuffle else None,
@@ -168,7 +163,7 @@ class Batches:
                 split.groups,
             )
         else:
-            self._order = PlannedOrder(split.plan, source, seed, split.evaluation)
+            self._order = orders.PlannedOrder(split.plan, source, seed, split.evaluation)
         self.spans = [share(b) if share else (0, b) for b in self._order.rows]
         for b, (lo, hi) in zip(self._order.rows, self.spans):
             if not 0 <= lo < hi <= b:
@@ -185,12 +180,16 @@ class Batches:
     def _examples(self, bucket: int) -> grain.MapDataset:
         """Before the transforms that were added."""
         source = self._sources[bucket]
-        records = OneByOne(source) if isinstance(source, BatchSource) else source
+        one = (
+            functools.partial(single, source)
+            if isinstance(source, BatchSource)
+            else source.__getitem__
+        )
         transforms = [_made_for(t, "for_bucket", bucket) for t in self._split.transforms]
-        return self._order.of(grain.MapDataset.source(records).seed(self._seed)).apply(transforms)
+        return grain.MapDataset.source(self._order).seed(self._seed).map(one).apply(transforms)
 
     def __len__(self) -> int:
-        return len(self._order)
+        return self._order.batches
 
     def __getitem__(self, number: int) -> Batch:
         """Batch `number`, read in the calling thread."""
@@ -347,7 +346,7 @@ class Batches:
         return int(positions[positions != PADDING][0])
 
     def _describe(self, position: int) -> str:
-        return self._sources[0].describe(self._order.record(position))
+        return self._sources[0].describe(self._order[position])
 
     def _blame(self, error: Exception, where: str) -> NoReturn:
         if isinstance(error, _BUGS):
