@@ -50,7 +50,11 @@ class BatchSource(Protocol):
         ...
 
     def read(self, ids: np.ndarray, out: Batch, /) -> None:
-        """Writes these records, int [rows], into the arrays [rows, …] of `out`."""
+        """Writes these records, int [rows], into the arrays [rows, …] of `out`.
+
+        Raises:
+            UserError: one of them is damaged; it names the record itself.
+        """
         ...
 
     def describe(self, index: int, /) -> str: ...
