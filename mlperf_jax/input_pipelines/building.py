@@ -204,7 +204,7 @@ def in_processes(
             report(number)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads of JAX
-    pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, initializer=_watch_parent)
+    pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, initializer=_end_with_parent)
     try:
         pending = [pool.submit(work, job) for job in jobs]
         for number, done in enumerate(concurrent.futures.as_completed(pending), start=1):
@@ -219,13 +219,13 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _watch_parent() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
 def _end_with_parent() -> None:
     """Ends this process when its parent is gone: after a SIGKILL the pool would wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -244,9 +244,7 @@ def _crop_size(
         high -= round(high * ratio) > width
     high = min(high, height)
     h = high if low >= high else int(rng.integers(low, high + 1))
-    if (
-        h * round(h * ratio) < min_area
-    ):  # rounding may miss the bounds by a pixel: one step each way
+    if h * round(h * ratio) < min_area:  # rounding may miss the bounds by a pixel
         h += 1
     if h * round(h * ratio) > height * width:
         h -= 1

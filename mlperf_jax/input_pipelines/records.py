@@ -88,6 +88,16 @@ def local(path: Folder | None) -> str:
     return text.rstrip("/") or text
 
 
+def mapped(path: Folder | None) -> str:
+    """The same of a folder whose files are memory-mapped, and so lie on this machine."""
+    if path is not None and os.fspath(path).startswith("gs://"):
+        raise UserError(
+            f"{path}: its files are memory-mapped; copy them to a local disk, or mount the bucket with gcsfuse "
+            "and give the mounted folder"
+        )
+    return local(path)
+
+
 def _gcs():
     try:
         import gcsfs

@@ -12,7 +12,6 @@ Shape legend: B rows of a global batch, k ids of a table's bag, K ids of all bag
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -172,12 +171,7 @@ def locate(data_dir: records.Folder, tiny: bool = False) -> tuple[str, str]:
     Raises:
         UserError: there is no data set, or some of its files are missing; says which and how to get them.
     """
-    if os.fspath(data_dir).startswith("gs://"):
-        raise UserError(
-            f"{data_dir}: click logs are memory-mapped; copy them to a local disk, or mount the bucket with "
-            "gcsfuse and give the mounted folder"
-        )
-    data_dir = records.local(data_dir)
+    data_dir = records.mapped(data_dir)
     forms = {"days": [name for day in _days(tiny) for name in files.day_files(day)]}
     if not tiny:
         forms["records"] = list(RECORD_FILES.values())

@@ -138,9 +138,8 @@ class ImageNet:
         Raises:
             UserError: nothing to build from, or not enough room on the disk.
         """
-        from mlperf_jax.input_pipelines.imagenet import (
-            builder,  # imports tensorflow-datasets: 0.4 s
-        )
+        # imports tensorflow-datasets: 0.4 s
+        from mlperf_jax.input_pipelines.imagenet import builder
 
         target = files.prepared_folder(records.local(folder), self.tiny)
         if records.prepared(target) is None:

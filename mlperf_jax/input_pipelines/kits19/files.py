@@ -149,12 +149,7 @@ def locate(data_dir: records.Folder, tiny: bool = False) -> str:
     Raises:
         UserError: neither holds any; says how to get them.
     """
-    data_dir = records.local(data_dir)
-    if data_dir.startswith("gs://"):
-        raise UserError(
-            f"{data_dir}: volumes are read by memory map; copy the folder to a local disk, or mount the "
-            "bucket (gcsfuse) and give the mounted folder"
-        )
+    data_dir = records.mapped(data_dir)
     for folder in (f"{data_dir}/{TINY_NAME if tiny else NAME}", data_dir):
         if any(_FILE.fullmatch(name) for name in records.listing(folder) or ()):
             return folder

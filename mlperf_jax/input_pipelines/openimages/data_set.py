@@ -187,9 +187,8 @@ class OpenImages:
         Raises:
             UserError: nothing to build from, labels that do not fit, or not enough room on the disk.
         """
-        from mlperf_jax.input_pipelines.openimages import (
-            builder,  # imports tensorflow-datasets: 0.4 s
-        )
+        # imports tensorflow-datasets: 0.4 s
+        from mlperf_jax.input_pipelines.openimages import builder
 
         target = files.prepared_folder(records.local(folder), self.tiny)
         if records.prepared(target) is not None:

@@ -12,9 +12,9 @@ Shape legend: D documents of a file.
 from __future__ import annotations
 
 import array
+import contextlib
 import functools
 import os
-import pathlib
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -207,11 +207,18 @@ class Writer:
         if not codes or self.dtype.kind not in "iu":
             raise UserError(f"token ids cannot be stored as {self.dtype}")
         self._code, self._lengths = codes[0], array.array("i")
-        self._unfinished = f"{self.prefix}.incomplete-{os.getpid()}"
-        self._bin = open(f"{self._unfinished}.bin", "wb")  # noqa: SIM115 (closed by __exit__)
+        self._files = contextlib.ExitStack()
 
     def __enter__(self) -> Writer:
+        # left in turn: the index gets its name last, and where it is, the pair is complete
+        self._idx = self._files.enter_context(building.unfinished(f"{self.prefix}.idx"))
+        self._files.push(self._write_index)
+        part = self._files.enter_context(building.unfinished(f"{self.prefix}.bin"))
+        self._bin = self._files.enter_context(open(part, "wb"))
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
 
     def add(self, tokens: Sequence[int] | np.ndarray) -> None:
         """Appends a document; an empty one gets no entry, as in the reference's preprocessor."""
@@ -237,24 +244,13 @@ class Writer:
             shutil.copyfileobj(source, self._bin, 1 << 24)
         self._lengths.frombytes(other.lengths.astype(np.dtype("=i4")).tobytes())
 
-    def __exit__(self, kind, error, trace) -> None:
-        try:
-            self._bin.close()
-            if kind is None:
-                self._write_index()
-                for end in (".bin", ".idx"):  # the index last: where it is, the pair is complete
-                    building.publish(
-                        pathlib.Path(self._unfinished + end), pathlib.Path(self.prefix + end)
-                    )
-        finally:
-            for end in (".bin", ".idx"):
-                pathlib.Path(self._unfinished + end).unlink(missing_ok=True)
-
-    def _write_index(self) -> None:
+    def _write_index(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            return
         lengths = np.frombuffer(self._lengths, np.int32) if self._lengths else np.zeros(0, np.int32)
         n = len(lengths)
         ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-        with open(f"{self._unfinished}.idx", "wb") as file:
+        with open(self._idx, "wb") as file:
             file.write(_HEADER.pack(MAGIC, 1, self._code, n, n + 1))
             file.write(lengths.astype("<i4").tobytes())
             file.write(np.concatenate([[0], ends])[:n].astype("<i8").tobytes())
