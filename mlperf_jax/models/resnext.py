@@ -19,7 +19,6 @@ from jax import lax
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import resnet
 from mlperf_jax.ops import conv as convs
-from mlperf_jax.ops import grouped_conv
 
 EPSILON = 1e-5
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -100,8 +99,8 @@ class Bottleneck(nnx.Module):
         around: dict[str, Any] = {"dtype": dtype, "kernel_init": _he_normal, "rngs": rngs}
         self.conv1 = convs.Conv(shape.features_in, shape.inner, 1, padding=0, **around)
         self.norm1 = FrozenNorm(shape.inner, dtype=dtype)
-        self.conv2 = grouped_conv.GroupedConv(
-            shape.inner, 3, groups=groups, stride=shape.stride, padding=1, **around
+        self.conv2 = convs.Conv(
+            shape.inner, shape.inner, 3, groups=groups, stride=shape.stride, padding=1, **around
         )
         self.norm2 = FrozenNorm(shape.inner, dtype=dtype)
         self.conv3 = convs.Conv(shape.inner, shape.features, 1, padding=0, **around)

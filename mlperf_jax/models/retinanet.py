@@ -20,9 +20,10 @@ from flax import nnx
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import resnext
-from mlperf_jax.models.fpn import BiasedConv, FeaturePyramid
+from mlperf_jax.models.fpn import FeaturePyramid
 from mlperf_jax.ops import anchors as anchorlib
 from mlperf_jax.ops import boxes as boxlib
+from mlperf_jax.ops import conv as convs
 from mlperf_jax.ops import focal, matching
 
 ANCHORS = 9  # of a cell: three sizes, three ratios
@@ -47,9 +48,9 @@ class Head(nnx.Module):
     """3x3 convolutions with ReLU, then one to the outputs of all anchors of a cell."""
 
     def __init__(self, width, depth, outputs, *, bias, dtype, rngs):
-        around = {"dtype": dtype, "kernel_init": _small, "rngs": rngs}
-        self.tower = nnx.List(BiasedConv(width, width, 3, **around) for _ in range(depth))
-        self.head = BiasedConv(width, ANCHORS * outputs, 3, bias=bias, **around)
+        around = {"padding": 1, "dtype": dtype, "kernel_init": _small, "rngs": rngs}
+        self.tower = nnx.List(convs.Conv(width, width, 3, bias=0.0, **around) for _ in range(depth))
+        self.head = convs.Conv(width, ANCHORS * outputs, 3, bias=bias, **around)
         self.outputs = outputs
 
     def __call__(self, x: jax.Array, *, wide: bool) -> jax.Array:
