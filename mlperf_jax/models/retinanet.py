@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.models import resnext
+from mlperf_jax.models import importing, resnext
 from mlperf_jax.models.fpn import FeaturePyramid
 from mlperf_jax.ops import anchors as anchorlib
 from mlperf_jax.ops import boxes as boxlib
@@ -197,7 +197,7 @@ def from_torchvision(
     found = {f"{_part(path, trainable_stages)}/body/{path}": a for path, a in body.items()}
     if whole:
         rest = {name: a for name, a in tensors.items() if not name.startswith(prefix)}
-        found |= {f"params/{_our_path(name)}": _ours(a) for name, a in rest.items()}
+        found |= {f"params/{_our_path(name)}": importing.transposed(a) for name, a in rest.items()}
     return found
 
 
@@ -225,10 +225,6 @@ def _our_path(name: str) -> str:
         if re.fullmatch(pattern, module) and leaf in ("weight", "bias"):
             return f"{re.sub(pattern, ours, module)}/{'kernel' if leaf == 'weight' else 'bias'}"
     raise UserError(f"torchvision weights hold {name!r}, which no RetinaNet has")
-
-
-def _ours(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
 
 
 # -- operations ------------------------------------------------------------------------------------
