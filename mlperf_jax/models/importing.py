@@ -60,6 +60,10 @@ def misfits(given: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> 
 
 
 def some(items: Sequence[str], most: int, between: str = ", ") -> str:
-    """The first of them, and how many there are besides."""
+    """The first of them, and how many there are besides.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
     rest = len(items) - most
-    return between.join([*items[:most], *[f"and {rest} more"] * (rest > 0)])
+    return between.join(items[:most]) + f"{between.strip(', ')} and {rest} more" * (rest > 0)
