@@ -227,7 +227,11 @@ class RetinaNet(Benchmark):
         coco.evaluator()
         if not self.pretrained:
             return None
-        path = backbone_file(data_dir)
+        path = os.path.join(os.path.expanduser(data_dir), BACKBONE)
+        if not os.path.isfile(path):
+            raise UserError(
+                f"{path} is missing: the benchmark starts from torchvision's ImageNet weights; {BACKBONE_HELP}"
+            )
         try:
             from safetensors import SafetensorError
             from safetensors.numpy import load_file
@@ -275,17 +279,3 @@ class RetinaNet(Benchmark):
             epochs=16,
             targets=(Target("mAP", at_least=0.4),),
         )
-
-
-def backbone_file(data_dir: str) -> str:
-    """The path of the body's pretrained weights.
-
-    Raises:
-        UserError: they are not there; says how to make them.
-    """
-    path = os.path.join(os.path.expanduser(data_dir), BACKBONE)
-    if not os.path.isfile(path):
-        raise UserError(
-            f"{path} is missing: the benchmark starts from torchvision's ImageNet weights; {BACKBONE_HELP}"
-        )
-    return path

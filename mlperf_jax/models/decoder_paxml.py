@@ -249,28 +249,19 @@ def _projections(config: DecoderConfig) -> list[_Leaf]:
     name = f"{_STACK}self_attention."
     leaves = []
     for part, path in enumerate(("query", "key", "value")):
-        leaves.append(
-            _Leaf(
-                f"{_LAYERS}attention/{path}/kernel",
-                f"{name}combined_qkv.w",
-                (layers, width, heads * size),
-                (layers, 3, width, heads, size),
-                lambda at, part=part: (at[0], slice(part, part + 1), at[1], *_heads(at[2], size)),
-                lambda found, wanted: found.reshape(wanted),
-                lambda value: value.reshape(layers, width, heads, size),
+        here = slice(part, part + 1)
+        for ours, theirs, inputs in (("kernel", "w", (width,)), ("bias", "b", ())):
+            leaves.append(
+                _Leaf(
+                    f"{_LAYERS}attention/{path}/{ours}",
+                    f"{name}combined_qkv.{theirs}",
+                    (layers, *inputs, heads * size),
+                    (layers, 3, *inputs, heads, size),
+                    lambda at, here=here: (at[0], here, *at[1:-1], *_heads(at[-1], size)),
+                    lambda found, wanted: found.reshape(wanted),
+                    lambda value: value.reshape(*value.shape[:-1], heads, size),
+                )
             )
-        )
-        leaves.append(
-            _Leaf(
-                f"{_LAYERS}attention/{path}/bias",
-                f"{name}combined_qkv.b",
-                (layers, heads * size),
-                (layers, 3, heads, size),
-                lambda at, part=part: (at[0], slice(part, part + 1), *_heads(at[1], size)),
-                lambda found, wanted: found.reshape(wanted),
-                lambda value: value.reshape(layers, heads, size),
-            )
-        )
     leaves.append(
         _Leaf(
             f"{_LAYERS}attention/out/kernel",
