@@ -1,16 +1,16 @@
 """Command-line options generated from dataclass fields, with errors of one sentence.
 
-Tyro matches the words and draws `--help`; every word is read here, so that a wrong one is a `UserError`
-that names its option. Only what was typed is returned: what was not is for the recipe to say.
+Every word is read here, so that a wrong one is a `UserError` that names its option; argparse draws
+`--help`. Only what was typed is returned: what was not is for the recipe to say.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import functools
 import inspect
-import io
 import math
 import re
 import types
@@ -192,39 +192,30 @@ def parse(
         UserError: an unknown option (with the nearest known one), a missing or unreadable value, a word
             too many or too few.
     """
-    import tyro
-
-    options = [option for group in groups.values() for option in group]
-    asked_for_help = wants_help(words)
-    given = set() if asked_for_help else _names_typed(prog, words, positional, options)
-    members = [(o.name, tyro.conf.Positional[_annotation(o)]) for o in positional]
-    for title, group in groups.items():
-        fields = [
-            (o.name, _annotation(o), bool(o.default) if o.hint is bool else None) for o in group
-        ]
-        cls = dataclasses.make_dataclass(title.title(), fields)
-        members.append((title, cls, dataclasses.field(default_factory=cls)))  # type: ignore[arg-type]
-    silence = (
-        contextlib.nullcontext() if asked_for_help else contextlib.redirect_stderr(io.StringIO())
-    )
-    with silence as box:
-        try:
-            found = tyro.cli(
-                dataclasses.make_dataclass("Options", members),
-                prog=prog,
-                description=about,
-                args=["--help"] if asked_for_help else list(words),
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-        except SystemExit as stop:
-            if stop.code == 0:
-                raise
-            text = " ".join(re.findall(r"[\w-][^│╭╮╰╯─\n]*", box.getvalue() if box else ""))
-            raise UserError(f"the options of {prog} cannot be read: {text.strip()}") from None
-    values = {o.name: getattr(found, o.name) for o in positional}
-    for title, group in groups.items():
-        values |= {o.name: getattr(getattr(found, title), o.name) for o in group if o.name in given}
-    return values
+    usage = " ".join([prog, *(o.metavar for o in positional), "[options]"])
+    if wants_help(words):
+        print(_help(usage, about, positional, groups), end="")
+        raise SystemExit(0)
+    command = prog.partition(" ")[2]
+    known = {option.flag: option for group in groups.values() for option in group}
+    free, taken = split(words, known.values())
+    values: dict[str, Any] = {}
+    for flag, given in taken.items():
+        option = known.get(flag)
+        if option is None:  # a switch may be turned off by its name
+            off = known.get(flag.replace("--no-", "--", 1))
+            option = off if off and off.hint is bool and off.default is not None else None
+        if option is None:
+            raise UserError(f"{command} has no option {flag}{did_you_mean(flag, sorted(known))}")
+        switch = option.hint is bool
+        if switch == bool(given):
+            raise UserError(f"{option.flag} {'takes no' if switch else 'needs a'} value")
+        values[option.name] = flag == option.flag if switch else _read(option, given)
+    if len(free) < len(positional):
+        raise UserError(f"{command} needs {positional[len(free)].help}: write {usage}")
+    if len(free) > len(positional):
+        raise UserError(f"{free[len(positional)]!r} belongs to no option: write {usage}")
+    return {o.name: _read(o, [word]) for o, word in zip(positional, free)} | values
 
 
 def wants_help(words: Sequence[str]) -> bool:
@@ -250,14 +241,9 @@ def split(
                 raise UserError(f"{flag} is given twice")
             taken[flag] = [value] if equals else []
             option = kinds.get(flag)
-            kind = _kind(option.hint) if option and option.hint is not bool else None
-            room = (
-                0.0
-                if equals or (option and kind is None)
-                else math.inf
-                if kind and kind.many
-                else 1.0
-            )
+            kind = _kind(option.hint) if option else None
+            switch = option is not None and kind is None
+            room = 0.0 if equals or switch else math.inf if kind and kind.many else 1.0
         elif room:
             taken[flag].append(word)
             room -= 1
@@ -266,61 +252,37 @@ def split(
     return free, taken
 
 
-def _names_typed(
-    prog: str, words: Sequence[str], positional: Sequence[Option], options: Sequence[Option]
-) -> set[str]:
-    command = prog.partition(" ")[2]
-    free, taken = split(words, options)
-    known = {o.flag: o for o in options}
-    names = set()
-    for flag, values in taken.items():
-        option = known.get(flag)
-        if option is None:  # a switch may be turned off by its name
-            off = known.get(flag.replace("--no-", "--", 1))
-            option = off if off and off.hint is bool and off.default is not None else None
-        if option is None:
-            raise UserError(f"{command} has no option {flag}{did_you_mean(flag, sorted(known))}")
-        if option.hint is bool and values:
-            raise UserError(f"{option.flag} takes no value")
-        if option.hint is not bool and not values:
-            raise UserError(f"{option.flag} needs a value")
-        names.add(option.name)
-    usage = " ".join([prog, *(o.metavar for o in positional), "[options]"])
-    if len(free) < len(positional):
-        raise UserError(f"{command} needs {positional[len(free)].help}: write {usage}")
-    if len(free) > len(positional):
-        raise UserError(f"{free[len(positional)]!r} belongs to no option: write {usage}")
-    return names
+def _help(
+    usage: str, about: str, positional: Sequence[Option], groups: Mapping[str, Sequence[Option]]
+) -> str:
+    parser = argparse.ArgumentParser(usage=usage, description=about)
+    for option in positional:
+        parser.add_argument(option.metavar, help=_text(option))
+    for title, group in groups.items():
+        shown = parser.add_argument_group(f"{title} options")
+        for option in group:
+            if option.hint is bool:
+                on = [option.flag, option.flag.replace("--", "--no-", 1)]
+                flags = on[: 1 if option.default is None else 2]  # one that may be on has two names
+                shown.add_argument(*flags, action="store_true", help=_text(option))
+            else:
+                kind = _kind(option.hint)
+                assert kind is not None
+                metavar = option.metavar or kind.metavar + " ..." * kind.many
+                shown.add_argument(option.flag, metavar=metavar, help=_text(option))
+    return parser.format_help()
 
 
-def _annotation(option: Option) -> Any:
-    import tyro
-
+def _text(option: Option) -> str:
+    """What stands behind an option: its words, its default, and what it may hold."""
     default = "" if option.default in (None, ()) else f"default: {_shown(option.default)}"
-    notes = [note for note in (default, limits(option.hint)) if note]
-    shown = f"({'; '.join(notes)})" if notes else ""
-    if option.hint is bool:
-        # a switch that is off has one name; one that may be on has two
-        hint = bool if option.default is not None else tyro.conf.FlagCreatePairsOff[bool]
-        shown = (
-            f"(default: {'yes' if option.default else 'no'})" if option.default is not None else ""
-        )
-        return Annotated[hint, tyro.conf.arg(help=option.help, help_behavior_hint=shown)]
-    kind = _kind(option.hint)
-    assert kind is not None
-    if not (shown or option.help):
-        shown = "(default: none)"  # an empty cell would draw an empty line
-    spec = tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*" if kind.many else 1,
-        metavar=option.metavar or kind.metavar + (" ..." if kind.many else ""),
-        instance_from_str=lambda words: _read(option, words),
-        is_instance=lambda value: True,
-        str_from_instance=lambda value: [str(value)],
-    )
-    return Annotated[object, spec, tyro.conf.arg(help=option.help, help_behavior_hint=shown)]
+    notes = "; ".join(note for note in (default, limits(option.hint)) if note)
+    return " ".join([option.help, f"({notes})" if notes else ""]).strip().replace("%", "%%")
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, tuple):
         return " ".join(_shown(item) for item in value)
     if isinstance(value, float):

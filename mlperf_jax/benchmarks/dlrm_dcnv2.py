@@ -144,9 +144,9 @@ class DlrmDcnV2(Benchmark):
         return itertools.count(every, every)
 
     @property
-    def last_sample(self) -> int:
+    def schedule_end(self) -> int:
         """One epoch: the rules allow no more."""
-        return self.sample_limit or self.samples(self.epoch_steps)
+        return self.samples(self.epoch_steps)
 
     @property
     def flops_per_sample(self) -> float:
@@ -178,7 +178,8 @@ class DlrmDcnV2(Benchmark):
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:
         """The reference convergence points of ruleset 6.0.0."""
-        points = (
+        return cls.recipe_table(
+            "batch_size base_lr",
             (32_768, 0.004),
             (55_296, 0.004),
             (65_536, 0.004),
@@ -186,7 +187,6 @@ class DlrmDcnV2(Benchmark):
             (135_168, 0.0034),
             (160_000, 0.004),
         )
-        return {size: cls(batch_size=size, base_lr=rate) for size, rate in points}
 
     def tiny(self) -> Self:
         """Clicks of a planted model in the same files: half a minute on two cores."""

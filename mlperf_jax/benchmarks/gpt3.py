@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import optax
 
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core import brief
@@ -56,13 +55,6 @@ class Gpt3(language_model.Pretraining):
     sample_limit: Samples | None = 400 * 24_576
     # sizes: what tiny() shrinks
     sequence_length: language_model.Tokens = 2048
-    layers: Count = _GPT3.layers
-    width: Count = _GPT3.width
-    heads: Count = _GPT3.heads
-    kv_heads: Count = _GPT3.kv_heads
-    head_dim: Count = _GPT3.head_dim
-    hidden: Count = _GPT3.hidden
-    vocab: Count = _GPT3.vocab
     max_positions: language_model.Tokens = 2048
     init_std: Rate = _GPT3.init_std  # of random weights, which only a training from scratch has
     weights: str = "checkpoint_00004000"  # folder of paxml's arrays below the data's
@@ -79,29 +71,14 @@ class Gpt3(language_model.Pretraining):
     def decoder(self) -> decoder.DecoderConfig:
         return super().decoder().replace(max_positions=self.max_positions, init_std=self.init_std)
 
-    @property
-    def decay_steps(self) -> int:
-        return -(-self.schedule_samples // self.batch_size)
-
-    @property
-    def start_step(self) -> int:
-        return -(-self.start_samples // self.batch_size)
-
-    def learning_rate(self) -> schedules.Schedule:
-        """Update count -> rate; the count goes on from `start_step`, where the rate is 0.997 of base."""
-        return schedules.warmup_cosine(
-            self.base_lr,
-            self.warmup_steps,
-            self.decay_steps,
-            end_lr=self.end_lr_factor * self.base_lr,
-            hold_steps=1,
-        )
-
-    def optimizer(self, tree: Any) -> optax.GradientTransformation:
-        """AdamW that decays all weights: a gain is stored as an offset from 1 and decays towards 1."""
-        return self.adamw()
+    def cosine(self) -> language_model.Cosine:
+        """The count of updates goes on from the start checkpoint's, where the rate is 0.997 of base."""
+        steps = self.steps_of(self.warmup_samples), self.steps_of(self.schedule_samples)
+        end_lr = self.end_lr_factor * self.base_lr
+        return language_model.Cosine(self.base_lr, *steps, end_lr, hold_steps=1)
 
     def requested_samples(self) -> int:
+        assert self.last_sample is not None
         return self.samples(self.step_of(self.last_sample - 1) + 1)
 
     def data(self) -> C4:
@@ -118,8 +95,8 @@ class Gpt3(language_model.Pretraining):
         return schedules.every_samples(self.eval_every, self.batch_size)
 
     @property
-    def last_sample(self) -> int:
-        return self.sample_limit or self.schedule_samples - self.start_samples
+    def schedule_end(self) -> int:
+        return self.schedule_samples - self.start_samples
 
     @property
     def flops_per_sample(self) -> float:
@@ -129,21 +106,25 @@ class Gpt3(language_model.Pretraining):
 
     def log(self) -> Mapping[str, Any]:
         return {
-            **self.schedule_log(self.base_lr, self.end_lr_factor * self.base_lr, self.decay_steps),
+            **self.schedule_log(),
             "eval_samples": self.eval_documents,
-            "init_checkpoint_step": self.start_step,
-            "opt_name": "adam",
-            "opt_adam_beta_1": self.beta_1,
-            "opt_adam_beta_2": self.beta_2,
-            "opt_adam_epsilon": self.epsilon,
+            "init_checkpoint_step": self.steps_of(self.start_samples),
+            **self.optimizer_log("adam"),
             "opt_weight_decay": self.weight_decay,
         }
 
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:
         """The reference convergence points of ruleset 4.1.0; schedules follow from the batch size."""
-        rates = {1536: 2e-5, 2048: 2e-5, 3072: 2e-5, 4096: 3e-5, 6144: 3e-5, 8192: 3e-5}
-        return {size: cls(batch_size=size, base_lr=rate) for size, rate in rates.items()}
+        return cls.recipe_table(
+            "batch_size base_lr",
+            (1536, 2e-5),
+            (2048, 2e-5),
+            (3072, 2e-5),
+            (4096, 3e-5),
+            (6144, 3e-5),
+            (8192, 3e-5),
+        )
 
     # -- start ---------------------------------------------------------------------------------
 
@@ -152,7 +133,7 @@ class Gpt3(language_model.Pretraining):
         folder = self.below(data_dir, self.weights)
         return Start(
             decoder_paxml.start_weights(folder, self.decoder()),
-            self.start_step,
+            self.steps_of(self.start_samples),
             decoder_paxml.start_moments(folder, self.decoder()),
         )
 
@@ -172,26 +153,17 @@ class Gpt3(language_model.Pretraining):
 
     def tiny(self) -> Self:
         """Docstrings, as for llama31_8b, from a checkpoint that was trained for 40 steps."""
-        return self.replace(
-            size="tiny",
-            sequence_length=64,
-            layers=2,
-            width=96,
-            heads=3,
+        return self.shrunk(
             kv_heads=3,
-            head_dim=32,
             hidden=384,
-            vocab=512,
             max_positions=64,
             init_std=0.05,
-            remat=None,
             weights="tiny_gpt3/checkpoint_00000040",
             train_files=tuple(f"tiny_text_512/docstrings.train_{i}_text_document" for i in (0, 1)),
             validation_file="tiny_text_512/docstrings.cut_text_document",
             train_samples=9600,
             eval_samples=120,
             eval_documents=120,
-            batch_size=16,
             base_lr=4e-3,
             warmup_samples=480,
             schedule_samples=32_000,

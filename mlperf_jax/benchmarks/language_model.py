@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import optax
 
@@ -23,19 +23,33 @@ from mlperf_jax.optimizers import schedules
 
 Tokens = Annotated[int, Range(2), "tokens"]  # the last of a sequence is only predicted
 Remat = Literal["full", "dots", "dots_no_batch", "attention"]
+SIZES = ("layers", "width", "heads", "kv_heads", "head_dim", "hidden", "vocab")
+_OF_ARCHITECTURE: Any = object()  # stands for a size until the benchmark is made
+
+
+class Cosine(NamedTuple):
+    """The schedule of the rate, as `schedules.warmup_cosine` takes it."""
+
+    base_lr: float
+    warmup_steps: int
+    total_steps: int
+    end_lr: float = 0.0
+    form: Literal["megatron", "nemo"] = "megatron"
+    hold_steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel(Benchmark):
     """A decoder that predicts the next token; the concrete benchmark says which and on what.
 
-    The sizes are the `DecoderConfig`'s, whose other fields are `architecture`'s.
+    The sizes are `architecture`'s where no others are given; it says all else about the model, too.
     """
 
     metric = metrics.LogPerplexity()
     rules = decoder.RULES
     absent = ("pictures",)
     architecture: ClassVar[decoder.DecoderConfig]
+    decays_norms: ClassVar[bool] = True  # and biases
 
     # AdamW
     beta_1: Fraction
@@ -44,17 +58,20 @@ class LanguageModel(Benchmark):
     weight_decay: Rate
     # sizes
     sequence_length: Tokens
-    layers: Count
-    width: Count
-    heads: Count
-    kv_heads: Count
-    head_dim: Count
-    hidden: Count
-    vocab: Count
+    layers: Count = _OF_ARCHITECTURE
+    width: Count = _OF_ARCHITECTURE
+    heads: Count = _OF_ARCHITECTURE
+    kv_heads: Count = _OF_ARCHITECTURE
+    head_dim: Count = _OF_ARCHITECTURE
+    hidden: Count = _OF_ARCHITECTURE
+    vocab: Count = _OF_ARCHITECTURE
     # what the forward pass keeps per layer for the backward one, see `DecoderConfig.remat`
     remat: Remat | None = "full"
 
     def __post_init__(self) -> None:
+        for name in SIZES:
+            if getattr(self, name) is _OF_ARCHITECTURE:
+                object.__setattr__(self, name, getattr(self.architecture, name))
         super().__post_init__()
         limit = self.decoder().max_positions
         if limit is not None and self.sequence_length > limit:
@@ -65,8 +82,9 @@ class LanguageModel(Benchmark):
 
     def decoder(self) -> decoder.DecoderConfig:
         """The model's configuration."""
-        sizes = ("layers", "width", "heads", "kv_heads", "head_dim", "hidden", "vocab", "remat")
-        return self.architecture.replace(**{name: getattr(self, name) for name in sizes})
+        return self.architecture.replace(
+            **{name: getattr(self, name) for name in (*SIZES, "remat")}
+        )
 
     def example(self) -> Example:
         return {"inputs": i32(self.sequence_length), "labels": i32(self.sequence_length)}
@@ -87,25 +105,48 @@ class LanguageModel(Benchmark):
         """The path of a file or folder below the data's."""
         return f"{str(data_dir).rstrip('/')}/{name}"
 
-    def learning_rate(self) -> schedules.Schedule:
-        """Step -> rate."""
+    def cosine(self) -> Cosine:
+        """The schedule of the rate."""
         raise NotImplementedError
 
-    def adamw(self, mask: Any = None) -> optax.GradientTransformation:
-        """AdamW with the fields' values; `mask` says which parameters are decayed, all by default."""
+    def learning_rate(self) -> schedules.Schedule:
+        """Count of updates -> rate."""
+        return schedules.warmup_cosine(**self.cosine()._asdict())
+
+    @property
+    def schedule_end(self) -> int:
+        return self.samples(self.cosine().total_steps)
+
+    def optimizer(self, tree: Any) -> optax.GradientTransformation:
+        """AdamW with the fields' values."""
         return optax.adamw(
             self.learning_rate(),
             self.beta_1,
             self.beta_2,
             self.epsilon,
             weight_decay=self.weight_decay,
-            mask=mask,
+            mask=None if self.decays_norms else ~(tree.norms | tree.biases),
         )
+
+    def optimizer_log(self, name: str) -> dict[str, Any]:
+        """Lines of the log about it; rulesets differ in what they call the weight decay."""
+        return {
+            "opt_name": name,
+            f"opt_{name}_beta_1": self.beta_1,
+            f"opt_{name}_beta_2": self.beta_2,
+            f"opt_{name}_epsilon": self.epsilon,
+        }
 
     @property
     def flops_per_sample(self) -> float:
         """Half of the attention matrix counts, being causal."""
         return self.sequence_length * self.decoder().flops_per_token(self.sequence_length)
+
+    def shrunk(self, **changes: Any) -> Self:
+        """For `tiny`: two layers of width 96 on short sequences; `changes` are the benchmark's own."""
+        sizes = {"layers": 2, "width": 96, "heads": 3, "kv_heads": 1, "head_dim": 32, "hidden": 256}
+        common = {"sequence_length": 64, "vocab": 512, "remat": None, "batch_size": 16}
+        return self.replace(size="tiny", **(sizes | common | changes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,17 +163,20 @@ class Pretraining(LanguageModel):
     train_files: Several[str]
     validation_file: str
 
-    @property
-    def warmup_steps(self) -> int:
-        return -(-self.warmup_samples // self.batch_size)
+    def steps_of(self, samples: int) -> int:
+        """The fewest steps that hold so many samples."""
+        return -(-samples // self.batch_size)
 
-    def schedule_log(self, base_lr: float, end_lr: float, decay_steps: int) -> dict[str, Any]:
+    def schedule_log(self) -> dict[str, Any]:
         """Lines of the log about the schedule of the rate and what goes with it."""
+        rate = self.cosine()
+        # of Megatron's form the step that ends the decay is logged
+        decay_steps = rate.total_steps - (rate.warmup_steps if rate.form == "nemo" else 0)
         return {
             "max_sequence_length": self.sequence_length,
-            "opt_base_learning_rate": base_lr,
-            "opt_end_learning_rate": end_lr,
-            "opt_learning_rate_warmup_steps": self.warmup_steps,
+            "opt_base_learning_rate": rate.base_lr,
+            "opt_end_learning_rate": rate.end_lr,
+            "opt_learning_rate_warmup_steps": rate.warmup_steps,
             "opt_learning_rate_decay_steps": decay_steps,
             "opt_learning_rate_decay_schedule": "cosine with linear warmup",
             "opt_gradient_clip_norm": self.clip_norm,
@@ -140,7 +184,7 @@ class Pretraining(LanguageModel):
 
     def requested_samples(self) -> int:
         """Windows that the run's order is made for; it depends on their number."""
-        raise NotImplementedError
+        return self.schedule_end
 
     def data(self) -> C4:
         """Validation is whole batches of the first windows in file order, as the reference evaluates them."""

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import optax
-
 from mlperf_jax import metrics
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
@@ -24,7 +22,6 @@ from mlperf_jax.input_pipelines.tokens import C4, TINY_FILES
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.optimizers import schedules
 
-_LLAMA = decoder.DecoderConfig.llama2_70b()
 _TINY_STEPS = 400  # that the tiny base is trained for
 
 
@@ -34,7 +31,7 @@ class Llama2Lora(language_model.LanguageModel):
 
     name = "llama2_70b_lora"
     ruleset = "6.1.0"
-    architecture = _LLAMA
+    architecture = decoder.DecoderConfig.llama2_70b()
     metric = metrics.LogPerplexity("eval_loss", by="sequences")
     parameters = 44_564_480  # of the adapters
     frozen = decoder.FROZEN
@@ -56,13 +53,6 @@ class Llama2Lora(language_model.LanguageModel):
     eval_every: Samples = 384
     # sizes: what tiny() shrinks
     sequence_length: language_model.Tokens = 8192
-    layers: Count = _LLAMA.layers
-    width: Count = _LLAMA.width
-    heads: Count = _LLAMA.heads
-    kv_heads: Count = _LLAMA.kv_heads
-    head_dim: Count = _LLAMA.head_dim
-    hidden: Count = _LLAMA.hidden
-    vocab: Count = _LLAMA.vocab
     weights: str = "llama2-70b-fused-qkv-mlperf"  # folder of safetensors below the data's
     train_samples: Samples = 3901
     eval_samples: Samples = 173
@@ -77,25 +67,15 @@ class Llama2Lora(language_model.LanguageModel):
         )
         return super().decoder().replace(lora=lora)
 
-    @property
-    def warmup_steps(self) -> int:
-        return round(self.warmup_ratio * self.training_steps)
-
-    def learning_rate(self) -> schedules.Schedule:
-        """Step -> rate: half a cosine to zero over `training_steps`, from the base rate at once."""
-        return schedules.warmup_cosine(self.base_lr, self.warmup_steps, self.training_steps)
-
-    def optimizer(self, tree: Any) -> optax.GradientTransformation:
-        return self.adamw()
+    def cosine(self) -> language_model.Cosine:
+        """Half a cosine to zero over `training_steps`, from the base rate at once."""
+        warmup = round(self.warmup_ratio * self.training_steps)
+        return language_model.Cosine(self.base_lr, warmup, self.training_steps)
 
     def eval_steps(self) -> Iterator[int]:
         # the first floor(0.125 batch + 2) evaluations are left out
         skip = self.batch_size // 8 + 2
         return schedules.every_samples(self.eval_every, self.batch_size, skip=skip)
-
-    @property
-    def last_sample(self) -> int:
-        return self.sample_limit or self.samples(self.training_steps)
 
     def log(self) -> Mapping[str, Any]:
         return {
@@ -112,8 +92,9 @@ class Llama2Lora(language_model.LanguageModel):
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:
         """The reference convergence points of ruleset 6.1.0."""
-        rates = {8: 4e-4, 16: 4e-4, 32: 4e-4, 128: 1e-3}
-        return {size: cls(batch_size=size, base_lr=rate) for size, rate in rates.items()}
+        return cls.recipe_table(
+            "batch_size base_lr", (8, 4e-4), (16, 4e-4), (32, 4e-4), (128, 1e-3)
+        )
 
     # -- data and start ------------------------------------------------------------------------
 
@@ -140,17 +121,8 @@ class Llama2Lora(language_model.LanguageModel):
 
     def tiny(self) -> Self:
         """Docstrings and their first lines as reports and summaries, packed; a base made by the build."""
-        return self.replace(
-            size="tiny",
+        return self.shrunk(
             sequence_length=256,
-            layers=2,
-            width=96,
-            heads=3,
-            kv_heads=1,
-            head_dim=32,
-            hidden=256,
-            vocab=512,
-            remat=None,
             weights=f"tiny_llama2_70b_lora_{_TINY_STEPS}",
             train_samples=TINY_ROWS["train"],
             eval_samples=TINY_ROWS["validation"],

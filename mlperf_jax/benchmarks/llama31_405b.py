@@ -13,15 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import optax
-
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
-from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Whole
+from mlperf_jax.core.fields import Fraction, Positive, Rate, Samples, Several, Whole
 from mlperf_jax.models import decoder, decoder_huggingface
 from mlperf_jax.optimizers import schedules
 
-_LLAMA = decoder.DecoderConfig.llama31_405b().replace(vocab=32_000)
 _SPARE_ROWS = 64  # of the vocabulary, which tiny's start weights have and the benchmark cuts off
 
 
@@ -35,7 +32,8 @@ class Llama31_405B(language_model.Pretraining):
 
     name = "llama31_405b"
     ruleset = "6.0.0"
-    architecture = _LLAMA
+    architecture = decoder.DecoderConfig.llama31_405b().replace(vocab=32_000)
+    decays_norms = False  # Megatron's default
     parameters = 402_699_272_192
     tokenizer = "Mixtral 8x22B's tokenizer"
 
@@ -57,13 +55,6 @@ class Llama31_405B(language_model.Pretraining):
     skip_per_sample: Rate = 0.0026
     # sizes: what tiny() shrinks
     sequence_length: language_model.Tokens = 8192
-    layers: Count = _LLAMA.layers
-    width: Count = _LLAMA.width
-    heads: Count = _LLAMA.heads
-    kv_heads: Count = _LLAMA.kv_heads
-    head_dim: Count = _LLAMA.head_dim
-    hidden: Count = _LLAMA.hidden
-    vocab: Count = _LLAMA.vocab
     weights: str = "Llama-3.1-405B"  # folder of safetensors below the data's
     train_samples: Samples = 1_574_207_408  # as accepted logs state it
     eval_samples: Samples = 5760
@@ -79,47 +70,28 @@ class Llama31_405B(language_model.Pretraining):
         """
         return self.batch_size * self.reference_lr / self.reference_batch
 
-    @property
-    def schedule_steps(self) -> int:
-        return -(-self.schedule_samples // self.batch_size)
-
-    def learning_rate(self) -> schedules.Schedule:
-        """Step -> rate: NeMo's warm-up, on whose ramp a run ends, then half a cosine."""
-        return schedules.warmup_cosine(
-            self.base_lr, self.warmup_steps, self.schedule_steps, end_lr=self.end_lr, form="nemo"
-        )
-
-    def optimizer(self, tree: Any) -> optax.GradientTransformation:
-        """AdamW; gains of norms are not decayed, embedding and head are (Megatron's default)."""
-        return self.adamw(mask=~(tree.norms | tree.biases))
-
-    def requested_samples(self) -> int:
-        return self.samples(self.schedule_steps)
+    def cosine(self) -> language_model.Cosine:
+        """NeMo's warm-up, on whose ramp a run ends, then half a cosine."""
+        steps = self.steps_of(self.warmup_samples), self.steps_of(self.schedule_samples)
+        return language_model.Cosine(self.base_lr, *steps, self.end_lr, form="nemo")
 
     def eval_steps(self) -> Iterator[int]:
         # in ten-thousandths: 0.0026 * 5000 is below 13 in floating point
         skip = self.skip_base + round(10_000 * self.skip_per_sample) * self.batch_size // 10_000
         return schedules.every_samples(self.eval_every, self.batch_size, skip=skip)
 
-    @property
-    def last_sample(self) -> int:
-        return self.sample_limit or self.samples(self.schedule_steps)
-
     def log(self) -> Mapping[str, Any]:
         return {
-            **self.schedule_log(self.base_lr, self.end_lr, self.schedule_steps - self.warmup_steps),
+            **self.schedule_log(),
             "init_checkpoint_step": 0,
-            "opt_name": "adamw",
-            "opt_adamw_beta_1": self.beta_1,
-            "opt_adamw_beta_2": self.beta_2,
-            "opt_adamw_epsilon": self.epsilon,
+            **self.optimizer_log("adamw"),
             "opt_adamw_weight_decay": self.weight_decay,
         }
 
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:
         """The reference convergence points of ruleset 6.0.0; everything follows from the batch size."""
-        return {size: cls(batch_size=size) for size in (1152, 2304, 4608)}
+        return cls.recipe_table("batch_size", (1152,), (2304,), (4608,))
 
     # -- start ---------------------------------------------------------------------------------
 
@@ -135,23 +107,12 @@ class Llama31_405B(language_model.Pretraining):
 
     def tiny(self) -> Self:
         """Docstrings, as for llama31_8b, in a blend of two files and from weights that are read."""
-        return self.replace(
-            size="tiny",
-            sequence_length=64,
-            layers=2,
-            width=96,
-            heads=3,
-            kv_heads=1,
-            head_dim=32,
-            hidden=256,
-            vocab=512,
-            remat=None,
+        return self.shrunk(
             weights="tiny_llama31_405b",
             train_files=tuple(f"tiny_text_512/docstrings.train_{i}_text_document" for i in (0, 1)),
             validation_file="tiny_text_512/docstrings.validation_text_document",
             train_samples=9600,
             eval_samples=128,
-            batch_size=16,
             reference_batch=16,
             reference_lr=8e-3,  # never reached: the run ends on the ramp
             warmup_samples=6400,

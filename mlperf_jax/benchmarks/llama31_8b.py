@@ -10,15 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import optax
-
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
 from mlperf_jax.models import decoder
 from mlperf_jax.optimizers import schedules
-
-_LLAMA = decoder.DecoderConfig.llama31_8b()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +23,8 @@ class Llama31_8B(language_model.Pretraining):
 
     name = "llama31_8b"
     ruleset = "6.1.0"
-    architecture = _LLAMA
+    architecture = decoder.DecoderConfig.llama31_8b()
+    decays_norms = False  # Megatron's default
     parameters = 8_030_261_248
     tokenizer = "Llama 3.1's tokenizer.json"
 
@@ -45,88 +42,47 @@ class Llama31_8B(language_model.Pretraining):
     eval_every: Samples = 12_288
     # sizes: what tiny() shrinks
     sequence_length: language_model.Tokens = 8192
-    layers: Count = _LLAMA.layers
-    width: Count = _LLAMA.width
-    heads: Count = _LLAMA.heads
-    kv_heads: Count = _LLAMA.kv_heads
-    head_dim: Count = _LLAMA.head_dim
-    hidden: Count = _LLAMA.hidden
-    vocab: Count = _LLAMA.vocab
     train_samples: Samples = 1_574_207_408  # as accepted logs state it
     eval_samples: Samples = 1024
     train_files: Several[str] = ("c4-train.en_6_text_document",)
     validation_file: str = "c4-validation-91205-samples.en_text_document"
     targets: Several[Target] = (Target("log_perplexity", at_most=3.3),)
 
-    def learning_rate(self) -> schedules.Schedule:
-        """Step -> rate: NeMo's warm-up, then half a cosine over `max_steps`, nearly flat in a run."""
-        return schedules.warmup_cosine(
-            self.base_lr,
-            self.warmup_steps,
-            self.max_steps,
-            end_lr=self.end_lr_factor * self.base_lr,
-            form="nemo",
-        )
-
-    def optimizer(self, tree: Any) -> optax.GradientTransformation:
-        """AdamW; gains of norms are not decayed, embedding and head are (Megatron's default)."""
-        return self.adamw(mask=~(tree.norms | tree.biases))
-
-    def requested_samples(self) -> int:
-        return self.samples(self.max_steps)
+    def cosine(self) -> language_model.Cosine:
+        """NeMo's warm-up, then half a cosine over `max_steps`, nearly flat in a run."""
+        warmup, end_lr = self.steps_of(self.warmup_samples), self.end_lr_factor * self.base_lr
+        return language_model.Cosine(self.base_lr, warmup, self.max_steps, end_lr, form="nemo")
 
     def eval_steps(self) -> Iterator[int]:
         return schedules.every_samples(self.eval_every, self.batch_size)
 
-    @property
-    def last_sample(self) -> int:
-        return self.sample_limit or self.samples(self.max_steps)
-
     def log(self) -> Mapping[str, Any]:
-        end_lr = self.end_lr_factor * self.base_lr
         return {
-            **self.schedule_log(self.base_lr, end_lr, self.max_steps - self.warmup_steps),
+            **self.schedule_log(),
             "max_steps": self.max_steps,
-            "opt_name": "adamw",
-            "opt_adamw_beta_1": self.beta_1,
-            "opt_adamw_beta_2": self.beta_2,
-            "opt_adamw_epsilon": self.epsilon,
+            **self.optimizer_log("adamw"),
             "opt_adamw_weight_decay": self.weight_decay,
         }
 
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:
         """The reference convergence points of ruleset 6.1.0."""
-        points = (
+        return cls.recipe_table(
+            "batch_size base_lr warmup_samples",
             (16, 4e-4, 256),
             (32, 8e-4, 4096),
             (64, 8e-4, 6144),
             (96, 1e-3, 16_348),
             (128, 2e-3, 32_768),
         )
-        return {
-            size: cls(batch_size=size, base_lr=rate, warmup_samples=warmup)
-            for size, rate, warmup in points
-        }
 
     def tiny(self) -> Self:
         """Docstrings of the standard library, a vocabulary of 512 byte pairs: half a minute on two cores."""
-        return self.replace(
-            size="tiny",
-            sequence_length=64,
-            layers=2,
-            width=96,
-            heads=3,
-            kv_heads=1,
-            head_dim=32,
-            hidden=256,
-            vocab=512,
-            remat=None,
+        return self.shrunk(
             train_files=("tiny_text_512/docstrings.train_text_document",),
             validation_file="tiny_text_512/docstrings.validation_text_document",
             train_samples=9600,
             eval_samples=128,
-            batch_size=16,
             base_lr=4e-3,
             warmup_samples=480,
             max_steps=600,

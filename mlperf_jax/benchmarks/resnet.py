@@ -19,7 +19,9 @@ from mlperf_jax.input_pipelines import images
 from mlperf_jax.input_pipelines.imagenet import ImageNet, Normalise
 from mlperf_jax.models import resnet as models
 from mlperf_jax.ops import losses
-from mlperf_jax.optimizers import lars, poly_decay, schedules, sgd
+from mlperf_jax.optimizers import lars, schedules, sgd
+
+END_LR = 1e-4  # of all recipes, by rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +93,20 @@ class ResNet50(Benchmark):
             rngs=rngs,
         )
 
+    def _steps(self, epochs: int) -> int:
+        """Steps of so many epochs of the learning rate, as the recipe's submitter counts them."""
+        last_batch = "pad" if self.convention == "mxnet" else "drop"
+        return epochs * schedules.steps_per_epoch(self.train_samples, self.batch_size, last_batch)
+
     def learning_rate(self) -> schedules.Schedule:
         """Step -> rate: linear warm-up, then a polynomial of power 2 down to 1e-4."""
-        mxnet = self.convention == "mxnet"
-        epoch = schedules.steps_per_epoch(
-            self.train_samples, self.batch_size, "pad" if mxnet else "drop"
-        )
-        return poly_decay(
+        return schedules.poly_decay(
             self.base_lr,
-            self.warmup_epochs * epoch,
-            self.lr_epochs * epoch,
+            self._steps(self.warmup_epochs),
+            self._steps(self.lr_epochs),
             power=2,
-            end_lr=1e-4,
-            first_step=1 if mxnet else 0,
+            end_lr=END_LR,
+            first_step=1 if self.convention == "mxnet" else 0,
         )
 
     def optimizer(self, tree: Any) -> Any:
@@ -158,37 +161,32 @@ class ResNet50(Benchmark):
         )
 
     @property
-    def last_sample(self) -> int:
+    def schedule_end(self) -> int:
         """The reference's loop ends with the first evaluation at or after the schedule's end."""
-        past = -(-(self.lr_epochs - self.eval_offset) // self.eval_every) * self.eval_every
-        steps = (self.eval_offset + max(past, 0)) * self.epoch_steps
-        return self.sample_limit or self.samples(steps)
+        end = self._steps(self.lr_epochs)
+        return self.samples(next(step for step in self.eval_steps() if step >= end))
 
     @property
     def flops_per_sample(self) -> float:
         return models.flops_per_sample(self.stages, self.width, self.classes, self.image_size)
 
     def log(self) -> Mapping[str, Any]:
-        steps = self.lr_epochs * self.epoch_steps
-        common = {"opt_name": self.opt_name, "model_bn_span": self.bn_span}
-        prefix = "lars_opt" if self.opt_name == "lars" else "sgd_opt"
-        keys = {
+        prefix = "lars_" * (self.opt_name == "lars")
+        own = {
             "base_learning_rate": self.base_lr,
-            "end_learning_rate": 1e-4,
+            "end_learning_rate": END_LR,
             "learning_rate_decay_poly_power": 2,
-            "learning_rate_decay_steps": steps,
+            "learning_rate_decay_steps": self._steps(self.lr_epochs),
             "weight_decay": self.weight_decay,
             "momentum": self.momentum,
         }
-        own = {f"{prefix}_{key}": value for key, value in keys.items()}
-        if self.opt_name == "lars":
-            own |= {
-                "lars_epsilon": 0.0,
-                "lars_opt_learning_rate_warmup_epochs": self.warmup_epochs,
-            }
-        else:
-            own["opt_learning_rate_warmup_epochs"] = self.warmup_epochs
-        return {**common, **own}
+        return {
+            "opt_name": self.opt_name,
+            "model_bn_span": self.bn_span,
+            **{f"{self.opt_name}_opt_{key}": value for key, value in own.items()},
+            **({"lars_epsilon": 0.0} if prefix else {}),
+            f"{prefix}opt_learning_rate_warmup_epochs": self.warmup_epochs,
+        }
 
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:
@@ -197,45 +195,18 @@ class ResNet50(Benchmark):
         Their decay steps mix two meanings, so `lr_epochs` is recomputed from them (warm-up included),
         and `eval_offset` puts an evaluation on the expected epoch.
         """
-        return {
-            recipe.batch_size: recipe
-            for recipe in (
-                cls._point(1632, 7.4, 2, 37, 5e-5, 0.9, 204, 3, "mxnet"),
-                cls._point(3264, 10.5, 2, 37, 5e-5, 0.9, 204, 3, "mxnet"),
-                cls._point(4096, 10.0, 5, 42, 2e-4, 0.9, 64, 2, "tf2"),
-                cls._point(8192, 17.0, 5, 44, 2e-4, 0.9, 64, 2, "tf2"),
-                cls._point(13056, 12.8, 9, 48, 2.5e-5, 0.9, 204, 2, "mxnet"),
-                cls._point(32768, 21.2, 16, 58, 2.5e-5, 0.94, 128, 0, "tf2"),
-                cls._point(49152, 19.405, 24, 71, 1e-4, 0.951807, 256, 0, "mxnet"),
-                cls._point(58880, 23.246, 29, 82, 1e-4, 0.951807, 230, 0, "mxnet"),
-                cls._point(65536, 24.699, 31, 89, 1e-4, 0.951807, 128, 1, "tf2"),
-                cls._point(67840, 24.699, 31, 91, 1e-4, 0.951807, 424, 2, "mxnet"),
-            )
-        }
-
-    @classmethod
-    def _point(
-        cls,
-        batch_size: int,
-        base_lr: float,
-        warmup_epochs: int,
-        lr_epochs: int,
-        weight_decay: float,
-        momentum: float,
-        bn_span: int,
-        eval_offset: int,
-        convention: Literal["mxnet", "tf2"],
-    ) -> Self:
-        return cls(
-            batch_size=batch_size,
-            base_lr=base_lr,
-            warmup_epochs=warmup_epochs,
-            lr_epochs=lr_epochs,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            bn_span=bn_span,
-            eval_offset=eval_offset,
-            convention=convention,
+        return cls.recipe_table(
+            "batch_size base_lr warmup_epochs lr_epochs weight_decay momentum bn_span eval_offset convention",
+            (1632, 7.4, 2, 37, 5e-5, 0.9, 204, 3, "mxnet"),
+            (3264, 10.5, 2, 37, 5e-5, 0.9, 204, 3, "mxnet"),
+            (4096, 10.0, 5, 42, 2e-4, 0.9, 64, 2, "tf2"),
+            (8192, 17.0, 5, 44, 2e-4, 0.9, 64, 2, "tf2"),
+            (13056, 12.8, 9, 48, 2.5e-5, 0.9, 204, 2, "mxnet"),
+            (32768, 21.2, 16, 58, 2.5e-5, 0.94, 128, 0, "tf2"),
+            (49152, 19.405, 24, 71, 1e-4, 0.951807, 256, 0, "mxnet"),
+            (58880, 23.246, 29, 82, 1e-4, 0.951807, 230, 0, "mxnet"),
+            (65536, 24.699, 31, 89, 1e-4, 0.951807, 128, 1, "tf2"),
+            (67840, 24.699, 31, 91, 1e-4, 0.951807, 424, 2, "mxnet"),
         )
 
     def tiny(self) -> Self:

@@ -171,8 +171,8 @@ class RetinaNet(Benchmark):
         return schedules.every_epochs(1, self.train_samples, self.batch_size)
 
     @property
-    def last_sample(self) -> int:
-        return self.sample_limit or self.samples(self.epochs * self.epoch_steps)
+    def schedule_end(self) -> int:
+        return self.samples(self.epochs * self.epoch_steps)
 
     @property
     def flops_per_sample(self) -> float:
@@ -194,18 +194,18 @@ class RetinaNet(Benchmark):
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:
         """The reference convergence points of ruleset 5.1.0; a warm-up of one epoch from 0.001 in all."""
-        rates = {
-            256: 1e-4,
-            320: 1e-4,
-            512: 1e-4,
-            768: 1.3e-4,
-            1024: 1.1e-4,
-            1280: 1.3e-4,
-            2048: 1.35e-4,
-            2560: 1.45e-4,
-            4096: 1e-4,
-        }
-        return {size: cls(batch_size=size, base_lr=rate) for size, rate in rates.items()}
+        return cls.recipe_table(
+            "batch_size base_lr",
+            (256, 1e-4),
+            (320, 1e-4),
+            (512, 1e-4),
+            (768, 1.3e-4),
+            (1024, 1.1e-4),
+            (1280, 1.3e-4),
+            (2048, 1.35e-4),
+            (2560, 1.45e-4),
+            (4096, 1e-4),
+        )
 
     # -- data and start ------------------------------------------------------------------------
 
@@ -227,7 +227,11 @@ class RetinaNet(Benchmark):
         coco.evaluator()
         if not self.pretrained:
             return None
-        path = backbone_file(data_dir)
+        path = os.path.join(os.path.expanduser(data_dir), BACKBONE)
+        if not os.path.isfile(path):
+            raise UserError(
+                f"{path} is missing: the benchmark starts from torchvision's ImageNet weights; {BACKBONE_HELP}"
+            )
         try:
             from safetensors import SafetensorError
             from safetensors.numpy import load_file
@@ -275,17 +279,3 @@ class RetinaNet(Benchmark):
             epochs=16,
             targets=(Target("mAP", at_least=0.4),),
         )
-
-
-def backbone_file(data_dir: str) -> str:
-    """The path of the body's pretrained weights.
-
-    Raises:
-        UserError: they are not there; says how to make them.
-    """
-    path = os.path.join(os.path.expanduser(data_dir), BACKBONE)
-    if not os.path.isfile(path):
-        raise UserError(
-            f"{path} is missing: the benchmark starts from torchvision's ImageNet weights; {BACKBONE_HELP}"
-        )
-    return path

@@ -186,8 +186,8 @@ class UNet3D(Benchmark):
         return quality["mean_dice"] < 1e-6
 
     @property
-    def last_sample(self) -> int:
-        return self.sample_limit or self.samples(self._epochs_of(self.give_up) * self.epoch_steps)
+    def schedule_end(self) -> int:
+        return self.samples(self._epochs_of(self.give_up) * self.epoch_steps)
 
     @property
     def flops_per_sample(self) -> float:
@@ -212,16 +212,14 @@ class UNet3D(Benchmark):
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:
         """The reference convergence points; their warm-up in samples as epochs, which logs show."""
-        return {
-            size: cls(batch_size=size, base_lr=base_lr, warmup_epochs=warmup)
-            for size, base_lr, warmup in (
-                (2, 0.8, 200),
-                (28, 2.0, 1000),
-                (56, 2.0, 1000),
-                (64, 2.0, 875),  # 168,000 samples in epochs of 192
-                (84, 1.5, 1500),
-            )
-        }
+        return cls.recipe_table(
+            "batch_size base_lr warmup_epochs",
+            (2, 0.8, 200),
+            (28, 2.0, 1000),
+            (56, 2.0, 1000),
+            (64, 2.0, 875),  # 168,000 samples in epochs of 192
+            (84, 1.5, 1500),
+        )
 
     def tiny(self) -> Self:
         """Phantoms of ellipsoids, written as NIfTI and prepared like the real ones: half a minute."""

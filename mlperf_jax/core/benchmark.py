@@ -380,9 +380,14 @@ class Benchmark:
         return [(quality[self.targets[0].name], {})]
 
     @property
+    def schedule_end(self) -> int | None:
+        """Samples after which the schedule has nothing more to say; None where it goes on for ever."""
+        return None
+
+    @property
     def last_sample(self) -> int | None:
         """The run gives up when this many samples were seen; None for never."""
-        return self.sample_limit
+        return self.sample_limit or self.schedule_end
 
     @property
     def flops_per_sample(self) -> float:
@@ -393,6 +398,12 @@ class Benchmark:
     def recipes(cls) -> Mapping[int, Self]:
         """Official configurations by global batch size."""
         return {}
+
+    @classmethod
+    def recipe_table(cls, head: str, *rows: tuple[Any, ...]) -> Mapping[int, Self]:
+        """What `recipes` returns, from the names of the fields that differ and a row for each batch size."""
+        made = (cls(**dict(zip(head.split(), row, strict=True))) for row in rows)
+        return {recipe.batch_size: recipe for recipe in made}
 
     def tiny(self) -> Self:
         """The same code with small numbers; see DESIGN.md §4."""

@@ -86,37 +86,29 @@ def rotate(x: jax.Array, rope: Rope) -> jax.Array:
 # -- parts of a layer ------------------------------------------------------------------------------
 
 
-class RMSNorm(nnx.Module):
-    """x over its root mean square along D, times a gain; statistics in promote_types(x, f32)."""
+class Norm(nnx.Module):
+    """x over its root mean square along D, times a gain; statistics in promote_types(x, f32).
 
-    def __init__(self, config: DecoderConfig, dtype: jax.typing.DTypeLike):
-        self.scale = nnx.Param(jnp.ones((config.width,), _kept(config, dtype)))
-        self.epsilon = config.norm_epsilon
-        self.dtype = dtype
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        y = wide * lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...]).astype(self.dtype)
-
-
-class LayerNorm(nnx.Module):
-    """Layer norm along D with gain and shift; the stored gain may be an offset from 1."""
+    "rms" is that. "layer" subtracts the mean before and adds a shift after it; "layer_offset" stores
+    its gain as an offset from 1.
+    """
 
     def __init__(self, config: DecoderConfig, dtype: jax.typing.DTypeLike):
         kept = _kept(config, dtype)
+        self.centred = config.norm != "rms"
         self.offset = config.norm == "layer_offset"
         self.scale = nnx.Param(jnp.full((config.width,), 0 if self.offset else 1, kept))
-        self.bias = nnx.Param(jnp.zeros((config.width,), kept))
+        self.bias = nnx.Param(jnp.zeros((config.width,), kept)) if self.centred else None
         self.epsilon = config.norm_epsilon
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        wide = wide - wide.mean(-1, keepdims=True)
+        if self.centred:
+            wide = wide - wide.mean(-1, keepdims=True)
         y = wide * lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
-        gain = 1 + self.scale[...] if self.offset else self.scale[...]
-        return (y * gain + self.bias[...]).astype(self.dtype)
+        y = y * (1 + self.scale[...] if self.offset else self.scale[...])
+        return (y if self.bias is None else y + self.bias[...]).astype(self.dtype)
 
 
 class Embedding(nnx.Module):
@@ -183,30 +175,21 @@ class Attention(nnx.Module):
         return self.out(y) + branch
 
 
-class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) * up(x))."""
+class FeedForward(nnx.Module):
+    """[B, T, D] -> [B, T, D]: "swiglu" is down(silu(gate(x)) * up(x)), "gelu" down(gelu(up(x)))."""
 
     def __init__(self, config: DecoderConfig, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.hidden
-        self.gate = _column_split(width, hidden, config, dtype, rngs=rngs)
+        gated = config.feed_forward == "swiglu"
+        self.gate = _column_split(width, hidden, config, dtype, rngs=rngs) if gated else None
         self.up = _column_split(width, hidden, config, dtype, rngs=rngs)
         self.down = _row_split(hidden, width, config, dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = _lean(lambda gate, up: nnx.silu(gate) * up)(self.gate(x), self.up(x))
-        return self.down(shard(hidden, ROWS, "context", "tensor"))
-
-
-class Gelu(nnx.Module):
-    """down(gelu(up(x))) with the tanh approximation."""
-
-    def __init__(self, config: DecoderConfig, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs):
-        width, hidden = config.width, config.hidden
-        self.up = _column_split(width, hidden, config, dtype, rngs=rngs)
-        self.down = _row_split(hidden, width, config, dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = _lean(nnx.gelu)(self.up(x))  # the tanh approximation
+        if self.gate is None:
+            hidden = _lean(nnx.gelu)(self.up(x))  # the tanh approximation
+        else:
+            hidden = _lean(lambda gate, up: nnx.silu(gate) * up)(self.gate(x), self.up(x))
         return self.down(shard(hidden, ROWS, "context", "tensor"))
 
 
@@ -215,18 +198,14 @@ def _lean(elementwise: Any) -> Any:
     return jax.checkpoint(elementwise, prevent_cse=False)
 
 
-# A feed-forward part maps [B, T, D] to [B, T, D]; a mixture of experts joins here.
-_FEED_FORWARDS = {"swiglu": SwiGLU, "gelu": Gelu}
-
-
 class Layer(nnx.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
     def __init__(self, config: DecoderConfig, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs):
-        self.attention_norm = _norm(config, dtype)
+        self.attention_norm = Norm(config, dtype)
         self.attention = Attention(config, dtype, rngs=rngs)
-        self.feed_forward_norm = _norm(config, dtype)
-        self.feed_forward = _FEED_FORWARDS[config.feed_forward](config, dtype, rngs=rngs)
+        self.feed_forward_norm = Norm(config, dtype)
+        self.feed_forward = FeedForward(config, dtype, rngs=rngs)
         self.dropout = config.dropout
 
     def __call__(
@@ -289,7 +268,7 @@ class Decoder(nnx.Module):
             remat=_remat(config.remat),
             rngs=rngs,
         )
-        self.final_norm = _norm(config, dtype)
+        self.final_norm = Norm(config, dtype)
         plain = config.replace(bias=False)
         untied = None if config.tied else (config.width, config.vocab)
         self.head = _linear(*untied, plain, dtype, rngs=rngs) if untied else None
@@ -395,10 +374,6 @@ def _remat(name: str | None) -> Any:
 def _kept(config: DecoderConfig, dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     """What base parameters are stored in: trained ones in at least f32, frozen ones as computed."""
     return dtype if config.lora is not None else jnp.promote_types(dtype, jnp.float32)
-
-
-def _norm(config: DecoderConfig, dtype: jax.typing.DTypeLike) -> RMSNorm | LayerNorm:
-    return (RMSNorm if config.norm == "rms" else LayerNorm)(config, dtype)
 
 
 def _linear(

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import quantised
 from mlperf_jax.models.decoder_config import DecoderConfig
+from mlperf_jax.models.importing import some
 
 _IGNORED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers of old files
 _SOME = 8  # names listed per fault
@@ -139,14 +141,11 @@ def from_huggingface(
     For models that fit one host; `start_weights` streams larger ones. Arguments and faults as in
     `readers`. Adapters are not part of a checkpoint: `config.lora` keeps its fresh ones.
     """
-    params: dict[str, Any] = {}
-    for path, reader in readers(tensors, config, cut_vocab=cut_vocab).items():
-        *parents, leaf = path.split("/")
-        node = params
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[leaf] = np.ascontiguousarray(reader((slice(None),) * len(reader.shape)))
-    return params
+    params = {
+        path: np.ascontiguousarray(reader((slice(None),) * len(reader.shape)))
+        for path, reader in readers(tensors, config, cut_vocab=cut_vocab).items()
+    }
+    return unflatten_dict(params, sep="/")
 
 
 def start_weights(
@@ -182,7 +181,7 @@ def open_folder(folder: str | Path) -> dict[str, Any]:
         )
     if missing := [name for name in names if not (folder / name).exists()]:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {len(names)} shards: {_some(missing)}. Download them."
+            f"{folder} lacks {len(missing)} of {len(names)} shards: {some(missing, _SOME)}. Download them."
         )
     tensors: dict[str, Any] = {}
     for name in names:
@@ -218,15 +217,11 @@ def to_huggingface(params: Mapping[str, Any], config: DecoderConfig) -> dict[str
         raise UserError(
             "export: these parameters are in 8 bits; dequantise them first (quantised.dequantised)."
         )
+    flat = flatten_dict(params, sep="/")
     for leaf in _leaves(config):
-        value: Any = params
-        for name in leaf.path.split("/"):
-            if name not in value:
-                raise UserError(
-                    f"export: the parameters lack {leaf.path}; give all of the model's."
-                )
-            value = value[name]
-        value = np.asarray(value)
+        if leaf.path not in flat:
+            raise UserError(f"export: the parameters lack {leaf.path}; give all of the model's.")
+        value = np.asarray(flat[leaf.path])
         whole = tuple(slice(0, size) for size in leaf.shape)
         for layer, name in enumerate(leaf.names(config.layers)):
             one = value[layer] if leaf.stacked else value
@@ -375,16 +370,16 @@ def _check(
         given -= {"lm_head.weight"}
     faults = []
     if missing := [name for name in expected if name not in given]:
-        faults.append(f"{len(missing)} arrays are missing ({_some(missing)})")
+        faults.append(f"{len(missing)} arrays are missing ({some(missing, _SOME)})")
     if unexpected := sorted(given - set(expected)):
-        faults.append(f"{len(unexpected)} are unexpected ({_some(unexpected)})")
+        faults.append(f"{len(unexpected)} are unexpected ({some(unexpected, _SOME)})")
     wrong = [
         fault
         for name, leaf in expected.items()
         if name in given and (fault := _shape_fault(name, leaf, tensors[name], config, cut_vocab))
     ]
     if wrong:
-        faults.append(f"{len(wrong)} have the wrong shape ({_some(wrong)})")
+        faults.append(f"{len(wrong)} have the wrong shape ({some(wrong, _SOME)})")
     if faults:
         raise UserError(
             f"these weights do not fit a decoder of {config.layers} layers, width {config.width}, "
@@ -415,11 +410,6 @@ def _shape_fault(
         found = shape[0] // config.head_dim
         return f"{name} has {found} {kind} heads of {config.head_dim}, not {count}"
     return f"{name} has shape {shape}, not {wanted}"
-
-
-def _some(items: list[str]) -> str:
-    rest = len(items) - _SOME
-    return ", ".join(items[:_SOME]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _safetensors() -> Any:

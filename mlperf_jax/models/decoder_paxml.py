@@ -20,6 +20,7 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.models.decoder_config import DecoderConfig
+from mlperf_jax.models.importing import some
 
 _WEIGHTS = "mdl_vars.params.lm."
 _STACK = "transformer.repeat.sub.x_layers_0."
@@ -168,10 +169,10 @@ def _open(folder: str | os.PathLike, names: Mapping[_Leaf, str]) -> dict[_Leaf, 
         if not _fits(leaf, tuple(found[leaf].shape)):
             wrong.append(f"{names[leaf]} has shape {tuple(found[leaf].shape)}, not {leaf.stored}")
     if missing or wrong:
-        parts = [f"{len(missing)} arrays are missing or unreadable ({_some(missing)})"] * bool(
+        parts = [f"{len(missing)} arrays are missing or unreadable ({some(missing, 4)})"] * bool(
             missing
         )
-        parts += [f"{len(wrong)} have the wrong shape ({_some(wrong)})"] * bool(wrong)
+        parts += [f"{len(wrong)} have the wrong shape ({some(wrong, 4)})"] * bool(wrong)
         raise UserError(
             f"{folder} is no start checkpoint of this GPT3: {'; '.join(parts)}; copy the reference's "
             "checkpoint_00004000 without pipeline stages, of gs://mlperf-llm-public2"
@@ -193,11 +194,6 @@ def _write(folder: str | os.PathLike, name: str, value: np.ndarray) -> None:
     dtype = {"dtype": value.dtype.str, "shape": list(value.shape), "chunks": [*value.shape] or []}
     spec = {**_spec(folder, name), "metadata": dtype, "create": True, "delete_existing": True}
     tensorstore.open(spec).result().write(value).result()
-
-
-def _some(items: list[str], count: int = 4) -> str:
-    rest = len(items) - count
-    return ", ".join(items[:count]) + (f" and {rest} more" if rest > 0 else "")
 
 
 # -- the names -------------------------------------------------------------------------------------
@@ -253,28 +249,19 @@ def _projections(config: DecoderConfig) -> list[_Leaf]:
     name = f"{_STACK}self_attention."
     leaves = []
     for part, path in enumerate(("query", "key", "value")):
-        leaves.append(
-            _Leaf(
-                f"{_LAYERS}attention/{path}/kernel",
-                f"{name}combined_qkv.w",
-                (layers, width, heads * size),
-                (layers, 3, width, heads, size),
-                lambda at, part=part: (at[0], slice(part, part + 1), at[1], *_heads(at[2], size)),
-                lambda found, wanted: found.reshape(wanted),
-                lambda value: value.reshape(layers, width, heads, size),
+        here = slice(part, part + 1)
+        for ours, theirs, inputs in (("kernel", "w", (width,)), ("bias", "b", ())):
+            leaves.append(
+                _Leaf(
+                    f"{_LAYERS}attention/{path}/{ours}",
+                    f"{name}combined_qkv.{theirs}",
+                    (layers, *inputs, heads * size),
+                    (layers, 3, *inputs, heads, size),
+                    lambda at, here=here: (at[0], here, *at[1:-1], *_heads(at[-1], size)),
+                    lambda found, wanted: found.reshape(wanted),
+                    lambda value: value.reshape(*value.shape[:-1], heads, size),
+                )
             )
-        )
-        leaves.append(
-            _Leaf(
-                f"{_LAYERS}attention/{path}/bias",
-                f"{name}combined_qkv.b",
-                (layers, heads * size),
-                (layers, 3, heads, size),
-                lambda at, part=part: (at[0], slice(part, part + 1), *_heads(at[1], size)),
-                lambda found, wanted: found.reshape(wanted),
-                lambda value: value.reshape(layers, heads, size),
-            )
-        )
     leaves.append(
         _Leaf(
             f"{_LAYERS}attention/out/kernel",

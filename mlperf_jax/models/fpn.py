@@ -8,65 +8,16 @@ B batch · S image side · C channels of the pyramid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from mlperf_jax.ops import conv as convs
 
 # torch's kaiming_uniform_(a=1): within sqrt(3 / fan_in) on both sides
 _uniform = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
-
-
-class BiasedConv(nnx.Module):
-    """A square convolution with a bias.
-
-    >>> init = nnx.initializers.he_normal()
-    >>> conv = BiasedConv(4, 8, 3, stride=2, kernel_init=init, rngs=nnx.Rngs(0))
-    >>> conv(jnp.ones([2, 7, 7, 4])).shape
-    (2, 4, 4, 8)
-    """
-
-    def __init__(
-        self,
-        features_in: int,
-        features_out: int,
-        size: int,
-        *,
-        stride: int = 1,
-        dtype: jax.typing.DTypeLike = jnp.float32,
-        kernel_init: nnx.Initializer = _uniform,
-        bias: float = 0.0,
-        rngs: nnx.Rngs,
-    ):
-        kept = jnp.promote_types(dtype, jnp.float32)
-        shape = (size, size, features_in, features_out)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, kept))
-        self.bias = nnx.Param(jnp.full(features_out, bias, kept))
-        self.stride = stride
-        self.dtype = dtype
-
-    def __call__(self, x: jax.Array, *, wide: bool = False) -> jax.Array:
-        """Args: x [B, H, W, C], wide: keep the sums as they are added, in at least float32.
-
-        Returns: [B, H / stride, W / stride, F], zeros of half the kernel around x; in `dtype` if not wide.
-        """
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        padding = kernel.shape[0] // 2
-        if not wide or self.dtype == self.kernel[...].dtype:
-            y = convs.conv2d(x, kernel, stride=self.stride, padding=padding)
-            return y + self.bias[...].astype(self.dtype)
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            ((padding, padding),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            preferred_element_type=self.kernel[...].dtype,
-        )
-        return y + self.bias[...]
 
 
 class FeaturePyramid(nnx.Module):
@@ -88,12 +39,17 @@ class FeaturePyramid(nnx.Module):
           dtype: of the computation.
           rngs: keys.
         """
-        self.inner = nnx.List(BiasedConv(f, width, 1, dtype=dtype, rngs=rngs) for f in features_in)
-        self.outer = nnx.List(
-            BiasedConv(width, width, 3, dtype=dtype, rngs=rngs) for _ in features_in
-        )
-        self.p6 = BiasedConv(width, width, 3, stride=2, dtype=dtype, rngs=rngs)
-        self.p7 = BiasedConv(width, width, 3, stride=2, dtype=dtype, rngs=rngs)
+
+        def conv(features: int, size: int, stride: int = 1) -> convs.Conv:
+            around: dict[str, Any] = {"bias": 0.0, "kernel_init": _uniform, "dtype": dtype}
+            pad = size // 2
+            return convs.Conv(
+                features, width, size, stride=stride, padding=pad, **around, rngs=rngs
+            )
+
+        self.inner = nnx.List(conv(features, 1) for features in features_in)
+        self.outer = nnx.List(conv(width, 3) for _ in features_in)
+        self.p6, self.p7 = conv(width, 3, 2), conv(width, 3, 2)
 
     def __call__(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
         """Args: C3, C4, C5. Returns: P3 to P7, [B, S / 8, S / 8, C] to [B, S / 128, S / 128, C]."""

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.models import quantised
+from mlperf_jax.models import importing, quantised
 from mlperf_jax.models.decoder_config import DecoderConfig, Lora
 from mlperf_jax.ops.dropout import dropped
 
@@ -72,17 +73,8 @@ def adapters(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
       UserError: there are none.
     """
-    found: dict[str, np.ndarray] = {}
-
-    def walk(node: Mapping[str, Any], path: str) -> None:
-        for name, value in node.items():
-            here = f"{path}/{name}" if path else str(name)
-            if isinstance(value, Mapping):
-                walk(value, here)
-            elif path.endswith("_lora"):
-                found[here] = np.asarray(value)
-
-    walk(params, "")
+    flat = flatten_dict(params, sep="/")
+    found = {path: np.asarray(x) for path, x in flat.items() if "_lora/" in path}
     if not found:
         raise UserError("lora: these parameters hold no adapters; make the model with config.lora.")
     return found
@@ -101,27 +93,12 @@ def with_adapters(
     Raises:
       UserError: names what is missing, unexpected or of the wrong shape.
     """
-    shapes = adapter_shapes(config)
-    faults = [f"{path} is missing" for path in sorted(set(shapes) - set(saved))]
-    faults += [f"{path} is unexpected" for path in sorted(set(saved) - set(shapes))]
-    faults += [
-        f"{path} has shape {tuple(saved[path].shape)}, not {shape}"
-        for path, shape in shapes.items()
-        if path in saved and tuple(saved[path].shape) != shape
-    ]
-    if faults:
+    if faults := importing.misfits(saved, adapter_shapes(config)):
         raise UserError(
             f"lora: these adapters do not fit the model: {'; '.join(faults)}. Give those of a model "
             "of this size and rank."
         )
-    result = _copied(params)
-    for path, value in saved.items():
-        *parents, leaf = path.split("/")
-        node = result
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[leaf] = value
-    return result
+    return unflatten_dict(flatten_dict(params, sep="/") | dict(saved), sep="/")
 
 
 def adapter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -151,9 +128,9 @@ def merge(params: Mapping[str, Any], config: DecoderConfig) -> dict[str, Any]:
       params: base and adapters, nested; arrays of NumPy or JAX.
       config: with its `lora`.
     """
-    shapes, merged = adapter_shapes(config), _copied(params)
-    if config.quantised:
-        merged = quantised.dequantised(params, params["embed"]["embedding"].dtype)
+    shapes = adapter_shapes(config)
+    # dequantised or not, new dicts around the same arrays
+    merged = quantised.dequantised(params, params["embed"]["embedding"].dtype)
     attention = merged
     for name in _ATTENTION:
         attention = attention[name]
@@ -170,11 +147,3 @@ def merge(params: Mapping[str, Any], config: DecoderConfig) -> dict[str, Any]:
             attention[name]["kernel"] = (kernel.astype(part.dtype) + part).astype(kernel.dtype)
             start = stop
     return merged
-
-
-def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """New dicts around the same arrays."""
-    return {
-        name: _copied(value) if isinstance(value, Mapping) else value
-        for name, value in tree.items()
-    }

@@ -7,65 +7,66 @@ B batch · S image side · C channels · K classes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.models import importing
 from mlperf_jax.ops import conv as convs
 from mlperf_jax.ops import norm as norms
 
-EXPANSION = 4  # a bottleneck ends with four times its inner width
+EXPANSION = 4  # a bottleneck ends with four times the width of its stage
+_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 # Keras he_normal: sigma = sqrt(2 / fan_in), cut at two sigma and corrected for the cut
 _he_normal = nnx.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
 class BlockShape(NamedTuple):
-    """One bottleneck: channels in, inner width, stride, and whether its shortcut is projected."""
+    """One bottleneck: channels in, inner width, channels out, stride, and whether its shortcut is projected."""
 
     features_in: int
-    width: int
+    inner: int
+    features: int
     stride: int
     project: bool
 
 
-def block_shapes(stages: Sequence[int], width: int) -> list[list[BlockShape]]:
+def block_shapes(stages: Sequence[int], width: int, widening: int = 1) -> list[list[BlockShape]]:
     """The bottlenecks of each stage; the constructor and the FLOP count both read this.
 
     The first block of a stage projects its shortcut and, but for the first stage, halves the image.
 
-    >>> [len(stage) for stage in block_shapes((3, 4, 6, 3), 64)]
-    [3, 4, 6, 3]
+    Args:
+      stages: bottlenecks per stage.
+      width: a quarter of the first stage's outputs; doubled from stage to stage.
+      widening: of the inner width; 2 in ResNeXt50_32x4d.
+
+    >>> block_shapes((3, 4, 6, 3), 64)[1][0]
+    BlockShape(features_in=256, inner=128, features=512, stride=2, project=True)
     """
-    shapes, features = [], width
+    shapes, features_in = [], width
     for i, blocks in enumerate(stages):
-        inner = width * 2**i
-        first = BlockShape(features, inner, 1 if i == 0 else 2, True)
-        features = inner * EXPANSION
-        shapes.append([first] + [BlockShape(features, inner, 1, False)] * (blocks - 1))
+        inner, features = widening * width * 2**i, EXPANSION * width * 2**i
+        first = BlockShape(features_in, inner, features, 1 if i == 0 else 2, True)
+        shapes.append([first] + [BlockShape(features, inner, features, 1, False)] * (blocks - 1))
+        features_in = features
     return shapes
 
 
 class ConvNorm(nnx.Module):
-    """A convolution and the batch norm after it."""
+    """A convolution and the norm after it."""
 
-    def __init__(self, features_in, features_out, size, *, stride, padding, span, dtype, rngs):
-        self.conv = convs.Conv(
-            features_in,
-            features_out,
-            size,
-            stride=stride,
-            padding=padding,
-            dtype=dtype,
-            kernel_init=_he_normal,
-            rngs=rngs,
-        )
-        self.norm = norms.BatchNorm(features_out, span=span, dtype=dtype, rngs=rngs)
+    def __init__(self, conv: convs.Conv, norm: Any):
+        self.conv = conv
+        self.norm = norm
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(self.conv(x))
@@ -74,33 +75,19 @@ class ConvNorm(nnx.Module):
 class Bottleneck(nnx.Module):
     """1x1, 3x3, 1x1 convolutions around a shortcut; the 3x3 carries the stride (that is the v1.5)."""
 
-    def __init__(self, shape: BlockShape, *, padding, zero_gamma, span, dtype, rngs):
-        def conv(features_in, features_out, size, stride=1):
-            return convs.Conv(
-                features_in,
-                features_out,
-                size,
-                stride=stride,
-                padding=padding if size > 1 else 0,
-                dtype=dtype,
-                kernel_init=_he_normal,
-                rngs=rngs,
-            )
-
-        def norm(features, scale_init=nnx.initializers.ones):
-            return norms.BatchNorm(
-                features, span=span, dtype=dtype, scale_init=scale_init, rngs=rngs
-            )
-
-        width, wide = shape.width, shape.width * EXPANSION
-        self.conv1 = conv(shape.features_in, width, 1)
-        self.norm1 = norm(width)
-        self.conv2 = conv(width, width, 3, shape.stride)
-        self.norm2 = norm(width)
-        self.conv3 = conv(width, wide, 1)
-        self.norm3 = norm(wide, nnx.initializers.zeros if zero_gamma else nnx.initializers.ones)
-        around = {"stride": shape.stride, "padding": 0, "span": span, "dtype": dtype, "rngs": rngs}
-        self.shortcut = ConvNorm(shape.features_in, wide, 1, **around) if shape.project else None
+    def __init__(self, shape: BlockShape, conv, norm, last_norm, *, padding, groups):
+        inner, features, stride = shape.inner, shape.features, shape.stride
+        self.conv1 = conv(shape.features_in, inner, 1, padding=0)
+        self.norm1 = norm(inner)
+        self.conv2 = conv(inner, inner, 3, stride=stride, padding=padding, groups=groups)
+        self.norm2 = norm(inner)
+        self.conv3 = conv(inner, features, 1, padding=0)
+        self.norm3 = last_norm(features)
+        self.shortcut = (
+            ConvNorm(conv(shape.features_in, features, 1, stride=stride, padding=0), norm(features))
+            if shape.project
+            else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = nnx.relu(self.norm1(self.conv1(x)))
@@ -109,11 +96,58 @@ class Bottleneck(nnx.Module):
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
 
-class ResNet(nnx.Module):
-    """Images to class logits.
+class Body(nnx.Module):
+    """Stem and stages: what ResNet classifies by, and what RetinaNet sees with.
 
     Blocks are modules of their own, not a scanned stack: a stage has at most five equal ones, and
-    importers, LARS and readers see the 161 arrays that the reference has.
+    importers, LARS and readers see the arrays that the reference has.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Sequence[BlockShape]],
+        conv: Callable[..., convs.Conv],
+        norm: Callable[[int], Any],
+        last_norm: Callable[[int], Any],
+        *,
+        padding: convs.Padding = 1,
+        groups: int = 1,
+    ):
+        """Makes stem and stages.
+
+        Args:
+          shapes: of the bottlenecks, stage by stage.
+          conv: makes a convolution of channels in and out, side, `stride`, `padding` and `groups`.
+          norm: makes the norm of so many channels.
+          last_norm: the same for the last one of a block.
+          padding: of the 3x3 convolutions and the pool.
+          groups: of the 3x3 convolutions.
+        """
+        width = shapes[0][0].features_in
+        self.stem = ConvNorm(conv(3, width, 7, stride=2, padding=3), norm(width))
+        self.stages = nnx.List(
+            nnx.List(
+                Bottleneck(shape, conv, norm, last_norm, padding=padding, groups=groups)
+                for shape in stage
+            )
+            for stage in shapes
+        )
+        self.pads: convs.Padding = padding
+
+    def features(self, image: jax.Array) -> list[jax.Array]:
+        """[B, S, S, 3] -> C2 to C5, the outputs of the stages: [B, S / 4, S / 4, C] to [B, S / 32, …]."""
+        x = nnx.relu(self.stem(image))  # [B, S/2, S/2, C]
+        x = convs.max_pool(x, 3, stride=2, padding=self.pads)  # [B, S/4, S/4, C]
+        outputs = []
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+            outputs.append(x)
+        return outputs
+
+
+class ResNet(Body):
+    """Images to class logits.
 
     >>> model = ResNet((1, 1, 1, 1), 16, 10, None, jnp.float32, rngs=nnx.Rngs(0))
     >>> model(jnp.zeros([2, 32, 32, 3])).shape
@@ -153,17 +187,11 @@ class ResNet(nnx.Module):
             raise UserError(
                 f"resnet: padding {padding!r} is unknown; choose 'same' or 'symmetric'."
             )
-        pads: convs.Padding = "SAME" if padding == "same" else 1
-        self.stem = ConvNorm(3, width, 7, stride=2, padding=3, span=bn_span, dtype=dtype, rngs=rngs)
-        self.stages = nnx.List(
-            nnx.List(
-                Bottleneck(
-                    shape, padding=pads, zero_gamma=zero_gamma, span=bn_span, dtype=dtype, rngs=rngs
-                )
-                for shape in stage
-            )
-            for stage in block_shapes(stages, width)
-        )
+        conv = functools.partial(convs.Conv, dtype=dtype, kernel_init=_he_normal, rngs=rngs)
+        norm = functools.partial(norms.BatchNorm, span=bn_span, dtype=dtype, rngs=rngs)
+        last = functools.partial(norm, scale_init=nnx.initializers.zeros) if zero_gamma else norm
+        pads = "SAME" if padding == "same" else 1
+        super().__init__(block_shapes(stages, width), conv, norm, last, padding=pads)
         kept = jnp.promote_types(dtype, jnp.float32)
         self.head = nnx.Linear(
             width * 2 ** (len(stages) - 1) * EXPANSION,
@@ -174,7 +202,6 @@ class ResNet(nnx.Module):
             kernel_init=nnx.initializers.normal(0.01),
             rngs=rngs,
         )
-        self.pads: convs.Padding = pads
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """Classifies images.
@@ -185,11 +212,7 @@ class ResNet(nnx.Module):
         Returns:
           Logits [B, K] in `promote_types(dtype, f32)`.
         """
-        x = nnx.relu(self.stem(image))  # [B, S/2, S/2, C]
-        x = convs.max_pool(x, 3, stride=2, padding=self.pads)  # [B, S/4, S/4, C]
-        for stage in self.stages:
-            for block in stage:
-                x = block(x)
+        x = self.features(image)[-1]
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # [B, S/32, S/32, 32 C]
         return self.head(x.mean((1, 2)))
 
@@ -210,11 +233,11 @@ def flops_per_sample(
     products, features = stem, width
     side = -(-side // 2)
     for shape in (shape for stage in block_shapes(stages, width) for shape in stage):
-        features = shape.width * EXPANSION
+        features = shape.features
         outs = (-(-side // shape.stride)) ** 2
-        products += side**2 * shape.features_in * shape.width  # 1x1
-        products += outs * 9 * shape.width**2  # 3x3
-        products += outs * shape.width * features  # 1x1
+        products += side**2 * shape.features_in * shape.inner  # 1x1
+        products += outs * 9 * shape.inner**2  # 3x3
+        products += outs * shape.inner * features  # 1x1
         products += outs * shape.features_in * features * shape.project
         side = -(-side // shape.stride)
     products += features * classes
@@ -222,14 +245,6 @@ def flops_per_sample(
 
 
 # -- torchvision weights ---------------------------------------------------------------------------
-
-
-class _Leaf(NamedTuple):
-    """One array: our path, torchvision's name, and its shape there."""
-
-    path: tuple[str, ...]
-    name: str
-    shape: tuple[int, ...]
 
 
 def from_torchvision(
@@ -254,82 +269,60 @@ def from_torchvision(
     Raises:
       UserError: names what is missing, unexpected or of the wrong shape.
     """
-    leaves = list(_leaves(stages, width, classes))
-    given = {name for name in tensors if not name.endswith(".num_batches_tracked")}
-    known = {leaf.name for leaf in leaves}
-    faults = [f"{name} is missing" for name in sorted(known - given)]
-    faults += [f"{name} is unexpected" for name in sorted(given - known)]
-    faults += [
-        f"{leaf.name} has shape {tuple(tensors[leaf.name].shape)}, not {leaf.shape}"
-        for leaf in leaves
-        if leaf.name in given and tuple(tensors[leaf.name].shape) != leaf.shape
-    ]
-    if faults:
-        raise UserError(
-            f"torchvision weights do not fit a ResNet with stages {tuple(stages)}, width {width} and "
-            f"{classes} classes: {_some(faults)}. Give the state dict of that network."
-        )
-    params: dict[str, Any] = {}
-    stats: dict[str, Any] = {}
-    for leaf in leaves:
-        node = stats if leaf.path[-1] in ("mean", "var") else params
-        for key in leaf.path[:-1]:
-            node = node.setdefault(key, {})
-        node[leaf.path[-1]] = _transposed(np.asarray(tensors[leaf.name]), (2, 3, 1, 0))
-    return params, stats
+    wanted = f"ResNet with stages {tuple(stages)}, width {width} and {classes} classes"
+    found = importing.fitted(tensors, leaves(stages, width, classes), wanted)
+    stats = {path: x for path, x in found.items() if path.endswith(("/mean", "/var"))}
+    params = {path: x for path, x in found.items() if path not in stats}
+    return unflatten_dict(params, sep="/"), unflatten_dict(stats, sep="/")
 
 
 def to_torchvision(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of `from_torchvision`: a state dict that torchvision loads strictly."""
     stages = [len(params["stages"][str(i)]) for i in range(len(params["stages"]))]
     width = params["stem"]["conv"]["kernel"].shape[-1]
+    ours = flatten_dict(params, sep="/") | flatten_dict(stats, sep="/")
     tensors = {}
-    for leaf in _leaves(stages, width, params["head"]["bias"].shape[0]):
-        value = stats if leaf.path[-1] in ("mean", "var") else params
-        for key in leaf.path:
-            value = value[key]
-        tensors[leaf.name] = _transposed(np.asarray(value), (3, 2, 0, 1))
-        if leaf.path[-1] == "var":
+    for leaf in leaves(stages, width, params["head"]["bias"].shape[0]):
+        value = np.asarray(ours[leaf.path])
+        order = (3, 2, 0, 1) if value.ndim == 4 else None
+        tensors[leaf.name] = np.ascontiguousarray(value.transpose(order))
+        if leaf.path.endswith("/var"):
             counter = leaf.name.replace("running_var", "num_batches_tracked")
             tensors[counter] = np.zeros((), np.int64)
     return tensors
 
 
-def _leaves(stages: Sequence[int], width: int, classes: int) -> Iterator[_Leaf]:
-    def pair(conv_path, conv_name, norm_path, norm_name, shape):
-        yield _Leaf((*conv_path, "kernel"), f"{conv_name}.weight", shape)
-        theirs = ("weight", "bias", "running_mean", "running_var")
-        for ours, name in zip(("scale", "bias", "mean", "var"), theirs):
-            yield _Leaf((*norm_path, ours), f"{norm_name}.{name}", shape[:1])
+def leaves(stages: Sequence[int], width: int, classes: int) -> list[importing.Leaf]:
+    """The arrays of ResNet."""
+    shapes = block_shapes(stages, width)
+    fc = classes, shapes[-1][-1].features
+    head = [("head/kernel", "fc.weight", fc), ("head/bias", "fc.bias", fc[:1])]
+    return [*body_leaves(shapes), *(importing.Leaf(*leaf) for leaf in head)]
 
-    yield from pair(("stem", "conv"), "conv1", ("stem", "norm"), "bn1", (width, 3, 7, 7))
-    features = width
-    for i, stage in enumerate(block_shapes(stages, width)):
+
+def body_leaves(
+    shapes: Sequence[Sequence[BlockShape]], groups: int = 1
+) -> Iterator[importing.Leaf]:
+    """The arrays of a body."""
+
+    def pair(conv: str, norm: str, their_conv: str, their_norm: str, *shape: int):
+        yield importing.Leaf(f"{conv}/kernel", f"{their_conv}.weight", shape)
+        for ours, theirs in _NORM.items():
+            yield importing.Leaf(f"{norm}/{ours}", f"{their_norm}.{theirs}", shape[:1])
+
+    yield from pair("stem/conv", "stem/norm", "conv1", "bn1", shapes[0][0].features_in, 3, 7, 7)
+    for i, stage in enumerate(shapes):
         for j, block in enumerate(stage):
-            path, name = ("stages", str(i), str(j)), f"layer{i + 1}.{j}"
-            inner, features = block.width, block.width * EXPANSION
+            ours, theirs = f"stages/{i}/{j}", f"layer{i + 1}.{j}"
             kernels = (
-                (inner, block.features_in, 1, 1),
-                (inner, inner, 3, 3),
-                (features, inner, 1, 1),
+                (block.inner, block.features_in, 1, 1),
+                (block.inner, block.inner // groups, 3, 3),
+                (block.features, block.inner, 1, 1),
             )
             for k, shape in enumerate(kernels, 1):
-                ours = (*path, f"conv{k}"), (*path, f"norm{k}")
-                yield from pair(ours[0], f"{name}.conv{k}", ours[1], f"{name}.bn{k}", shape)
+                names = f"{ours}/conv{k}", f"{ours}/norm{k}", f"{theirs}.conv{k}", f"{theirs}.bn{k}"
+                yield from pair(*names, *shape)
             if block.project:
-                ours = (*path, "shortcut", "conv"), (*path, "shortcut", "norm")
-                down = f"{name}.downsample"
-                shape = (features, block.features_in, 1, 1)
-                yield from pair(ours[0], f"{down}.0", ours[1], f"{down}.1", shape)
-    yield _Leaf(("head", "kernel"), "fc.weight", (classes, features))
-    yield _Leaf(("head", "bias"), "fc.bias", (classes,))
-
-
-def _transposed(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Kernels by the given axes, dense ones swapped, vectors as they are."""
-    return np.ascontiguousarray(array.transpose(axes) if array.ndim == 4 else array.T)
-
-
-def _some(faults: list[str], most: int = 6) -> str:
-    rest = len(faults) - most
-    return "; ".join(faults[:most]) + (f"; and {rest} more" if rest > 0 else "")
+                down = f"{theirs}.downsample"
+                names = f"{ours}/shortcut/conv", f"{ours}/shortcut/norm", f"{down}.0", f"{down}.1"
+                yield from pair(*names, block.features, block.features_in, 1, 1)

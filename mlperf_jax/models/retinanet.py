@@ -19,10 +19,11 @@ import numpy as np
 from flax import nnx
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.models import resnext
-from mlperf_jax.models.fpn import BiasedConv, FeaturePyramid
+from mlperf_jax.models import importing, resnext
+from mlperf_jax.models.fpn import FeaturePyramid
 from mlperf_jax.ops import anchors as anchorlib
 from mlperf_jax.ops import boxes as boxlib
+from mlperf_jax.ops import conv as convs
 from mlperf_jax.ops import focal, matching
 
 ANCHORS = 9  # of a cell: three sizes, three ratios
@@ -47,9 +48,9 @@ class Head(nnx.Module):
     """3x3 convolutions with ReLU, then one to the outputs of all anchors of a cell."""
 
     def __init__(self, width, depth, outputs, *, bias, dtype, rngs):
-        around = {"dtype": dtype, "kernel_init": _small, "rngs": rngs}
-        self.tower = nnx.List(BiasedConv(width, width, 3, **around) for _ in range(depth))
-        self.head = BiasedConv(width, ANCHORS * outputs, 3, bias=bias, **around)
+        around = {"padding": 1, "dtype": dtype, "kernel_init": _small, "rngs": rngs}
+        self.tower = nnx.List(convs.Conv(width, width, 3, bias=0.0, **around) for _ in range(depth))
+        self.head = convs.Conv(width, ANCHORS * outputs, 3, bias=bias, **around)
         self.outputs = outputs
 
     def __call__(self, x: jax.Array, *, wide: bool) -> jax.Array:
@@ -196,7 +197,7 @@ def from_torchvision(
     found = {f"{_part(path, trainable_stages)}/body/{path}": a for path, a in body.items()}
     if whole:
         rest = {name: a for name, a in tensors.items() if not name.startswith(prefix)}
-        found |= {f"params/{_our_path(name)}": _ours(a) for name, a in rest.items()}
+        found |= {f"params/{_our_path(name)}": importing.transposed(a) for name, a in rest.items()}
     return found
 
 
@@ -224,10 +225,6 @@ def _our_path(name: str) -> str:
         if re.fullmatch(pattern, module) and leaf in ("weight", "bias"):
             return f"{re.sub(pattern, ours, module)}/{'kernel' if leaf == 'weight' else 'bias'}"
     raise UserError(f"torchvision weights hold {name!r}, which no RetinaNet has")
-
-
-def _ours(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
 
 
 # -- operations ------------------------------------------------------------------------------------

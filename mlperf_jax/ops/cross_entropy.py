@@ -38,8 +38,6 @@ def chunked_xent(
     labels: jax.Array,
     *,
     chunk: int = 1024,
-    mask: jax.Array | None = None,
-    valid_vocab: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy summed over the scored tokens, and their number; the loss of a training step.
 
@@ -54,27 +52,21 @@ def chunked_xent(
       labels: [B, T] int; `IGNORE` (-100) marks a token that is not scored.
       chunk: most tokens that one device takes at a time; it holds `4 * chunk * V / tensor` bytes of
         logits. Smaller ones save little more, as the head's gradient is read and written per chunk.
-      mask: [B, T] bool, False for further tokens that are not scored.
-      valid_vocab: columns of the head from here on are padding without a probability; default none.
-        GPT3 does not use it: the references leave padded columns in the softmax.
 
     Returns:
       The sum (NaN if a scored label is outside the vocabulary) in `promote_types(hidden.dtype, f32)`,
       and the int32 count.
 
     Raises:
-      ValueError: shapes that do not fit, a chunk below 1, or a `valid_vocab` outside 1 ... V.
+      ValueError: shapes that do not fit, or a chunk below 1.
 
     >>> loss, count = chunked_xent(jnp.ones([1, 3, 2]), jnp.ones([2, 4]), jnp.array([[1, 3, -100]]))
     >>> float(loss) == float(2 * jnp.log(4.0)), int(count)
     (True, 2)
     """
-    _check(hidden, head, labels, chunk, mask, valid_vocab)
-    labels = _ignoring(labels, mask)
+    _check(hidden, head, labels, chunk)
     layout = Layout.of(hidden.shape, chunk)
-    total: Any = _total(
-        layout.split(hidden), head, layout.split(labels, IGNORE), layout, valid_vocab
-    )
+    total: Any = _total(layout.split(hidden), head, layout.split(labels, IGNORE), layout)
     return total, jnp.sum(labels != IGNORE, dtype=jnp.int32)
 
 
@@ -84,8 +76,6 @@ def sequence_xent(
     labels: jax.Array,
     *,
     chunk: int = 1024,
-    mask: jax.Array | None = None,
-    valid_vocab: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """What `chunked_xent` returns, per sequence: sums [B] and int32 counts [B]; for evaluation.
 
@@ -95,10 +85,9 @@ def sequence_xent(
     >>> count.tolist()
     [1, 0]
     """
-    _check(hidden, head, labels, chunk, mask, valid_vocab)
-    labels = _ignoring(labels, mask)
+    _check(hidden, head, labels, chunk)
     layout = Layout.of(hidden.shape, chunk)
-    losses = _losses(layout.split(hidden), head, layout.split(labels, IGNORE), layout, valid_vocab)
+    losses = _losses(layout.split(hidden), head, layout.split(labels, IGNORE), layout)
     return layout.join(losses).sum(1), jnp.sum(labels != IGNORE, 1, dtype=jnp.int32)
 
 
@@ -232,29 +221,25 @@ def _tile_count(columns: int, widest: int) -> int:
     return 1
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _total(
-    hidden: jax.Array, head: jax.Array, labels: jax.Array, layout: Layout, valid_vocab: int | None
-) -> jax.Array:
-    return _losses(hidden, head, labels, layout, valid_vocab).sum()
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _total(hidden: jax.Array, head: jax.Array, labels: jax.Array, layout: Layout) -> jax.Array:
+    return _losses(hidden, head, labels, layout).sum()
 
 
-def _losses(
-    hidden: jax.Array, head: jax.Array, labels: jax.Array, layout: Layout, valid_vocab: int | None
-) -> jax.Array:
+def _losses(hidden: jax.Array, head: jax.Array, labels: jax.Array, layout: Layout) -> jax.Array:
     """Losses [N, Z, C]; 0 where the label is ignored."""
     tiles = Tiles.of(head)
     kernel = tiles.gather(head, hidden.dtype)
 
     def step(carry: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        logits = _logits(part[0], kernel, layout, tiles, valid_vocab)
-        return carry, _loss(logits, part[1], tiles, valid_vocab)[0]
+        logits = _logits(part[0], kernel, layout, tiles)
+        return carry, _loss(logits, part[1], tiles)[0]
 
     return jax.lax.scan(step, None, (hidden, labels))[1]
 
 
 def _total_and_gradients(
-    hidden: jax.Array, head: jax.Array, labels: jax.Array, layout: Layout, valid_vocab: int | None
+    hidden: jax.Array, head: jax.Array, labels: jax.Array, layout: Layout
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The sum of losses, and its gradients: hidden's [N, Z, C, D] and the head's [D, V]."""
     tiles = Tiles.of(head)
@@ -264,8 +249,8 @@ def _total_and_gradients(
 
     def step(grad: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple]:
         h, label = part
-        logits = _logits(h, kernel, layout, tiles, valid_vocab)
-        loss, lse = _loss(logits, label, tiles, valid_vocab)
+        logits = _logits(h, kernel, layout, tiles)
+        loss, lse = _loss(logits, label, tiles)
 
         def one(sums: tuple, tile: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
             of_hidden, of_head = sums
@@ -298,7 +283,7 @@ def _total_and_gradients(
 
 
 def _scaled(
-    layout: Layout, valid_vocab: int | None, saved: tuple[jax.Array, jax.Array], scale: jax.Array
+    layout: Layout, saved: tuple[jax.Array, jax.Array], scale: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
     of_hidden, of_head = ((g * scale).astype(g.dtype) for g in saved)
     return of_hidden, of_head, None
@@ -307,32 +292,26 @@ def _scaled(
 _total.defvjp(_total_and_gradients, _scaled)
 
 
-def _logits(
-    hidden: jax.Array, kernel: jax.Array, layout: Layout, tiles: Tiles, valid_vocab: int | None
-) -> jax.Array:
-    """Logits of one chunk, tile by tile [count, Z, C, W], in at least f32; -inf for padding."""
+def _logits(hidden: jax.Array, kernel: jax.Array, layout: Layout, tiles: Tiles) -> jax.Array:
+    """Logits of one chunk, tile by tile [count, Z, C, W], in at least f32."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
 
     def one(index: jax.Array) -> jax.Array:
         columns = tiles.take(kernel, index).astype(hidden.dtype)
         logits = jnp.einsum("zcd,dv->zcv", hidden, columns, preferred_element_type=wide)
-        if valid_vocab is not None:
-            logits = jnp.where(tiles.columns(index) < valid_vocab, logits, -jnp.inf)
         return _laid_out(logits, layout, tiles)
 
     return jax.lax.map(one, jnp.arange(tiles.count))
 
 
-def _loss(
-    logits: jax.Array, label: jax.Array, tiles: Tiles, valid_vocab: int | None
-) -> tuple[jax.Array, jax.Array]:
+def _loss(logits: jax.Array, label: jax.Array, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
     """The loss [Z, C] of one chunk, and its log-sum-exp [Z, C]."""
     vocabulary = (0, 3)
     top = logits.max(vocabulary)
     lse = jnp.log(jnp.exp(logits - top[..., None]).sum(vocabulary)) + top
     columns = jax.vmap(tiles.columns)(jnp.arange(tiles.count))[:, None, None]
     picked = jnp.where(_hits(label, columns), logits, 0).sum(vocabulary)
-    known = (label >= 0) & (label < (valid_vocab or tiles.vocabulary))
+    known = (label >= 0) & (label < tiles.vocabulary)
     loss = jnp.where(known, lse - picked, jnp.nan)
     return jnp.where(label != IGNORE, loss, 0), lse
 
@@ -361,29 +340,15 @@ def _ways(axes: tuple[str, ...]) -> int:
     return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
 
 
-def _ignoring(labels: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return labels if mask is None else jnp.where(mask, labels, IGNORE)
-
-
-def _check(
-    hidden: jax.Array,
-    head: jax.Array,
-    labels: jax.Array,
-    chunk: int,
-    mask: jax.Array | None,
-    valid_vocab: int | None,
-) -> None:
+def _check(hidden: jax.Array, head: jax.Array, labels: jax.Array, chunk: int) -> None:
     if hidden.ndim != 3 or head.ndim != 2 or hidden.shape[-1] != head.shape[0]:
         raise ValueError(
             f"cross entropy wants hidden [B, T, D] and head [D, V], not {hidden.shape} and "
             f"{head.shape}"
         )
-    for name, array in (("labels", labels), ("mask", mask)):
-        if array is not None and array.shape != hidden.shape[:2]:
-            raise ValueError(
-                f"cross entropy wants {name} of shape {hidden.shape[:2]}, not {array.shape}"
-            )
+    if labels.shape != hidden.shape[:2]:
+        raise ValueError(
+            f"cross entropy wants labels of shape {hidden.shape[:2]}, not {labels.shape}"
+        )
     if chunk < 1:
         raise ValueError(f"cross entropy wants a chunk of at least 1 token, not {chunk}")
-    if valid_vocab is not None and not 1 <= valid_vocab <= head.shape[1]:
-        raise ValueError(f"valid_vocab must be in 1 ... {head.shape[1]}, not {valid_vocab}")

@@ -156,40 +156,6 @@ class Plan:
     def parameters(self) -> int:
         return sum(store.parameters for store in self.stores.values())
 
-    def bytes_per_device(self, devices: int) -> int:
-        """Weights and accumulators that one of so many devices holds."""
-        return bytes_per_device(self.stores.values(), self.bytes_per_row, devices)
-
-    def check_fit(self, devices: int, room: float) -> None:
-        """Nothing, if one of so many devices has room (bytes) for its part; see `check_fit`."""
-        check_fit(self.stores.values(), self.bytes_per_row, devices, room)
-
-    def bytes_per_sample(self, devices: int, batch_size: int) -> dict[str, float]:
-        """What a device's memory moves in a training step for each of its own samples, at most.
-
-        The busiest device counts, every look-up as if it were of a row of its own.
-
-        Returns:
-            "tables": rows and accumulators read and written; "gradients": of bags, read for each look-up;
-            "exchange": sums and gradients of bags on their way between devices.
-        """
-        tables = gradients = exchange = 0.0
-        row = self.bytes_per_row // 2  # of weights, and as much of accumulators
-        for store in self.stores.values():
-            size = sum(store.sizes)
-            if store.kind == "split":
-                size = float(store.lookups(devices).max()) * devices
-                exchange += 10 * row * devices * (max(store.slots(devices)) + 1) * (devices > 1)
-            elif store.kind == "columns":
-                exchange += 4 * row * len(store.places) * (devices > 1)
-            if store.kind == "replicated":  # a dense gradient: cleared, added to, summed, applied
-                tables += size * row + 4 * store.rows * row * devices / batch_size
-                gradients += 2 * size * row + 4 * store.rows * row * devices / batch_size
-            else:
-                tables += 5 * size * row
-                gradients += size * row
-        return {"tables": tables, "gradients": gradients, "exchange": exchange}
-
     def __str__(self) -> str:
         lines = ["table            rows   bag  placement   pieces       GiB"]
         where = {p.bag: (s, p) for s in self.stores.values() for p in s.places}
@@ -219,8 +185,6 @@ def make_plan(
     bins: int,
     way: Way = "auto",
     ways: Mapping[str, Way] | None = None,
-    accumulators: float = 1.0,
-    itemsize: int = 4,
     replicate_bytes: int = REPLICATE_BYTES,
 ) -> Plan:
     """Places the tables: small ones replicated, the others so that bytes and look-ups are balanced.
@@ -231,8 +195,6 @@ def make_plan(
         bins: for how many devices the plan is made, a power of two; it runs on any that divide it.
         way: "auto", or one placement for all tables.
         ways: the same by table, for those that shall differ from `way`.
-        accumulators: optimizer state per weight (1 for Adagrad, 0 for SGD).
-        itemsize: bytes of a weight.
         replicate_bytes: tables up to this size, accumulators included, are small.
 
     Raises:
@@ -248,7 +210,7 @@ def make_plan(
     for name, one in chosen.items():
         if one not in WAYS:
             raise UserError(f"table {name} is placed {one!r}; the ways are {', '.join(WAYS)}")
-    bytes_per_row = round(width * itemsize * (1 + accumulators))
+    bytes_per_row = width * 8  # a float32 and its accumulator, as Adagrad has one
     groups: dict[str, list[Bag]] = {way: [] for way in WAYS}
     for bag in bags:
         small = chosen[bag.name] == "auto" and bag.rows * bytes_per_row <= replicate_bytes

@@ -6,12 +6,11 @@ under the path component `layers`. This file and core/state.py alone take module
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -116,27 +115,6 @@ def remat_policy(remat: Remat) -> Callable[..., Any] | None:
             f"remat: unknown policy {remat!r}; choose None or one of {', '.join(_POLICIES)}."
         )
     return _POLICIES[remat]
-
-
-def stack_params(layers: Sequence[Any]) -> Any:
-    """Stacks the trees of single layers along a new first axis, for importers of weights.
-
-    >>> stack_params([{"bias": np.zeros(3)}, {"bias": np.ones(3)}])["bias"].shape
-    (2, 3)
-    """
-    return jax.tree.map(
-        lambda *leaves: (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves), *layers
-    )
-
-
-def unstack_params(stacked: Any) -> list[Any]:
-    """The inverse of `stack_params`: one tree per layer.
-
-    >>> unstack_params({"bias": np.arange(2.0)})[1]["bias"].item()
-    1.0
-    """
-    n = len(jax.tree.leaves(stacked)[0])
-    return [jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked) for layer in range(n)]
 
 
 def _make_stacked(make_layer: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs):

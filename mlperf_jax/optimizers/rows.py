@@ -79,38 +79,29 @@ def adagrad(learning_rate: Rate, epsilon: float = 1e-8, initial: float = 0.0) ->
 
     The form of torch.optim.Adagrad: ε outside the root.
     """
-
-    def init(rows: jax.Array) -> TableState:
-        return {"accumulator": jnp.full_like(rows, initial)}
-
-    def step(
-        slots: TableState, grads: jax.Array, mean: Mean, count: jax.Array
-    ) -> tuple[jax.Array, TableState]:
-        squares = slots["accumulator"] + grads**2
-        change = -_rate(learning_rate, count, grads) * grads / (jnp.sqrt(squares) + epsilon)
-        return change, {"accumulator": squares}
-
-    return RowOptimizer(init, step, accumulators=1.0)
+    return _adagrad(learning_rate, epsilon, initial, by_row=False)
 
 
 def rowwise_adagrad(
     learning_rate: Rate, epsilon: float = 1e-8, initial: float = 0.0
 ) -> RowOptimizer:
     """Adagrad with one accumulator per row, the mean of its squared gradients."""
+    return _adagrad(learning_rate, epsilon, initial, by_row=True)
 
+
+def _adagrad(learning_rate: Rate, epsilon: float, initial: float, by_row: bool) -> RowOptimizer:
     def init(rows: jax.Array) -> TableState:
-        return {"accumulator": jnp.full(rows.shape[:1], initial, rows.dtype)}
+        return {"accumulator": jnp.full(rows.shape[: 1 if by_row else 2], initial, rows.dtype)}
 
     def step(
         slots: TableState, grads: jax.Array, mean: Mean, count: jax.Array
     ) -> tuple[jax.Array, TableState]:
-        squares = slots["accumulator"] + mean(grads**2)
-        change = (
-            -_rate(learning_rate, count, grads) * grads / (jnp.sqrt(squares) + epsilon)[:, None]
-        )
+        squares = slots["accumulator"] + (mean(grads**2) if by_row else grads**2)
+        below = jnp.sqrt(squares) + epsilon
+        change = -_rate(learning_rate, count, grads) * grads / (below[:, None] if by_row else below)
         return change, {"accumulator": squares}
 
-    return RowOptimizer(init, step)
+    return RowOptimizer(init, step, accumulators=0.0 if by_row else 1.0)
 
 
 def _rate(learning_rate: Rate, count: jax.Array, like: jax.Array) -> jax.Array:

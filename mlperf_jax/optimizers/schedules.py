@@ -194,7 +194,7 @@ def step_decay(
     return schedule
 
 
-def by_epoch(schedule: Schedule, steps_per_epoch: int, *, first_epoch: int = 1) -> Schedule:
+def by_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:
     """Makes a schedule of epochs from one of steps: constant within an epoch, numbered from 1.
 
     Raises:
@@ -207,7 +207,7 @@ def by_epoch(schedule: Schedule, steps_per_epoch: int, *, first_epoch: int = 1) 
     """
     if steps_per_epoch < 1:
         raise UserError(f"an epoch of {steps_per_epoch} steps is empty; lower the batch size")
-    return lambda step: schedule(jnp.asarray(step) // steps_per_epoch + first_epoch)
+    return lambda step: schedule(jnp.asarray(step) // steps_per_epoch + 1)
 
 
 def _as_float(step: Any) -> jax.Array:

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import unflatten_dict
 
 from mlperf_jax.errors import UserError
 
@@ -87,14 +88,7 @@ def unflatten(flat: Mapping[str, Any], like: Any = None) -> Any:
                 f"parameter {odd[0]!r} {what} ({len(odd)} such paths); give the same set"
             )
         return map_with_path(lambda path, _: flat[path], like)
-    nested: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        inside = nested
-        for key in parents:
-            inside = inside.setdefault(key, {})
-        inside[name] = leaf
-    return nested
+    return unflatten_dict(dict(flat), sep="/")
 
 
 def stack_of(path: str) -> str | None:

@@ -11,11 +11,9 @@ from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.llama2_70b_lora import Llama2Lora
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import preflight, state
-from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import decoder_huggingface
 from mlperf_jax.optimizers import tree
-from tests.benchmarks.language_models import assert_adamw, first_steps, points
 
 
 @pytest.fixture(scope="module")
@@ -23,20 +21,6 @@ def data_dir(tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("data"))
     benchmarks.build_data(benchmarks.get("llama2_70b_lora", tiny=True), folder)
     return folder
-
-
-def test_recipes_equal_the_reference_convergence_points() -> None:
-    official = points("llama2_70b_lora", "6.1.0")
-    assert set(Llama2Lora.recipes()) == set(official)
-    for size, recipe in Llama2Lora.recipes().items():
-        wanted = official[size].hyperparameters
-        assert recipe.base_lr == wanted["opt_base_learning_rate"]
-        assert recipe.clip_norm == wanted["opt_max_grad_norm"]
-        assert recipe.training_steps == wanted["max_steps"]
-        assert recipe.warmup_steps == wanted["opt_learning_rate_warmup_epochs"] == 0
-        assert recipe.lora_rank == wanted["lora_r"]
-        assert recipe.lora_alpha == wanted["lora_alpha"]
-    assert Llama2Lora() == Llama2Lora.recipes()[8]
 
 
 def test_learning_rate() -> None:
@@ -50,64 +34,6 @@ def test_learning_rate() -> None:
     warm = Llama2Lora(warmup_ratio=0.125).learning_rate()
     np.testing.assert_allclose(warm(64), 2e-4, rtol=1e-6)
     np.testing.assert_allclose(warm(128 + 448), 2e-4, rtol=1e-5)
-
-
-def test_adamw_decays_all_adapters() -> None:
-    benchmark = Llama2Lora()
-    assert (benchmark.beta_1, benchmark.beta_2, benchmark.epsilon) == (0.9, 0.999, 1e-8)
-    assert benchmark.weight_decay == 1e-4
-    assert_adamw(benchmark, decayed={"kernel", "embedding", "scale", "bias"})
-
-
-def test_first_evaluations_are_left_out() -> None:
-    """FLOOR(0.125 GBS + 2) of them, every 384 samples (facts: llama2_lora section 7)."""
-    assert [step * 8 for step in first_steps(Llama2Lora())] == [1536, 1920, 2304]
-    assert first_steps(Llama2Lora(batch_size=64), 1)[0] * 64 == 4224
-    assert first_steps(Llama2Lora(batch_size=9), 1)[0] == 43 * 4
-
-
-def test_logged_keys_and_values() -> None:
-    assert preflight.full_log(Llama2Lora()) == {
-        "global_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "train_samples": 3901,
-        "eval_samples": 173,
-        "lora_rank": 16,
-        "lora_alpha": 32,
-        "opt_name": "adamw",
-        "opt_base_learning_rate": 4e-4,
-        "opt_learning_rate_training_steps": 1024,
-        "opt_learning_rate_warmup_factor": 0.0,
-        "opt_gradient_clip_norm": 0.3,
-        "opt_adamw_weight_decay": 1e-4,
-    }
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"lora_rank": 8}, "lora_rank"),
-        ({"lora_alpha": 16}, "lora_alpha"),
-        ({"lora_dropout": 0.0}, "lora_dropout"),
-        ({"base_bits": 8}, "base_bits"),
-        ({"clip_norm": 1.0}, "clip_norm"),
-        ({"weight_decay": 0.0}, "weight_decay"),
-        ({"beta_2": 0.95}, "beta_2"),
-        ({"sequence_length": 4096}, "sequence_length"),
-        ({"eval_every": 192}, "evaluat"),
-        ({"train_samples": 4000}, "train_samples"),
-        ({"width": 4096}, "width"),
-        ({"targets": (Target("eval_loss", at_most=0.93),)}, "0.925"),
-    ],
-)
-def test_closed_refuses_what_the_rules_do_not_allow(changes, word) -> None:
-    with pytest.raises(UserError, match=word):
-        preflight.resolve_division(Llama2Lora(**changes), benchmarks.RunOptions(division="closed"))
-
-
-def test_flops() -> None:
-    """The base has no weight gradients: 2,518 TF a sequence with half of attention."""
-    assert Llama2Lora().flops_per_sample == pytest.approx(2518e12, rel=1e-3)
 
 
 def test_only_adapters_are_trained_and_begin_without_effect(data_dir) -> None:
@@ -168,8 +94,3 @@ def test_data_are_checked_id_by_id(data_dir) -> None:
         line.startswith("problem:") and "outside the vocabulary of 300" in line
         for line in found.check(data_dir)
     )
-
-
-def test_without_a_source_the_sentence_says_what_to_fetch(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"--source.*parquet.*licence"):
-        Llama2Lora().data().build(str(tmp_path))

@@ -158,7 +158,7 @@ def test_logged_keys_and_values() -> None:
         "lars_opt_base_learning_rate": 10.5,
         "lars_opt_end_learning_rate": 1e-4,
         "lars_opt_learning_rate_decay_poly_power": 2,
-        "lars_opt_learning_rate_decay_steps": 37 * 392,
+        "lars_opt_learning_rate_decay_steps": 37 * 393,  # of 392.5 each, rounded up: what runs
         "lars_opt_learning_rate_warmup_epochs": 2,
         "lars_opt_weight_decay": 5e-5,
         "lars_opt_momentum": 0.9,

@@ -139,7 +139,7 @@ def drawn(assembly: state.Assembly) -> dict:
 def backbone_of(sizes: dict) -> dict[str, np.ndarray]:
     """A classifier's state dict by torchvision's names."""
     draw = np.random.RandomState(0)
-    leaves = resnext._leaves(sizes["stages"], sizes["width"], sizes["groups"])
+    leaves = resnext.leaves(sizes["stages"], sizes["width"], sizes["groups"])
     return {name: draw.standard_normal(shape).astype(np.float32) for _, name, shape in leaves}
 
 

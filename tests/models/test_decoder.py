@@ -218,7 +218,7 @@ def test_dropout_draws_by_key_and_layer_and_ends_in_evaluation():
 
 @pytest.mark.parametrize(("config", "arrays"), [(LLAMA, 3), (GPT, 2)])
 def test_feed_forwards_keep_their_products_and_no_steps_between(config, arrays, capsys):
-    part = decoder._FEED_FORWARDS[config.feed_forward](config, jnp.float32, rngs=nnx.Rngs(0))
+    part = decoder.FeedForward(config, jnp.float32, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(part)
     run = lambda params, x: nnx.merge(graphdef, params)(x).sum()  # noqa: E731
     jax.ad_checkpoint.print_saved_residuals(run, params, jnp.ones([2, 5, 32]))

@@ -83,7 +83,7 @@ def imported(sizes):
 @functools.cache
 def torch_weights(*sizes):
     """Name -> array, as the generator script filled torch's network."""
-    leaves = resnet._leaves(*sizes)
+    leaves = resnet.leaves(*sizes)
     return {leaf.name: reference.weight(leaf.name, leaf.shape) for leaf in leaves}
 
 
@@ -371,7 +371,7 @@ def test_round_trip_through_torchvision():
 
 
 def test_from_torchvision_has_torchvisions_names():
-    names = {leaf.name for leaf in resnet._leaves(*R50.values())}
+    names = {leaf.name for leaf in resnet.leaves(*R50.values())}
     assert len(names) == 161 + 106
     assert {
         "conv1.weight",

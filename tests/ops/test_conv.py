@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from mlperf_jax.errors import UserError
 from mlperf_jax.ops import conv
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -139,3 +140,33 @@ def test_module_computes_in_its_dtype_and_keeps_wide_kernels():
     assert (y.dtype, y.shape) == (jnp.bfloat16, (1, 2, 2, 4))
     assert y[0, 0, 0, 0] == 27
     assert y[0, 1, 1, 0] == 12  # the padding is at the bottom right
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
+@pytest.mark.parametrize(("side", "stride", "groups"), [(6, 1, 4), (7, 2, 4), (2, 2, 8), (5, 1, 1)])
+def test_all_forms_of_groups_are_equal(monkeypatch, platform, side, stride, groups):
+    monkeypatch.setattr(conv, "platform", lambda: platform)
+    monkeypatch.setattr(conv, "_TPU_LANES", 4)  # joins two groups of two channels
+    x, kernel = normal(0, (2, side, side, 2 * groups)), normal(1, (3, 3, 2, 3 * groups))
+
+    def plain(x, k):
+        strides, pads = (stride, stride), ((1, 1), (1, 1))
+        how = {"dimension_numbers": LAYOUT, "feature_group_count": groups}
+        return lax.conv_general_dilated(x, k, strides, pads, **how)
+
+    assert_same(
+        lambda x, k: conv.conv2d(x, k, groups=groups, stride=stride, padding=1), plain, x, kernel
+    )
+
+
+def test_groups_are_joined_up_to_the_width_of_the_matrix_unit():
+    """ResNeXt50_32x4d: 4, 8, 16 and 32 channels a group."""
+    joined = [conv._joined("tpu", 32, channels) for channels in (4, 8, 16, 32, 256)]
+    assert joined == [32, 16, 8, 4, 1]
+    assert conv._joined("cpu", 32, 4) == 32
+    assert conv._joined("gpu", 32, 4) == 1
+
+
+def test_groups_must_divide_the_channels():
+    with pytest.raises(UserError, match="do not split into 3 groups"):
+        conv.Conv(8, 8, 3, groups=3, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0))

@@ -23,25 +23,24 @@ def f64():
         yield
 
 
-def plain_rows(hidden, head, labels, mask=None, valid_vocab=None):
+def plain_rows(hidden, head, labels):
     """Losses [B, T], logits of all tokens at once."""
     logits = jnp.einsum("btd,dv->btv", hidden, head.astype(hidden.dtype))
-    logits = logits.astype(jnp.promote_types(hidden.dtype, jnp.float32))[..., :valid_vocab]
-    scored = (labels != IGNORE) & (True if mask is None else mask)
+    logits = logits.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+    scored = labels != IGNORE
     log_prob = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(log_prob, jnp.where(scored, labels, 0)[..., None], -1)[..., 0]
     return jnp.where(scored, -picked, 0)
 
 
-def problem(dtype=np.float64, rows=B, tokens=T, width=D, vocabulary=V, valid=V):
+def problem(dtype=np.float64, rows=B, tokens=T, width=D, vocabulary=V):
     rng = np.random.RandomState(0)
     hidden = rng.standard_normal((rows, tokens, width)).astype(dtype)
     head = (rng.standard_normal((width, vocabulary)) / width**0.5).astype(dtype)
-    labels = rng.randint(0, valid, (rows, tokens)).astype(np.int32)
-    labels[1, 3:6] = labels[3] = IGNORE
-    labels[0, 0], labels[0, 1] = 0, valid - 1  # both ends of the vocabulary
-    mask = rng.rand(rows, tokens) < 0.8
-    return tuple(map(jnp.asarray, (hidden, head, labels, mask)))
+    labels = rng.randint(0, vocabulary, (rows, tokens)).astype(np.int32)
+    labels[rng.rand(rows, tokens) < 0.2] = labels[1, 3:6] = labels[3] = IGNORE
+    labels[0, 0], labels[0, 1] = 0, vocabulary - 1  # both ends of the vocabulary
+    return tuple(map(jnp.asarray, (hidden, head, labels)))
 
 
 def distance(a, b):
@@ -54,45 +53,34 @@ def value_and_gradients(loss, hidden, head):
 
 
 @pytest.mark.parametrize(
-    ("chunk", "masked", "valid_vocab", "widest"),
-    [
-        (1, False, None, 24_576),
-        (7, True, None, 24_576),
-        (7, True, 3000, 1500),
-        (1000, False, 3000, 1500),
-        (1000, True, None, 24_576),
-    ],
+    ("chunk", "widest"), [(1, 24_576), (7, 24_576), (7, 1500), (1000, 1500), (1000, 24_576)]
 )
-def test_equals_the_plain_loss(monkeypatch, chunk, masked, valid_vocab, widest):
+def test_equals_the_plain_loss(monkeypatch, chunk, widest):
     monkeypatch.setitem(cross_entropy.WIDEST, "cpu", widest)
-    hidden, head, labels, mask = problem(valid=valid_vocab or V)
-    mask = mask if masked else None
+    hidden, head, labels = problem()
     assert cross_entropy.Tiles.of(head).count == (3 if widest == 1500 else 1)
 
     def chunked(h, w):
-        return chunked_xent(h, w, labels, chunk=chunk, mask=mask, valid_vocab=valid_vocab)[0]
+        return chunked_xent(h, w, labels, chunk=chunk)[0]
 
     value, gradients = value_and_gradients(chunked, hidden, head)
     expected, wanted = value_and_gradients(
-        lambda h, w: plain_rows(h, w, labels, mask, valid_vocab).sum(), hidden, head
+        lambda h, w: plain_rows(h, w, labels).sum(), hidden, head
     )
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     for ours, theirs in zip(gradients, wanted):
         assert ours.dtype == jnp.float64
         assert distance(ours, theirs) < 1e-12
-    if valid_vocab:
-        assert not np.asarray(gradients[1])[:, valid_vocab:].any()
 
-    options = dict(chunk=chunk, mask=mask, valid_vocab=valid_vocab)
+    options = dict(chunk=chunk)
     (total, count), (totals, counts), plain = jax.jit(
         lambda h, w: (
             chunked_xent(h, w, labels, **options),
             sequence_xent(h, w, labels, **options),
-            plain_rows(h, w, labels, mask, valid_vocab),
+            plain_rows(h, w, labels),
         )
     )(hidden, head)
     scored = np.asarray(labels) != IGNORE
-    scored &= np.asarray(mask) if masked else True
     assert count.dtype == counts.dtype == jnp.int32
     assert count == scored.sum()
     np.testing.assert_allclose(total, plain.sum(), rtol=1e-12)
@@ -103,7 +91,7 @@ def test_equals_the_plain_loss(monkeypatch, chunk, masked, valid_vocab, widest):
 
 def test_bf16_is_nearer_to_f64_than_the_plain_loss():
     """Both round slopes to bf16 for the products; ours never rounds logits or the head's gradient."""
-    hidden, head, labels, _ = problem()
+    hidden, head, labels = problem()
     hidden = hidden.astype(jnp.bfloat16)
     rounded = head.astype(jnp.bfloat16).astype(jnp.float64)
     exact, wanted = value_and_gradients(
@@ -140,8 +128,8 @@ def test_bf16_is_nearer_to_f64_than_the_plain_loss():
 )
 def test_a_mesh_equals_one_device(monkeypatch, sizes, rows):
     monkeypatch.setitem(cross_entropy.WIDEST, "cpu", 1100)
-    hidden, head, labels, mask = problem(rows=rows, vocabulary=8704, valid=8600)
-    options = dict(chunk=3, mask=mask, valid_vocab=8600)
+    hidden, head, labels = problem(rows=rows, vocabulary=8704)
+    options = dict(chunk=3)
 
     def loss(h, w):
         return chunked_xent(h, w, labels, **options)[0]
@@ -168,7 +156,7 @@ def make_mesh(sizes):
 
 
 def test_devices_hold_their_part_of_the_vocabulary_and_sum_the_gradient_once():
-    hidden, head, labels, _ = problem()  # 3,264 columns: 816 on each device of four
+    hidden, head, labels = problem()  # 3,264 columns: 816 on each device of four
     mesh = make_mesh(dict(data=2, tensor=4))
     with jax.set_mesh(mesh):
         shapes = [
@@ -239,17 +227,14 @@ def test_tiles_are_aligned_where_they_can_be():
 
 
 def test_scored_labels_outside_the_vocabulary_give_nan():
-    hidden, head, labels, _ = problem(valid=3000)
-    mask = jnp.ones(labels.shape, bool)
-    for wrong in (-1, 3000, V):
-        bad = labels.at[2, 2].set(wrong)
-        assert jnp.isnan(chunked_xent(hidden, head, bad, valid_vocab=3000)[0])
-        masked = chunked_xent(hidden, head, bad, mask=mask.at[2, 2].set(False), valid_vocab=3000)
-        assert jnp.isfinite(masked[0])
+    hidden, head, labels = problem()
+    for wrong in (-1, V, V + 1):
+        assert jnp.isnan(chunked_xent(hidden, head, labels.at[2, 2].set(wrong))[0])
+    assert jnp.isfinite(chunked_xent(hidden, head, labels.at[2, 2].set(IGNORE))[0])
 
 
 def test_nothing_scored_is_zero_with_zero_gradients():
-    hidden, head, labels, _ = problem()
+    hidden, head, labels = problem()
     nothing = jnp.full_like(labels, IGNORE)
     value, gradients = value_and_gradients(
         lambda h, w: chunked_xent(h, w, nothing)[0], hidden, head
@@ -260,7 +245,7 @@ def test_nothing_scored_is_zero_with_zero_gradients():
 
 
 def test_huge_logits_stay_finite():
-    hidden, head, labels, _ = problem(np.float32)
+    hidden, head, labels = problem(np.float32)
     value, gradients = value_and_gradients(
         lambda h, w: chunked_xent(h, 1e4 * w, labels)[0], hidden, head
     )
@@ -269,13 +254,11 @@ def test_huge_logits_stay_finite():
 
 
 def test_errors_name_the_shapes():
-    hidden, head, labels, mask = problem()
+    hidden, head, labels = problem()
     for arguments, options, words in (
         ((hidden, head.T, labels), {}, r"head \[D, V\].*\(4, 10, 16\).*\(3264, 16\)"),
         ((hidden, head, labels[:, 1:]), {}, r"labels of shape \(4, 10\), not \(4, 9\)"),
-        ((hidden, head, labels), dict(mask=mask[0]), r"mask of shape \(4, 10\), not \(10,\)"),
         ((hidden, head, labels), dict(chunk=0), "chunk of at least 1"),
-        ((hidden, head, labels), dict(valid_vocab=V + 1), "valid_vocab must be in 1 ... 3264"),
     ):
         for function in (chunked_xent, sequence_xent):
             with pytest.raises(ValueError, match=words):
