@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import datetime
-import functools
 import itertools
 import pathlib
 import subprocess
@@ -33,7 +32,6 @@ from mlperf_jax.core.fields import Count, Whole, check
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.optimizer_argument import load_optimizer
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.core.protocols import Split
 from mlperf_jax.core.transform_argument import check_transforms, load_transforms
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.result import versions
@@ -253,14 +251,10 @@ def _evaluate(
 
 def train_feed(benchmark: Benchmark, options: RunOptions, mesh: Any, folder: str) -> feed.Feed:
     """The training batches as the loop reads them, from the first."""
-    data: Split = benchmark.data().train(folder)
     transforms = load_transforms(options.transform)
     check_transforms(transforms, benchmark.buckets())
-    batches = (data.transformed(transforms) if transforms else data).batched(
-        benchmark.rows,
-        seed=options.seed or 0,
-        share=functools.partial(meshes.process_rows, mesh),
-    )
+    data = benchmark.data().train(folder)
+    batches = feed.training_batches(data, benchmark, mesh, options.seed or 0, transforms)
     stream = batches.stream(threads=options.threads, workers=options.workers)
     return feed.Feed(stream, benchmark.buckets(), mesh)
 

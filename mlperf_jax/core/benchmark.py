@@ -28,7 +28,7 @@ from mlperf_jax.core.fields import (
     check_fields,
     did_you_mean,
 )
-from mlperf_jax.core.protocols import DataSet, Metric
+from mlperf_jax.core.protocols import DataSet, Metric, Split
 from mlperf_jax.core.terms import (
     Absence,
     Array,
@@ -280,6 +280,10 @@ class Benchmark:
         """
         return self.metric
 
+    def meets_targets(self, quality: Mapping[str, float]) -> bool:
+        """Whether an evaluation meets all targets at once, which ends the run."""
+        return all(target.met(quality) for target in self.targets)
+
     def diverged(self, quality: Mapping[str, float]) -> bool:
         """Whether an evaluation says that the run is beyond hope; it is then given up."""
         return False
@@ -350,7 +354,7 @@ class Benchmark:
         """
         return {}
 
-    def generated_data(self, generations: Sequence[Mapping[str, np.ndarray]]) -> Any:
+    def generated_data(self, generations: Sequence[Mapping[str, np.ndarray]]) -> Split:
         """Training `Split` of the current generation, from the records of all, memory-mapped.
 
         Args:

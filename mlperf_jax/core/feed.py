@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
@@ -14,11 +15,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core.benchmark import Bucket
+from mlperf_jax.core.benchmark import Benchmark, Bucket
+from mlperf_jax.core.protocols import Batches, Split
+from mlperf_jax.core.transform_argument import Transform
 from mlperf_jax.errors import UserError
 
 Row = tuple[tuple[int, ...], np.dtype]  # shape and dtype of an array's row
 DEPTH = 2  # batches on the device ahead of the step that reads them
+
+
+def training_batches(
+    data: Split, benchmark: Benchmark, mesh: Mesh, seed: int, transforms: Sequence[Transform]
+) -> Batches:
+    """The batches of some training data, behind these transforms; this process reads its own rows."""
+    data = data.transformed(transforms) if transforms else data
+    share = functools.partial(meshes.process_rows, mesh)
+    return data.batched(benchmark.rows, seed=seed, share=share)
 
 
 class Feed:

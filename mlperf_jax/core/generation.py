@@ -32,6 +32,8 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as steps
 from mlperf_jax.core.benchmark import Bucket, Games
+from mlperf_jax.core.protocols import Batches, Split
+from mlperf_jax.core.standing import Ended
 from mlperf_jax.core.state import State
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.shard import ROWS
@@ -124,7 +126,7 @@ def _checked(made: Any, games: int) -> tuple[dict[str, jax.Array], jax.Array]:
 
 
 class Generator:
-    """The generations of one run; which steps trained on them, the run knows (`generation_ends`).
+    """The generations of one run; which steps trained on them, its standing knows (`generation_ends`).
 
     Args:
         run: whose.
@@ -134,63 +136,65 @@ class Generator:
     def __init__(self, run: Run, program: Any) -> None:
         self._run, self._program, self._parts = run, program, run.benchmark.parts()
         self._folder = pathlib.Path(run.folder.path) / "generated"
-        self._data: Any = None
-        self._prompts: Any = None
+        self._data: Split | None = None
+        self._prompts: Batches | None = None
         if run.benchmark.prompt():
             data = run.benchmark.data().train(run.data_dir)
-            self._prompts = data.batched(self._parts.games, seed=run.seed, share=run.share)
-            self._prompts.ready()
+            share = functools.partial(meshes.process_rows, run.assembly.mesh)
+            self._prompts = prompts = data.batched(self._parts.games, seed=run.seed, share=share)
+            prompts.ready()
 
     @property
-    def number(self) -> int:
-        """The current generation, -1 before the first."""
-        return len(self._run.generation_ends) - 1
+    def first_step(self) -> int:
+        """The step at which the current generation was made."""
+        return [0, 0, *self._run.standing.generation_ends][-2]
 
     @property
     def last_step(self) -> int:
         """The step at which the next generation is due."""
-        return self._run.generation_ends[-1] if self._run.generation_ends else 0
+        return [0, *self._run.standing.generation_ends][-1]
 
-    def due(self, step: int) -> bool:
-        return step >= self.last_step
-
-    def run_generation(self, state: State, step: int, before_part: Callable[[], None]) -> None:
+    def run_generation(self, state: State, before_part: Callable[[], Ended | None]) -> Ended | None:
         """Makes the next generation's records from these weights, unless they are sealed already.
 
         Args:
             state: the training state.
-            step: it stands at.
-            before_part: called before each part is played; what it raises ends the generation.
+            before_part: called before each part is played; the generation is left when it says that the run
+                has ended.
+
+        Returns:
+            What `before_part` said.
         """
-        number, self._data = self.number + 1, None
+        standing, self._data = self._run.standing, None
+        number = len(standing.generation_ends)
         # one view of the folder: some would generate, which takes all devices, and others not
         if not processes.from_primary(self._sealed(number).is_dir):
             view = self._run.assembly.eval_view(state)
             for part in processes.from_primary(lambda: self._missing(number)):
-                before_part()
+                if ended := before_part():
+                    return ended
                 self._play(view, number, part)
             processes.from_primary(lambda: self._merge(number))
-        self._run.generation_ends.append(step + self._steps(number))
+        rows = self._run.benchmark.rows
+        found = self._examples(number).steps_per_epoch(rows)
+        if found < 1:
+            raise UserError(
+                f"generation {number} has fewer records than one batch of {rows}: lower the batch size or "
+                "generate more"
+            )
+        standing.generation_ends.append(standing.step + found)
+        return None
 
-    def data(self, step: int) -> tuple[Any, int]:
-        """The examples of the current generation, and how many of its batches are done."""
-        before = self._run.generation_ends[-2:-1]
-        return self._examples(self.number), step - (before[0] if before else 0)
+    def data(self) -> Split:
+        """The examples of the current generation."""
+        return self._examples(len(self._run.standing.generation_ends) - 1)
 
-    def _examples(self, number: int) -> Any:
+    def _examples(self, number: int) -> Split:
         if self._data is None:
             records = [read_records(self._sealed(n)) for n in range(number + 1)]
             self._data = self._run.benchmark.generated_data(records)
+        assert self._data is not None
         return self._data
-
-    def _steps(self, number: int) -> int:
-        found = self._examples(number).steps_per_epoch(self._run.benchmark.rows)
-        if found < 1:
-            raise UserError(
-                f"generation {number} has fewer records than one batch of "
-                f"{self._run.benchmark.rows}: lower the batch size or generate more"
-            )
-        return found
 
     # -- one part --------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import itertools
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -232,6 +233,16 @@ class Plan:
     optimizer: str | None = None
     transforms: tuple[Transform, ...] = ()
     transform: str | None = None
+
+    def config(self) -> dict[str, Any]:
+        """What the run is told apart by: the benchmark's fields, its own code, and what was replaced."""
+        more = {"transform": self.transform, "code": self.benchmark.own_code}
+        return {
+            **self.benchmark.config(),
+            "division": self.division,
+            "optimizer": self.optimizer,
+            **{name: text for name, text in more.items() if text},
+        }
 
 
 def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:

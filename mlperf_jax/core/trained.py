@@ -30,7 +30,7 @@ from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.judges import Judges, judges_of
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.core.protocols import Split
+from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
 from mlperf_jax.results.remote import Mirror
@@ -129,19 +129,8 @@ class Trained:
         Raises:
             UserError: the data are not there, or the mesh does not divide the evaluation batch.
         """
-        benchmark, mesh = self.benchmark, self.assembly.mesh
-        folder = data_dir or self.find_data()
-        data: Split = benchmark.data().validation(folder)
-        share = functools.partial(meshes.process_rows, mesh)
-        batches = data.batched(benchmark.eval_rows, share=share)
-        evaluator = evaluation.Evaluator(
-            self.assembly,
-            lambda: batches.stream(threads=threads),
-            self.seed,
-            evaluation.compile_predict(self.assembly),
-            folder,
-            evaluation.judges_from(self.assembly, folder),
-        )
+        folder, programs = data_dir or self.find_data(), evaluation.compile_predict(self.assembly)
+        evaluator = evaluation.Evaluator(self.assembly, self.seed, folder, programs, threads)
         return evaluator.quality(self.view, max(1, self.evaluations))
 
 
@@ -266,7 +255,7 @@ def load(
         abstract = {part: whole.kept(whole.abstract)[part] for part in parts}
         found = checkpoints.restore(abstract, step, partial=True)
     assert found is not None, "there are checkpoints"
-    state, meta = found
+    state, standing = found[0], Standing.of(found[1])
     state.setdefault("params", state.get("ema"))
     seed = kept.options["seed"]
     folder = find_data() if assembly.has_untrained else ""
@@ -274,10 +263,10 @@ def load(
     return Trained(
         benchmark=benchmark,
         model=assembly.eval_model(view),
-        step=meta["step"],
-        quality=_quality(kept, benchmark, meta),
+        step=standing.step,
+        quality=_quality(kept, benchmark, standing),
         seed=seed,
-        evaluations=meta["evaluations"],
+        evaluations=standing.evaluations,
         assembly=assembly,
         view=view,
         find_data=find_data,
@@ -341,11 +330,11 @@ def _own_optimizer(kept: Kept, optimizer: Any) -> Any:
     return load_optimizer(given) if isinstance(given, str) else given
 
 
-def _quality(kept: Kept, benchmark: Benchmark, meta: Mapping[str, Any]) -> dict[str, float] | None:
+def _quality(kept: Kept, benchmark: Benchmark, standing: Standing) -> dict[str, float] | None:
     """What the run says of the weights of this very step, if it evaluated them."""
-    if meta.get("evaluated") == meta["step"]:
-        return meta["quality"]
-    if benchmark.metric.mode == "offline" and _reported_step(kept, benchmark) == meta["step"]:
+    if standing.evaluated == standing.step:
+        return standing.quality
+    if benchmark.metric.mode == "offline" and _reported_step(kept, benchmark) == standing.step:
         return kept.folder.result().quality
     return None
 
