@@ -29,6 +29,7 @@ from mlperf_jax.core.state import Assembly, State, stream
 from mlperf_jax.errors import UserError
 
 Quality = dict[str, float]
+Outputs = Any  # a tree of arrays: sums, or rows
 ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]  # what tells bucket shapes apart
 IN_FLIGHT = 8  # batches the host may be ahead of the device: each holds its input in memory
 
@@ -70,11 +71,7 @@ class Evaluator:
 
     @functools.cached_property
     def metric(self) -> Metric:
-        """The metric that knows its data.
-
-        Raises:
-            UserError: it is of another kind than the one that predictions were compiled for.
-        """
+        """The metric that knows its data."""
         benchmark = self.assembly.benchmark
         stated, made = benchmark.metric, benchmark.metric_from(self.data_dir)
         if (made.mode, made.rows) != (stated.mode, stated.rows):
@@ -84,14 +81,14 @@ class Evaluator:
             )
         return made
 
-    def outputs(self, state: State, number: int) -> Any:
+    def outputs(self, state: State, number: int) -> Outputs:
         """Sums added over all batches, or rows in data order, on the host (rows: process 0 only)."""
         benchmark, mesh = self.assembly.benchmark, self.assembly.mesh
         view = self.assembly.eval_view(state)
         judges = [self.judges()] if self.judges else []
         key = jax.random.fold_in(stream(self.seed, "evaluation"), number)
-        found: collections.deque[Any] = collections.deque()
-        total: Any = None
+        found: collections.deque[Outputs] = collections.deque()
+        total: Outputs | None = None
         given, buckets = self.batches.stream(threads=self.threads), benchmark.eval_buckets()
         with feed.Feed(given, buckets, mesh, padded=True) as batches:
             for index, batch in enumerate(batches):
@@ -110,12 +107,8 @@ class Evaluator:
             return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
         return functools.reduce(_added, found, total)
 
-    def result(self, outputs: Any) -> Quality:
-        """The metric's result; to be called on process 0 only.
-
-        Raises:
-            UserError: it lacks a value that a target wants.
-        """
+    def result(self, outputs: Outputs) -> Quality:
+        """The metric's result; to be called on process 0 only."""
         benchmark = self.assembly.benchmark
         quality = {name: float(v) for name, v in self.metric.result(outputs).items()}
         for target in benchmark.targets:
@@ -132,11 +125,7 @@ class Evaluator:
 
 
 def compile_predict(assembly: Assembly) -> dict[ShapeKey, jax.stages.Compiled]:
-    """Compiled predict steps by batch shape.
-
-    Raises:
-        UserError: the rows that the metric is to take differ from bucket to bucket.
-    """
+    """Compiled predict steps by batch shape."""
     sharding = meshes.batch_sharding(assembly.mesh)
     judges = judges_of(assembly.benchmark, assembly.mesh)
     predict = step.jit_predict_step(assembly, judges)
@@ -173,7 +162,7 @@ def _takes(metric: Metric) -> str:
     return "rows" if metric.rows else "sums"
 
 
-def _added(total: Any, sums: Any) -> Any:
+def _added(total: Outputs | None, sums: Outputs) -> Outputs:
     """A batch's sums, of any dtype, added to the total on the host, in float64; None is nothing yet.
 
     The device keeps those of a few batches: of sixty, second moments of 2,048 features take 1 GB.
@@ -182,7 +171,7 @@ def _added(total: Any, sums: Any) -> Any:
     return sums if total is None else jax.tree.map(np.add, total, sums)
 
 
-def _rows_on_host(outputs: Any, mask: jax.Array) -> Any:
+def _rows_on_host(outputs: Outputs, mask: jax.Array) -> Outputs:
     if jax.process_count() > 1:
         outputs, mask = multihost_utils.process_allgather((outputs, mask), tiled=True)
     outputs, mask = jax.device_get((outputs, mask))

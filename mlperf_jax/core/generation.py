@@ -19,8 +19,8 @@ import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from mlperf_jax.core import feed, processes
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as steps
-from mlperf_jax.core.benchmark import Bucket, Games
+from mlperf_jax.core.benchmark import Batch, Bucket, Games, Generated
 from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.standing import Ended
 from mlperf_jax.core.state import State
@@ -48,7 +48,7 @@ Records = dict[str, np.ndarray]
 # -- the program -----------------------------------------------------------------------------------
 
 
-def compile_generate(assembly: states.Assembly) -> Any:
+def compile_generate(assembly: states.Assembly) -> jax.stages.Compiled:
     """The compiled `(view, generation, part, key, prompts) -> (records [games, most, …], lengths)`.
 
     Each device plays its share of the games. Weights that are split over an axis of the mesh keep that
@@ -56,14 +56,15 @@ def compile_generate(assembly: states.Assembly) -> Any:
     """
     benchmark, mesh, count = assembly.benchmark, assembly.mesh, assembly.benchmark.parts().games
     rows = meshes.batch_sharding(mesh)
-    taken = {axis for leaf in jax.tree.leaves(assembly.abstract_view) for axis in _axes(leaf)}
+    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(assembly.abstract_view)]
+    taken = {axis for spec in specs for entry in spec for axis in meshes.axes_of(entry)}
     free = set(mesh.axis_names) - taken
     split = PartitionSpec(tuple(axis for axis in ROWS if axis in free) or None)
     whole = PartitionSpec()
 
     def share(
-        view: State, generation: jax.Array, key: Any, numbers: jax.Array, prompts: Any
-    ) -> Any:
+        view: State, generation: jax.Array, key: jax.Array, numbers: jax.Array, prompts: Batch
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
         games = Games(keys, numbers, generation, prompts)
         assert benchmark.generate is not None
@@ -79,7 +80,9 @@ def compile_generate(assembly: states.Assembly) -> Any:
             check_vma=False,  # a game's loop varies over the mesh, its carry's type need not say
         )
 
-    def generate(view: State, generation: Any, part: Any, key: Any, prompts: Any) -> Any:
+    def generate(
+        view: State, generation: jax.Array, part: jax.Array, key: jax.Array, prompts: Batch
+    ):
         numbers = part * count + jnp.arange(count, dtype=jnp.int32)
         numbers = jax.lax.with_sharding_constraint(numbers, rows)
         return share(view, generation, key, numbers, prompts)
@@ -90,18 +93,8 @@ def compile_generate(assembly: states.Assembly) -> Any:
     return assembly.compile(jitted, assembly.abstract_view, np.int32(0), np.int32(0), key, prompts)
 
 
-def _axes(leaf: Any) -> Iterator[str]:
-    """The mesh axes that split a leaf."""
-    for entry in leaf.sharding.spec:
-        yield from (entry,) if isinstance(entry, str) else entry or ()
-
-
-def _checked(made: Any, games: int) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Records [G, most, …] and lengths [G] of what a benchmark returned.
-
-    Raises:
-        UserError: an array is of another shape, or of a type that NumPy's files cannot hold.
-    """
+def _checked(made: Generated, games: int) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Records [G, most, …] and lengths [G] of what a benchmark returned."""
     if not isinstance(made, tuple):  # one record a game
         one = jnp.ones(games, jnp.int32)
         made = {name: jnp.asarray(array)[:, None] for name, array in made.items()}, one
@@ -126,14 +119,9 @@ def _checked(made: Any, games: int) -> tuple[dict[str, jax.Array], jax.Array]:
 
 
 class Generator:
-    """The generations of one run; which steps trained on them, its standing knows (`generation_ends`).
+    """The generations of one run; which steps trained on them, its standing knows (`generation_ends`)."""
 
-    Args:
-        run: whose.
-        program: compiled by `compile_generate`.
-    """
-
-    def __init__(self, run: Run, program: Any) -> None:
+    def __init__(self, run: Run, program: jax.stages.Compiled) -> None:
         self._run, self._program, self._parts = run, program, run.benchmark.parts()
         self._folder = pathlib.Path(run.folder.path) / "generated"
         self._data: Split | None = None
@@ -160,10 +148,7 @@ class Generator:
         Args:
             state: the training state.
             before_part: called before each part is played; the generation is left when it says that the run
-                has ended.
-
-        Returns:
-            What `before_part` said.
+                has ended, which is then returned.
         """
         standing, self._data = self._run.standing, None
         number = len(standing.generation_ends)
@@ -203,7 +188,7 @@ class Generator:
         beside = self._part(number, part).with_suffix(".part")
         processes.from_primary(lambda: shutil.rmtree(beside, ignore_errors=True))
         key = jax.random.fold_in(states.stream(self._run.seed, "generation"), number)
-        prompts: Any = {}
+        prompts: Batch = {}
         if self._prompts is not None:
             batch = self._prompts[number * self._parts.count + part]
             mesh = self._run.assembly.mesh
@@ -267,12 +252,7 @@ class Generator:
 
 
 def done(ends: Sequence[int], step: int) -> float:
-    """How many generations are trained on after a step, the current one in part.
-
-    Args:
-        ends: the last step of each.
-        step: steps done.
-    """
+    """How many generations, each with its last step, are trained on after a step; the current one in part."""
     whole = bisect.bisect_right(ends, step)
     first = ends[whole - 1] if whole else 0
     part = (step - first) / (ends[whole] - first) if whole < len(ends) else 0
@@ -291,9 +271,6 @@ def own_records(
     Returns:
         For each run of games the first, the one after the last, and their records [N, …] in the games'
         order, by device. Of devices that played the same games one counts.
-
-    Raises:
-        UserError: a length is negative or exceeds `most`.
     """
     arrays = {name: _shards(array) for name, array in records.items()}
     found: list[tuple[int, int, list[Records]]] = []
@@ -312,7 +289,7 @@ def own_records(
     return found
 
 
-def _shards(array: jax.Array) -> list[Any]:
+def _shards(array: jax.Array) -> list[jax.Shard]:
     own = [shard for shard in array.addressable_shards if shard.replica_id == 0]
     return sorted(own, key=lambda shard: shard.index[0].start or 0)
 
@@ -373,11 +350,7 @@ def read_records(folder: pathlib.Path) -> Records:
 
 
 def _pieces(folder: pathlib.Path, games: int) -> list[pathlib.Path]:
-    """The pieces of a part, in the games' order.
-
-    Raises:
-        UserError: a game is missing.
-    """
+    """The pieces of a part, in the games' order."""
     found, end = sorted(folder.iterdir()), 0
     for piece in found:
         first, after = map(int, piece.name.split("-"))

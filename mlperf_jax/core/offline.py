@@ -102,8 +102,7 @@ class Scorer:
     """Scores the sealed checkpoints of a run, each once, whatever kills it in between.
 
     Attributes:
-        run: whose.
-        trained: what it noted when its training ended.
+        trained: what the run noted when its training ended.
         steps: of the checkpoints, in order.
         scores: what is known, by step.
     """
@@ -177,11 +176,7 @@ class Scorer:
 
 
 def load(run: Run, step: int) -> State:
-    """The state of one checkpoint.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    """The state of one checkpoint."""
     found = run.checkpoints.restore(run.assembly.kept(run.assembly.abstract), step=step)
     assert found is not None, "what is missing or damaged is told of"
     return with_untrained(run.assembly, found[0], run.seed, run.data_dir)

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
-from mlperf_jax.core import checksums, feed, generation, peaks, processes, profiling, python_file
+from mlperf_jax.core import feed, generation, peaks, processes, profiling, python_file
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import progress as displays
 from mlperf_jax.core import state as states
-from mlperf_jax.core.checkpoints import Checkpoints
+from mlperf_jax.core.checkpoints import Checkpoints, checksums
 from mlperf_jax.core.members import full_log
 from mlperf_jax.core.preflight import Plan
 from mlperf_jax.core.protocols import Batches, Split

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
 
 from mlperf_jax.core import evaluation, preflight
 from mlperf_jax.core import mesh as meshes
@@ -55,7 +56,7 @@ class Trained:
     """
 
     benchmark: Benchmark
-    model: Any
+    model: nnx.Module
     step: int
     quality: Mapping[str, float] | None
     seed: int
@@ -79,9 +80,6 @@ class Trained:
             function: of the model, a batch and what else is given.
             batch: arrays [B, …]; the mesh must divide B.
             *more: trees of arrays, as they are.
-
-        Raises:
-            UserError: it does not.
         """
         mesh = self.assembly.mesh
         meshes.process_rows(mesh, len(next(iter(batch.values()))))
@@ -90,10 +88,12 @@ class Trained:
             return self._program(function, self.view, placed, *more)
 
     @functools.cached_property
-    def _program(self) -> Any:
+    def _program(self) -> jax.stages.Wrapped:
         assembly = self.assembly
 
-        def program(function: Any, view: states.State, batch: Any, *more: Any) -> Any:
+        def program(
+            function: Callable[..., Any], view: states.State, batch: Any, *more: Any
+        ) -> Any:
             if view["tables"]:
                 ids = assembly.benchmark.lookups(batch)
                 batch = {**batch, "rows": steps.look_up(assembly, view["tables"], ids)}
@@ -276,11 +276,7 @@ def load(
 def _chosen_step(
     kept: Kept, benchmark: Benchmark, there: list[int], step: int | None
 ) -> int | None:
-    """The step asked for, or that of the run's result, or None: the newest that is whole.
-
-    Raises:
-        UserError: no checkpoint is kept, or none of this step.
-    """
+    """The step asked for, or that of the run's result, or None: the newest that is whole."""
     path = kept.folder.path
     if not there:
         raise UserError(
@@ -313,11 +309,7 @@ def _check_configuration(kept: Kept, meta: Mapping[str, Any]) -> None:
 
 
 def _own_optimizer(kept: Kept, optimizer: Any) -> Any:
-    """The run's optimizer, None for the benchmark's own.
-
-    Raises:
-        UserError: it was an object and is not given, or another one is.
-    """
+    """The run's optimizer, None for the benchmark's own."""
     described = kept.config.get("optimizer")
     given = kept.options.get("optimizer") if optimizer is None else optimizer
     if described is not None and given is None:
