@@ -12,7 +12,7 @@ import bisect
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,17 @@ from mlperf_jax.core.fields import (
     Several,
     check_fields,
 )
-from mlperf_jax.core.protocols import DataSet, Metric
-from mlperf_jax.core.terms import (
+from mlperf_jax.core.mesh import Rules
+from mlperf_jax.core.protocols import DataSet, Metric, Split
+from mlperf_jax.core.terms import (  # noqa: F401 - all that a benchmark states is known from here
     Absence,
     Array,
     Batch,
     Bucket,
     Example,
     Games,
+    Generated,
+    Loss,
     Parts,
     Reader,
     Shape,
@@ -47,24 +50,12 @@ from mlperf_jax.core.terms import (
 )
 from mlperf_jax.errors import UserError, did_you_mean
 
-__all__ = [
-    "Absence",
-    "Array",
-    "Batch",
-    "Benchmark",
-    "Bucket",
-    "Example",
-    "Games",
-    "Parts",
-    "Reader",
-    "Shape",
-    "Start",
-    "Table",
-    "Target",
-    "Weighted",
-    "f32",
-    "i32",
-]
+if TYPE_CHECKING:
+    import optax
+    from flax import nnx
+    from PIL.Image import Image
+
+    from mlperf_jax.optimizers.tree import ParamTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +72,7 @@ class Benchmark:
     metric: ClassVar[Metric]
     parameters: ClassVar[int]  # trained ones at full size, as the reference counts them
     frozen: ClassVar[tuple[str, ...]] = ()
-    rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    rules: ClassVar[Rules] = ()
     # what it does not have, and never had, said so that nobody takes it for forgotten
     absent: ClassVar[tuple[Absence, ...]] = ()
     # of one that is not this library's: what tells its code from others', set where it is registered
@@ -189,15 +180,17 @@ class Benchmark:
         """As `buckets`, of evaluation's batches."""
         return _buckets(self.eval_rows, self.eval_example())
 
-    def model(self, rngs: Any) -> Any:
+    def model(self, rngs: nnx.Rngs) -> nnx.Module:
         """The Flax NNX module, freshly initialised."""
         raise NotImplementedError
 
-    def optimizer(self, tree: Any) -> Any:
+    def optimizer(self, tree: ParamTree) -> optax.GradientTransformation:
         """An optax transformation for the parameters described by a `ParamTree`."""
         raise NotImplementedError
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array) -> Any:
+    def loss(
+        self, model: Any, batch: Batch, key: jax.Array
+    ) -> Loss | tuple[Loss, Mapping[str, jax.Array]]:
         """Mean loss over the rows given: a scalar, `Weighted`, or several by name that are added.
 
         Optionally `(loss, scalars)`; scalars are logged beside the loss, and so are means by their name.
@@ -255,7 +248,7 @@ class Benchmark:
         """
         raise NotImplementedError
 
-    def judges(self, rngs: Any) -> Any:
+    def judges(self, rngs: nnx.Rngs) -> nnx.Module | None:
         """A Flax NNX module of the networks that only judge (Inception, a target player); None for none.
 
         They are on the devices while an evaluation lasts, and in no state, gradient or checkpoint.
@@ -279,6 +272,10 @@ class Benchmark:
         """
         return self.metric
 
+    def meets_targets(self, quality: Mapping[str, float]) -> bool:
+        """Whether an evaluation meets all targets at once, which ends the run."""
+        return all(target.met(quality) for target in self.targets)
+
     def diverged(self, quality: Mapping[str, float]) -> bool:
         """Whether an evaluation says that the run is beyond hope; it is then given up."""
         return False
@@ -296,7 +293,7 @@ class Benchmark:
         """
         raise NotImplementedError
 
-    def picture(self, batch: Batch, names: Sequence[str] = (), found: Any = None) -> Any:
+    def picture(self, batch: Batch, names: Sequence[str] = (), found: Any = None) -> Image:
         """A `PIL.Image` of the batch and its labels and, beside them, of what the model found.
 
         Args:
@@ -329,11 +326,11 @@ class Benchmark:
     # no result may depend on how many games it is given. It returns records, arrays [G, …] by name, one
     # per game; or (records [G, most, …], lengths int32 [G]): of each game the first `length` are real.
     # None: training data are read.
-    generate: ClassVar[Callable[..., Any] | None] = None
+    generate: ClassVar[Callable[..., Generated] | None] = None
     # `reward(records) -> records` is called on process 0 with the real records of a part, NumPy arrays in
     # the games' order, and returns what is kept of them: rewards that Python code computes, for instance.
     # It must be deterministic. None: all is kept as it is.
-    reward: ClassVar[Callable[..., Any] | None] = None
+    reward: ClassVar[Callable[..., Mapping[str, np.ndarray]] | None] = None
     # whether evaluations come at the end of each generation, whose records decide after how many steps
     # that is; plans go by `eval_steps()`, epochs are generations
     evaluates_generations: ClassVar[bool] = False
@@ -349,7 +346,7 @@ class Benchmark:
         """
         return {}
 
-    def generated_data(self, generations: Sequence[Mapping[str, np.ndarray]]) -> Any:
+    def generated_data(self, generations: Sequence[Mapping[str, np.ndarray]]) -> Split:
         """Training `Split` of the current generation, from the records of all, memory-mapped.
 
         Args:
@@ -428,7 +425,7 @@ class Benchmark:
         return self.size == "tiny"
 
     @property
-    def param_dtype(self) -> Any:
+    def param_dtype(self) -> np.dtype:
         """Of the weights, once `dtype` is decided: float32, and float64 where that is computed in."""
         return jnp.promote_types(self.dtype, jnp.float32)
 

@@ -90,9 +90,6 @@ def check(name: str, value: Any, hint: Any) -> Any:
 
     >>> check("base_lr", 1, Rate)
     1.0
-
-    Raises:
-        UserError: it does not; begins with `name`.
     """
     try:
         return _fit(value, hint)

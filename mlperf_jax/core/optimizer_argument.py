@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -79,10 +78,7 @@ def describe_optimizer(optimizer: Any) -> str | None:
     if optimizer is None:
         return None
     if isinstance(optimizer, str):
-        name = optimizer.rpartition(":")[0] or optimizer
-        if name.endswith(".py") and pathlib.Path(name).is_file():
-            return f"{optimizer}\n{pathlib.Path(name).read_text(encoding='utf-8')}"
-        return optimizer
+        return python_file.described(optimizer)
     if callable(optimizer):
         try:
             source = inspect.getsource(optimizer).strip()

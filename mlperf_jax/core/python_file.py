@@ -44,6 +44,13 @@ def load(text: str, what: str, example: str) -> Any:
     return getattr(module, name)
 
 
+def described(text: str) -> str:
+    """What an option names, with the content of its file if it names one: what a run is told apart by."""
+    path = pathlib.Path(text.rpartition(":")[0] or text)
+    named = path.suffix == ".py" and path.is_file()
+    return f"{text}\n{path.read_text(encoding='utf-8')}" if named else text
+
+
 def _from_file(path: pathlib.Path, what: str) -> ModuleType:
     if not path.is_file():
         raise UserError(f"there is no file {path} to take the {what} from")

@@ -236,7 +236,7 @@ def compile_program(lowered: Any, options: Mapping[str, Any]) -> tuple[dict[str,
             name: getattr(memory, f"{name}_size_in_bytes")
             for name in ("argument", "temp", "output", "alias", "generated_code")
         }
-        text = compiled.as_text()
+        text = compiled.as_text() or ""
     found["seconds"] = time.perf_counter() - begin
     found["cpu_seconds"] = time.process_time() - cpu
     return found, text

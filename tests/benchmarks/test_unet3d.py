@@ -151,14 +151,9 @@ def test_mean_dice_is_exact_over_sharded_and_padded_batches(mesh: str, rows: int
     assembly = state.assemble(benchmark, meshes.make_mesh(mesh))
     current = assembly.create(3)
     volumes = seven_volumes()
-    batches = pipeline.evaluation(volumes).batched(rows)
-    evaluator = evaluation.Evaluator(
-        assembly,
-        lambda: batches.stream(threads=1),
-        seed=0,
-        programs=evaluation.compile_predict(assembly),
-        data_dir="",
-    )
+    programs = evaluation.compile_predict(assembly)
+    evaluator = evaluation.Evaluator(assembly, 0, "", programs, threads=1)
+    evaluator.batches = pipeline.evaluation(volumes).batched(rows)
     counts = evaluator.outputs(current, 1)
     assert counts.shape == (7, 3, 2)
     label = volumes.arrays["label"]
