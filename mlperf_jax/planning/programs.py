@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,8 +27,7 @@ from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import pretend
 from mlperf_jax.planning import devices as names
-from mlperf_jax.planning import hlo, messages, work
-from mlperf_jax.results.result import installed
+from mlperf_jax.planning import hlo, messages, store, work
 
 PARTS = {"params": "parameters", "opt": "optimizer"}  # the rest of the state is "other"
 
@@ -203,18 +200,8 @@ def lowered_programs(assembly: Lowering, only: str | None = None) -> Iterator[tu
 
 def content(devices: names.Devices, lowered: Any, options: Mapping[str, Any]) -> str:
     """A digest of what is compiled, by what and how."""
-    digest = hashlib.sha256()
-    asked = [f"{name}={value}" for name, value in sorted(options.items())]
-    parts = (lowered.as_text(), devices.name, *compiler_versions().values(), *asked)
-    for part in (*parts, os.environ.get("LIBTPU_INIT_ARGS", "") if devices.tpu else ""):
-        digest.update(part.encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
-
-
-def compiler_versions() -> dict[str, str]:
-    """Versions that a compiled program depends on; a missing one is empty."""
-    return {name: installed(name) or "" for name in ("jax", "jaxlib", "libtpu")}
+    flags = store.compiler_flags() if devices.tpu else ""
+    return store.digest(lowered.as_text(), devices.name, store.compiler_versions(), options, flags)
 
 
 def compile_program(lowered: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import mlperf_jax
 from mlperf_jax.core import python_file
+from mlperf_jax.results.result import installed
 
 
 def folder() -> pathlib.Path:
@@ -97,9 +98,16 @@ def turn(say: Callable[[str], None]) -> Iterator[None]:
         yield  # closing the file gives the lock back, also after a kill
 
 
+def compiler_versions() -> dict[str, str]:
+    """Versions that a compiled program depends on; a missing one is empty."""
+    return {name: installed(name) or "" for name in ("jax", "jaxlib", "libtpu")}
+
+
+def compiler_flags() -> str:
+    """What the TPU's compiler was told besides."""
+    return os.environ.get("LIBTPU_INIT_ARGS", "")
+
+
 def request(cls: type, asked: Mapping[str, Any]) -> str:
     """The digest of a request: what is asked, this package's sources and the user's, and the versions."""
-    from mlperf_jax.planning.programs import compiler_versions
-
-    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
-    return digest(asked, python_file.code(cls), sources(), compiler_versions(), flags)
+    return digest(asked, python_file.code(cls), sources(), compiler_versions(), compiler_flags())

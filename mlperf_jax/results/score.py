@@ -18,11 +18,10 @@ from collections import Counter
 from typing import Literal
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import compliance, durable, logset, rcp, rules, scored_run
+from mlperf_jax.results import compliance, durable, logset, rcp, rules, scored
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import RunLog
-from mlperf_jax.results.scored_run import Run
-from mlperf_jax.results.scored_set import Score, Scores
+from mlperf_jax.results.scored import Run, Score, Scores
 from mlperf_jax.results.system import find_system, most_frequent, own_runs
 
 Scaling = Literal["rcp", "file", "none"]
@@ -215,7 +214,7 @@ class _Set:
             self.find("submission_benchmark", f"{log.path.name} is left out: {says}.")
             return Run(log=log, minutes=minutes, flaw=says, same=False)
         length = self._length(log) if log.status == "success" else None
-        flaw = scored_run.flaw(log, self.round, self.division) or (
+        flaw = scored.flaw(log, self.round, self.division) or (
             self._official_flaw(log) if official and self.round else ""
         )
         if flaw:
@@ -225,7 +224,7 @@ class _Set:
             minutes=minutes,
             length=length,
             samples=self._samples(length, log),
-            quality=scored_run.quality(log, self.round),
+            quality=scored.quality(log, self.round),
             flaw=flaw,
         )
 
@@ -238,7 +237,7 @@ class _Set:
             return log.train_samples
         field = self.round.length_field
         if self.round.benchmark == "stable_diffusion":  # evaluated afterwards, in any order
-            length = scored_run.first_passing(before, field, self.round.targets)
+            length = scored.first_passing(before, field, self.round.targets)
         else:
             length = before[-1].counts.get(field) if before else None
             length = length if length is None or field != "epoch_num" else round(length, 3)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from mlperf_jax.results.result import LEGEND, SMALL_PRINT, UNVERIFIED, html_table
 
 if TYPE_CHECKING:
-    from mlperf_jax.results.scored_run import Run
-    from mlperf_jax.results.scored_set import Score
+    from mlperf_jax.results.scored import Run, Score
 
 _MANY = 12  # findings of a set that are written out below a table of several
 

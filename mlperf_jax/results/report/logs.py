@@ -11,7 +11,7 @@ from mlperf_jax.results import rules
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import RunLog
 from mlperf_jax.results.report.model import Curve, RunData
-from mlperf_jax.results.scored_run import Run
+from mlperf_jax.results.scored import Run
 
 _COUNTERS = {"samples": "samples_count", "epochs": "epoch_num"}
 _MAX_VALUE = 200  # characters of a setting that are shown; a log may hold a whole file in one value

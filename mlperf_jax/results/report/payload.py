@@ -7,6 +7,7 @@ quantised axis) and five significant digits, which is finer than a screen shows.
 import collections
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,6 +81,7 @@ def _set(data: SetData, group: int) -> dict[str, Any]:
     common, varying = _settings(data.runs)
     verdict = data.verdict
     lengths = [run.length for run in data.runs if run.status == "success" and run.length]
+    mfu = [value for run in data.runs if (value := number(run.result.get("mfu"))) is not None]
     return {
         "group": group,
         "folder": data.folder,
@@ -98,10 +100,10 @@ def _set(data: SetData, group: int) -> dict[str, Any]:
         "status": verdict.status,
         "reason": verdict.reason,
         "minutes": _round(verdict.minutes, 7),
-        "length": _round(sum(lengths) / len(lengths) if lengths else None, 7),
+        "length": _round(statistics.fmean(lengths) if lengths else None, 7),
         "unit": data.unit,
         "rate": _round(verdict.rate, 5),
-        "mfu": _round(_mean([number(run.result.get("mfu")) for run in data.runs]), 4),
+        "mfu": _round(statistics.fmean(mfu) if mfu else None, 4),
         "position": _position(data),
         "targets": [_target(t) for t in data.targets],
         "settings": common,
@@ -209,11 +211,6 @@ def _round(value: float | None, digits: int) -> float | int | None:
         return None
     rounded = float(f"{value:.{digits}g}")
     return int(rounded) if rounded == int(rounded) else rounded
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _json(value: Any) -> Any:

@@ -5,18 +5,18 @@ import dataclasses
 import json
 import pathlib
 import re
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import rules, system
+from mlperf_jax.results import rcp, rules, system
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.report import logs
 from mlperf_jax.results.report.folders import Place
-from mlperf_jax.results.report.judge import judge
-from mlperf_jax.results.report.model import Curve, RunData, SetData, Size
+from mlperf_jax.results.report.model import Curve, Position, RunData, SetData, Size, Verdict
 from mlperf_jax.results.score import score
-from mlperf_jax.results.scored_run import Run
-from mlperf_jax.results.scored_set import Score
+from mlperf_jax.results.scored import Run, Score
 
 # Evaluation samples of the real benchmarks; a log with less than half of them is of a small stand-in.
 # Not here: those whose official logs count batches (retinanet, maskrcnn).
@@ -240,3 +240,93 @@ def _of(documents: list[dict], key: str) -> Any:
 
 def _text(value: Any) -> str:
     return "" if value is None else str(logs.shorten(value))
+
+
+# ---- the verdict
+
+
+def judge(scored: Score, runs: Sequence[RunData]) -> Verdict:
+    """Minutes, standing and reference position of a scored set.
+
+    Args:
+        scored: of the set.
+        runs: of the set, without those of other benchmarks, in the order of `scored.runs`.
+    """
+    same = [run for run in scored.runs if run.same]
+    failed = [i for i, run in enumerate(same) if not run.counted]
+    status, reason = _status(scored, runs, len(same), failed)
+    shown = status in ("scored", "too fast", "flawed")
+    # without the fastest, and without the slowest or failed
+    order = sorted(range(len(same)), key=lambda i: (i in failed, same[i].minutes or 0))
+    rates = [
+        run.length / run.seconds
+        for run in runs
+        if run.unit == "samples" and run.length and run.seconds and run.status == "success"
+    ]
+    return Verdict(
+        status=status,
+        reason=reason,
+        minutes=scored.minutes if shown else None,
+        needed=scored.required or None,
+        used=tuple(order[scored.drop : len(order) - scored.drop]) if shown else (),
+        rate=statistics.fmean(rates) if rates else None,
+        position=_position(scored, same) if shown else None,
+    )
+
+
+def _status(
+    scored: Score, runs: Sequence[RunData], count: int, failed: list[int]
+) -> tuple[str, str]:
+    if not scored.required:
+        status = "scored" if scored.valid else "flawed"
+        return status, "no round had this benchmark: there are no official rules, and no verdict."
+    if count < scored.required:
+        broken = any(run.log.broken or not run.log.benchmark for run in scored.runs)
+        reason = f"{count} of {scored.required} runs are here; there is no score yet."
+        return "broken" if broken else "incomplete", reason
+    if len(failed) > scored.drop:
+        broken = any(runs[i].status in ("unreadable", "unfinished") for i in failed)
+        reason = (
+            f"{len(failed)} of {count} runs did not converge or cannot be read; {scored.drop} may."
+        )
+        return "broken" if broken else "not converged", reason
+    if scored.minutes is None:
+        return "broken", "no run has both a start and an end."
+    if scored.verdict is not None and not scored.verdict.passed:
+        kind = "too fast" if scored.verdict.kind != "missing" else "flawed"
+        return kind, scored.verdict.sentence
+    wrong = [finding for finding in scored.findings if not finding.warning]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more findings)" if len(wrong) > 1 else ""
+        return "flawed", f"{wrong[0].key} {wrong[0].expected}{more}".strip()
+    factor = f"scaled by {scored.factor:.4f}, as if it had converged like the reference"
+    return "scored", factor if scored.factor != 1 else ""
+
+
+def _position(scored: Score, same: Sequence[Run]) -> Position | None:
+    verdict = scored.verdict
+    if verdict is None:
+        return Position(scored.rcp_note) if scored.rcp_note else None
+    known = verdict.reference
+    return Position(
+        sentence=verdict.sentence,
+        accepted=verdict.passed,
+        mean=verdict.mean,
+        reference=known.mean if known else None,
+        bound=known.bound if known else None,
+        lengths=_reference_runs(scored, verdict),
+        own=tuple(run.length for run in same),
+        unit=scored.unit,
+    )
+
+
+def _reference_runs(scored: Score, verdict: rcp.Verdict) -> tuple[float, ...]:
+    """The lengths of the reference's own runs at the batch size that was compared with."""
+    if verdict.reference is None or verdict.reference.between is not None:
+        return ()
+    try:
+        points = rcp.points_of(scored.benchmark, scored.ruleset)
+    except UserError:
+        return ()
+    same = [point for point in points if point.batch_size == verdict.reference.batch_size]
+    return same[0].lengths if same else ()
