@@ -115,11 +115,7 @@ class ImageNet:
         return {split: len(files.open_split(folder, split, self.tiny)) for split in files.SPLITS}
 
     def class_names(self, folder: records.Folder) -> tuple[str, ...]:
-        """Names of the classes by label: WordNet ids such as "n01440764"; empty where nothing says them.
-
-        Raises:
-            UserError: as `train`.
-        """
+        """WordNet ids such as "n01440764" by label; empty where nothing says them; raises as `train`."""
         source = files.open_split(folder, "validation", self.tiny)
         if isinstance(source, files.FolderImages):
             return source.names
@@ -147,9 +143,6 @@ class ImageNet:
 
     def check(self, folder: records.Folder) -> list[str]:
         """Reads the index of both splits and the first and last image of every shard or class.
-
-        Returns:
-            A report, line by line; lines that begin with "problem:" need mending.
 
         Raises:
             UserError: there is no data set to look at, or a shard is missing or cut short.
