@@ -149,7 +149,8 @@ class _Fields:
         bad = ((value | (value + _bytes(0x76))) & _bytes(0x80)) != 0
         bad |= negative & (digits == 0)
         long = digits > _WORD
-        self.refuse(bad & ~long, columns.start, "a whole number is expected")
+        rule = "a whole number is expected"
+        self.refuse(bad & ~long, columns.start, rule)
         # neighbours join: digits to pairs, pairs to fours, fours to eight
         for base, bits, kept in (
             (10, 8, 2**64 - 1),
@@ -159,7 +160,7 @@ class _Fields:
             value = (value & np.uint64(kept)) * np.uint64(base * 2**bits + 1) >> np.uint64(bits)
         value = value.astype(np.int64)
         value[negative] *= -1
-        self._one_by_one(value, long, columns.start, 10)
+        self._one_by_one(value, long, columns.start, 10, rule)
         return value
 
     def hexadecimals(self, columns: slice) -> np.ndarray:
@@ -174,20 +175,18 @@ class _Fields:
         bad = ((word ^ shown) | (nibble & _bytes(0xF0)) | (above_nine ^ letter)) != 0
         odd = (digits != _WORD) & (digits > 0)
         self.refuse(bad & ~odd, columns.start, "a hexadecimal word is expected")
+        rule = "up to 8 hexadecimal digits are expected"
         value = nibble
         for shift, kept in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
             value = (value << np.uint64(shift)) | (value >> np.uint64(2 * shift))
             value &= np.uint64(kept)
-        self._one_by_one(value, odd, columns.start, 16)
+        self._one_by_one(value, odd, columns.start, 16, rule)
         return value.astype(np.uint32)
 
-    def _one_by_one(self, value: np.ndarray, which: np.ndarray, first: int, base: int) -> None:
+    def _one_by_one(
+        self, value: np.ndarray, which: np.ndarray, first: int, base: int, rule: str
+    ) -> None:
         """Parses the few fields that are longer, or hexadecimal and shorter, than a word."""
-        rule = (
-            "a whole number is expected"
-            if base == 10
-            else "up to 8 hexadecimal digits are expected"
-        )
         for row, column in np.argwhere(which):
             start, stop = self.starts[row, first + column], self.stops[row, first + column]
             bad = np.zeros(which.shape, bool)

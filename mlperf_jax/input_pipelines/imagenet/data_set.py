@@ -11,6 +11,7 @@ Shape legend: S image side.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import grain
@@ -34,10 +35,8 @@ class TrainImage(grain.transforms.RandomMap):
     classes: int
 
     def random_map(self, element: files.ImageRecord, rng: np.random.Generator) -> Any:
-        def window(height: int, width: int) -> images.Window:
-            return images.sample_crop(height, width, rng, min_area=self.min_crop_area)
-
         label = _label(element, self.classes)
+        window = functools.partial(images.sample_crop, rng=rng, min_area=self.min_crop_area)
         flip = bool(self.flip and rng.random() < 0.5)
         image = images.crop_flip_resize(element.image, window, flip, self.size)
         return {"image": images.normalise(image, self.normalise), "label": label}
