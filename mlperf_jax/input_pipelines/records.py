@@ -184,12 +184,10 @@ def prepared(folder: str) -> Prepared | None:
         )
     shards = {}
     for split, lengths in splits.items():
-        names = [
-            shard_name(templates[split], info["name"], split, i, len(lengths))
-            for i in range(len(lengths))
-        ]
+        given = templates[split], info["name"], split
         shards[split] = tuple(
-            _checked_shard(folder, name, files, length) for name, length in zip(names, lengths)
+            _checked_shard(folder, shard_name(*given, i, len(lengths)), files, length)
+            for i, length in enumerate(lengths)
         )
     return Prepared(folder, shards, features)
 

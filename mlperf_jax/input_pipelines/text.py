@@ -129,19 +129,17 @@ def read_lines(path: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
     number = 0
     with opened(path, lambda: number) as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _fields(line, fields, f"{path}, line {number}")
-
-
-def _fields(line: bytes, fields: Sequence[str], where: str) -> tuple[str, ...]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}); fetch the file again") from error
-    for name in fields:
-        if not isinstance(record, dict) or not isinstance(record.get(name), str):
-            raise UserError(f"{where} has no text in the field {name!r}")
-    return tuple(record[name] for name in fields)
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{where} is not JSON ({error}); fetch the file again") from error
+            for name in fields:
+                if not isinstance(record, dict) or not isinstance(record.get(name), str):
+                    raise UserError(f"{where} has no text in the field {name!r}")
+            yield tuple(record[name] for name in fields)
 
 
 # -- docstrings ----------------------------------------------------------------------------------

@@ -50,12 +50,6 @@ class MappedFile:
         with open(self.path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def will_read(self, start: int, stop: int) -> None:
-        """Asks the system to fetch these bytes now; whoever reads them later need not wait."""
-        if hasattr(mmap, "MADV_WILLNEED"):
-            page = start // mmap.PAGESIZE * mmap.PAGESIZE
-            self.map.madvise(mmap.MADV_WILLNEED, page, min(stop, len(self.map)) - page)
-
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -90,8 +84,12 @@ class Block:
         out[:count].view(np.uint8)[...] = source
 
     def will_read(self, first: int, last: int) -> None:
-        row = self.stride * 4
-        self.file.will_read(self.offset + first * row, self.offset + last * row)
+        """Asks the system to fetch these rows now; whoever reads them later need not wait."""
+        if hasattr(mmap, "MADV_WILLNEED"):
+            start, stop = (self.offset + row * self.stride * 4 for row in (first, last))
+            page = start // mmap.PAGESIZE * mmap.PAGESIZE
+            whole = self.file.map
+            whole.madvise(mmap.MADV_WILLNEED, page, min(stop, len(whole)) - page)
 
 
 @dataclasses.dataclass(frozen=True)
