@@ -33,9 +33,6 @@ IMAGENET_MEANS = np.array([0.485, 0.456, 0.406], np.float32) * 255
 IMAGENET_STDS = np.array([0.229, 0.224, 0.225], np.float32) * 255
 
 _COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-# OpenCV 5 interpolates at float coordinates; 4.x rounds them to 1/32 pixel, which is off by up to 6
-# of 255. So 4.x resizes with NumPy, ten times slower.
-_EXACT_WARP = int(cv2.__version__.split(".")[0]) >= 5
 
 Bytes = bytes | memoryview
 Window = tuple[int, int, int, int]  # top, left, height, width
@@ -260,9 +257,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     (no half-pixel centres, corners not aligned, no antialiasing), to float32 rounding.
     Reference: TensorFlow resize_bilinear_op.cc with its legacy scaler.
     """
-    if not _EXACT_WARP:
-        return _resize_numpy(image, height, width)
-    single_threaded()
+    prepare_opencv()
     matrix = np.array([[image.shape[1] / width, 0, 0], [0, image.shape[0] / height, 0]])
     return cv2.warpAffine(
         image.astype(np.float32),
@@ -271,23 +266,6 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-
-
-def _resize_numpy(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    top, bottom, down = _neighbours(image.shape[0], height)
-    left, right, along = _neighbours(image.shape[1], width)
-    pixels = image.astype(np.float32)
-    columns = pixels[:, left]
-    columns += (pixels[:, right] - columns) * along[:, None]
-    rows = columns[top]
-    rows += (columns[bottom] - rows) * down[:, None, None]
-    return rows
-
-
-def _neighbours(size: int, out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    at = np.arange(out, dtype=np.float32) * (np.float32(size) / np.float32(out))
-    low = np.floor(at).astype(np.int64)
-    return low, np.minimum(low + 1, size - 1), at - low.astype(np.float32)
 
 
 def crop_flip_resize(data: Bytes, window_of, flip: bool, size: int) -> np.ndarray:
@@ -358,6 +336,16 @@ def _per_row(width: int, how: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 @functools.cache
-def single_threaded() -> None:
-    """Turns OpenCV's own threads off: rows are decoded in parallel already."""
+def prepare_opencv() -> None:
+    """Turns OpenCV's own threads off: rows are decoded in parallel already.
+
+    Raises:
+        UserError: it is not the declared one. OpenCV 4 interpolates at coordinates rounded to 1/32 pixel, which
+            is off by up to 6 of 255.
+    """
+    if int(cv2.__version__.split(".")[0]) < 5:
+        raise UserError(
+            f"OpenCV {cv2.__version__} resizes inexactly: pip install -U opencv-python-headless, and remove "
+            "other packages of OpenCV"
+        )
     cv2.setNumThreads(1)

@@ -176,14 +176,9 @@ class PlannedOrder:
 def _planned(
     plan: Plan, source: Source | BatchSource, seed: int, evaluation: bool, epoch: int
 ) -> Planned:
+    """The batches of an epoch, which fit the plan's rows and the source."""
     batches = [(int(b), np.asarray(ids, int)) for b, ids in plan.batches(seed, epoch)]
-    _check(batches, plan.rows, f"the plan of epoch {epoch}", len(source))
-    if evaluation:
-        _check_once(np.concatenate([ids for _, ids in batches]), source)
-    return batches
-
-
-def _check(batches: Planned, rows: Sequence[int], name: str, n: int) -> None:
+    name, n, rows = f"the plan of epoch {epoch}", len(source), plan.rows
     if not batches:
         raise UserError(f"{name} has no batch; it needs at least one")
     for number, (bucket, ids) in enumerate(batches):
@@ -200,17 +195,16 @@ def _check(batches: Planned, rows: Sequence[int], name: str, n: int) -> None:
                 f"{name}: batch {number} has record ids {least}..{most}; allowed are 0..{n - 1}, and "
                 f"{PADDING} for padding beside at least one of them"
             )
-
-
-def _check_once(ids: np.ndarray, source: Source | BatchSource) -> None:
-    times = np.bincount(ids[ids != PADDING], minlength=len(source))
-    wrong = np.flatnonzero(times != 1)
-    if len(wrong):
-        record = int(wrong[0])
-        raise UserError(
-            f"the plan of an evaluation must hold every record once; it holds {source.describe(record)} "
-            f"{times[record]} times, and so {len(wrong):,} of {len(source):,} are wrong"
-        )
+    if evaluation:
+        taken = np.concatenate([ids for _, ids in batches])
+        times = np.bincount(taken[taken != PADDING], minlength=n)
+        for record in np.flatnonzero(times != 1)[:1].tolist():
+            raise UserError(
+                "the plan of an evaluation must hold every record once; it holds "
+                f"{source.describe(record)} {times[record]} times, and so {(times != 1).sum():,} of {n:,} are "
+                "wrong"
+            )
+    return batches
 
 
 class _Latest(Generic[T]):

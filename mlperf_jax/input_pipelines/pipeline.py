@@ -239,7 +239,7 @@ class Batches:
     def _stream(self, start: int, threads: int, workers: int) -> Iterator[Batch]:
         stop = threading.Event()
         chunks = _Chunks(self, start, workers or threads, stop, travel=workers > 0)
-        ready = _from_processes(chunks, workers) if workers else _from_threads(chunks, threads)
+        ready = _read_ahead(chunks, threads, workers)
         try:
             for number in range(start, len(self)):
                 for chunk in range(chunks.per_batch):
@@ -459,19 +459,17 @@ class _Chunks(grain.MapDataset[Any]):
         return part.arrays if self._travel else index
 
 
-def _from_threads(chunks: _Chunks, threads: int) -> Any:
-    ahead = chunks.per_batch + 2 * threads if threads else 0
-    return iter(chunks.to_iter_dataset(grain.ReadOptions(threads, ahead)))
-
-
-def _from_processes(chunks: _Chunks, workers: int) -> Any:
+def _read_ahead(chunks: _Chunks, threads: int, workers: int) -> Any:
+    """What the threads or the worker processes give, in order; closing it stops them."""
+    if not workers:
+        ahead = chunks.per_batch + 2 * threads if threads else 0
+        return iter(chunks.to_iter_dataset(grain.ReadOptions(threads, ahead)))
     from absl import flags
 
     if not flags.FLAGS.is_parsed():  # Grain asks for flags, which our commands have none of
         flags.FLAGS.mark_as_parsed()
-    single = chunks.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return iter(single.mp_prefetch(options))
+    one = chunks.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return iter(one.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)))
 
 
 def usable_cores() -> int:

@@ -78,7 +78,7 @@ def local(path: Folder | None) -> str:
         raise UserError("no data folder is given; say where the data is with --data-dir")
     text = os.path.expanduser(os.fspath(path))
     if text.startswith("gs://"):
-        _gcs()
+        gcs()
     elif "://" in text:
         scheme = text.split("://")[0]
         raise UserError(
@@ -98,7 +98,8 @@ def mapped(path: Folder | None) -> str:
     return local(path)
 
 
-def _gcs():
+def gcs() -> Any:
+    """The file system of gs:// paths."""
     try:
         import gcsfs
     except ImportError:
@@ -111,10 +112,10 @@ def _gcs():
 def listing(folder: str) -> dict[str, int] | None:
     """Returns file name -> bytes (-1 for a folder) of a local or gs:// folder; None if there is none."""
     if folder.startswith("gs://"):
-        gcs = _gcs()
-        if not gcs.isdir(folder):
+        files = gcs()
+        if not files.isdir(folder):
             return None
-        found = gcs.ls(folder, detail=True)
+        found = files.ls(folder, detail=True)
         return {f["name"].rstrip("/").rsplit("/", 1)[-1]: f.get("size", -1) for f in found}
     try:
         with os.scandir(folder) as entries:
@@ -127,7 +128,7 @@ def listing(folder: str) -> dict[str, int] | None:
 
 def read_text(path: str) -> str:
     if path.startswith("gs://"):
-        content: Any = _gcs().cat_file(path)
+        content: Any = gcs().cat_file(path)
         return content.decode()
     return pathlib.Path(path).read_text(encoding="utf-8")
 
@@ -183,12 +184,10 @@ def prepared(folder: str) -> Prepared | None:
         )
     shards = {}
     for split, lengths in splits.items():
-        names = [
-            shard_name(templates[split], info["name"], split, i, len(lengths))
-            for i in range(len(lengths))
-        ]
+        given = templates[split], info["name"], split
         shards[split] = tuple(
-            _checked_shard(folder, name, files, length) for name, length in zip(names, lengths)
+            _checked_shard(folder, shard_name(*given, i, len(lengths)), files, length)
+            for i, length in enumerate(lengths)
         )
     return Prepared(folder, shards, features)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -12,7 +13,7 @@ import pathlib
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building, records
@@ -102,7 +103,21 @@ def _sentencepiece(path: str) -> Tokenizer:
     )
 
 
-# -- JSON lines ----------------------------------------------------------------------------------
+# -- lines ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(path: str, line: Callable[[], int]) -> Iterator[IO[bytes]]:
+    """A file of lines, gzipped if its name says so; a UserError says after which `line()` it is damaged."""
+    try:
+        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; fetch it, or name another") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path} is damaged or cut short after line {line():,} ({error}); fetch it again"
+        ) from error
 
 
 def read_lines(path: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -112,28 +127,19 @@ def read_lines(path: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
         UserError: the file is missing or damaged, or a line is not such an object; names the line.
     """
     number = 0
-    try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _fields(line, fields, f"{path}, line {number}")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; fetch it, or name another file") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path} is damaged or cut short after line {number} ({error}); fetch it again"
-        ) from error
-
-
-def _fields(line: bytes, fields: Sequence[str], where: str) -> tuple[str, ...]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}); fetch the file again") from error
-    for name in fields:
-        if not isinstance(record, dict) or not isinstance(record.get(name), str):
-            raise UserError(f"{where} has no text in the field {name!r}")
-    return tuple(record[name] for name in fields)
+    with opened(path, lambda: number) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{where} is not JSON ({error}); fetch the file again") from error
+            for name in fields:
+                if not isinstance(record, dict) or not isinstance(record.get(name), str):
+                    raise UserError(f"{where} has no text in the field {name!r}")
+            yield tuple(record[name] for name in fields)
 
 
 # -- docstrings ----------------------------------------------------------------------------------

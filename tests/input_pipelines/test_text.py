@@ -110,12 +110,12 @@ def test_the_first_documents_of_several_files(shards, tokenizer, tmp_path):
 def test_c4_files(tmp_path):
     for number in range(768, 896):
         (tmp_path / f"c4-train.{number:05d}-of-01024.json.gz").touch()
-    files = builder.c4_train_files(tmp_path, 6)
+    files = builder.c4_files(tmp_path, "train", range(768, 896))
     assert len(files) == 128 and files[-1].endswith("c4-train.00895-of-01024.json.gz")
     with pytest.raises(UserError, match=r"lacks 128 of 128 .* c4-train\.00896-of-01024"):
-        builder.c4_train_files(tmp_path, 7)
+        builder.c4_files(tmp_path, "train", range(896, 1024))
     with pytest.raises(UserError, match=r"lacks 8 of 8"):
-        builder.c4_validation_files(tmp_path)
+        builder.c4_files(tmp_path, "validation", range(8))
 
 
 # -- bad input -----------------------------------------------------------------------------------

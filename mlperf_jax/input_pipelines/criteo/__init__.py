@@ -3,7 +3,6 @@
 from mlperf_jax.input_pipelines.criteo.data_set import (
     BAGS,
     COUNTS,
-    NAME,
     ROWS,
     TINY_BAGS,
     TINY_NAME,
@@ -11,4 +10,4 @@ from mlperf_jax.input_pipelines.criteo.data_set import (
     Criteo,
 )
 
-__all__ = ["BAGS", "COUNTS", "NAME", "ROWS", "TINY_BAGS", "TINY_NAME", "TINY_ROWS", "Criteo"]
+__all__ = ["BAGS", "COUNTS", "ROWS", "TINY_BAGS", "TINY_NAME", "TINY_ROWS", "Criteo"]

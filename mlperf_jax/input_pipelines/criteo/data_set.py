@@ -77,15 +77,14 @@ class Criteo:
         """The samples of "train" or "validation"; raises as `train`."""
         found, form = locate(folder, self.tiny)
         if form == "records":
-            return self._log(files.open_records(f"{found}/{RECORD_FILES[split]}", self.bags))
-        if split == "validation":
+            parts = [files.open_records(f"{found}/{RECORD_FILES[split]}", self.bags)]
+        elif split == "validation":
             day = files.open_day(found, VALIDATION_DAY, self.bags)
-            return self._log(day.head((day.rows + 1) // 2))
-        days = [day for day in _days(self.tiny) if day != VALIDATION_DAY]
-        return self._log(*(files.open_day(found, day, self.bags) for day in days))
-
-    def _log(self, *parts: files.Part) -> ClickLog:
-        return ClickLog(parts, self.rows, self.bags)
+            parts = [day.head((day.rows + 1) // 2)]
+        else:
+            days = [day for day in _days(self.tiny) if day != VALIDATION_DAY]
+            parts = [files.open_day(found, day, self.bags) for day in days]
+        return ClickLog(tuple(parts), self.rows, self.bags)
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """{"train": n, "validation": n} from headers and sizes alone; raises as `train`."""

@@ -13,6 +13,7 @@ Shape legend: n samples of a part, k ids of a table's bag, K ids of all bags tog
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import mmap
 import os
@@ -37,7 +38,6 @@ class MappedFile:
 
     def __init__(self, path: str):
         self.path = path
-        self._map: mmap.mmap | None = None
 
     def __repr__(self) -> str:
         return self.path
@@ -45,18 +45,10 @@ class MappedFile:
     def __reduce__(self) -> Any:  # a mapping doesn't travel to worker processes
         return MappedFile, (self.path,)
 
-    @property
+    @functools.cached_property
     def map(self) -> mmap.mmap:
-        if self._map is None:
-            with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._map
-
-    def will_read(self, start: int, stop: int) -> None:
-        """Asks the system to fetch these bytes now; whoever reads them later need not wait."""
-        if hasattr(mmap, "MADV_WILLNEED"):
-            page = start // mmap.PAGESIZE * mmap.PAGESIZE
-            self.map.madvise(mmap.MADV_WILLNEED, page, min(stop, len(self.map)) - page)
+        with open(self.path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +84,12 @@ class Block:
         out[:count].view(np.uint8)[...] = source
 
     def will_read(self, first: int, last: int) -> None:
-        row = self.stride * 4
-        self.file.will_read(self.offset + first * row, self.offset + last * row)
+        """Asks the system to fetch these rows now; whoever reads them later need not wait."""
+        if hasattr(mmap, "MADV_WILLNEED"):
+            start, stop = (self.offset + row * self.stride * 4 for row in (first, last))
+            page = start // mmap.PAGESIZE * mmap.PAGESIZE
+            whole = self.file.map
+            whole.madvise(mmap.MADV_WILLNEED, page, min(stop, len(whole)) - page)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +161,7 @@ def open_npy(path: str, dtype: str, columns: int) -> Block:
 
 def open_npz(path: str, bags: Sequence[int]) -> tuple[Block, ...]:
     """Opens the members "0", "1", … of an uncompressed `.npz`, one for each bag size."""
-    blocks = []
-    file = MappedFile(path)
+    file, blocks = MappedFile(path), []
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
             members = {member.filename: member for member in archive.infolist()}
@@ -174,30 +169,24 @@ def open_npz(path: str, bags: Sequence[int]) -> tuple[Block, ...]:
                 raise UserError(
                     f"{path} has bags of {len(members)} tables and the benchmark has {len(bags)}"
                 )
-            for table, size in enumerate(bags):
-                blocks.append(_member(file, raw, members.get(f"{table}.npy"), table, size))
+            for table, columns in enumerate(bags):
+                name, member = f"{path}, table {table}", members.get(f"{table}.npy")
+                if member is None:
+                    raise UserError(f"{path} has no member {table}.npy: build or fetch it again")
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise UserError(
+                        f"{name} is compressed and cannot be mapped: write it with numpy.savez, not "
+                        "savez_compressed"
+                    )
+                raw.seek(member.header_offset)
+                signature, *_, names, extra = _LOCAL_HEADER.unpack(raw.read(_LOCAL_HEADER.size))
+                if signature != b"PK\x03\x04":
+                    raise ValueError(f"no local header of {member.filename}")
+                raw.seek(names + extra, os.SEEK_CUR)
+                blocks.append(_array(raw, member.file_size, file, name, "<i4", columns))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, struct.error) as error:
         raise _unreadable(path, error) from error
     return tuple(blocks)
-
-
-def _member(
-    file: MappedFile, raw: Any, member: zipfile.ZipInfo | None, table: int, columns: int
-) -> Block:
-    name = f"{file.path}, table {table}"
-    if member is None:
-        raise UserError(f"{file.path} has no member {table}.npy: build or fetch it again")
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise UserError(
-            f"{name} is compressed and cannot be mapped: write it with numpy.savez, not savez_compressed"
-        )
-    raw.seek(member.header_offset)
-    fields = _LOCAL_HEADER.unpack(raw.read(_LOCAL_HEADER.size))
-    if fields[0] != b"PK\x03\x04":
-        raise ValueError(f"no local header of {member.filename}")
-    start = member.header_offset + _LOCAL_HEADER.size + fields[-2] + fields[-1]
-    raw.seek(start)
-    return _array(raw, member.file_size, file, name, "<i4", columns)
 
 
 def _array(raw: Any, size: int, file: MappedFile, name: str, dtype: str, columns: int) -> Block:

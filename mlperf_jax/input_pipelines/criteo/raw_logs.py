@@ -14,13 +14,12 @@ Shape legend: n lines of a piece.
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import text
 from mlperf_jax.input_pipelines.criteo.files import DENSE
 
 SPARSE = 26
@@ -50,31 +49,25 @@ def read(path: str, piece: int = PIECE) -> Iterator[Lines]:
         UserError: the file is missing or damaged, or a line is not as it must be; names line and field.
     """
     number, rest = 0, b""
-    try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-            while data := file.read(piece):
-                whole, newline, tail = data.rpartition(b"\n")
-                if not newline:
-                    rest += data
-                    continue
-                text, rest = rest + whole + newline, tail
-                yield (lines := parse(text, path, number))
-                number += len(lines.labels)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; fetch it, or name another folder") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path} is damaged or cut short after line {number:,} ({error}); fetch it again"
-        ) from error
+    with text.opened(path, lambda: number) as file:
+        while data := file.read(piece):
+            whole, newline, tail = data.rpartition(b"\n")
+            if not newline:
+                rest += data
+                continue
+            lines = parse(rest + whole + newline, path, number)
+            rest = tail
+            yield lines
+            number += len(lines.labels)
     if rest:
         yield parse(rest + b"\n", path, number)
 
 
-def parse(text: bytes, path: str = "text", before: int = 0) -> Lines:
+def parse(data: bytes, path: str = "text", before: int = 0) -> Lines:
     """Parses whole lines.
 
     Args:
-        text: ends with a newline.
+        data: ends with a newline.
         path, before: file and number of lines before these, for messages.
 
     >>> line = b"1\\t5\\t-1" + b"\\t" * 12 + b"0000002a" + b"\\t" * 25 + b"\\n"
@@ -82,7 +75,7 @@ def parse(text: bytes, path: str = "text", before: int = 0) -> Lines:
     >>> int(lines.labels[0]), np.exp(lines.dense[0, :3]).round(3).tolist(), int(lines.words[0, 0])
     (1, [8.0, 2.0, 3.0], 42)
     """
-    padded = np.frombuffer(b"\n" * _WORD + text + b"\n" * _WORD, np.uint8)
+    padded = np.frombuffer(b"\n" * _WORD + data + b"\n" * _WORD, np.uint8)
     starts, stops = _fields(padded, path, before)
     grid = _Fields(padded, starts, stops, path, before)
     labels = grid.decimals(slice(0, 1))[:, 0]
@@ -96,9 +89,9 @@ def parse(text: bytes, path: str = "text", before: int = 0) -> Lines:
 
 def _fields(padded: np.ndarray, path: str, before: int) -> tuple[np.ndarray, np.ndarray]:
     """Offsets where the fields begin and end, each [n, 40]."""
-    text = padded[_WORD:-_WORD]
-    newline = text == ord("\n")
-    stops = np.flatnonzero(newline | (text == ord("\t"))) + _WORD
+    inside = padded[_WORD:-_WORD]
+    newline = inside == ord("\n")
+    stops = np.flatnonzero(newline | (inside == ord("\t"))) + _WORD
     lines = np.flatnonzero(newline) + _WORD
     if len(stops) != FIELDS * len(lines) or (stops[FIELDS - 1 :: FIELDS] != lines).any():
         per_line = np.diff(np.searchsorted(stops, lines, "right"), prepend=0)
@@ -149,7 +142,8 @@ class _Fields:
         bad = ((value | (value + _bytes(0x76))) & _bytes(0x80)) != 0
         bad |= negative & (digits == 0)
         long = digits > _WORD
-        self.refuse(bad & ~long, columns.start, "a whole number is expected")
+        rule = "a whole number is expected"
+        self.refuse(bad & ~long, columns.start, rule)
         # neighbours join: digits to pairs, pairs to fours, fours to eight
         for base, bits, kept in (
             (10, 8, 2**64 - 1),
@@ -159,7 +153,7 @@ class _Fields:
             value = (value & np.uint64(kept)) * np.uint64(base * 2**bits + 1) >> np.uint64(bits)
         value = value.astype(np.int64)
         value[negative] *= -1
-        self._one_by_one(value, long, columns.start, 10)
+        self._one_by_one(value, long, columns.start, 10, rule)
         return value
 
     def hexadecimals(self, columns: slice) -> np.ndarray:
@@ -174,20 +168,18 @@ class _Fields:
         bad = ((word ^ shown) | (nibble & _bytes(0xF0)) | (above_nine ^ letter)) != 0
         odd = (digits != _WORD) & (digits > 0)
         self.refuse(bad & ~odd, columns.start, "a hexadecimal word is expected")
+        rule = "up to 8 hexadecimal digits are expected"
         value = nibble
         for shift, kept in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
             value = (value << np.uint64(shift)) | (value >> np.uint64(2 * shift))
             value &= np.uint64(kept)
-        self._one_by_one(value, odd, columns.start, 16)
+        self._one_by_one(value, odd, columns.start, 16, rule)
         return value.astype(np.uint32)
 
-    def _one_by_one(self, value: np.ndarray, which: np.ndarray, first: int, base: int) -> None:
+    def _one_by_one(
+        self, value: np.ndarray, which: np.ndarray, first: int, base: int, rule: str
+    ) -> None:
         """Parses the few fields that are longer, or hexadecimal and shorter, than a word."""
-        rule = (
-            "a whole number is expected"
-            if base == 10
-            else "up to 8 hexadecimal digits are expected"
-        )
         for row, column in np.argwhere(which):
             start, stop = self.starts[row, first + column], self.stops[row, first + column]
             bad = np.zeros(which.shape, bool)

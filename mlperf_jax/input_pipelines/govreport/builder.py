@@ -173,7 +173,9 @@ def build_tiny(data_dir: records.Folder, vocabulary: int, length: int) -> None:
     if os.path.exists(files.path(stem, "validation", "labels")):
         return
     tokenizer = build_docstrings(data_dir, vocabulary)["tokenizer"]
-    pairs = [(body.strip(), first.strip()) for first, _, body in _titled(text.docstrings())]
+    parts = [document.partition("\n\n") for document in text.docstrings()]
+    # those that have a first line, an empty one and a body
+    pairs = [(b.strip(), a.strip()) for a, _, b in parts if b.strip() and "\n" not in a]
     source = pathlib.Path(stem).parent
     source.mkdir(exist_ok=True)
     for split in files.SPLITS:
@@ -190,9 +192,3 @@ def build_tiny(data_dir: records.Folder, vocabulary: int, length: int) -> None:
 def _held_out(body: str) -> bool:
     """Whether a tiny report validates: by its own words, as versions of Python add and drop others."""
     return hashlib.blake2b(body.encode(), digest_size=1).digest()[0] < 20  # of 256
-
-
-def _titled(texts: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Docstrings that have a first line, an empty one and a body."""
-    parts = (document.partition("\n\n") for document in texts)
-    return (part for part in parts if part[2].strip() and "\n" not in part[0])

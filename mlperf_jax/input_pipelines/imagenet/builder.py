@@ -81,12 +81,12 @@ class Imagenet2012Tiny(Imagenet2012, skip_registration=True):  # pyright: ignore
         return {split: itertools.starmap(_example, part) for split, part in parts.items()}
 
 
-def _example(file_name: str, data: bytes, label: str) -> Example:
-    return file_name, {
-        "image": io.BytesIO(as_rgb_jpeg(data)),
-        "label": label,
-        "file_name": file_name,
-    }
+def _example(name: str, data: bytes, label: str, where: str = "") -> Example:
+    try:
+        jpeg = as_rgb_jpeg(data)
+    except ValueError as error:
+        raise UserError(f"{where}, {name}: {error}") from error
+    return name, {"image": io.BytesIO(jpeg), "label": label, "file_name": name}
 
 
 def as_rgb_jpeg(data: bytes) -> bytes:
@@ -110,7 +110,7 @@ def _train_tar(path: str) -> Iterator[Example]:
             label = pathlib.PurePath(member.name).stem
             with tarfile.open(fileobj=inner, mode="r|") as classes:
                 for name, data in _files(classes):
-                    yield _checked(name, data, label, f"{path}, {member.name}")
+                    yield _example(name, data, label, f"{path}, {member.name}")
 
 
 def _validation_tar(path: str) -> Iterator[Example]:
@@ -122,7 +122,7 @@ def _validation_tar(path: str) -> Iterator[Example]:
         label_of = dict(zip(names, labels))
         with tarfile.open(path, "r|") as tar:
             for name, data in _files(tar):
-                yield _checked(name, data, label_of[name], path)
+                yield _example(name, data, label_of[name], path)
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
@@ -144,14 +144,7 @@ def _folders(source: str, split: str) -> Iterator[Example]:
     found = files.open_split(source, split)
     assert isinstance(found, files.FolderImages)
     for index, (label, name) in enumerate(found.files):
-        yield _checked(name, bytes(found[index].image), found.names[label], found.describe(index))
-
-
-def _checked(name: str, data: bytes, label: str, where: str) -> Example:
-    try:
-        return _example(name, data, label)
-    except ValueError as error:
-        raise UserError(f"{where}, {name}: {error}") from error
+        yield _example(name, bytes(found[index].image), found.names[label], found.describe(index))
 
 
 def write(folder: str, source: str, stand_in: bool) -> None:

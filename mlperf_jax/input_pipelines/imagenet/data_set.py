@@ -11,6 +11,7 @@ Shape legend: S image side.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import grain
@@ -34,10 +35,8 @@ class TrainImage(grain.transforms.RandomMap):
     classes: int
 
     def random_map(self, element: files.ImageRecord, rng: np.random.Generator) -> Any:
-        def window(height: int, width: int) -> images.Window:
-            return images.sample_crop(height, width, rng, min_area=self.min_crop_area)
-
         label = _label(element, self.classes)
+        window = functools.partial(images.sample_crop, rng=rng, min_area=self.min_crop_area)
         flip = bool(self.flip and rng.random() < 0.5)
         image = images.crop_flip_resize(element.image, window, flip, self.size)
         return {"image": images.normalise(image, self.normalise), "label": label}
@@ -115,11 +114,7 @@ class ImageNet:
         return {split: len(files.open_split(folder, split, self.tiny)) for split in files.SPLITS}
 
     def class_names(self, folder: records.Folder) -> tuple[str, ...]:
-        """Names of the classes by label: WordNet ids such as "n01440764"; empty where nothing says them.
-
-        Raises:
-            UserError: as `train`.
-        """
+        """WordNet ids such as "n01440764" by label; empty where nothing says them; raises as `train`."""
         source = files.open_split(folder, "validation", self.tiny)
         if isinstance(source, files.FolderImages):
             return source.names
@@ -147,9 +142,6 @@ class ImageNet:
 
     def check(self, folder: records.Folder) -> list[str]:
         """Reads the index of both splits and the first and last image of every shard or class.
-
-        Returns:
-            A report, line by line; lines that begin with "problem:" need mending.
 
         Raises:
             UserError: there is no data set to look at, or a shard is missing or cut short.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import shutil
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -82,12 +82,9 @@ def find_cases(source: str, count: int) -> list[pathlib.Path]:
 def _build_tiny(folder: pathlib.Path, side: int) -> None:
     if len(files.read_index(str(folder))) == files.TINY_CASES:
         return
-    raw = folder / "nifti"
-    try:
-        tiny_cases.write(raw, files.TINY_CASES)
-        _build(folder, find_cases(str(raw), files.TINY_CASES), side, say=lambda text: None)
-    finally:
-        shutil.rmtree(raw, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as raw:
+        tiny_cases.write(pathlib.Path(raw), files.TINY_CASES)
+        _build(folder, find_cases(raw, files.TINY_CASES), side, say=lambda text: None)
 
 
 def _build(

@@ -94,11 +94,7 @@ class Kits19:
         builder.write(target, records.local(source or folder), self.tiny, self.side)
 
     def check(self, folder: records.Folder) -> list[str]:
-        """Reads every volume once: labels, values, and the MD5 sums of index and organisers.
-
-        Returns:
-            A report, line by line; lines that begin with "problem:" need mending.
-        """
+        """Reads every volume once: labels, values, and the MD5 sums of index and organisers."""
         found = files.locate(folder, self.tiny)
         official = {} if self.tiny else files.official_md5()
         report, same = [found], 0

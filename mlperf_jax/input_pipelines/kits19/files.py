@@ -66,7 +66,10 @@ class Entry:
 
 
 class Case:
-    """One opened volume: memory maps, so that a patch costs its own pages only."""
+    """One opened volume: image f32 and label u8, [D, H, W], and the largest boxes by class.
+
+    They are memory maps, so that a patch costs its own pages only.
+    """
 
     def __init__(self, folder: str, name: str, entry: Entry | None):
         x, y = (f"{folder}/{file}" for file in pair(name))

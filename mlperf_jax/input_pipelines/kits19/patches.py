@@ -9,13 +9,16 @@ D, H, W sides of a volume · S side of a patch or window · P stride of windows,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import grain
 import numpy as np
 
 from mlperf_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mlperf_jax.input_pipelines.kits19.files import Case
 
 Augmentation = Literal["reference", "dali"]
 IGNORED = 255  # label of what is not part of the volume
@@ -32,16 +35,6 @@ class Box(NamedTuple):
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
-
-
-class Volume(Protocol):
-    """What is read: image f32 and label u8, both [D, H, W], and the largest boxes by class."""
-
-    image: np.ndarray
-    label: np.ndarray
-
-    @property
-    def boxes(self) -> Mapping[int, Sequence[Box]]: ...
 
 
 # -- training ----------------------------------------------------------------------------------------
@@ -67,7 +60,7 @@ class Patch(grain.transforms.RandomMap):
         if self.augmentation not in ("reference", "dali"):
             raise UserError(f"augmentation is {self.augmentation!r}; it is 'reference' or 'dali'")
 
-    def random_map(self, element: Volume, rng: np.random.Generator) -> Any:
+    def random_map(self, element: Case, rng: np.random.Generator) -> Any:
         shape = element.image.shape
         if min(shape) < self.side:
             raise UserError(
@@ -82,7 +75,7 @@ class Patch(grain.transforms.RandomMap):
         )
         return {"image": image[..., None], "label": np.array(element.label[where][turn], np.uint8)}
 
-    def _corner(self, volume: Volume, shape: Sequence[int], rng: np.random.Generator) -> list[int]:
+    def _corner(self, volume: Case, shape: Sequence[int], rng: np.random.Generator) -> list[int]:
         boxes = volume.boxes if rng.random() < self.oversampling else {}
         if not boxes:  # no foreground: the reference would stop here, though it means to go on
             return [randrange(n - self.side, rng) for n in shape]
@@ -185,7 +178,7 @@ class WholeVolume(grain.transforms.Map):
     shape: tuple[int, int, int]
     side: int
 
-    def map(self, element: Volume) -> Any:
+    def map(self, element: Case) -> Any:
         fits = [fit(n, self.side) for n in element.image.shape]
         covered = [(f.windows + 1) * (self.side // 2) for f in fits]
         if any(n > most for n, most in zip(covered, self.shape, strict=True)):

@@ -92,7 +92,7 @@ def stretch(pixels: np.ndarray, size: int) -> np.ndarray:
     Bilinear between the two nearest pixels, half-pixel centres, no antialiasing, as torch's
     `interpolate(align_corners=False, antialias=False)`.
     """
-    images.single_threaded()
+    images.prepare_opencv()
     return cv2.resize(pixels.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
@@ -153,11 +153,7 @@ class OpenImages:
         return pipeline.evaluation(source, self._form)
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
-        """{"train": n, "validation": n} from the index; reads no image.
-
-        Raises:
-            UserError: as `train`.
-        """
+        """{"train": n, "validation": n} from the index; reads no image; raises as `train`."""
         found = files.locate(folder, self.tiny)
         return {split: sum(s.length for s in found.shards(split)) for split in files.SPLITS}
 
@@ -167,11 +163,7 @@ class OpenImages:
         return {"boxes": max(facts["most_boxes"] for facts in splits)}
 
     def class_names(self, folder: records.Folder) -> tuple[str, ...]:
-        """Names of the classes by label, as `build` noted them.
-
-        Raises:
-            UserError: there is no prepared folder, or its note is missing or damaged.
-        """
+        """Names of the classes by label, as `build` noted them; raises as `train`."""
         return tuple(files.noted(files.locate(folder, self.tiny))["categories"])
 
     def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
@@ -203,9 +195,6 @@ class OpenImages:
 
     def check(self, folder: records.Folder) -> list[str]:
         """Reads the index of both splits and the first and last image of every shard.
-
-        Returns:
-            A report, line by line; lines that begin with "problem:" need mending.
 
         Raises:
             UserError: there is no data set to look at, or a shard is missing or cut short.

@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building, records, text
@@ -26,27 +26,19 @@ from mlperf_jax.input_pipelines.tokens import megatron_file
 
 C4_GROUP = 128  # files of C4 in each of the organisers' groups c4-train.en_0 .. en_7
 C4_VALIDATION_DOCUMENTS = 91_205  # the benchmark's share of the 364,608
+_C4_FILES = {"train": 1024, "validation": 8}
 _BATCH = 256  # documents that a tokenizer is given at once
 
 
-def c4_train_files(folder: str | os.PathLike, group: int) -> list[str]:
-    """Returns the 128 files of the organisers' group c4-train.en_<group>, in order.
+def c4_files(folder: str | os.PathLike, split: str, numbers: Iterable[int]) -> list[str]:
+    """Returns files of a split of C4 by their numbers.
 
     Raises:
         UserError: some are missing; names the first.
     """
-    numbers = range(group * C4_GROUP, (group + 1) * C4_GROUP)
-    return _present(folder, [f"c4-train.{n:05d}-of-01024.json.gz" for n in numbers])
-
-
-def c4_validation_files(folder: str | os.PathLike) -> list[str]:
-    """Returns the 8 validation files of C4; the benchmark takes their first 91,205 documents."""
-    return _present(folder, [f"c4-validation.{n:05d}-of-00008.json.gz" for n in range(8)])
-
-
-def _present(folder: str | os.PathLike, names: Sequence[str]) -> list[str]:
     folder = records.local(folder)
     have = records.listing(folder) or {}
+    names = [f"c4-{split}.{n:05d}-of-{_C4_FILES[split]:05d}.json.gz" for n in numbers]
     missing = [name for name in names if name not in have]
     if missing:
         raise UserError(
@@ -138,10 +130,11 @@ def build_c4(
     """
     folder = records.local(data_dir)
     tokenizer = text.open_tokenizer(source).path
-    wanted = {name: c4_train_files(source, group) for name, group in groups.items()}
+    first = {name: group * C4_GROUP for name, group in groups.items()}
+    wanted = {n: c4_files(source, "train", range(at, at + C4_GROUP)) for n, at in first.items()}
     held_out = [f"{records.local(source)}/{name}" for name in validation_texts]
     documents = None if held_out else C4_VALIDATION_DOCUMENTS
-    held_out = held_out or c4_validation_files(source)
+    held_out = held_out or c4_files(source, "validation", range(_C4_FILES["validation"]))
     build(held_out, f"{folder}/{validation}", tokenizer, documents=documents, report=report)
     for name, files in wanted.items():
         build(files, f"{folder}/{name}", tokenizer, report=report)

@@ -80,11 +80,7 @@ class C4:
         return pipeline.evaluation(megatron.TokenWindows(windows, self.sequence_length))
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
-        """Windows of the validation file, at most those evaluated; training repeats its files as need be.
-
-        Raises:
-            UserError: as `train`, or a file is too short.
-        """
+        """Windows of the validation file, at most those evaluated; training repeats its files; raises as `train`."""
         for name in self.train_files:
             TokenFile(_prefix(folder, name))
         if self.validation_samples is None:

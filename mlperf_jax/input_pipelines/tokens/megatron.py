@@ -12,6 +12,7 @@ Shape legend: T tokens of a file, S tokens of a window.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import threading
 from typing import Any
@@ -62,41 +63,37 @@ class TokenWindows:
             source.order()
 
 
+@dataclasses.dataclass(frozen=True)
 class ShuffledWindows:
     """Windows of one file in Megatron's training order: item k is the k-th sample.
 
     The order is computed when the first item is asked for: 4 bytes a document and epoch, 4 a window.
     """
 
-    def __init__(
-        self,
-        file: TokenFile,
-        length: int,
-        samples: int,
-        seed: int,
-        extra: int,
-        shuffle_documents: bool,
-    ):
-        self._given = file, length, samples, seed, extra, shuffle_documents
-        self.file, self.length, self.samples, self.seed = file, length, samples, seed
-        self.extra, self.shuffle_documents = extra, shuffle_documents
-        self._lock, self._made = threading.Lock(), None
+    file: TokenFile
+    length: int
+    samples: int
+    seed: int
+    extra: int
+    shuffle_documents: bool
+    _lock: Any = dataclasses.field(default_factory=threading.Lock, init=False, repr=False)
 
     def __reduce__(self) -> Any:  # a worker process computes the order anew
-        return ShuffledWindows, self._given
+        given = [getattr(self, field.name) for field in dataclasses.fields(self) if field.init]
+        return ShuffledWindows, tuple(given)
 
     def order(self) -> tuple[megatron_index.Stream, np.ndarray]:
         """Returns the stream of documents and the order of its windows, made once."""
         with self._lock:
-            if self._made is None:
-                file, random = self.file, np.random.RandomState(self.seed)
-                reach = megatron_index.extent(file.tokens, self.length, self.samples, self.extra)
-                index = megatron_index.document_index(
-                    file.documents, reach, random, self.shuffle_documents
-                )
-                stream = megatron_index.Stream(index, file.lengths)
-                self._made = stream, megatron_index.shuffle_index(reach, random)
-            return self._made
+            return self._order
+
+    @functools.cached_property
+    def _order(self) -> tuple[megatron_index.Stream, np.ndarray]:
+        file, random = self.file, np.random.RandomState(self.seed)
+        reach = megatron_index.extent(file.tokens, self.length, self.samples, self.extra)
+        index = megatron_index.document_index(file.documents, reach, random, self.shuffle_documents)
+        stream = megatron_index.Stream(index, file.lengths)
+        return stream, megatron_index.shuffle_index(reach, random)
 
     def __getitem__(self, index: int) -> np.ndarray:
         stream, windows = self.order()

@@ -170,9 +170,7 @@ def _open(path: str) -> tuple[int, Ranges]:
     """The bytes of a file: how many, and what reads ranges of them."""
     missing = UserError(f"{path} is missing; a token file is a pair of .bin and .idx of one name")
     if path.startswith("gs://"):
-        import gcsfs  # `records.local` has refused the path where this is not installed
-
-        files: Any = gcsfs.GCSFileSystem()
+        files = records.gcs()
         if not files.exists(path):
             raise missing
 
