@@ -79,12 +79,8 @@ def rebuild(name: str, config: dict[str, Any]) -> Any:
     from mlperf_jax.core.benchmark import Target
 
     cls = python_file.load(name, "benchmark", "Wine")
-    values = {key: _tuples(value) for key, value in config.items() if key != "benchmark"}
+    values = {key: value for key, value in config.items() if key != "benchmark"}
     return cls(**{**values, "targets": tuple(Target(**t) for t in config["targets"])})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":
