@@ -15,8 +15,8 @@ from typing import Any
 
 import mlperf_jax
 from mlperf_jax import new_command, options, plan_commands, result_commands, show_command
-from mlperf_jax.core.fields import Count, Whole, did_you_mean
-from mlperf_jax.errors import UserError
+from mlperf_jax.core.fields import Count, Whole
+from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.options import Option
 
 PROG = "mlperf-jax"

@@ -1,4 +1,7 @@
-"""The one exception a user may see without a traceback."""
+"""The one exception a user may see without a traceback, and a hint that many of its sentences end in."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -8,3 +11,10 @@ class UserError(Exception):
     it alone and exits with code 2; in Python it is raised as it is. Anything else that escapes is a
     defect of ours and keeps its traceback.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """': did you mean …?' with the nearest known name, or the list of them when none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f": did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"

@@ -18,8 +18,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
-from mlperf_jax.core.fields import allowed, check, did_you_mean, hints_of, is_union, limits
-from mlperf_jax.errors import UserError
+from mlperf_jax.core.fields import allowed, check, hints_of, is_union, limits
+from mlperf_jax.errors import UserError, did_you_mean
 
 Reader = Callable[[str], Any]
 

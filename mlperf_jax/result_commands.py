@@ -115,11 +115,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*row, style="dim" if row[-1] == "planned" else None)
         rich.console.Console(highlight=False).print(table)
         return
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        print(
-            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    from mlperf_jax.results.score_view import columns
+
+    print(*columns([header, *rows]), sep="\n")
 
 
 def check_command(words: Sequence[str]) -> int:
@@ -187,9 +185,14 @@ def package_command(words: Sequence[str]) -> int:
     for needed in ("org", "system"):
         if needed not in given:
             raise UserError(f"package needs --{needed} NAME")
-    if "machine" in given:
-        given["machine"] = read_json(given["machine"])
+    from mlperf_jax.results import durable
     from mlperf_jax.results.package import package
+
+    if "machine" in given:
+        file = given["machine"]
+        given["machine"] = durable.read_json(pathlib.Path(file))
+        if not isinstance(given["machine"], dict):
+            raise UserError(f"{file} holds no JSON object")
 
     made = package(given.pop("dir"), **{"output": "submission", **given})
     print(made)
@@ -210,21 +213,6 @@ def report_command(words: Sequence[str]) -> int:
     made = report(folders, given.get("out", "report.html"), ruleset=given.get("ruleset"))
     print(made)
     return 0
-
-
-def read_json(path: str) -> Any:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: the file cannot be read or holds something else.
-    """
-    try:
-        found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return found
 
 
 def json_target(given: dict[str, Any]) -> str | None:

@@ -39,6 +39,7 @@ from mlperf_jax.input_pipelines.criteo import files
 from mlperf_jax.input_pipelines.criteo.click_log import ClickLog
 from mlperf_jax.input_pipelines.imagenet import ImageNet
 from mlperf_jax.input_pipelines.tokens import megatron
+from mlperf_jax.input_pipelines.tokens.megatron_file import Writer
 
 PHOTOGRAPHS, CLICKS, TOKENS = 128, 400_000, 1 << 24
 KINDS = {"jpeg": 256, "tokens": 64, "criteo": 65_536}  # and their batch sizes
@@ -55,7 +56,7 @@ def write(kind: str, folder: pathlib.Path) -> None:
     elif kind == "criteo":
         bench_criteo.write(folder, CLICKS)
     else:
-        with megatron.Writer(folder / "tokens", np.int32) as writer:
+        with Writer(folder / "tokens", np.int32) as writer:
             for _ in range(TOKENS >> 10):
                 writer.add(rng.integers(0, 128_000, 1024, np.int32))
 

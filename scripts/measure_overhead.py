@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -184,7 +185,7 @@ def measure(arrays: int, steps: int, repeats: int, profile: bool) -> dict[str, l
     plan = preflight.preflight(Nothing(arrays=arrays), options, "")
     found: dict[str, list[float]] = {}
     with Run(plan) as run, preemption.Preemption() as signals:
-        programs = loop.initialise(run)
+        programs, state = loop.initialise(run)
         run.begin_run()
         assembly = run.assembly
         program = compiled_nothing(assembly)
@@ -193,12 +194,13 @@ def measure(arrays: int, steps: int, repeats: int, profile: bool) -> dict[str, l
             meshes.batch_sharding(assembly.mesh),
         )
         shape = evaluation.shape_key(batch)
-        the = loop.Loop(run, signals, **programs)
-        run.log_block_start(0, the.next_eval)
+        the = loop.Loop(run, signals, programs, state)
+        run.log_block_start(the.next_eval)
 
         def looped(step_program: Any, batches: Any) -> float:
-            the.train_step, the._batches = {shape: step_program}, batches
-            return microseconds(lambda: the._steps(the.done + steps), steps)
+            the.programs = dataclasses.replace(programs, train={shape: step_program})
+            the._batches = batches
+            return microseconds(lambda: the._steps(the.standing.step + steps), steps)
 
         def note(name: str, value: float) -> None:
             found.setdefault(name, []).append(value)

@@ -8,7 +8,8 @@ verdict on memory.
 import pytest
 
 from mlperf_jax import benchmarks
-from mlperf_jax.planning import plan, table
+from mlperf_jax.planning import plan
+from scripts import plan_table as table
 
 pytestmark = pytest.mark.aot
 pytest.importorskip("libtpu")

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlperf_jax.core import python_file
 from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
-from mlperf_jax.core.fields import check, did_you_mean
+from mlperf_jax.core.fields import check
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.input_pipelines import building
 from mlperf_jax.results import rules
 
@@ -340,8 +340,8 @@ def show(
         show("resnet", tiny=True, split="train")
         show("unet3d", run="runs/kits", data_dir="/data", output="kidneys.png")
     """
+    from mlperf_jax import pictures
     from mlperf_jax.benchmarks import showing
-    from mlperf_jax.results import pictures
 
     wanted = showing.Wanted(samples=samples, split=split, seed=seed, output=output)
     cls = benchmark_class(name)
@@ -385,20 +385,7 @@ def from_config(config: Mapping[str, Any], place: str | None = None) -> Benchmar
             f"the run is of {name!r}, whose class is not found: {error}; put its file back, or register the "
             "class first (mlperf_jax.benchmarks.register)"
         ) from error
-    mine = {field.name for field in dataclasses.fields(cls)}
-    theirs = config.keys() - {"benchmark", "division", "optimizer", "transform", "code"}
-    if mine != theirs:
-        more, less = sorted(theirs - mine), sorted(mine - theirs)
-        said = [f"it has {', '.join(more)}"] * bool(more) + [f"it lacks {', '.join(less)}"] * bool(
-            less
-        )
-        raise UserError(
-            f"the run's configuration of {cls.name} is of another version of this library: "
-            f"{' and '.join(said)}; use the version that made it (its result.json says which)"
-        )
-    values = {name: config[name] for name in mine}
-    values["targets"] = tuple(Target(**target) for target in config["targets"])
-    return cls(**values)
+    return cls.from_config(config)
 
 
 def start(benchmark: Benchmark, options: RunOptions) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from mlperf_jax import metrics
+from mlperf_jax import metrics, pictures
 from mlperf_jax.core.benchmark import Benchmark, Example, Target, f32, i32
 from mlperf_jax.core.fields import Count, Fraction, Range, Rate, Samples, Several, Whole
 from mlperf_jax.errors import UserError
@@ -20,7 +20,6 @@ from mlperf_jax.input_pipelines.imagenet import ImageNet, Normalise
 from mlperf_jax.models import resnet as models
 from mlperf_jax.ops import losses
 from mlperf_jax.optimizers import lars, schedules, sgd
-from mlperf_jax.results import pictures
 
 END_LR = 1e-4  # of all recipes, by rule
 

@@ -25,7 +25,7 @@ from mlperf_jax.models import retinanet as models
 from mlperf_jax.ops import anchors as anchorlib
 from mlperf_jax.ops import detections
 from mlperf_jax.optimizers import schedules
-from mlperf_jax.results import pictures_boxes
+from mlperf_jax.pictures import detection
 
 BACKBONE = "resnext50_32x4d.safetensors"
 BACKBONE_HELP = (
@@ -163,7 +163,7 @@ class RetinaNet(Benchmark):
     def picture(self, batch: Any, names: Sequence[str] = (), found: Any = None) -> Any:
         pixels = images.denormalise(batch["image"], "imagenet_std")
         drawn = {**batch, "image": pixels}
-        return pictures_boxes.boxes(drawn, found, names=names, most=len(pixels))
+        return detection.boxes(drawn, found, names=names, most=len(pixels))
 
     # -- schedule ------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from mlperf_jax import pictures
 from mlperf_jax.core import trained
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.fields import Count, check_fields
@@ -17,7 +18,6 @@ from mlperf_jax.core.options import Seed
 from mlperf_jax.core.protocols import NamesClasses, Split
 from mlperf_jax.core.trained import Trained
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import pictures
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import jax
 import jax.numpy as jnp
 
+from mlperf_jax import pictures
 from mlperf_jax.core.benchmark import Benchmark, Example, Shape, Target, f32, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
 from mlperf_jax.errors import UserError
@@ -23,7 +24,6 @@ from mlperf_jax.models import unet3d as models
 from mlperf_jax.ops import sliding_window
 from mlperf_jax.ops.dice import dice_xent
 from mlperf_jax.optimizers import schedules, sgd
-from mlperf_jax.results import pictures
 
 OVERLAP = 0.5  # of neighbouring windows, along each axis
 START_LR = 1e-4

@@ -9,8 +9,8 @@ which therefore miss the overlap that the window has).
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime
-import functools
 import itertools
 import pathlib
 import subprocess
@@ -23,6 +23,7 @@ import jax
 import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mlperf_jax.core import evaluation, feed, launch, loop, peaks, preflight, profiling
 from mlperf_jax.core import mesh as meshes
@@ -33,11 +34,11 @@ from mlperf_jax.core.fields import Count, Whole, check
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.optimizer_argument import load_optimizer
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.core.protocols import Split
 from mlperf_jax.core.transform_argument import check_transforms, load_transforms
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.result import versions
 
+Programs = Mapping[evaluation.ShapeKey, jax.stages.Compiled]
 Input = Literal["synthetic", "real", "input-only"]
 PROFILE_FOLDER = "mlperf_bench_profile"
 EVALUATION_SECONDS = 10.0  # what timing evaluation may take beyond its first batch
@@ -78,8 +79,15 @@ def bench(
     benchmark = preflight.resolve_dtype(benchmark)
     mesh = meshes.make_mesh(options.mesh)
     preflight.check_batches(benchmark, mesh)
-    data_dir = options.data_dir if data_dir is None else data_dir
-    folder = None if input == "synthetic" else _data_folder(benchmark, data_dir)
+    folder = options.data_dir if data_dir is None else data_dir
+    if input == "synthetic":
+        folder = None
+    elif benchmark.generate is not None:
+        raise UserError(f"{benchmark.name} makes its own data: bench it on synthetic input")
+    elif folder is None:
+        raise UserError("real input needs the data: give data_dir (--data-dir DIR)")
+    else:
+        preflight.check_counts(benchmark, folder)
     if folder is not None and input == "input-only":
         found = _measure_input(benchmark, options, mesh, folder, steps, warmup)
     else:
@@ -87,20 +95,11 @@ def bench(
     return _report(benchmark, mesh, input=input, steps=steps, warmup=warmup, **found)
 
 
-def _data_folder(benchmark: Benchmark, data_dir: str | None) -> str:
-    if benchmark.generate is not None:
-        raise UserError(f"{benchmark.name} makes its own data: bench it on synthetic input")
-    if data_dir is None:
-        raise UserError("real input needs the data: give data_dir (--data-dir DIR)")
-    preflight.check_counts(benchmark, data_dir)
-    return data_dir
-
-
 # -- what is measured --------------------------------------------------------------------------------
 
 
 def _measure_input(
-    benchmark: Benchmark, options: RunOptions, mesh: Any, folder: str, steps: int, warmup: int
+    benchmark: Benchmark, options: RunOptions, mesh: Mesh, folder: str, steps: int, warmup: int
 ) -> dict[str, Any]:
     """Batches per second out of the feed, placed on the devices, when nobody else wants anything."""
     with train_feed(benchmark, options, mesh, folder) as batches:
@@ -122,7 +121,7 @@ def _measure_input(
 def _measure_steps(
     benchmark: Benchmark,
     options: RunOptions,
-    mesh: Any,
+    mesh: Mesh,
     folder: str | None,
     steps: int,
     warmup: int,
@@ -135,7 +134,7 @@ def _measure_steps(
     state = jax.block_until_ready(assembly.create(options.seed or 0))
     key = jax.device_put(jax.random.key(options.seed or 0), meshes.replicated(mesh))
     stepper = Stepper(train.programs, state, key)
-    batches: Any = (
+    batches: feed.Feed | Constant = (
         Constant(synthetic_batches(benchmark.buckets(), mesh))
         if folder is None
         else train_feed(benchmark, options, mesh, folder)
@@ -174,8 +173,8 @@ def _samples(benchmark: Benchmark, before: int, steps: int) -> int:
 class Stepper:
     """Runs compiled train steps and remembers the state, whose buffers each step takes over."""
 
-    programs: Mapping[Any, Any]
-    state: Any
+    programs: Programs
+    state: states.State
     key: jax.Array
 
     def step(self, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -184,7 +183,7 @@ class Stepper:
         self.state, metrics = program(self.state, batch, self.key)
         return metrics["loss"]
 
-    def window(self, batches: Any, steps: int) -> tuple[float, float]:
+    def window(self, batches: feed.Feed | Constant, steps: int) -> tuple[float, float]:
         """Seconds for `steps` steps end to end, the last one finished, and seconds waited for input."""
         in_flight: collections.deque[jax.Array] = collections.deque()
         waited, begin = batches.waited, time.perf_counter()
@@ -195,7 +194,7 @@ class Stepper:
         jax.block_until_ready(self.state["step"])
         return time.perf_counter() - begin, batches.waited - waited
 
-    def one_by_one(self, batches: Any, steps: int) -> list[float]:
+    def one_by_one(self, batches: feed.Feed | Constant, steps: int) -> list[float]:
         """Seconds of each of `steps` steps, its wait for input included, when each is waited for."""
         seconds = []
         for _ in range(steps):
@@ -206,7 +205,7 @@ class Stepper:
         return seconds
 
 
-def _profile(stepper: Stepper, batches: Any, options: RunOptions) -> str:
+def _profile(stepper: Stepper, batches: feed.Feed | Constant, options: RunOptions) -> str:
     folder = pathlib.Path(options.output or PROFILE_FOLDER)
     with jax.profiler.trace(str(folder)):
         for number in range(profiling.STEPS):
@@ -217,7 +216,7 @@ def _profile(stepper: Stepper, batches: Any, options: RunOptions) -> str:
 
 
 def _evaluate(
-    assembly: states.Assembly, state: Any, programs: Any, key: jax.Array, steps: int
+    assembly: states.Assembly, state: states.State, programs: Programs, key: jax.Array, steps: int
 ) -> float:
     """Examples per second of predict, on a constant batch; fewer batches than `steps` when it is slow."""
     benchmark, mesh = assembly.benchmark, assembly.mesh
@@ -251,16 +250,12 @@ def _evaluate(
 # -- input -------------------------------------------------------------------------------------------
 
 
-def train_feed(benchmark: Benchmark, options: RunOptions, mesh: Any, folder: str) -> feed.Feed:
+def train_feed(benchmark: Benchmark, options: RunOptions, mesh: Mesh, folder: str) -> feed.Feed:
     """The training batches as the loop reads them, from the first."""
-    data: Split = benchmark.data().train(folder)
     transforms = load_transforms(options.transform)
     check_transforms(transforms, benchmark.buckets())
-    batches = (data.transformed(transforms) if transforms else data).batched(
-        benchmark.rows,
-        seed=options.seed or 0,
-        share=functools.partial(meshes.process_rows, mesh),
-    )
+    data = benchmark.data().train(folder)
+    batches = feed.training_batches(data, benchmark, mesh, options.seed or 0, transforms)
     stream = batches.stream(threads=options.threads, workers=options.workers)
     return feed.Feed(stream, benchmark.buckets(), mesh)
 
@@ -279,10 +274,10 @@ class Constant:
     def __enter__(self) -> Constant:
         return self
 
-    def __exit__(self, *error: Any) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
 
-def synthetic_batches(buckets: Sequence[Bucket], mesh: Any) -> list[dict[str, jax.Array]]:
+def synthetic_batches(buckets: Sequence[Bucket], mesh: Mesh) -> list[dict[str, jax.Array]]:
     """A random batch for each of these shapes, made where it lives.
 
     Floats are normal, bytes uniform; other integers are 0 or 1, which every label and id may be.
@@ -303,7 +298,7 @@ def synthetic_batches(buckets: Sequence[Bucket], mesh: Any) -> list[dict[str, ja
     ]
 
 
-def _random(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _random(key: jax.Array, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
     if jnp.issubdtype(dtype, jnp.floating):
         return jax.random.normal(key, shape, dtype)
     if dtype == jnp.uint8:
@@ -318,15 +313,15 @@ def _random(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 class Compiled:
     """Programs by batch shape, how long they took, and whether all came from the compile cache."""
 
-    programs: Mapping[Any, Any]
+    programs: Programs
     seconds: float
     cached: bool
 
 
-def _compile(work: Callable[[], Mapping[Any, Any]]) -> Compiled:
+def _compile(work: Callable[[], Programs]) -> Compiled:
     events: collections.Counter[str] = collections.Counter()
 
-    def count(event: str, **_: Any) -> None:
+    def count(event: str, **_: object) -> None:
         events[event.rpartition("/")[2]] += 1
 
     jax.monitoring.register_event_listener(count)
@@ -339,7 +334,7 @@ def _compile(work: Callable[[], Mapping[Any, Any]]) -> Compiled:
     return Compiled(programs, seconds, events["cache_hits"] >= len(programs))
 
 
-def peak_memory(mesh: Any, programs: Mapping[Any, Any]) -> tuple[int | None, str | None]:
+def peak_memory(mesh: Mesh, programs: Programs) -> tuple[int | None, str | None]:
     """Most bytes used on one device, and how they are known.
 
     The allocator's own count covers the whole process so far. Devices without one (CPUs) get what the
@@ -380,10 +375,11 @@ def git_commit() -> str | None:
         return None
 
 
-def _report(benchmark: Benchmark, mesh: Any, **found: Any) -> BenchReport:
+def _report(benchmark: Benchmark, mesh: Mesh, **found: Any) -> BenchReport:
     kind, count, dtype = mesh.devices.flat[0].device_kind, mesh.devices.size, benchmark.dtype
-    rate, flops = found.get("examples_per_second"), _flops_per_sample(benchmark)
-    mfu = None
+    rate, flops, mfu = found.get("examples_per_second"), None, None
+    with contextlib.suppress(NotImplementedError):
+        flops = benchmark.flops_per_sample
     if rate is not None and flops is not None:
         found["flops_per_second_per_device"] = flops * rate / count
         mfu = peaks.utilisation(flops, rate, kind, count, dtype)
@@ -404,10 +400,3 @@ def _report(benchmark: Benchmark, mesh: Any, **found: Any) -> BenchReport:
         versions=versions(),
         **found,
     )
-
-
-def _flops_per_sample(benchmark: Benchmark) -> float | None:
-    try:
-        return benchmark.flops_per_sample
-    except NotImplementedError:
-        return None

@@ -12,7 +12,7 @@ import bisect
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,18 @@ from mlperf_jax.core.fields import (
     Samples,
     Several,
     check_fields,
-    did_you_mean,
 )
-from mlperf_jax.core.protocols import DataSet, Metric
-from mlperf_jax.core.terms import (
+from mlperf_jax.core.mesh import Rules
+from mlperf_jax.core.protocols import DataSet, Metric, Split
+from mlperf_jax.core.terms import (  # noqa: F401 - all that a benchmark states is known from here
     Absence,
     Array,
     Batch,
     Bucket,
     Example,
     Games,
+    Generated,
+    Loss,
     Parts,
     Reader,
     Shape,
@@ -46,26 +48,14 @@ from mlperf_jax.core.terms import (
     f32,
     i32,
 )
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 
-__all__ = [
-    "Absence",
-    "Array",
-    "Batch",
-    "Benchmark",
-    "Bucket",
-    "Example",
-    "Games",
-    "Parts",
-    "Reader",
-    "Shape",
-    "Start",
-    "Table",
-    "Target",
-    "Weighted",
-    "f32",
-    "i32",
-]
+if TYPE_CHECKING:
+    import optax
+    from flax import nnx
+    from PIL.Image import Image
+
+    from mlperf_jax.optimizers.tree import ParamTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +72,7 @@ class Benchmark:
     metric: ClassVar[Metric]
     parameters: ClassVar[int]  # trained ones at full size, as the reference counts them
     frozen: ClassVar[tuple[str, ...]] = ()
-    rules: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    rules: ClassVar[Rules] = ()
     # what it does not have, and never had, said so that nobody takes it for forgotten
     absent: ClassVar[tuple[Absence, ...]] = ()
     # of one that is not this library's: what tells its code from others', set where it is registered
@@ -190,15 +180,17 @@ class Benchmark:
         """As `buckets`, of evaluation's batches."""
         return _buckets(self.eval_rows, self.eval_example())
 
-    def model(self, rngs: Any) -> Any:
+    def model(self, rngs: nnx.Rngs) -> nnx.Module:
         """The Flax NNX module, freshly initialised."""
         raise NotImplementedError
 
-    def optimizer(self, tree: Any) -> Any:
+    def optimizer(self, tree: ParamTree) -> optax.GradientTransformation:
         """An optax transformation for the parameters described by a `ParamTree`."""
         raise NotImplementedError
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array) -> Any:
+    def loss(
+        self, model: Any, batch: Batch, key: jax.Array
+    ) -> Loss | tuple[Loss, Mapping[str, jax.Array]]:
         """Mean loss over the rows given: a scalar, `Weighted`, or several by name that are added.
 
         Optionally `(loss, scalars)`; scalars are logged beside the loss, and so are means by their name.
@@ -256,7 +248,7 @@ class Benchmark:
         """
         raise NotImplementedError
 
-    def judges(self, rngs: Any) -> Any:
+    def judges(self, rngs: nnx.Rngs) -> nnx.Module | None:
         """A Flax NNX module of the networks that only judge (Inception, a target player); None for none.
 
         They are on the devices while an evaluation lasts, and in no state, gradient or checkpoint.
@@ -280,6 +272,10 @@ class Benchmark:
         """
         return self.metric
 
+    def meets_targets(self, quality: Mapping[str, float]) -> bool:
+        """Whether an evaluation meets all targets at once, which ends the run."""
+        return all(target.met(quality) for target in self.targets)
+
     def diverged(self, quality: Mapping[str, float]) -> bool:
         """Whether an evaluation says that the run is beyond hope; it is then given up."""
         return False
@@ -297,7 +293,7 @@ class Benchmark:
         """
         raise NotImplementedError
 
-    def picture(self, batch: Batch, names: Sequence[str] = (), found: Any = None) -> Any:
+    def picture(self, batch: Batch, names: Sequence[str] = (), found: Any = None) -> Image:
         """A `PIL.Image` of the batch and its labels and, beside them, of what the model found.
 
         Args:
@@ -330,11 +326,11 @@ class Benchmark:
     # no result may depend on how many games it is given. It returns records, arrays [G, …] by name, one
     # per game; or (records [G, most, …], lengths int32 [G]): of each game the first `length` are real.
     # None: training data are read.
-    generate: ClassVar[Callable[..., Any] | None] = None
+    generate: ClassVar[Callable[..., Generated] | None] = None
     # `reward(records) -> records` is called on process 0 with the real records of a part, NumPy arrays in
     # the games' order, and returns what is kept of them: rewards that Python code computes, for instance.
     # It must be deterministic. None: all is kept as it is.
-    reward: ClassVar[Callable[..., Any] | None] = None
+    reward: ClassVar[Callable[..., Mapping[str, np.ndarray]] | None] = None
     # whether evaluations come at the end of each generation, whose records decide after how many steps
     # that is; plans go by `eval_steps()`, epochs are generations
     evaluates_generations: ClassVar[bool] = False
@@ -350,7 +346,7 @@ class Benchmark:
         """
         return {}
 
-    def generated_data(self, generations: Sequence[Mapping[str, np.ndarray]]) -> Any:
+    def generated_data(self, generations: Sequence[Mapping[str, np.ndarray]]) -> Split:
         """Training `Split` of the current generation, from the records of all, memory-mapped.
 
         Args:
@@ -429,13 +425,32 @@ class Benchmark:
         return self.size == "tiny"
 
     @property
-    def param_dtype(self) -> Any:
+    def param_dtype(self) -> np.dtype:
         """Of the weights, once `dtype` is decided: float32, and float64 where that is computed in."""
         return jnp.promote_types(self.dtype, jnp.float32)
 
     def config(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {"benchmark": self.name, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The inverse of `config`, also after JSON; what else a run's configuration says is passed over.
+
+        Raises:
+            UserError: it is of a version that has other fields.
+        """
+        mine = {field.name for field in dataclasses.fields(cls)}
+        theirs = config.keys() - {"benchmark", "division", "optimizer", "transform", "code"}
+        if mine != theirs:
+            differ = (("has", sorted(theirs - mine)), ("lacks", sorted(mine - theirs)))
+            said = " and ".join(f"it {verb} {', '.join(names)}" for verb, names in differ if names)
+            raise UserError(
+                f"the run's configuration of {cls.name} is of another version of this library: {said}; "
+                "use the version that made it (its result.json says which)"
+            )
+        targets = tuple(Target(**target) for target in config["targets"])
+        return cls(**{**{name: config[name] for name in mine}, "targets": targets})
 
 
 def _buckets(rows: int, examples: Example | tuple[Example, ...]) -> tuple[Bucket, ...]:

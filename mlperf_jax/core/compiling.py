@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -22,7 +21,7 @@ _OVERLAP = {
 }
 
 
-def options(mesh: Mesh) -> dict[str, Any]:
+def options(mesh: Mesh) -> dict[str, str | bool]:
     """Options of the compiler for programs over this mesh; those in LIBTPU_INIT_ARGS are left to it."""
     gathers = mesh.shape.get("fsdp", 1) * mesh.shape.get("tensor", 1) > 1
     if mesh.devices.flat[0].platform != "tpu" or not gathers:
@@ -32,7 +31,7 @@ def options(mesh: Mesh) -> dict[str, Any]:
     return {name: value for name, value in _OVERLAP.items() if name not in given}
 
 
-def compiled(lowered: Any, wanted: Mapping[str, Any]) -> Any:
+def compiled(lowered: jax.stages.Lowered, wanted: Mapping[str, str | bool]) -> jax.stages.Compiled:
     """The program with these options; without, by a compiler that does not know one of them."""
     try:
         return lowered.compile(compiler_options=dict(wanted) or None)

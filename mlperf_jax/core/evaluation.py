@@ -8,9 +8,10 @@ leaves sealed checkpoints that `offline.score` works through after the run.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,42 +24,54 @@ from mlperf_jax.core import feed, processes, step
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Shape
 from mlperf_jax.core.judges import judges_of
-from mlperf_jax.core.protocols import Metric
+from mlperf_jax.core.protocols import Batches, Metric
 from mlperf_jax.core.state import Assembly, State, stream
 from mlperf_jax.errors import UserError
 
 Quality = dict[str, float]
+Outputs = Any  # a tree of arrays: sums, or rows
+ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]  # what tells bucket shapes apart
 IN_FLIGHT = 8  # batches the host may be ahead of the device: each holds its input in memory
 
 
 @dataclass
 class Evaluator:
-    """Runs evaluations for one run.
+    """Runs the evaluations of one run.
 
     Attributes:
         assembly: the run's program.
-        batches: a fresh iterator over this process's evaluation batches, each with a "mask".
         seed: sampling keys of evaluation number k derive from (seed, k).
+        data_dir: where the evaluation data are, and what the metric and judges need besides.
         programs: from `compile_predict`.
-        data_dir: where the metric finds what it needs of the data.
-        judges: loads the arrays of the judges, if there are any; called as an evaluation begins, at whose
-            end they are let go.
+        threads: that read and decode; one per usable core by default.
+        keeps_judges: whether the judges' arrays, if there are any, stay from one evaluation to the next;
+            they are let go at the end of each by default.
     """
 
     assembly: Assembly
-    batches: Callable[[], Iterator[Mapping[str, np.ndarray]]]
     seed: int
-    programs: Mapping[Any, Any]
     data_dir: str
-    judges: Callable[[], State] | None = None
+    programs: Mapping[ShapeKey, jax.stages.Compiled]
+    threads: int | None = None
+    keeps_judges: bool = False
+
+    @functools.cached_property
+    def batches(self) -> Batches:
+        """Evaluation batches, of which this process reads its own rows."""
+        benchmark = self.assembly.benchmark
+        share = functools.partial(meshes.process_rows, self.assembly.mesh)
+        return benchmark.data().validation(self.data_dir).batched(benchmark.eval_rows, share=share)
+
+    @functools.cached_property
+    def judges(self) -> Callable[[], State] | None:
+        """What loads the arrays of the benchmark's judges; None where it has none."""
+        judges = judges_of(self.assembly.benchmark, self.assembly.mesh)
+        load = judges and functools.partial(judges.load, self.data_dir)
+        return functools.cache(load) if load and self.keeps_judges else load
 
     @functools.cached_property
     def metric(self) -> Metric:
-        """The metric that knows its data.
-
-        Raises:
-            UserError: it is of another kind than the one that predictions were compiled for.
-        """
+        """The metric that knows its data."""
         benchmark = self.assembly.benchmark
         stated, made = benchmark.metric, benchmark.metric_from(self.data_dir)
         if (made.mode, made.rows) != (stated.mode, stated.rows):
@@ -68,15 +81,16 @@ class Evaluator:
             )
         return made
 
-    def outputs(self, state: State, number: int) -> Any:
+    def outputs(self, state: State, number: int) -> Outputs:
         """Sums added over all batches, or rows in data order, on the host (rows: process 0 only)."""
         benchmark, mesh = self.assembly.benchmark, self.assembly.mesh
         view = self.assembly.eval_view(state)
         judges = [self.judges()] if self.judges else []
         key = jax.random.fold_in(stream(self.seed, "evaluation"), number)
-        found: collections.deque[Any] = collections.deque()
-        total: Any = None
-        with feed.Feed(self.batches(), benchmark.eval_buckets(), mesh, padded=True) as batches:
+        found: collections.deque[Outputs] = collections.deque()
+        total: Outputs | None = None
+        given, buckets = self.batches.stream(threads=self.threads), benchmark.eval_buckets()
+        with feed.Feed(given, buckets, mesh, padded=True) as batches:
             for index, batch in enumerate(batches):
                 mask = batch["mask"]
                 if shape_key(batch) not in self.programs:  # the model asks for no mask
@@ -93,12 +107,8 @@ class Evaluator:
             return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
         return functools.reduce(_added, found, total)
 
-    def result(self, outputs: Any) -> Quality:
-        """The metric's result; to be called on process 0 only.
-
-        Raises:
-            UserError: it lacks a value that a target wants.
-        """
+    def result(self, outputs: Outputs) -> Quality:
+        """The metric's result; to be called on process 0 only."""
         benchmark = self.assembly.benchmark
         quality = {name: float(v) for name, v in self.metric.result(outputs).items()}
         for target in benchmark.targets:
@@ -114,12 +124,8 @@ class Evaluator:
         return processes.from_primary(lambda: self.result(outputs))
 
 
-def compile_predict(assembly: Assembly) -> dict[Any, Any]:
-    """Compiled predict steps by batch shape.
-
-    Raises:
-        UserError: the rows that the metric is to take differ from bucket to bucket.
-    """
+def compile_predict(assembly: Assembly) -> dict[ShapeKey, jax.stages.Compiled]:
+    """Compiled predict steps by batch shape."""
     sharding = meshes.batch_sharding(assembly.mesh)
     judges = judges_of(assembly.benchmark, assembly.mesh)
     predict = step.jit_predict_step(assembly, judges)
@@ -137,12 +143,6 @@ def compile_predict(assembly: Assembly) -> dict[Any, Any]:
     return programs
 
 
-def judges_from(assembly: Assembly, data_dir: str) -> Callable[[], State] | None:
-    """What loads the arrays of a benchmark's judges; None where it has none."""
-    judges = judges_of(assembly.benchmark, assembly.mesh)
-    return None if judges is None else lambda: judges.load(data_dir)
-
-
 def _check_rows(outputs: Sequence[Sequence[Shape]]) -> None:
     """Nothing, if rows of all buckets are alike, as they are put together."""
     kinds = {tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves) for leaves in outputs}
@@ -153,7 +153,7 @@ def _check_rows(outputs: Sequence[Sequence[Shape]]) -> None:
         raise UserError(f"predict gives rows of {listed}: pad them to one shape for all buckets")
 
 
-def shape_key(batch: Mapping[str, Any]) -> Any:
+def shape_key(batch: Mapping[str, jax.Array | Shape]) -> ShapeKey:
     """What tells bucket shapes apart."""
     return tuple(sorted((name, leaf.shape) for name, leaf in batch.items()))
 
@@ -162,7 +162,7 @@ def _takes(metric: Metric) -> str:
     return "rows" if metric.rows else "sums"
 
 
-def _added(total: Any, sums: Any) -> Any:
+def _added(total: Outputs | None, sums: Outputs) -> Outputs:
     """A batch's sums, of any dtype, added to the total on the host, in float64; None is nothing yet.
 
     The device keeps those of a few batches: of sixty, second moments of 2,048 features take 1 GB.
@@ -171,60 +171,46 @@ def _added(total: Any, sums: Any) -> Any:
     return sums if total is None else jax.tree.map(np.add, total, sums)
 
 
-def _rows_on_host(outputs: Any, mask: jax.Array) -> Any:
+def _rows_on_host(outputs: Outputs, mask: jax.Array) -> Outputs:
     if jax.process_count() > 1:
         outputs, mask = multihost_utils.process_allgather((outputs, mask), tiled=True)
     outputs, mask = jax.device_get((outputs, mask))
     return jax.tree.map(lambda rows: np.asarray(rows)[mask], outputs)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pending:
     """A *beside* evaluation under way: its value comes from a thread, its state is a copy.
 
     Attributes:
         step: the evaluated step.
         state: a copy of the evaluated state, kept until the value is known.
+        value: of process 0's thread.
     """
 
     step: int
     state: State
-    thread: threading.Thread
-    box: dict[str, Any]
+    value: concurrent.futures.Future[Quality]
 
     @classmethod
     def begin(cls, evaluator: Evaluator, state: State, step: int, number: int) -> Pending:
         """Predicts now (the device's part), and starts the host's part in a thread."""
         outputs = evaluator.outputs(state, number)
-        box: dict[str, Any] = {}
+        value: concurrent.futures.Future[Quality] = concurrent.futures.Future()
 
         def compute() -> None:
             try:
-                if jax.process_index() == 0:
-                    box["quality"] = evaluator.result(outputs)
+                value.set_result(evaluator.result(outputs) if jax.process_index() == 0 else {})
             except BaseException as error:  # raised by `wait`
-                box["error"] = error
+                value.set_exception(error)
 
-        thread = threading.Thread(target=compute, name="evaluation", daemon=True)
-        thread.start()
-        return cls(step, copy_state(state), thread, box)
+        threading.Thread(target=compute, name="evaluation", daemon=True).start()
+        return cls(step, jax.tree.map(jnp.copy, state), value)  # the original is donated
 
     def ready(self) -> bool:
         """Whether `wait` would return at once; with several processes only `wait` may be used."""
-        return jax.process_count() == 1 and not self.thread.is_alive()
+        return jax.process_count() == 1 and self.value.done()
 
     def wait(self) -> Quality:
         """Process 0's values on every process, once they are known."""
-        self.thread.join()
-
-        def known() -> Quality:
-            if "error" in self.box:
-                raise self.box["error"]
-            return self.box["quality"]
-
-        return processes.from_primary(known)
-
-
-def copy_state(state: State) -> State:
-    """A copy that outlives the donation of the original."""
-    return jax.tree.map(jnp.copy, state)
+        return processes.from_primary(self.value.result)

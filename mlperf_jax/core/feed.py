@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core.benchmark import Bucket
+from mlperf_jax.core.benchmark import Benchmark, Bucket
+from mlperf_jax.core.protocols import Batches, Split
+from mlperf_jax.core.terms import Example, differences
+from mlperf_jax.core.transform_argument import Transform
 from mlperf_jax.errors import UserError
 
-Row = tuple[tuple[int, ...], np.dtype]  # shape and dtype of an array's row
 DEPTH = 2  # batches on the device ahead of the step that reads them
+
+
+def training_batches(
+    data: Split, benchmark: Benchmark, mesh: Mesh, seed: int, transforms: Sequence[Transform]
+) -> Batches:
+    """The batches of some training data, behind these transforms; this process reads its own rows."""
+    data = data.transformed(transforms) if transforms else data
+    share = functools.partial(meshes.process_rows, mesh)
+    return data.batched(benchmark.rows, seed=seed, share=share)
 
 
 class Feed:
@@ -48,7 +59,7 @@ class Feed:
         forms = [Form.of(bucket, mesh, padded) for bucket in buckets]
         sharding = meshes.batch_sharding(mesh)
         self._place = lambda batch: place(batch, fitting(batch, forms).rows, sharding)
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=DEPTH)
+        self._queue: queue.Queue[dict[str, jax.Array] | BaseException] = queue.Queue(maxsize=DEPTH)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="feed", daemon=True)
         self._thread.start()
@@ -66,7 +77,7 @@ class Feed:
             if close is not None:
                 close()
 
-    def _put(self, item: Any) -> bool:
+    def _put(self, item: dict[str, jax.Array] | BaseException) -> bool:
         while not self._stop.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -98,7 +109,7 @@ class Feed:
     def __enter__(self) -> Feed:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -114,7 +125,7 @@ class Form:
 
     rows: int
     read: int
-    arrays: Mapping[str, Row]
+    arrays: Example
 
     @classmethod
     def of(cls, bucket: Bucket, mesh: Mesh, padded: bool) -> Form:
@@ -124,31 +135,24 @@ class Form:
         it as a bool scalar.
         """
         low, high = meshes.process_rows(mesh, bucket.rows)
-        arrays = {name: (leaf.shape, leaf.dtype) for name, leaf in bucket.example.items()}
-        mask: dict[str, Row] = {"mask": ((), np.dtype(bool))} if padded else {}
-        return cls(bucket.rows, high - low, {**mask, **arrays})
+        mask = {"mask": jax.ShapeDtypeStruct((), bool)} if padded else {}
+        return cls(bucket.rows, high - low, {**mask, **bucket.example})
 
     def fits(self, batch: Mapping[str, np.ndarray]) -> bool:
-        wanted = {name: ((self.read, *row), dtype) for name, (row, dtype) in self.arrays.items()}
-        return wanted == {name: (value.shape, value.dtype) for name, value in batch.items()}
+        rows = {n: ((self.read, *row.shape), row.dtype) for n, row in self.arrays.items()}
+        return rows == {name: (value.shape, value.dtype) for name, value in batch.items()}
 
     def differences(self, batch: Mapping[str, np.ndarray]) -> list[str]:
         """A clause for each array that is missing, one too many, or of another shape or dtype."""
-        found = {name: (value.shape[1:], value.dtype) for name, value in batch.items()}
+        rows = {n: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for n, a in batch.items()}
         return [
-            f"{_said(found.get(name))} for {name!r} where the benchmark says "
-            f"{_said(self.arrays.get(name))}"
-            for name in sorted({*found, *self.arrays})
-            if found.get(name) != self.arrays.get(name)
+            f"{found} for {name!r} where the benchmark says {wanted}"
+            for name, found, wanted in differences(rows, self.arrays)
         ]
 
 
 def fitting(batch: Mapping[str, np.ndarray], forms: Sequence[Form]) -> Form:
-    """The form of this batch.
-
-    Raises:
-        UserError: it has none; says in which arrays it differs from the nearest.
-    """
+    """The form of this batch."""
     for form in forms:
         if form.fits(batch):
             return form
@@ -158,10 +162,6 @@ def fitting(batch: Mapping[str, np.ndarray], forms: Sequence[Form]) -> Form:
         wanted = " or ".join(str(form.read) for form in forms if not form.differences(batch))
         nearest = [f"batches of {', '.join(str(n) for (n,) in rows)} rows where {wanted} are read"]
     raise UserError(f"the data gives {'; '.join(nearest)}")
-
-
-def _said(row: Row | None) -> str:
-    return f"{row[1]}{list(row[0])}" if row else "nothing"
 
 
 def place(

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
 import os
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -91,9 +90,6 @@ def check(name: str, value: Any, hint: Any) -> Any:
 
     >>> check("base_lr", 1, Rate)
     1.0
-
-    Raises:
-        UserError: it does not; begins with `name`.
     """
     try:
         return _fit(value, hint)
@@ -222,9 +218,3 @@ def _limits(hint: Any) -> Iterator[str]:
     elif typing.get_origin(hint) is not Literal:
         for member in args:
             yield from _limits(member)
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """': did you mean …?' with the nearest known name, or the list of them when none is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"

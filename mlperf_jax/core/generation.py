@@ -19,8 +19,8 @@ import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,9 @@ from mlperf_jax.core import feed, processes
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as steps
-from mlperf_jax.core.benchmark import Bucket, Games
+from mlperf_jax.core.benchmark import Batch, Bucket, Games, Generated
+from mlperf_jax.core.protocols import Batches, Split
+from mlperf_jax.core.standing import Ended
 from mlperf_jax.core.state import State
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.shard import ROWS
@@ -46,7 +48,7 @@ Records = dict[str, np.ndarray]
 # -- the program -----------------------------------------------------------------------------------
 
 
-def compile_generate(assembly: states.Assembly) -> Any:
+def compile_generate(assembly: states.Assembly) -> jax.stages.Compiled:
     """The compiled `(view, generation, part, key, prompts) -> (records [games, most, …], lengths)`.
 
     Each device plays its share of the games. Weights that are split over an axis of the mesh keep that
@@ -54,14 +56,15 @@ def compile_generate(assembly: states.Assembly) -> Any:
     """
     benchmark, mesh, count = assembly.benchmark, assembly.mesh, assembly.benchmark.parts().games
     rows = meshes.batch_sharding(mesh)
-    taken = {axis for leaf in jax.tree.leaves(assembly.abstract_view) for axis in _axes(leaf)}
+    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(assembly.abstract_view)]
+    taken = {axis for spec in specs for entry in spec for axis in meshes.axes_of(entry)}
     free = set(mesh.axis_names) - taken
     split = PartitionSpec(tuple(axis for axis in ROWS if axis in free) or None)
     whole = PartitionSpec()
 
     def share(
-        view: State, generation: jax.Array, key: Any, numbers: jax.Array, prompts: Any
-    ) -> Any:
+        view: State, generation: jax.Array, key: jax.Array, numbers: jax.Array, prompts: Batch
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
         games = Games(keys, numbers, generation, prompts)
         assert benchmark.generate is not None
@@ -77,7 +80,9 @@ def compile_generate(assembly: states.Assembly) -> Any:
             check_vma=False,  # a game's loop varies over the mesh, its carry's type need not say
         )
 
-    def generate(view: State, generation: Any, part: Any, key: Any, prompts: Any) -> Any:
+    def generate(
+        view: State, generation: jax.Array, part: jax.Array, key: jax.Array, prompts: Batch
+    ):
         numbers = part * count + jnp.arange(count, dtype=jnp.int32)
         numbers = jax.lax.with_sharding_constraint(numbers, rows)
         return share(view, generation, key, numbers, prompts)
@@ -88,18 +93,8 @@ def compile_generate(assembly: states.Assembly) -> Any:
     return assembly.compile(jitted, assembly.abstract_view, np.int32(0), np.int32(0), key, prompts)
 
 
-def _axes(leaf: Any) -> Iterator[str]:
-    """The mesh axes that split a leaf."""
-    for entry in leaf.sharding.spec:
-        yield from (entry,) if isinstance(entry, str) else entry or ()
-
-
-def _checked(made: Any, games: int) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Records [G, most, …] and lengths [G] of what a benchmark returned.
-
-    Raises:
-        UserError: an array is of another shape, or of a type that NumPy's files cannot hold.
-    """
+def _checked(made: Generated, games: int) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Records [G, most, …] and lengths [G] of what a benchmark returned."""
     if not isinstance(made, tuple):  # one record a game
         one = jnp.ones(games, jnp.int32)
         made = {name: jnp.asarray(array)[:, None] for name, array in made.items()}, one
@@ -124,73 +119,67 @@ def _checked(made: Any, games: int) -> tuple[dict[str, jax.Array], jax.Array]:
 
 
 class Generator:
-    """The generations of one run; which steps trained on them, the run knows (`generation_ends`).
+    """The generations of one run; which steps trained on them, its standing knows (`generation_ends`)."""
 
-    Args:
-        run: whose.
-        program: compiled by `compile_generate`.
-    """
-
-    def __init__(self, run: Run, program: Any) -> None:
+    def __init__(self, run: Run, program: jax.stages.Compiled) -> None:
         self._run, self._program, self._parts = run, program, run.benchmark.parts()
         self._folder = pathlib.Path(run.folder.path) / "generated"
-        self._data: Any = None
-        self._prompts: Any = None
+        self._data: Split | None = None
+        self._prompts: Batches | None = None
         if run.benchmark.prompt():
             data = run.benchmark.data().train(run.data_dir)
-            self._prompts = data.batched(self._parts.games, seed=run.seed, share=run.share)
-            self._prompts.ready()
+            share = functools.partial(meshes.process_rows, run.assembly.mesh)
+            self._prompts = prompts = data.batched(self._parts.games, seed=run.seed, share=share)
+            prompts.ready()
 
     @property
-    def number(self) -> int:
-        """The current generation, -1 before the first."""
-        return len(self._run.generation_ends) - 1
+    def first_step(self) -> int:
+        """The step at which the current generation was made."""
+        return [0, 0, *self._run.standing.generation_ends][-2]
 
     @property
     def last_step(self) -> int:
         """The step at which the next generation is due."""
-        return self._run.generation_ends[-1] if self._run.generation_ends else 0
+        return [0, *self._run.standing.generation_ends][-1]
 
-    def due(self, step: int) -> bool:
-        return step >= self.last_step
-
-    def run_generation(self, state: State, step: int, before_part: Callable[[], None]) -> None:
+    def run_generation(self, state: State, before_part: Callable[[], Ended | None]) -> Ended | None:
         """Makes the next generation's records from these weights, unless they are sealed already.
 
         Args:
             state: the training state.
-            step: it stands at.
-            before_part: called before each part is played; what it raises ends the generation.
+            before_part: called before each part is played; the generation is left when it says that the run
+                has ended, which is then returned.
         """
-        number, self._data = self.number + 1, None
+        standing, self._data = self._run.standing, None
+        number = len(standing.generation_ends)
         # one view of the folder: some would generate, which takes all devices, and others not
         if not processes.from_primary(self._sealed(number).is_dir):
             view = self._run.assembly.eval_view(state)
             for part in processes.from_primary(lambda: self._missing(number)):
-                before_part()
+                if ended := before_part():
+                    return ended
                 self._play(view, number, part)
             processes.from_primary(lambda: self._merge(number))
-        self._run.generation_ends.append(step + self._steps(number))
+        rows = self._run.benchmark.rows
+        found = self._examples(number).steps_per_epoch(rows)
+        if found < 1:
+            raise UserError(
+                f"generation {number} has fewer records than one batch of {rows}: lower the batch size or "
+                "generate more"
+            )
+        standing.generation_ends.append(standing.step + found)
+        return None
 
-    def data(self, step: int) -> tuple[Any, int]:
-        """The examples of the current generation, and how many of its batches are done."""
-        before = self._run.generation_ends[-2:-1]
-        return self._examples(self.number), step - (before[0] if before else 0)
+    def data(self) -> Split:
+        """The examples of the current generation."""
+        return self._examples(len(self._run.standing.generation_ends) - 1)
 
-    def _examples(self, number: int) -> Any:
+    def _examples(self, number: int) -> Split:
         if self._data is None:
             records = [read_records(self._sealed(n)) for n in range(number + 1)]
             self._data = self._run.benchmark.generated_data(records)
+        assert self._data is not None
         return self._data
-
-    def _steps(self, number: int) -> int:
-        found = self._examples(number).steps_per_epoch(self._run.benchmark.rows)
-        if found < 1:
-            raise UserError(
-                f"generation {number} has fewer records than one batch of "
-                f"{self._run.benchmark.rows}: lower the batch size or generate more"
-            )
-        return found
 
     # -- one part --------------------------------------------------------------------------------
 
@@ -199,7 +188,7 @@ class Generator:
         beside = self._part(number, part).with_suffix(".part")
         processes.from_primary(lambda: shutil.rmtree(beside, ignore_errors=True))
         key = jax.random.fold_in(states.stream(self._run.seed, "generation"), number)
-        prompts: Any = {}
+        prompts: Batch = {}
         if self._prompts is not None:
             batch = self._prompts[number * self._parts.count + part]
             mesh = self._run.assembly.mesh
@@ -263,12 +252,7 @@ class Generator:
 
 
 def done(ends: Sequence[int], step: int) -> float:
-    """How many generations are trained on after a step, the current one in part.
-
-    Args:
-        ends: the last step of each.
-        step: steps done.
-    """
+    """How many generations, each with its last step, are trained on after a step; the current one in part."""
     whole = bisect.bisect_right(ends, step)
     first = ends[whole - 1] if whole else 0
     part = (step - first) / (ends[whole] - first) if whole < len(ends) else 0
@@ -287,9 +271,6 @@ def own_records(
     Returns:
         For each run of games the first, the one after the last, and their records [N, …] in the games'
         order, by device. Of devices that played the same games one counts.
-
-    Raises:
-        UserError: a length is negative or exceeds `most`.
     """
     arrays = {name: _shards(array) for name, array in records.items()}
     found: list[tuple[int, int, list[Records]]] = []
@@ -308,7 +289,7 @@ def own_records(
     return found
 
 
-def _shards(array: jax.Array) -> list[Any]:
+def _shards(array: jax.Array) -> list[jax.Shard]:
     own = [shard for shard in array.addressable_shards if shard.replica_id == 0]
     return sorted(own, key=lambda shard: shard.index[0].start or 0)
 
@@ -369,11 +350,7 @@ def read_records(folder: pathlib.Path) -> Records:
 
 
 def _pieces(folder: pathlib.Path, games: int) -> list[pathlib.Path]:
-    """The pieces of a part, in the games' order.
-
-    Raises:
-        UserError: a game is missing.
-    """
+    """The pieces of a part, in the games' order."""
     found, end = sorted(folder.iterdir()), 0
     for piece in found:
         first, after = map(int, piece.name.split("-"))

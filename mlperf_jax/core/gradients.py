@@ -26,24 +26,21 @@ import jax.numpy as jnp
 from jax.extend import core as jaxprs
 
 from mlperf_jax.core import state as states
-from mlperf_jax.core.benchmark import Weighted
+from mlperf_jax.core.benchmark import Batch, Loss, Weighted
 from mlperf_jax.errors import UserError
 
 State = states.State
 Scalars = dict[str, jax.Array]
+Rows = Mapping[str, jax.Array]  # looked up in tables
+Inputs = tuple[Rows, Batch, jax.Array]  # rows, batch and key of a micro-batch
+Parts = dict[str, Any]  # totals, weights, gradients … by name
 _LOSS = "loss"  # the name of a mean that has none, and of the sum
 
 
 def gradients(
-    assembly: states.Assembly, state: State, batch: Any, rows: Any, key: jax.Array
-) -> dict[str, Any]:
-    """The mean loss of a batch and its gradients.
-
-    Args:
-        assembly, state: what is trained.
-        batch: arrays [B, …].
-        rows: what the batch looked up in tables.
-        key: of this step.
+    assembly: states.Assembly, state: State, batch: Batch, rows: Rows, key: jax.Array
+) -> Parts:
+    """The mean loss of a batch, arrays [B, …] and the rows that it looked up, and its gradients.
 
     Returns:
         "grads" of params and of rows; the "loss"; "scalars", its means by name among them; "stats" as they
@@ -69,7 +66,7 @@ def gradients(
     }
 
 
-def _divided(grads: Any, weight: jax.Array) -> Any:
+def _divided(grads: State, weight: jax.Array) -> State:
     return jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
 
 
@@ -79,27 +76,27 @@ def _divisor(weight: jax.Array) -> jax.Array:
 
 
 def _objective(
-    assembly: states.Assembly, frozen: State, trained: Any, stats: State, part: Any, key: jax.Array
+    assembly: states.Assembly,
+    frozen: State,
+    trained: tuple[State, Rows],
+    stats: State,
+    part: Mapping[str, Any],
+    key: jax.Array,
 ) -> tuple[Scalars, tuple[Scalars, Scalars, State]]:
     """Totals by mean; their weights, other scalars, and statistics."""
     params, rows = trained
     model = states.merge(assembly.graphdef, params, frozen, stats)
-    found: Any = {
-        **part.get("rows", {}),
-        **rows,
-    }  # of untrained tables, which came with the batch, too
+    found = {**part.get("rows", {}), **rows}  # those of untrained tables came with the batch
     loss = assembly.benchmark.loss(model, {**part, "rows": found} if found else part, key)
     means, scalars = loss_parts(loss)
     totals, weights = ({n: getattr(m, w) for n, m in means.items()} for w in ("total", "weight"))
     return totals, (weights, scalars, states.stats_of(model))
 
 
-def loss_parts(loss: Any) -> tuple[dict[str, Weighted], Scalars]:
-    """The means and the scalars of what `Benchmark.loss` gave.
-
-    Raises:
-        UserError: a mean has the name of something else.
-    """
+def loss_parts(
+    loss: Loss | tuple[Loss, Mapping[str, jax.Array]],
+) -> tuple[dict[str, Weighted], Scalars]:
+    """The means and the scalars of what `Benchmark.loss` gave."""
     loss, scalars = loss if isinstance(loss, tuple) else (loss, {})
     means = loss if isinstance(loss, Mapping) else {_LOSS: loss}
     taken = {*scalars, "finite", *([_LOSS] if isinstance(loss, Mapping) else [])} & means.keys()
@@ -113,11 +110,11 @@ def _one(
     assembly: states.Assembly,
     state: State,
     stats: State,
-    inputs: tuple[Any, Any, jax.Array],
+    inputs: Inputs,
     *,
     at_once: bool = False,
     weights: Scalars | None = None,
-) -> dict[str, Any]:
+) -> Parts:
     """Totals, weights and gradients of one micro-batch.
 
     "grads" are those of the totals by mean; or those of the whole loss, by the name "", where its means are
@@ -147,11 +144,11 @@ def _one(
 
 
 def _accumulate(
-    assembly: states.Assembly, state: State, batch: Any, rows: Any, key: jax.Array, micro: int
-) -> dict[str, Any]:
+    assembly: states.Assembly, state: State, batch: Batch, rows: Rows, key: jax.Array, micro: int
+) -> Parts:
     parts = jax.tree.map(lambda x: interleave(x, micro), (rows, batch))
 
-    def inputs(i: Any) -> tuple[Any, Any, jax.Array]:
+    def inputs(i: jax.Array | int) -> Inputs:
         return *jax.tree.map(lambda x: x[:, i], parts), jax.random.fold_in(key, i)
 
     one = functools.partial(_one, assembly, state)
@@ -160,7 +157,9 @@ def _accumulate(
         one = functools.partial(one, weights=_weights_of_data(assembly, state, inputs, micro))
         shapes = jax.eval_shape(one, state["stats"], inputs(0))
 
-    def body(carry: Any, i: jax.Array) -> Any:
+    def body(
+        carry: tuple[Parts, State], i: jax.Array
+    ) -> tuple[tuple[Parts, State], dict[str, Rows]]:
         sums, stats = carry
         part, row_grads = _apart(one(stats, inputs(i)))
         stats = part.pop("stats")
@@ -176,7 +175,7 @@ def _accumulate(
     return {**total, "grads": grads, "stats": stats}
 
 
-def _apart(part: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def _apart(part: Parts) -> tuple[Parts, dict[str, Rows]]:
     """A micro-batch's sums, and the gradients of its rows, which are not added to others'."""
     params, rows = ({n: pair[k] for n, pair in part["grads"].items()} for k in (0, 1))
     return {**part, "grads": params}, rows
@@ -191,15 +190,15 @@ def interleave(x: jax.Array, micro: int) -> jax.Array:
 
 
 def _weights_of_data(
-    assembly: states.Assembly, state: State, inputs: Callable[[Any], Any], micro: int
+    assembly: states.Assembly, state: State, inputs: Callable[[jax.Array | int], Inputs], micro: int
 ) -> Scalars | None:
     """Weights of the whole batch by mean; None if one depends on more than batch and key."""
 
-    def weights(model: Any, part: Any, key: jax.Array) -> Scalars:
+    def weights(model: tuple[Any, ...], part: Batch, key: jax.Array) -> Scalars:
         frozen, params, rows, stats = model
         return _objective(assembly, frozen, (params, rows), stats, part, key)[1][0]
 
-    def of_micro_batch(i: Any) -> tuple[Any, Any, jax.Array]:
+    def of_micro_batch(i: jax.Array | int) -> tuple[tuple[State | Rows, ...], Batch, jax.Array]:
         rows, part, key = inputs(i)
         return (state["frozen"], state["params"], rows, state["stats"]), part, key
 
@@ -215,7 +214,7 @@ def _weights_of_data(
     return jax.lax.scan(add, zeros, jnp.arange(micro))[0]
 
 
-def _reads(jaxpr: Any, count: int) -> bool:
+def _reads(jaxpr: jaxprs.Jaxpr, count: int) -> bool:
     """Whether results depend on the first `count` arguments; each equation's on all of its own."""
     needed = {var for var in jaxpr.outvars if not isinstance(var, jaxprs.Literal)}
     for equation in reversed(jaxpr.eqns):

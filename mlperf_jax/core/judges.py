@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
-from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.benchmark import Benchmark, Shape
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
 
@@ -31,16 +31,16 @@ class Judges:
     """
 
     benchmark: Benchmark
-    graphdef: Any
+    graphdef: nnx.GraphDef
     abstract: states.State
 
-    def module(self, arrays: states.State) -> Any:
+    def module(self, arrays: states.State) -> nnx.Module:
         """The module in evaluation behaviour, holding these arrays."""
         return states.in_evaluation(
             states.merge(self.graphdef, arrays.get("params", {}), {}, arrays.get("stats", {}))
         )
 
-    def sources(self, data_dir: str) -> Mapping[str, Any]:
+    def sources(self, data_dir: str) -> Mapping[str, states.Source]:
         """Where each array comes from, by path; none is read.
 
         Raises:
@@ -62,11 +62,7 @@ class Judges:
         return given
 
     def load(self, data_dir: str) -> states.State:
-        """The arrays, each read straight onto the devices that hold it.
-
-        Raises:
-            UserError: as `sources`.
-        """
+        """The arrays, each read straight onto the devices that hold it."""
         sources, leaves = self.sources(data_dir), trees.flatten_paths(self.abstract)
         return trees.unflatten({p: states.read_leaf(p, leaves[p], sources[p]) for p in leaves})
 
@@ -75,14 +71,14 @@ def judges_of(benchmark: Benchmark, mesh: Mesh) -> Judges | None:
     """The judges that evaluations of this benchmark need, as they lie on the mesh; None for none."""
     found: dict[str, Any] = {}
 
-    def shapes(key: jax.Array) -> Any:
+    def shapes(key: jax.Array) -> states.State:
         module = benchmark.judges(nnx.Rngs(key))
         if module is None:
             return {}
         found["graphdef"], parts = states.split(module)
         return {part: arrays for part, arrays in parts.items() if arrays}
 
-    def placed(path: str, leaf: Any) -> Any:
+    def placed(path: str, leaf: Shape) -> Shape:
         spec = meshes.leaf_spec(path, leaf.shape, (), mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 

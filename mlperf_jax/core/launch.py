@@ -15,6 +15,7 @@ from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.run import Run
 from mlperf_jax.errors import UserError
+from mlperf_jax.results.result import Result
 
 
 def connect(options: RunOptions) -> None:
@@ -42,11 +43,11 @@ def connect(options: RunOptions) -> None:
         )
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    found["shutdown_timeout_seconds"] = (
-        options.heartbeat
-    )  # so that an error here ends the others soon
+    # an error here ends the others as soon as a lost process does
+    for wait in ("shutdown", "heartbeat"):
+        found[f"{wait}_timeout_seconds"] = options.heartbeat
     try:
-        jax.distributed.initialize(**found, heartbeat_timeout_seconds=options.heartbeat)
+        jax.distributed.initialize(**found)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"could not join the run at {options.coordinator}: {str(error).splitlines()[0]}; "
@@ -68,7 +69,7 @@ def use_compile_cache() -> None:
 
 def launch(
     benchmark: Benchmark, options: RunOptions, data_dir: str, notes: Sequence[str] = ()
-) -> Any:
+) -> Result | list[Result | None] | None:
     """Trains `options.runs` runs and returns their results: one `Result`, or a list for several.
 
     With `resume` the unfinished run is brought to its end, and what the set then lacks of

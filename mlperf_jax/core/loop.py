@@ -1,6 +1,7 @@
 """The one loop: from `init_start` to `run_stop`, for every benchmark.
 
-DESIGN.md §3 tells the life of a run; the functions below are its chapters, in order.
+DESIGN.md §3 tells the life of a run; the functions below are its chapters, in order. Those that may find
+that the run has ended return how, and None otherwise.
 """
 
 from __future__ import annotations
@@ -8,9 +9,8 @@ from __future__ import annotations
 import collections
 import itertools
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import jax
 
@@ -18,36 +18,65 @@ from mlperf_jax.core import evaluation, feed, preflight, step
 from mlperf_jax.core import generation as generations
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
+from mlperf_jax.core.evaluation import ShapeKey
 from mlperf_jax.core.preemption import Interrupted, Preemption
 from mlperf_jax.core.run import Run
+from mlperf_jax.core.standing import Ended
+from mlperf_jax.core.step import Metrics
 from mlperf_jax.errors import UserError
+from mlperf_jax.results.result import Result
 
 IN_FLIGHT = 16  # steps the host may be ahead of the device
 
 
-def train(run: Run) -> Any:
-    """Trains until the target is met or the last allowed sample is seen; returns the `Result`."""
+def train(run: Run) -> Result | None:
+    """Trains until the target is met or the last allowed sample is seen.
+
+    Returns:
+        The result; None on processes other than 0, and of a run that is scored afterwards.
+    """
     with run, Preemption() as preemption:
-        programs = initialise(run)
-        loop = Loop(run, preemption, **programs)
+        programs, state = initialise(run)
+        if run.standing.ended:  # it was killed between `run_stop` and its result
+            return run.conclude(state, run.standing.step)
+        loop = Loop(run, preemption, programs, state)
         try:
             loop.go()
-            run.stop_clock(loop)
+            state, step = loop.kept or (loop.state, run.standing.step)
+            run.stop_clock(step)
         finally:
             loop.close()
-        return run.finish(loop)
+        return run.finish(state, step, worth_keeping=loop.finite or loop.kept is not None)
 
 
-def initialise(run: Run) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Programs:
+    """What a run executes.
+
+    Attributes:
+        train, predict: the steps by batch shape; a run that is scored afterwards does not predict.
+        all_finite: whether a state is worth keeping.
+        generate: plays a part of the data that the model makes, if it makes any.
+    """
+
+    train: Mapping[ShapeKey, jax.stages.Compiled]
+    predict: Mapping[ShapeKey, jax.stages.Compiled]
+    all_finite: jax.stages.Compiled
+    generate: jax.stages.Compiled | None
+
+
+def initialise(run: Run) -> tuple[Programs, states.State]:
     """`init_start` … `init_stop`: compile on shapes alone, make or restore the state. No data is read."""
     run.begin_init()
     assembly, benchmark = run.assembly, run.benchmark
-    train_step = compile_train(assembly)
-    predict = evaluation.compile_predict(assembly) if benchmark.metric.mode != "offline" else {}
     finite = jax.jit(lambda state: states.all_finite(assembly.kept(state)))
-    all_finite = assembly.compile(finite, assembly.abstract)
-    generate = generations.compile_generate(assembly) if benchmark.generate else None
-    state, meta = run.restore()
+    programs = Programs(
+        train=compile_train(assembly),
+        predict=evaluation.compile_predict(assembly) if benchmark.metric.mode != "offline" else {},
+        all_finite=assembly.compile(finite, assembly.abstract),
+        generate=generations.compile_generate(assembly) if benchmark.generate else None,
+    )
+    state = run.restore()
     if state is None:
         state = assembly.create(run.seed)
         start = benchmark.start(run.data_dir)
@@ -55,17 +84,10 @@ def initialise(run: Run) -> dict[str, Any]:
             state = states.begin_from(state, start)
     jax.block_until_ready(state)
     run.end_init()
-    return {
-        "train_step": train_step,
-        "predict": predict,
-        "all_finite": all_finite,
-        "generate": generate,
-        "state": state,
-        "meta": meta,
-    }
+    return programs, state
 
 
-def compile_train(assembly: states.Assembly) -> dict[Any, Any]:
+def compile_train(assembly: states.Assembly) -> dict[ShapeKey, jax.stages.Compiled]:
     """Compiled train steps by batch shape."""
     benchmark = assembly.benchmark
     jitted = step.jit_train_step(assembly)
@@ -80,312 +102,248 @@ def compile_train(assembly: states.Assembly) -> dict[Any, Any]:
     return programs
 
 
-@dataclass
 class Loop:
-    """Where a run stands.
+    """The steps of one run, and what happens between them.
 
     Attributes:
-        train_step, predict: compiled programs by batch shape.
-        all_finite: compiled `states.all_finite`.
-        generate: compiled `generation.compile_generate`, if the model makes its data.
         state: the training state; its buffers are donated to the next step.
-        done: steps done, as the host counts them.
-        kept: the state that is reported: the last one, or the one a beside evaluation passed.
-        quality: of the last evaluation whose value is known.
-        status: None while running, then "success" or "aborted".
+        kept: the state that a passed evaluation saw, and its step.
         finite: false once the state is not worth keeping.
-        ended: whether the log has its `run_stop` already.
-        seconds_training: wall time of blocks of steps, without evaluation.
+        pending: the evaluation beside the steps that is under way.
+        next_eval: the step of the next evaluation; None: the end of a generation that is still to be made.
     """
 
-    run: Run
-    preemption: Preemption
-    train_step: dict[Any, Any]
-    predict: dict[Any, Any]
-    all_finite: Any
-    generate: Any
-    state: states.State
-    meta: dict[str, Any] | None
-    done: int = 0
-    evaluations: int = 0
-    quality: dict[str, float] = field(default_factory=dict)
-    status: str | None = None
-    finite: bool = True
-    ended: bool = False
-    reason: str = ""
-    pending: evaluation.Pending | None = None
-    kept: states.State | None = None
-    kept_step: int = 0
-    seconds_training: float = 0.0
-    seconds_waiting: float = 0.0
-    _saved: int | None = None  # step of this process's last checkpoint
-    _unread: tuple[int, Any] | None = None
-    _batches: feed.Feed | None = None
-
-    def __post_init__(self) -> None:
-        run = self.run
-        if self.meta:
-            self.done = self.meta["step"]
-            self.evaluations = self.meta["evaluations"]
-            self.quality = self.meta["quality"]
-            self.seconds_training = self.meta["seconds_training"]
-            self._saved = self.done
-            ended = self.meta.get("ended")
-            if ended:  # killed between `run_stop` and the result
-                self.ended, self.status, self.reason = True, ended["status"], ended["reason"]
-        self.generator = generations.Generator(run, self.generate) if self.generate else None
+    def __init__(
+        self, run: Run, preemption: Preemption, programs: Programs, state: states.State
+    ) -> None:
+        self.run, self.preemption, self.programs, self.state = run, preemption, programs, state
+        self.standing = standing = run.standing
+        self.kept: tuple[states.State, int] | None = None
+        self.finite = True
+        self.pending: evaluation.Pending | None = None
+        self._unread: tuple[int, Metrics] | None = None
+        self._batches: feed.Feed | None = None
+        self.generator = (
+            generations.Generator(run, programs.generate) if programs.generate else None
+        )
         everywhere = meshes.replicated(run.assembly.mesh)  # keys cannot be put on others' devices
         self.key = jax.jit(lambda: jax.random.key(run.seed), out_shardings=everywhere)()
-        due = bool(self.meta and self.meta.get("evaluation_due"))
-        # the step of the next evaluation; None: the end of a generation that is still to be made
+        done = standing.step - standing.evaluation_due
         self.next_eval: int | None = None
         self.schedule: Iterator[int | None] = itertools.repeat(None)
         if not run.benchmark.evaluates_generations:
-            self.schedule = schedule_after(run.benchmark.eval_steps(), self.done - due)
+            self.schedule = (number for number in run.benchmark.eval_steps() if number > done)
             self.next_eval = next(self.schedule)
-        elif self.generator and self.generator.last_step > self.done - due:
+        elif self.generator and self.generator.last_step > done:
             self.next_eval = self.generator.last_step
         self.last_step = preflight.last_step(run.benchmark, run.options)
-        judges = evaluation.judges_from(run.assembly, run.data_dir)
         self.evaluator = evaluation.Evaluator(
-            run.assembly, self._eval_batches, run.seed, self.predict, run.data_dir, judges
+            run.assembly, run.seed, run.data_dir, programs.predict, run.options.threads
+        )
+
+    def go(self) -> None:
+        """Blocks of steps, each ended by an evaluation, until it is known how the run ends."""
+        if self.standing.saved is None:
+            self.run.begin_run()
+            self.run.log_block_start(self.next_eval)
+        ended = None
+        while ended is None:
+            ended = self._generate() or self._steps(self._until()) or self._boundary()
+        self.standing.ended = self._settle() or ended
+
+    def _until(self) -> int:
+        """The step at which something other than a step happens next."""
+        done, every = self.standing.step, self.run.options.checkpoint_every
+        stops = (
+            self.next_eval,
+            self.last_step and max(self.last_step, done),
+            every and (done // every + 1) * every,
+            self.generator and self.generator.last_step,
+        )
+        return min(stop for stop in stops if stop is not None)
+
+    def _steps(self, until: int) -> Ended | None:
+        """The hot path: nothing here waits for a step's result, except far behind."""
+        run, standing, programs = self.run, self.standing, self.programs.train
+        batches = self._batches = self._batches or self._train_batches()
+        program = next(iter(programs.values()))
+        in_flight: collections.deque[jax.Array] = collections.deque()
+        ended, begin = None, time.perf_counter()
+        with jax.transfer_guard("disallow"):
+            while standing.step < until and ended is None:
+                if self.preemption.requested(standing.step):
+                    ended = self._interrupt()
+                    break
+                batch = self._next(batches)
+                if len(programs) > 1:
+                    program = programs[evaluation.shape_key(batch)]
+                run.trace.step(standing.step)
+                self.state, metrics = program(self.state, batch, self.key)
+                standing.step += 1
+                in_flight.append(metrics["loss"])
+                if len(in_flight) > IN_FLIGHT:
+                    in_flight.popleft().block_until_ready()
+                if standing.step % run.options.log_every == 0:
+                    ended = self._read_scalars()
+                    self._unread = (standing.step, metrics)
+                if self.pending and self.pending.ready():
+                    ended = self._settle() or ended
+        jax.block_until_ready(self.state["step"])
+        standing.seconds_training += time.perf_counter() - begin
+        return ended
+
+    def _boundary(self) -> Ended | None:
+        """An evaluation, the last step, a checkpoint: whichever are due."""
+        return (
+            self._read_scalars()
+            or self._check_finite()
+            or self._evaluate()
+            or self._check_limit()
+            or self._checkpoint()
         )
 
     # -- data ----------------------------------------------------------------------------------
 
-    def _train_batches(self) -> feed.Feed:
-        run, benchmark = self.run, self.run.benchmark
-        if self.generator:
-            data, start = self.generator.data(self.done)
-            batches = run.training(data)
-        else:
-            batches, start = run.train_batches, self.done
-        stream = batches.stream(start, threads=run.threads, workers=run.options.workers)
-        return feed.Feed(stream, benchmark.buckets(), run.assembly.mesh)
-
-    def _eval_batches(self) -> Iterator[Any]:
-        return self.run.eval_batches.stream(threads=self.run.threads)
-
-    # -- the loop ------------------------------------------------------------------------------
-
-    def go(self) -> None:
-        """Blocks of steps, each ended by an evaluation, until a status is known."""
-        if not self.meta:
-            self.run.begin_run()
-            self.run.log_block_start(0, self.next_eval)
-        while self.status is None:
-            # an evaluation that a resumed run has still to make comes first
-            if self.generator and self.generator.due(self.done) and self.next_eval != self.done:
-                self._generate()
-            if self._batches is None:
-                self._batches = self._train_batches()
-            try:
-                self._steps(self._until())
-            except StopIteration:
-                raise UserError(
-                    f"the training data ended after step {self.done}: the batches of data().train() "
-                    "must go on without end"
-                ) from None
-            if self.status is None:
-                self._boundary()
-        if self.pending:
-            self._settle()
-
-    def _until(self) -> int:
-        """The step at which something other than a step happens next."""
-        stops = [] if self.next_eval is None else [self.next_eval]
-        if self.last_step is not None:
-            stops.append(max(self.last_step, self.done))
-        every = self.run.options.checkpoint_every
-        if every:
-            stops.append((self.done // every + 1) * every)
-        if self.generator:
-            stops.append(self.generator.last_step)
-        return min(stops)
-
-    def _steps(self, until: int) -> None:
-        """The hot path: nothing here waits for a step's result, except far behind."""
-        batches, options, trace = self._batches, self.run.options, self.run.trace
-        assert batches is not None
-        one = len(self.train_step) == 1
-        program = next(iter(self.train_step.values()))
-        in_flight: collections.deque[Any] = collections.deque()
-        begin, waited = time.perf_counter(), batches.waited
-        with jax.transfer_guard("disallow"):
-            while self.done < until and self.status is None:
-                if self.preemption.requested(self.done):
-                    self._interrupt()
-                    break
-                batch = next(batches)
-                if not one:
-                    program = self.train_step[evaluation.shape_key(batch)]
-                trace.step(self.done)
-                self.state, metrics = program(self.state, batch, self.key)
-                self.done += 1
-                in_flight.append(metrics["loss"])
-                if len(in_flight) > IN_FLIGHT:
-                    in_flight.popleft().block_until_ready()
-                if self.done % options.log_every == 0:
-                    self._read_scalars()
-                    self._unread = (self.done, metrics)
-                if self.pending and self.pending.ready():
-                    self._settle()
-        jax.block_until_ready(self.state["step"])
-        self.seconds_training += time.perf_counter() - begin
-        self.seconds_waiting += batches.waited - waited
-
-    def _read_scalars(self) -> None:
-        """Records the scalars noted `log_every` steps ago, which the device has long finished."""
-        if self._unread is None:
-            return
-        step_number, metrics = self._unread
-        self._unread = None
-        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        finite = values.pop("finite")
-        self.run.record(step_number, values)
-        if not finite:
-            self._stop_nonfinite()
-
-    def _stop_nonfinite(self) -> None:
-        self.status, self.finite = "aborted", False
-        self.reason = "the loss is not finite; the last good checkpoint is kept"
-
-    def _boundary(self) -> None:
-        """An evaluation, a checkpoint, the last step, or a new generation: whichever are due."""
-        self._read_scalars()
-        self._check_finite()
-        if self.status is not None:
-            return
-        if self.done == self.next_eval:
-            self._evaluate()
-        if self.status is None and self._last():
-            if self.pending:
-                self._settle()
-            if self.status is None:
-                self.status, self.reason = "aborted", "the last allowed sample was seen"
-        if self.status is None:
-            self._checkpoint()
-        if self.generator and self.done == self.generator.last_step:
-            self._close_batches()
-
-    def _last(self) -> bool:
-        """Whether the last allowed sample has been seen."""
-        return self.last_step is not None and self.done >= self.last_step
-
-    def _check_finite(self) -> None:
-        if self.status is None and not bool(jax.device_get(self.all_finite(self.state))):
-            self._stop_nonfinite()
-
-    # -- evaluation ----------------------------------------------------------------------------
-
-    def _evaluate(self) -> None:
-        run, mode = self.run, self.run.benchmark.metric.mode
-        if self.pending:
-            self._settle()
-            if self.status is not None:
-                return
-        if mode == "beside" and self._saved != self.done:
-            # taken before, as afterwards it would have to wait for the value or forget it
-            self._save(evaluation_due=True)
-        run.log_block_stop(self.done)
-        self.evaluations += 1
-        if mode != "offline":
-            run.log.start("eval_start", **run.position(self.done))
-            if mode == "inline":
-                self.quality = self.evaluator.quality(self.state, self.evaluations)
-                self._judge(self.done, self.state)
-            else:
-                self.pending = evaluation.Pending.begin(
-                    self.evaluator, self.state, self.done, self.evaluations
-                )
-        begun, self.next_eval = self.done, next(self.schedule)
-        if self.status is None and not self._last():
-            run.log_block_start(begun, self.next_eval)
-        if mode == "offline":
-            self._save(sealed=True)
-
-    def _settle(self) -> None:
-        """Takes the value of the evaluation that ran beside the steps."""
-        pending, self.pending = self.pending, None
-        assert pending is not None
-        with jax.transfer_guard("allow"):
-            self.quality = pending.wait()
-        self._judge(pending.step, pending.state)
-
-    def _judge(self, evaluated: int, state: states.State) -> None:
-        run = self.run
-        run.log_quality(evaluated, self.quality)
-        run.say_quality(evaluated, self.quality)
-        if all(target.met(self.quality) for target in run.benchmark.targets):
-            self.status = "success"
-            self.kept, self.kept_step = state, evaluated
-        elif run.benchmark.diverged(self.quality):
-            self.status, self.reason = "aborted", "the model has diverged"
-
-    # -- checkpoints ---------------------------------------------------------------------------
-
-    def _checkpoint(self) -> None:
-        """A checkpoint of this step, unless there is one; an evaluation under way is waited for."""
-        if self._saved == self.done:
-            return
-        if self.pending:
-            self._settle()
-            if self.status is not None:
-                return
-        self._save()
-
-    def _save(self, **how: bool) -> None:
-        self.run.save(self, **how)
-        self._saved = self.done
-
-    def _interrupt(self) -> None:
-        """Saves and raises `Interrupted`; returns if the run turns out to have ended."""
-        with jax.transfer_guard("allow"):
-            self._read_scalars()
-            self._check_finite()
-            if self.status is None:
-                self._checkpoint()
-            if self.status is not None:
-                return
-            self.run.checkpoints.wait()
-        number = self.preemption.signal or 15
-        raise Interrupted(
-            f"stopped by signal {number} after step {self.done}; --resume takes the run up again",
-            number,
-        )
-
-    # -- data the model makes ------------------------------------------------------------------
-
-    def _generate(self) -> None:
+    def _generate(self) -> Ended | None:
+        """The next generation of data that the model makes, when it is due."""
+        generator, standing = self.generator, self.standing
+        # an evaluation that a resumed run has still to make comes first
+        if not generator or standing.step < generator.last_step or self.next_eval == standing.step:
+            return None
         self._close_batches()
-        assert self.generator is not None
-        self.generator.run_generation(self.state, self.done, self._before_part)
+        ended = generator.run_generation(self.state, self._before_part)
         if self.run.benchmark.evaluates_generations:
-            self.next_eval = self.generator.last_step
+            self.next_eval = generator.last_step
+        return ended
 
-    def _before_part(self) -> None:
+    def _before_part(self) -> Ended | None:
         """Stops if that is asked for; several processes could not agree on a part, and go on."""
-        if jax.process_count() == 1 and self.preemption.requested(self.done):
-            self._interrupt()
+        if jax.process_count() == 1 and self.preemption.requested(self.standing.step):
+            return self._interrupt()
+        return None
 
-    # -- the end -------------------------------------------------------------------------------
+    def _train_batches(self) -> feed.Feed:
+        run, start = self.run, self.standing.step
+        if self.generator:
+            batches, start = run.training(self.generator.data()), start - self.generator.first_step
+        else:
+            batches = run.train_batches
+        stream = batches.stream(start, threads=run.options.threads, workers=run.options.workers)
+        return feed.Feed(stream, run.benchmark.buckets(), run.assembly.mesh)
 
-    def reported(self) -> tuple[states.State | None, int]:
-        """The state that counts, if one does, and its step."""
-        if self.kept is not None:
-            return self.kept, self.kept_step
-        return self.state if self.finite else None, self.done
+    def _next(self, batches: feed.Feed) -> dict[str, jax.Array]:
+        try:
+            return next(batches)
+        except StopIteration:
+            raise UserError(
+                f"the training data ended after step {self.standing.step}: the batches of data().train() "
+                "must go on without end"
+            ) from None
 
     def _close_batches(self) -> None:
         if self._batches is not None:
             self._batches.close()
             self._batches = None
 
+    # -- what is read of the steps -------------------------------------------------------------
+
+    def _read_scalars(self) -> Ended | None:
+        """Records the scalars noted `log_every` steps ago, which the device has long finished."""
+        if self._unread is None:
+            return None
+        (number, metrics), self._unread = self._unread, None
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        finite = values.pop("finite")
+        self.run.record(number, values)
+        return None if finite else self._not_finite()
+
+    def _check_finite(self) -> Ended | None:
+        return None if jax.device_get(self.programs.all_finite(self.state)) else self._not_finite()
+
+    def _not_finite(self) -> Ended:
+        self.finite = False
+        return Ended("aborted", "the loss is not finite; the last good checkpoint is kept")
+
+    def _check_limit(self) -> Ended | None:
+        if not self._seen_all():
+            return None
+        return self._settle() or Ended("aborted", "the last allowed sample was seen")
+
+    def _seen_all(self) -> bool:
+        """Whether the last allowed sample has been seen."""
+        return self.last_step is not None and self.standing.step >= self.last_step
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def _evaluate(self) -> Ended | None:
+        """Quality after this step, if it is due: its value, or what computes it beside the next steps."""
+        run, standing, mode = self.run, self.standing, self.run.benchmark.metric.mode
+        if standing.step != self.next_eval:
+            return None
+        if ended := self._settle():
+            return ended
+        if mode == "beside" and standing.saved != standing.step:
+            # taken before, as afterwards it would have to wait for the value or forget it
+            run.save(self.state, evaluation_due=True)
+        run.log_block_stop()
+        standing.evaluations += 1
+        ended, number = None, standing.evaluations
+        if mode != "offline":
+            run.log_eval_start(standing.step)
+        if mode == "inline":
+            quality = self.evaluator.quality(self.state, number)
+            ended = self._judge(self.state, standing.step, quality)
+        elif mode == "beside":
+            begin = evaluation.Pending.begin
+            self.pending = begin(self.evaluator, self.state, standing.step, number)
+        self.next_eval = next(self.schedule)
+        if ended is None and not self._seen_all():
+            run.log_block_start(self.next_eval)
+        if mode == "offline":
+            run.save(self.state, sealed=True)
+        return ended
+
+    def _settle(self) -> Ended | None:
+        """Takes the value of the evaluation that ran beside the steps, if one did."""
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return None
+        with jax.transfer_guard("allow"):
+            quality = pending.wait()
+        return self._judge(pending.state, pending.step, quality)
+
+    def _judge(self, state: states.State, step: int, quality: evaluation.Quality) -> Ended | None:
+        self.run.log_quality(step, quality)
+        self.run.say_quality(step, quality)
+        if self.run.benchmark.meets_targets(quality):
+            self.kept = state, step
+            return Ended("success")
+        diverged = self.run.benchmark.diverged(quality)
+        return Ended("aborted", "the model has diverged") if diverged else None
+
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def _checkpoint(self) -> Ended | None:
+        """A checkpoint of this step, unless there is one; an evaluation under way is waited for."""
+        if self.standing.saved == self.standing.step:
+            return None
+        ended = self._settle()
+        if ended is None:
+            self.run.save(self.state)
+        return ended
+
+    def _interrupt(self) -> Ended:
+        """Saves and raises `Interrupted`; returns if the run turns out to have ended."""
+        with jax.transfer_guard("allow"):
+            if ended := self._read_scalars() or self._check_finite() or self._checkpoint():
+                return ended
+            self.run.checkpoints.wait()
+        number = self.preemption.signal or 15
+        raise Interrupted(
+            f"stopped by signal {number} after step {self.standing.step}; --resume takes the run up again",
+            number,
+        )
+
     def close(self) -> None:
         self._close_batches()
         self.run.trace.close()
-
-
-def schedule_after(steps: Iterator[int], done: int) -> Iterator[int]:
-    """The evaluation steps that come after `done`."""
-    return (number for number in steps if number > done)

@@ -27,11 +27,7 @@ def full_log(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def check_members(benchmark: Benchmark) -> None:
-    """Nothing, if all is stated that has no default, and gives what a run can use.
-
-    Raises:
-        UserError: naming the member.
-    """
+    """Nothing, if all is stated that has no default, and gives what a run can use."""
     for name in ("name", "metric"):
         if not hasattr(benchmark, name):
             raise _lacks(benchmark, name)
@@ -41,6 +37,7 @@ def check_members(benchmark: Benchmark) -> None:
     for name in wanted:
         if getattr(type(benchmark), name) is getattr(Benchmark, name):
             raise _lacks(benchmark, name)
+    check_samples(benchmark)
     first = _check_eval_steps(benchmark)
     _check_numbers(benchmark, first)
     _check_quality(benchmark)
@@ -55,6 +52,16 @@ def _lacks(benchmark: Benchmark, name: str) -> UserError:
 
 def _wrong(benchmark: Benchmark, member: str, given: Any, wanted: str) -> UserError:
     return UserError(f"{type(benchmark).__name__}.{member} gives {given!r}: it must be {wanted}")
+
+
+def check_samples(benchmark: Benchmark) -> None:
+    """Nothing, if samples grow with every step; else those that ask for a step would wait for ever."""
+    counted = [benchmark.samples(step) for step in range(9)]
+    if counted[0] != 0 or any(after <= before for before, after in itertools.pairwise(counted)):
+        raise UserError(
+            f"samples(step) of {benchmark.name} must be 0 before the first step and grow with every one, "
+            f"but counts {', '.join(map(str, counted))}"
+        )
 
 
 def _check_eval_steps(benchmark: Benchmark) -> int:

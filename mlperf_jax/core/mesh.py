@@ -8,6 +8,7 @@ PartitionSpec or function) pairs, first match wins, each written for ONE layer: 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.shard import ROWS
@@ -25,6 +27,8 @@ AXES = ("data", "fsdp", "tensor", "expert", "context")
 
 Spec = PartitionSpec | Callable[[tuple[int, ...], Mesh], PartitionSpec]
 Rules = Sequence[tuple[str, Spec]]
+Device = Any  # jax.Device, which type checkers do not take for a type
+Entry = str | Sequence[str] | None  # of a PartitionSpec
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -48,7 +52,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(text: str | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(text: str | None = None, devices: Sequence[Device] | None = None) -> Mesh:
     """A mesh over `devices` (all by default); without a text all devices are on `data`.
 
     One process may take fewer devices than it has; several processes must use all.
@@ -59,7 +63,7 @@ def make_mesh(text: str | None = None, devices: Sequence[Any] | None = None) -> 
     devices = list(jax.devices() if devices is None else devices)
     sizes = parse_mesh(text) if text else {"data": len(devices)}
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    wanted = int(np.prod(shape))
+    wanted = math.prod(shape)
     if wanted > len(devices):
         raise UserError(
             f"mesh {text} needs {wanted} devices and this machine has {len(devices)} "
@@ -75,14 +79,11 @@ def make_mesh(text: str | None = None, devices: Sequence[Any] | None = None) -> 
     return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices[:wanted])
 
 
-def arrange(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+def arrange(shape: tuple[int, ...], devices: Sequence[Device]) -> np.ndarray:
     """TPU devices as an array of this shape, neighbours in it being neighbours in the network.
 
     An axis of the mesh takes whole axes of the network where that goes, and parts of them where not;
     `data`, or else `fsdp`, spans the slices.
-
-    Raises:
-        UserError: neither axis is divided by the number of slices.
     """
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices > 1:
@@ -114,7 +115,7 @@ def describe(mesh: Mesh) -> str:
 
 def batch_ways(mesh: Mesh) -> int:
     """Over how many parts the rows of a batch are split."""
-    return int(np.prod([mesh.shape[axis] for axis in ROWS]))
+    return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -158,7 +159,7 @@ def fsdp_largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     Gathering a small leaf costs more in latency than it saves in memory.
     """
     ways = mesh.shape["fsdp"]
-    if ways == 1 or int(np.prod(shape)) < 16_384:
+    if ways == 1 or math.prod(shape) < 16_384:
         return PartitionSpec()
     fitting = [(size, -axis) for axis, size in enumerate(shape) if size % ways == 0]
     if not fitting:
@@ -177,12 +178,9 @@ def leaf_spec(path: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> Pa
     """
     stacked = trees.stack_of(path) is not None
     layer = shape[1:] if stacked else shape
-    for pattern, spec in (*rules, *DEFAULT_RULES):
-        if re.fullmatch(pattern, path):
-            found = spec if isinstance(spec, PartitionSpec) else spec(layer, mesh)
-            break
-    else:  # pragma: no cover - the default rule matches every path
-        found = PartitionSpec()
+    matching = (rule for rule in (*rules, *DEFAULT_RULES) if re.fullmatch(rule[0], path))
+    pattern, spec = next(matching)  # the default rule matches every path
+    found = spec if isinstance(spec, PartitionSpec) else spec(layer, mesh)
     if len(found) > len(layer):
         raise UserError(
             f"sharding rule {pattern!r} has {len(found)} axes but {path} has shape {layer}"
@@ -191,10 +189,14 @@ def leaf_spec(path: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> Pa
     return PartitionSpec(None, *entries) if stacked else PartitionSpec(*entries)
 
 
-def _fitting(entry: Any, size: int, mesh: Mesh) -> Any:
-    names = (entry,) if isinstance(entry, str) else tuple(entry or ())
-    ways = int(np.prod([mesh.shape[name] for name in names])) if names else 1
+def _fitting(entry: Entry, size: int, mesh: Mesh) -> Entry:
+    ways = math.prod(mesh.shape[axis] for axis in axes_of(entry))
     return entry if ways > 1 and size % ways == 0 else None
+
+
+def axes_of(entry: Entry) -> Sequence[str]:
+    """The mesh axes that one entry of a `PartitionSpec` names."""
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def state_shardings(abstract: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, Any]:
@@ -209,8 +211,8 @@ def state_shardings(abstract: Mapping[str, Any], rules: Rules, mesh: Mesh) -> di
         for path, leaf in trees.flatten_paths(abstract.get(part, {})).items():
             weights[path] = (leaf.shape, leaf_spec(path, leaf.shape, rules, mesh))
 
-    def sharding(path: Any, leaf: Any) -> NamedSharding:
-        names = [_key_name(key) for key in path]
+    def sharding(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
         for start in range(1, len(names)):
             shape, spec = weights.get("/".join(names[start:]), (None, None))
             if spec is not None and shape == tuple(leaf.shape):
@@ -218,10 +220,3 @@ def state_shardings(abstract: Mapping[str, Any], rules: Rules, mesh: Mesh) -> di
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract)
-
-
-def _key_name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)

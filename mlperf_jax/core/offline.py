@@ -2,8 +2,9 @@
 
 The run left sealed, time-stamped checkpoints. The first that meets the targets ends the log, with `run_stop`
 stamped with that checkpoint's own time, as rules.md §2.2 has it. Of one run of a set the rules want all
-checkpoints up to that one scored, of the others it and the one before; the official checker wants two of
-each. Scores are kept as they come, and the log is written when all are known.
+checkpoints up to that one scored, of the others it and the one before; the official checker of a benchmark
+with several metrics wants two. Scores are kept as they come; the log is written when all are known, in the
+order of the checkpoints.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mlperf_jax.core import evaluation, launch, preflight, processes
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.run import Run
+from mlperf_jax.core.standing import Ended, Standing
 from mlperf_jax.core.state import State
 from mlperf_jax.core.trained import options_here, with_untrained
 from mlperf_jax.errors import UserError
@@ -87,25 +89,26 @@ def score(
                 f"{run.folder.path} is not trained to its end: resume it with --resume first"
             )
         run.resumed = trained["resumed"]  # scoring is no resumption
-        scorer = Scorer(run)
+        scorer = Scorer(run, trained)
         passing = scorer.bisect() if bisect else scorer.first()
-        if passing == 0 and len(scorer.steps) > 1:
-            scorer.passes(1)  # for the checker, which wants two
+        if passing == 0:
+            for index in range(1, scorer.wanted):
+                scorer.passes(index)
         processes.from_primary(lambda: run.reopen_log(trained["log_offset"]))
-        return _end(scorer, passing, trained)
+        return _end(scorer, passing)
 
 
 class Scorer:
     """Scores the sealed checkpoints of a run, each once, whatever kills it in between.
 
     Attributes:
-        run: whose.
+        trained: what the run noted when its training ended.
         steps: of the checkpoints, in order.
         scores: what is known, by step.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.steps = run, run.checkpoints.sealed_steps()
+    def __init__(self, run: Run, trained: dict[str, Any]) -> None:
+        self.run, self.trained, self.steps = run, trained, run.checkpoints.sealed_steps()
         self._path = run.folder.path / SCORES
 
         def known() -> dict[str, Any]:
@@ -114,7 +117,17 @@ class Scorer:
         found = processes.from_primary(known)
         self.scores: dict[int, dict[str, Any]] = {int(step): found[step] for step in found}
         if self.steps:
-            run.generation_ends = run.checkpoints.meta(self.steps[-1])["generation_ends"]
+            run.standing = Standing.of(run.checkpoints.meta(self.steps[-1]))
+
+    @property
+    def wanted(self) -> int:
+        """Of how many checkpoints the log tells at least.
+
+        Two where the first passes and an evaluation has several lines, which the official checker pairs.
+        """
+        known = next(iter(self.scores.values()))
+        lines = self.run.benchmark.quality_lines(known["quality"])
+        return min(len(self.steps), 2 if len(lines) > 1 else 1)
 
     def passes(self, index: int) -> bool:
         """Whether a checkpoint meets the targets; it is scored if that is not known."""
@@ -126,7 +139,7 @@ class Scorer:
             self.scores[step] = {"quality": quality, "begun": begun, "ended": ended}
             processes.from_primary(self._keep)
             run.say_quality(step, quality)
-        return all(target.met(self.scores[step]["quality"]) for target in run.benchmark.targets)
+        return run.benchmark.meets_targets(self.scores[step]["quality"])
 
     def _keep(self) -> None:
         durable.write_json(self._path, self.scores)
@@ -152,57 +165,37 @@ class Scorer:
     @functools.cached_property
     def _evaluator(self) -> evaluation.Evaluator:
         run = self.run
-        judges = evaluation.judges_from(run.assembly, run.data_dir)
         return evaluation.Evaluator(
             run.assembly,
-            lambda: run.eval_batches.stream(threads=run.threads),
             run.seed,
-            evaluation.compile_predict(run.assembly),
             run.data_dir,
-            judges and functools.cache(judges),
+            evaluation.compile_predict(run.assembly),
+            run.options.threads,
+            keeps_judges=True,
         )
 
 
 def load(run: Run, step: int) -> State:
-    """The state of one checkpoint.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    """The state of one checkpoint."""
     found = run.checkpoints.restore(run.assembly.kept(run.assembly.abstract), step=step)
     assert found is not None, "what is missing or damaged is told of"
     return with_untrained(run.assembly, found[0], run.seed, run.data_dir)
 
 
-def _end(scorer: Scorer, passing: int | None, trained: dict[str, Any]) -> Result | None:
-    """Logs the scores, those of the checkpoint that counts last, and `run_stop`; returns the result."""
-    run, steps, scores = scorer.run, scorer.steps, scorer.scores
-    told = [step for step in steps[: None if passing is None else passing + 1] if step in scores]
-    if passing == 0:
-        told = [*steps[1:2], *told]
+def _end(scorer: Scorer, passing: int | None) -> Result | None:
+    """Logs the scores in the order of the checkpoints, and `run_stop`; returns the result."""
+    run, steps, scores, trained = scorer.run, scorer.steps, scorer.scores, scorer.trained
+    told = steps if passing is None else steps[: max(passing + 1, scorer.wanted)]
+    told = [step for step in told if step in scores]
     for step in told:
-        score = scores[step]
-        run.log.start("eval_start", time_ms=score["begun"], **run.position(step))
-        run.log_quality(step, score["quality"], score["ended"])
-    counts = told[-1] if told else 0
-    ending = Ending(
-        seconds_training=trained["seconds_training"],
-        done=trained["step"],
-        quality=scores[counts]["quality"] if told else {},
-        status="aborted" if passing is None else "success",
-    )
-    time_ms = run.checkpoints.meta(counts)["time_ms"] if told else None
-    run.log.stop("run_stop", status=ending.status, time_ms=time_ms, **run.position(counts))
+        run.log_eval_start(step, scores[step]["begun"])
+        run.log_quality(step, scores[step]["quality"], scores[step]["ended"])
+    counts = 0 if not told else told[-1] if passing is None else steps[passing]
+    run.standing.step = trained["step"]
+    run.standing.seconds_training = trained["seconds_training"]
+    run.standing.quality = scores[counts]["quality"] if told else {}
+    none = Ended("aborted", "no checkpoint of its evaluations meets the targets")
+    run.standing.ended = none if passing is None else Ended("success")
+    run.log_run_stop(counts, run.checkpoints.meta(counts)["time_ms"] if told else None)
     state = load(run, counts) if told else None
-    return run.conclude(ending, state, counts, scored=[step for step in steps if step in scores])
-
-
-@dataclasses.dataclass
-class Ending:
-    """What `Run` needs to know of a finished run, in the loop's words."""
-
-    seconds_training: float
-    done: int
-    quality: dict[str, float]
-    status: str
-    reason: str = "no checkpoint of its evaluations meets the targets"
+    return run.conclude(state, counts, scored=[step for step in steps if step in scores])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,8 +11,7 @@ import numpy as np
 import optax
 
 from mlperf_jax.core import python_file
-from mlperf_jax.core.fields import did_you_mean
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.optimizers.per_layer import per_layer
 
 # Short names give one number, the learning rate: "adamw:1e-3". More needs a file.
@@ -80,10 +78,7 @@ def describe_optimizer(optimizer: Any) -> str | None:
     if optimizer is None:
         return None
     if isinstance(optimizer, str):
-        name = optimizer.rpartition(":")[0] or optimizer
-        if name.endswith(".py") and pathlib.Path(name).is_file():
-            return f"{optimizer}\n{pathlib.Path(name).read_text(encoding='utf-8')}"
-        return optimizer
+        return python_file.described(optimizer)
     if callable(optimizer):
         try:
             source = inspect.getsource(optimizer).strip()

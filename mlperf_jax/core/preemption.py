@@ -44,7 +44,7 @@ class Preemption:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -10,6 +10,7 @@ import itertools
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -19,7 +20,7 @@ from mlperf_jax.core import processes
 from mlperf_jax.core import state as states
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.judges import judges_of
-from mlperf_jax.core.members import EVALUATIONS, check_members, full_log
+from mlperf_jax.core.members import EVALUATIONS, check_members, check_samples, full_log
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.protocols import NamesClasses, NotesMaxima
@@ -59,16 +60,16 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
         return "open"
     if options.division == "open":
         return "open"
-    if options.optimizer is not None:
-        raise UserError(
-            "a replaced optimizer is not allowed in the closed division: say --division open "
-            '(division="open")'
-        )
-    if options.transform is not None:
-        raise UserError(
-            "a transform of the training data is not allowed in the closed division: say --division open "
-            '(division="open")'
-        )
+    added = {
+        "a replaced optimizer": options.optimizer,
+        "a transform of the training data": options.transform,
+    }
+    for what, given in added.items():
+        if given is not None:
+            raise UserError(
+                f"{what} is not allowed in the closed division: say --division open "
+                '(division="open")'
+            )
     broken = closed.closed_violations(
         rules.resolve(benchmark.name, benchmark.ruleset),
         full_log(benchmark),
@@ -120,17 +121,8 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
 
 
 def check_batches(benchmark: Benchmark, mesh: Mesh) -> None:
-    """Samples grow with every step, and every batch splits over the mesh, also in micro-batches.
-
-    Raises:
-        UserError: they do not.
-    """
-    counted = [benchmark.samples(step) for step in range(9)]
-    if counted[0] != 0 or any(after <= before for before, after in itertools.pairwise(counted)):
-        raise UserError(
-            f"samples(step) of {benchmark.name} must be 0 before the first step and grow with every one, "
-            f"but counts {', '.join(map(str, counted))}"
-        )
+    """Samples grow with every step, and every batch splits over the mesh, also in micro-batches."""
+    check_samples(benchmark)
     ways, micro = meshes.batch_ways(mesh), benchmark.gradient_accumulation_steps
     train = [bucket.rows for bucket in benchmark.buckets()]
     whole = "batch size" if train == [benchmark.batch_size] else "rows"
@@ -165,11 +157,7 @@ def last_step(benchmark: Benchmark, options: RunOptions) -> int | None:
 
 
 def check_offline(benchmark: Benchmark, options: RunOptions) -> None:
-    """A run that is scored afterwards ends by itself, and not before its second checkpoint.
-
-    Raises:
-        UserError: nothing ends it, or its limit leaves fewer than two.
-    """
+    """A run that is scored afterwards ends by itself, and not before its second checkpoint."""
     if benchmark.metric.mode != "offline":
         return
     last = last_step(benchmark, options)
@@ -232,6 +220,16 @@ class Plan:
     optimizer: str | None = None
     transforms: tuple[Transform, ...] = ()
     transform: str | None = None
+
+    def config(self) -> dict[str, Any]:
+        """What the run is told apart by: the benchmark's fields, its own code, and what was replaced."""
+        more = {"transform": self.transform, "code": self.benchmark.own_code}
+        return {
+            **self.benchmark.config(),
+            "division": self.division,
+            "optimizer": self.optimizer,
+            **{name: text for name, text in more.items() if text},
+        }
 
 
 def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:

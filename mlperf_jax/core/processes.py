@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from mlperf_jax.errors import UserError
 
 CHUNK = 256  # messages are padded to a multiple, as each new length costs a compilation
-WAIT_SECONDS = 3600  # for process 0 to end a run; a process that died aborts the others sooner
+WAIT_SECONDS = 3600  # for the slowest to come; a process that died aborts the others sooner
 
 T = TypeVar("T")
 _barriers = itertools.count()  # their names must be new each time, alike in all processes
@@ -52,11 +52,23 @@ def from_primary(make: Callable[[], T]) -> T:
 
 def wait_for_all(name: str) -> None:
     """Waits, without taking a device, until every process has come here."""
+    barrier(f"{name}/{next(_barriers)}")
+
+
+def barrier(name: str) -> None:
+    """As `wait_for_all`, for any thread: the name must be new, and alike in all processes."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
-        key = f"mlperf_jax/{name}/{next(_barriers)}"
-        multihost.get_barrier_sync_fn()(key=key, timeout_ms=WAIT_SECONDS * 1000)
+        wait = multihost.get_barrier_sync_fn()
+        wait(key=f"mlperf_jax/{name}", timeout_ms=WAIT_SECONDS * 1000)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray([flag], np.int32))))
 
 
 def _tell(document: Any) -> Any:

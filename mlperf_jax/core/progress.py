@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TextIO
 
 import rich.console
 import rich.progress
@@ -13,33 +13,25 @@ import rich.progress
 PLAIN_SECONDS = 5.0  # between plain lines
 
 
-class Progress(Protocol):
-    def update(self, step: int, samples: int, scalars: Mapping[str, float]) -> None:
-        """Called whenever scalars were read; must be cheap."""
-        ...
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        ...
-
-    def close(self) -> None: ...
-
-
-def make_progress(show: str, limit: int | None, stream: Any = None) -> Progress:
+def make_progress(show: str, limit: int | None, stream: TextIO | None = None) -> Silent:
     """The display for `RunOptions.show`; `limit` is the last sample the run may see, for the ETA."""
-    stream = stream or sys.stderr
+    to: TextIO = stream or sys.stderr
     if show == "none":
         return Silent()
-    if show == "auto" and stream.isatty():
-        return Live(limit, stream)
-    return Plain(limit, stream)
+    if show == "auto" and to.isatty():
+        return Live(limit, to)
+    return Plain(limit, to)
 
 
 class Silent:
     """Shows nothing: processes other than 0, and tests."""
 
-    def update(self, step: int, samples: int, scalars: Mapping[str, float]) -> None: ...
-    def say(self, text: str) -> None: ...
+    def update(self, step: int, samples: int, scalars: Mapping[str, float]) -> None:
+        """Called whenever scalars were read; must be cheap."""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
     def close(self) -> None: ...
 
 
@@ -69,16 +61,14 @@ def _duration(seconds: float) -> str:
 
 def describe(step: int, samples: int, scalars: Mapping[str, float]) -> str:
     """ "step 40 · 2,560 samples · loss 1.234"."""
-    values = " · ".join(
-        f"{name} {value:.4g}" for name, value in scalars.items() if name != "finite"
-    )
+    values = " · ".join(f"{name} {value:.4g}" for name, value in scalars.items())
     return f"step {step:,} · {samples:,} samples · {values}"
 
 
-class Plain:
+class Plain(Silent):
     """A line every few seconds, for pipes and log files."""
 
-    def __init__(self, limit: int | None, stream: Any) -> None:
+    def __init__(self, limit: int | None, stream: TextIO) -> None:
         self._stream = stream
         self._rate = Rate(limit)
         self._last = 0.0
@@ -92,13 +82,11 @@ class Plain:
     def say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
-    def close(self) -> None: ...
 
-
-class Live:
+class Live(Silent):
     """One line that changes in place, with a bar towards the last allowed sample."""
 
-    def __init__(self, limit: int | None, stream: Any) -> None:
+    def __init__(self, limit: int | None, stream: TextIO) -> None:
         self._rate = Rate(limit)
         columns = [rich.progress.TextColumn("{task.description}")]
         if limit:

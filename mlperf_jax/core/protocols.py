@@ -78,9 +78,9 @@ class Split(Protocol):
 class DataSet(Protocol):
     """A data set: how its folder is built, checked and read. Every method takes that folder."""
 
-    def train(self, folder: str) -> Any: ...  # a `Split`
+    def train(self, folder: str) -> Split: ...
 
-    def validation(self, folder: str) -> Any: ...  # a `Split`
+    def validation(self, folder: str) -> Split: ...
 
     def counts(self, folder: str) -> Mapping[str, int]:
         """Samples by split ("train", "validation") from metadata alone; UserError if unusable.

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from mlperf_jax.core.fields import did_you_mean
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -43,6 +42,13 @@ def load(text: str, what: str, example: str) -> Any:
         ]
         raise UserError(f"{where} has no {name!r}{did_you_mean(name, known) if known else ''}")
     return getattr(module, name)
+
+
+def described(text: str) -> str:
+    """What an option names, with the content of its file if it names one: what a run is told apart by."""
+    path = pathlib.Path(text.rpartition(":")[0] or text)
+    named = path.suffix == ".py" and path.is_file()
+    return f"{text}\n{path.read_text(encoding='utf-8')}" if named else text
 
 
 def _from_file(path: pathlib.Path, what: str) -> ModuleType:

@@ -6,21 +6,21 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import os
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from mlperf_jax.core import checksums, generation, peaks, processes, profiling, python_file
+from mlperf_jax.core import feed, generation, peaks, processes, profiling, python_file
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import progress as displays
 from mlperf_jax.core import state as states
-from mlperf_jax.core.checkpoints import Checkpoints
+from mlperf_jax.core.checkpoints import Checkpoints, checksums
 from mlperf_jax.core.members import full_log
 from mlperf_jax.core.preflight import Plan
 from mlperf_jax.core.protocols import Batches, Split
+from mlperf_jax.core.standing import Ended, Standing
 from mlperf_jax.core.trained import with_untrained
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, keys, rules
@@ -30,7 +30,6 @@ from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import Result, config_hash, run_name, versions
 from mlperf_jax.results.runs import RunFolder, RunSet, Scalars
 
-WHERE_OUTPUT = "mlperf_runs"
 TRAINED = "trained.json"  # an offline run's note that its training has ended
 
 
@@ -40,6 +39,10 @@ class Run:
     Args:
         plan: what passed preflight.
         notes: lines for the display.
+
+    Attributes:
+        standing: where the run stands; the loop moves it on.
+        trained: what an offline run noted when its training ended, or None before that.
     """
 
     def __init__(self, plan: Plan, notes: Sequence[str] = ()) -> None:
@@ -48,95 +51,83 @@ class Run:
         self.official = rules.resolve(plan.benchmark.name, plan.benchmark.ruleset)
         self.data_dir = plan.data_dir
         self.primary = jax.process_index() == 0
-        self.threads = plan.options.threads or os.cpu_count() or 1
-        self.config = {
-            **plan.benchmark.config(),
-            "division": plan.division,
-            "optimizer": plan.optimizer,
-        }
-        if plan.transform is not None:
-            self.config["transform"] = plan.transform
-        if plan.benchmark.own_code:
-            self.config["code"] = plan.benchmark.own_code
+        self.config = plan.config()
         name = run_name(plan.benchmark.name, self.config, tiny=plan.benchmark.is_tiny)
-        self.mirror = Mirror(plan.options.output or f"{WHERE_OUTPUT}/{name}")
+        self.mirror = Mirror(plan.options.output or f"mlperf_runs/{name}")
         self.root = self.mirror.local
         self.log = logs.Log(None)
         self.scalars: Scalars | None = None
-        self._block_open = False
-        self._evaluated: int | None = None  # the step whose quality was logged last
-        self.generation_ends: list[int] = []  # the last step of each generation made so far
-        self._open_folder()
-        try:
-            self._equip(notes)
-        except BaseException:
-            self.folder.release()
-            raise
+        self.standing = Standing()
+        self.resumed = 0
+        with contextlib.ExitStack() as last_first:  # each is closed though another may fail
+            self.folder, self.started, self.seed, self.trained = self._open_folder(last_first)
+            last_first.callback(lambda: self.scalars and self.scalars.close())
+            last_first.callback(lambda: self.log.close())
+            self.checkpoints = Checkpoints(
+                self.mirror.checkpoints(self.folder.index),
+                keep=plan.options.keep_checkpoints,
+                identity={
+                    "benchmark": plan.benchmark.name,
+                    "configuration": config_hash(self.config),
+                    "optimizer state": _structure(plan.assembly.abstract["opt"]),
+                },
+            )
+            last_first.callback(self.checkpoints.close)
+            limit = plan.options.max_samples or plan.benchmark.last_sample
+            show = plan.options.show if self.primary else "none"
+            self.progress = displays.make_progress(show, limit)
+            last_first.callback(self.progress.close)
+            profile = self.folder.path / "profile" if plan.options.profile else None
+            self.trace = profiling.Trace(profile)
+            last_first.callback(self.trace.close)
+            for note in notes:
+                self.progress.say(note)
+            self._closing = last_first.pop_all()
 
-    def _equip(self, notes: Sequence[str]) -> None:
-        plan = self.plan
-        self.checkpoints = Checkpoints(
-            self.mirror.checkpoints(self.folder.index),
-            keep=plan.options.keep_checkpoints,
-            identity={
-                "benchmark": plan.benchmark.name,
-                "configuration": config_hash(self.config),
-                "optimizer state": _structure(plan.assembly.abstract["opt"]),
-            },
-        )
-        self.trace = profiling.Trace(self.folder.path / "profile" if plan.options.profile else None)
-        limit = plan.options.max_samples or plan.benchmark.last_sample
-        self.progress = displays.make_progress(plan.options.show if self.primary else "none", limit)
-        for note in notes:
-            self.progress.say(note)
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.close()
 
     # -- the folder ----------------------------------------------------------------------------
 
-    def _open_folder(self) -> None:
-        """Takes the run's folder on process 0, and tells all what it says."""
+    def _open_folder(
+        self, closing: contextlib.ExitStack
+    ) -> tuple[RunFolder, bool, int, dict[str, Any] | None]:
+        """The run's folder, which process 0 takes, and what it says: has it started, its seed, is it trained."""
+        taken: list[RunFolder] = []
 
-        def take() -> dict[str, Any]:
-            self.folder = folder = self._take_folder()
-            try:
-                if not folder.started:
-                    folder.reset()
-                return {
-                    "index": folder.index,
-                    "started": folder.started,
-                    "seed": self._seed(folder),
-                    "trained": self._read_trained(folder),
-                }
-            except BaseException:
-                folder.release()
-                raise
+        def take() -> tuple[int, bool, int, dict[str, Any] | None]:
+            folder = self._take_folder()
+            taken.append(folder)
+            closing.callback(folder.release)
+            if not folder.started:
+                folder.reset()
+            noted = folder.path / TRAINED
+            trained = durable.read_json(noted) if noted.exists() else None
+            return folder.index, folder.started, self._seed(folder), trained
 
-        told = processes.from_primary(take)
-        if not self.primary:
-            self.folder = RunFolder(self.root, told["index"])
-        self.started: bool = told["started"]
-        self.resumed = 0
-        self.seed: int = told["seed"]
-        # what an offline run noted when its training ended, or None before that
-        self.trained: dict[str, Any] | None = told["trained"]
+        index, started, seed, trained = processes.from_primary(take)
+        return taken[0] if taken else RunFolder(self.root, index), started, seed, trained
 
     def _take_folder(self) -> RunFolder:
         self.mirror.pull()
         runs, options = RunSet(self.root), self.options
         about = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
         about["benchmark"] = python_file.place(type(self.benchmark))
-        about["seed"] = options.seed if options.seed is not None else fresh_seed()
+        if options.seed is None:  # from the system's entropy, as the closed rules ask
+            about["seed"] = random.SystemRandom().randrange(2**32)
         for name in ("optimizer", "transform"):
             if not isinstance(about[name], str):
                 about[name] = None  # the configuration describes it
         folder = runs.resume(self.config, about) if options.resume else None
-        if folder is None:
-            more = options.runs > 1 and len(runs.runs()) < options.runs
-            if options.resume and not more:
-                raise UserError(
-                    f"{self.root} holds no unfinished run: leave --resume out to begin one"
-                )
-            return runs.create(self.config, about)
-        return folder
+        if folder is not None:
+            return folder
+        more = options.runs > 1 and len(runs.runs()) < options.runs
+        if options.resume and not more:
+            raise UserError(f"{self.root} holds no unfinished run: leave --resume out to begin one")
+        return runs.create(self.config, about)
 
     def _seed(self, folder: RunFolder) -> int:
         seed = folder.config()["options"]["seed"]
@@ -145,23 +136,6 @@ class Run:
                 f"{folder.path} has seed {seed}, not {self.options.seed}: leave --seed out to resume it"
             )
         return seed
-
-    def _read_trained(self, folder: RunFolder) -> dict[str, Any] | None:
-        path = folder.path / TRAINED
-        return durable.read_json(path) if path.exists() else None
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        with contextlib.ExitStack() as last_first:  # each is closed though another may fail
-            last_first.callback(self.folder.release)
-            if self.scalars:
-                last_first.callback(self.scalars.close)
-            last_first.callback(self.log.close)
-            last_first.callback(self.checkpoints.close)
-            last_first.callback(self.progress.close)
-            last_first.callback(self.trace.close)
 
     # -- the log -------------------------------------------------------------------------------
 
@@ -173,23 +147,20 @@ class Run:
     def _begin_log(self) -> None:
         self.log = log = logs.Log(self.folder.log_path)
         self.scalars = Scalars(self.folder.scalars_path)
-        options, benchmark = self.options, self.benchmark
-        platform = options.platform or describe_device(self.assembly.mesh)
+        division, devices = self.plan.division, self.assembly.mesh.devices
         header(
             log,
             self.official,
-            division=self.plan.division,
-            org=options.org,
-            platform=platform,
-            status=options.status,
+            division=division,
+            org=self.options.org,
+            platform=self.options.platform or f"{devices.size}x{devices.flat[0].device_kind}",
+            status=self.options.status,
             seed=self.seed,
         )
         log.start("init_start")
+        lines = full_log(self.benchmark)
         for key, value, metadata in keys.translate(
-            self.official,
-            full_log(benchmark),
-            division=self.plan.division,
-            disclosure=self._disclosure(),
+            self.official, lines, division=division, disclosure=self._disclosure()
         ):
             log.event(key, value, **metadata)
 
@@ -223,7 +194,7 @@ class Run:
     def _here(self, step: int) -> dict[str, Any]:
         here = self.benchmark.position(step)
         if self.benchmark.evaluates_generations:
-            here["epoch_num"] = generation.done(self.generation_ends, step)
+            here["epoch_num"] = generation.done(self.standing.generation_ends, step)
         return here
 
     def end_init(self) -> None:
@@ -238,9 +209,9 @@ class Run:
         if not self.started:
             self.log.start("run_start")
 
-    def log_block_start(self, step: int, until: int | None) -> None:
+    def log_block_start(self, until: int | None) -> None:
         """The start of the steps up to the next evaluation. Epochs are numbered from 1."""
-        begin = self._here(step)
+        self.standing.block = begin = self._here(self.standing.step)
         # None: the end of a generation that is still to be made
         epochs = 1 if until is None else self._here(until)["epoch_num"] - begin["epoch_num"]
         self.log.start(
@@ -249,24 +220,25 @@ class Run:
             epoch_count=epochs,
             samples_count=begin["samples_count"],
         )
-        self._block = begin
-        self._block_open = True
 
-    def log_block_stop(self, step: int) -> None:
-        if self._block_open:
-            position = self._here(step)
+    def log_block_stop(self) -> None:
+        begin, self.standing.block = self.standing.block, None
+        if begin is not None:
             self.log.stop(
                 "block_stop",
-                first_epoch_num=self._block["epoch_num"] + 1,
-                samples_count=position["samples_count"],
+                first_epoch_num=begin["epoch_num"] + 1,
+                samples_count=self._here(self.standing.step)["samples_count"],
             )
-            self._block_open = False
+
+    def log_eval_start(self, step: int, time_ms: int | None = None) -> None:
+        """`eval_start` of the evaluation after `step`; its time is now by default."""
+        self.log.start("eval_start", time_ms=time_ms, **self.position(step))
 
     def log_quality(
         self, step: int, quality: Mapping[str, float], time_ms: int | None = None
     ) -> None:
         """`eval_accuracy` and `eval_stop` of the evaluation after `step`; their time is now by default."""
-        self._evaluated = step
+        self.standing.evaluated, self.standing.quality = step, dict(quality)
         logged = self.position(step)
         names = keys.quality_keys(self.official, self.plan.division)
         for value, metadata in self.benchmark.quality_lines(quality):
@@ -296,68 +268,60 @@ class Run:
 
     def training(self, data: Split) -> Batches:
         """The batches of some training data, behind the transforms that were added."""
-        if self.plan.transforms:
-            data = data.transformed(self.plan.transforms)
-        return data.batched(self.benchmark.rows, seed=self.seed, share=self.share)
+        given = (data, self.benchmark, self.assembly.mesh, self.seed)
+        return feed.training_batches(*given, self.plan.transforms)
 
     @functools.cached_property
     def train_batches(self) -> Batches:
         """Training batches of the data that are read, not made."""
         return self.training(self.benchmark.data().train(self.data_dir))
 
-    @functools.cached_property
-    def eval_batches(self) -> Batches:
-        """Evaluation batches."""
-        data: Split = self.benchmark.data().validation(self.data_dir)
-        return data.batched(self.benchmark.eval_rows, share=self.share)
-
-    def share(self, rows: int) -> tuple[int, int]:
-        """Which rows of a global batch this process reads."""
-        return meshes.process_rows(self.assembly.mesh, rows)
-
     # -- checkpoints ---------------------------------------------------------------------------
 
-    def save(self, loop: Any, *, sealed: bool = False, evaluation_due: bool = False) -> None:
-        """A checkpoint of the loop's state, with where log, scalars and schedule stand.
+    def save(
+        self,
+        state: states.State,
+        step: int | None = None,
+        *,
+        sealed: bool = False,
+        evaluation_due: bool = False,
+    ) -> None:
+        """A checkpoint of a state, with where the run, its log and its scalars stand.
 
         Args:
-            loop: what to save.
+            state: what to save.
+            step: after which it was; the last one by default.
             sealed: it is scored after the run; its time stamp is now.
             evaluation_due: a resumed run begins with the evaluation of this very step.
         """
+        standing = self.standing
+        standing.saved = standing.step if step is None else step
         if self.scalars:
             self.scalars.sync()
-        meta = {**self._meta(loop), "evaluation_due": evaluation_due}
-        self.checkpoints.save(loop.done, self.assembly.kept(loop.state), meta, sealed=sealed)
-        if self.primary:
-            self.mirror.push()
-
-    def _meta(self, loop: Any) -> dict[str, Any]:
-        return {
-            "step": loop.done,
-            "evaluations": loop.evaluations,
-            "quality": dict(loop.quality),
-            "evaluated": self._evaluated,
+        meta = {
+            **standing.kept(),
+            "step": standing.saved,
+            "evaluation_due": evaluation_due,
             "eval_params": isinstance(self.assembly.tx, states.WithEvalParams),
-            "seconds_training": loop.seconds_training,
             "log_offset": self.log.offset,
             "scalars_offset": self.scalars.offset if self.scalars else 0,
-            "block": self._block if self._block_open else None,
-            "generation_ends": self.generation_ends,
             "mesh": meshes.describe(self.assembly.mesh),
             "seed": self.seed,
         }
+        self.checkpoints.save(standing.saved, self.assembly.kept(state), meta, sealed=sealed)
+        if self.primary:
+            self.mirror.push()
 
-    def restore(self) -> tuple[states.State | None, dict[str, Any] | None]:
-        """The newest checkpoint that verifies, with log and scalars cut back to it.
+    def restore(self) -> states.State | None:
+        """The newest checkpoint that verifies, with standing, log and scalars put back to it.
 
-        A run that was killed before its first checkpoint begins again at `run_start`.
+        None without one: a run that was killed before its first begins again at `run_start`.
 
         Raises:
             UserError: the run is trained and waits for being scored.
         """
         if not self.started:
-            return None, None
+            return None
         if self.trained is not None:
             raise UserError(
                 f"{self.folder.path} is trained: score it with `mlperf-jax evaluate {self.root}`"
@@ -365,17 +329,14 @@ class Run:
         found = self.checkpoints.restore(self.assembly.kept(self.assembly.abstract))
         for warning in self.checkpoints.warnings:
             self.progress.say(warning)
-        state, meta = found if found else (None, None)
+        state, meta = found or (None, None)
         self.resumed = processes.from_primary(lambda: self._cut_back(meta))
         if state is None or meta is None:
             self.progress.say("no checkpoint yet: resumed from the start")
-            return None, None
-        if meta["block"]:
-            self._block, self._block_open = meta["block"], True
-        self._evaluated = meta.get("evaluated")
-        self.generation_ends = meta["generation_ends"]
-        self.progress.say(f"resumed after step {meta['step']:,}")
-        return with_untrained(self.assembly, state, self.seed, self.data_dir), meta
+            return None
+        self.standing = Standing.of(meta)
+        self.progress.say(f"resumed after step {self.standing.step:,}")
+        return with_untrained(self.assembly, state, self.seed, self.data_dir)
 
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
@@ -395,64 +356,65 @@ class Run:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def stop_clock(self, loop: Any) -> None:
-        """`run_stop`, at once; an offline run's is written when it has been scored."""
-        self.log_block_stop(loop.done)
-        if self.benchmark.metric.mode != "offline" and not loop.ended:
-            position = self.position(loop.reported()[1])
-            self.log.stop("run_stop", status=loop.status, **position)
+    def stop_clock(self, step: int) -> None:
+        """`run_stop` at the step that counts, at once; an offline run's is written when it has been scored."""
+        self.log_block_stop()
+        if self.benchmark.metric.mode != "offline":
+            self.log_run_stop(step)
 
-    def finish(self, loop: Any) -> Result | None:
+    def log_run_stop(self, step: int, time_ms: int | None = None) -> None:
+        ended = self.standing.ended
+        assert ended is not None
+        self.log.stop("run_stop", status=ended.status, time_ms=time_ms, **self.position(step))
+
+    def finish(self, state: states.State, step: int, *, worth_keeping: bool) -> Result | None:
         """The final checkpoint and `result.json`; an offline run waits for its scores."""
         if self.benchmark.metric.mode == "offline":
             self.checkpoints.wait()
-            processes.from_primary(lambda: self._note_trained(loop))
+            processes.from_primary(self._note_trained)
             self.progress.say(f"trained; score it with `mlperf-jax evaluate {self.root}`")
             return None
-        state, step = loop.reported()
-        if state is None:  # there is no state worth keeping or reporting
-            state = loop.state
-        elif not loop.ended:  # kept, so that the weights can be used
-            ended = {"status": loop.status, "reason": loop.reason}
-            meta = {**self._meta(loop), "step": step, "ended": ended}
-            self.checkpoints.save(step, self.assembly.kept(state), meta)
-        return self.conclude(loop, state, step)
+        if worth_keeping:  # so that the weights can be used
+            self.save(state, step)
+        return self.conclude(state, step)
 
-    def _note_trained(self, loop: Any) -> None:
+    def _note_trained(self) -> None:
         noted = {
-            "step": loop.done,
+            "step": self.standing.step,
             "log_offset": self.log.offset,
-            "seconds_training": loop.seconds_training,
+            "seconds_training": self.standing.seconds_training,
             "resumed": self.resumed,
         }
         durable.write_json(self.folder.path / TRAINED, noted)
         self.mirror.push(final=True)
 
     def conclude(
-        self, ending: Any, state: states.State | None, step: int, scored: Sequence[int] = ()
+        self, state: states.State | None, step: int, scored: Sequence[int] = ()
     ) -> Result | None:
-        """`result.json`: how it ended, the state that counts, its step, the steps scored afterwards."""
+        """`result.json`: the state that counts, its step, the steps scored afterwards."""
         self.checkpoints.wait()
         digest = None if state is None else checksums.parameters_sha256(self.assembly.kept(state))
         if not self.primary:
             return None
-        result = self._result(ending, step, digest, scored)
+        ended = self.standing.ended
+        assert ended is not None
+        result = self._result(ended, step, digest, scored)
         self.folder.save_result(result)
         self.mirror.push(final=True)
-        verdict = "target reached" if result.reached else f"target not reached: {ending.reason}"
+        verdict = "target reached" if result.reached else f"target not reached: {ended.reason}"
         self.progress.say(f"{verdict} after {result.samples:,} samples, {result.seconds:.1f} s")
         return result
 
-    def _result(self, loop: Any, step: int, digest: str | None, scored: Sequence[int]) -> Result:
-        mesh, benchmark = self.assembly.mesh, self.benchmark
+    def _result(self, ended: Ended, step: int, digest: str | None, scored: Sequence[int]) -> Result:
+        mesh, benchmark, standing = self.assembly.mesh, self.benchmark, self.standing
         stamps = {line.key: line.time_ms for line in logs.read(self.folder.log_path)}
-        rate = benchmark.samples(loop.done) / max(loop.seconds_training, 1e-9)
+        rate = benchmark.samples(standing.step) / max(standing.seconds_training, 1e-9)
         kind = mesh.devices.flat[0].device_kind
         return Result(
             benchmark=benchmark.name,
             tiny=benchmark.is_tiny,
-            reached=loop.status == "success",
-            quality=loop.quality,
+            reached=ended.status == "success",
+            quality=standing.quality,
             samples=benchmark.samples(step),
             seconds=(stamps["run_stop"] - stamps["run_start"]) / 1000,
             examples_per_second=rate,
@@ -465,23 +427,13 @@ class Run:
             versions=versions(),
             device=kind,
             mesh=dict(mesh.shape),
-            status=loop.status,
+            status=ended.status,
             log=str(self.folder.log_path),
             division=self.plan.division,
             ruleset=benchmark.ruleset,
             device_count=mesh.devices.size,
             scored=[benchmark.samples(step) for step in scored],
         )
-
-
-def fresh_seed() -> int:
-    """A seed from the system's entropy, as the closed rules ask."""
-    return random.SystemRandom().randrange(2**32)
-
-
-def describe_device(mesh: Any) -> str:
-    """ "8xNVIDIA H200", for `submission_platform`."""
-    return f"{mesh.devices.size}x{mesh.devices.flat[0].device_kind}"
 
 
 def _structure(opt: Any) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,17 +23,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
+from jax.tree_util import KeyPath
 
 from mlperf_jax.core import compiling
 from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core.benchmark import Benchmark, Start
+from mlperf_jax.core.benchmark import Benchmark, Reader, Shape, Start
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding, embedding_plan
+from mlperf_jax.ops.embedding_plan import Store
 from mlperf_jax.optimizers import clipping
 from mlperf_jax.optimizers import tree as trees
 
 State = dict[str, Any]
+Source = np.ndarray | Reader
 
 # Randomness besides training's own, which folds the step into key(seed): numbers no step reaches.
 _STREAMS = {"init": 2**31 - 1, "evaluation": 2**31 - 2, "generation": 2**31 - 3}
@@ -57,9 +60,9 @@ class Assembly:
     """
 
     benchmark: Benchmark
-    graphdef: Any
+    graphdef: nnx.GraphDef
     tree: trees.ParamTree
-    tx: optax.GradientTransformationExtraArgs | WithEvalParams
+    tx: Optimizer
     mesh: Mesh
     abstract: State
 
@@ -74,11 +77,7 @@ class Assembly:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def check_room(self) -> None:
-        """Nothing, if the embedding tables that are spread over the mesh fit its devices.
-
-        Raises:
-            UserError: they do not; says by how much and what would.
-        """
+        """Nothing, if the embedding tables that are spread over the mesh fit its devices."""
         tables = self.benchmark.tables().values()
         stored = [(t.store, t.optimizer, t.width) for t in tables if t.store and t.optimizer]
         room = _memory(self.mesh)
@@ -91,17 +90,10 @@ class Assembly:
         embedding_plan.check_fit(stores, row, embedding.devices_of(self.mesh), room)
 
     def create(self, seed: int) -> State:
-        """The initial state, each leaf created on the devices that hold it.
-
-        Raises:
-            UserError: the embedding tables do not fit.
-        """
+        """The initial state, each leaf created on the devices that hold it."""
         self.check_room()
-        if not self.has_untrained:
-            return self._create(self._init, self.shardings, seed)
         # the untrained by the program that a resumed run makes them with: same bits
-        kept = self._create(lambda key: self.kept(self._init(key)), self.kept(self.shardings), seed)
-        return self.completed(kept, seed)
+        return self.completed(self._made(self.kept, seed), seed)
 
     @property
     def has_untrained(self) -> bool:
@@ -125,34 +117,35 @@ class Assembly:
         """What `kept` left, with the frozen weights and untrained tables that this seed begins with."""
         if not self.has_untrained:
             return {**kept, "frozen": {}}
-        made = self._create(
-            lambda key: self._untrained(self._init(key)), self._untrained(self.shardings), seed
-        )
-        return {**kept, "frozen": made["frozen"], "tables": {**kept["tables"], **made["tables"]}}
+        made = self._made(self._untrained, seed)
+        return {**kept, **made, "tables": {**kept["tables"], **made["tables"]}}
 
-    def _create(self, init: Any, shardings: Any, seed: int) -> State:
+    def _made(self, part: Callable[[State], State], seed: int) -> State:
+        """A part of the initial state, each leaf created on the devices that hold it."""
         # Runs once, so on CPU compiling it well costs more than it gains: 2.3 s instead of 7.7 s of
         # compile time for the tiny ResNet's initialisation at LLVM's level 0.
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         options = {"xla_backend_optimization_level": 0} if on_cpu else None
+
+        def init(key: jax.Array) -> State:
+            return part(initial_state(self.benchmark, self.tx, key))
+
         with jax.set_mesh(self.mesh):
+            shardings = part(self.shardings)
             jitted = jax.jit(init, out_shardings=shardings, compiler_options=options)
             return jitted(stream(seed, "init"))
 
-    def compile(self, jitted: Any, *arguments: Any) -> Any:
+    def compile(self, jitted: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
         """The program for these abstract arguments; `ops/` find the mesh while it is traced."""
         with jax.set_mesh(self.mesh), compiling.safe_cache(self.mesh):
             lowered = jitted.lower(*arguments)
             return compiling.compiled(lowered, compiling.options(self.mesh))
 
-    def _init(self, key: jax.Array) -> State:
-        return initial_state(self.benchmark, self.tx, key)
-
-    def model(self, state: State) -> Any:
+    def model(self, state: State) -> nnx.Module:
         """The module in training behaviour, holding the state's arrays."""
         return merge(self.graphdef, state["params"], state["frozen"], state["stats"])
 
-    def eval_model(self, view: State) -> Any:
+    def eval_model(self, view: State) -> nnx.Module:
         """The module in evaluation behaviour."""
         return in_evaluation(self.model(view))
 
@@ -188,15 +181,11 @@ def _memory(mesh: Mesh) -> float | None:
 def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembly:
     """Works out the program of a run from shapes alone; nothing is allocated.
 
-    Args:
-        benchmark: what is trained.
-        mesh: where.
-        optimizer: an optax transformation or a function of the `ParamTree` that replaces the
-            benchmark's own.
+    An optimizer, an optax transformation or a function of the `ParamTree`, replaces the benchmark's own.
     """
     found: dict[str, Any] = {}
 
-    def shapes(key: jax.Array) -> Any:
+    def shapes(key: jax.Array) -> State:
         found["graphdef"], parts = split(benchmark.model(nnx.Rngs(key)), benchmark.frozen)
         return parts
 
@@ -217,25 +206,21 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
     return Assembly(benchmark, found["graphdef"], tree, tx, mesh, abstract)
 
 
-def _store_rules(benchmark: Benchmark, mesh: Mesh) -> list[tuple[str, Any]]:
-    """Sharding rules for the tables whose stores say where they live.
-
-    Raises:
-        UserError: the mesh does not divide a store.
-    """
+def _store_rules(benchmark: Benchmark, mesh: Mesh) -> meshes.Rules:
+    """Sharding rules for the tables whose stores say where they live."""
     found = []
     for name, table in benchmark.tables().items():
         if (store := table.store) is not None:
             embedding.check_mesh(store, mesh)
 
-            def spec(shape: Any, mesh: Mesh, store: Any = store) -> Any:
+            def spec(shape: tuple[int, ...], mesh: Mesh, store: Store = store) -> PartitionSpec:
                 return embedding.spec(store, len(shape))
 
             found.append((rf"{re.escape(name)}/.*", spec))
     return found
 
 
-def initial_state(benchmark: Benchmark, tx: Any, key: jax.Array) -> State:
+def initial_state(benchmark: Benchmark, tx: Optimizer, key: jax.Array) -> State:
     """The state before the first step, a pure function of the key."""
     key, table_key = jax.random.split(key)
     _, parts = split(benchmark.model(nnx.Rngs(key)), benchmark.frozen)
@@ -253,7 +238,7 @@ def initial_state(benchmark: Benchmark, tx: Any, key: jax.Array) -> State:
     return {**state, "step": jnp.zeros((), jnp.int32), "finite": jnp.ones((), bool)}
 
 
-def make_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any = None) -> Any:
+def make_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any = None) -> Optimizer:
     """The benchmark's optimizer or its replacement, with clipping in front.
 
     Raises:
@@ -291,9 +276,12 @@ def make_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any =
 class WithEvalParams:
     """An optimizer that evaluates other weights than it trains (schedule-free, averaging)."""
 
-    init: Any
-    update: Any
-    eval_params: Any
+    init: optax.TransformInitFn
+    update: optax.TransformUpdateExtraArgsFn
+    eval_params: Callable[[optax.OptState, State], State]
+
+
+Optimizer = optax.GradientTransformationExtraArgs | WithEvalParams
 
 
 def all_finite(state: State) -> jax.Array:
@@ -310,14 +298,14 @@ def all_finite(state: State) -> jax.Array:
     return jnp.stack([state["finite"], *finite]).all()
 
 
-def _is_transformation(thing: Any) -> bool:
+def _is_transformation(thing: object) -> bool:
     return hasattr(thing, "init") and hasattr(thing, "update")
 
 
 # -- modules as dicts ------------------------------------------------------------------------------
 
 
-def split(module: Any, frozen: tuple[str, ...] = ()) -> tuple[Any, State]:
+def split(module: nnx.Module, frozen: tuple[str, ...] = ()) -> tuple[nnx.GraphDef, State]:
     """The module's graph definition and its arrays as `params`, `frozen` and `stats`.
 
     Args:
@@ -336,10 +324,11 @@ def split(module: Any, frozen: tuple[str, ...] = ()) -> tuple[Any, State]:
             "seed and step, so let the layer take a key"
         )
     params = trees.flatten_paths(_string_keys(nnx.to_pure_dict(weights)))
-    for pattern in frozen:
-        if not any(re.fullmatch(pattern, path) for path in params):
+    matches = {p: {path for path in params if re.fullmatch(p, path)} for p in frozen}
+    for pattern, found in matches.items():
+        if not found:
             raise UserError(f"frozen pattern {pattern!r} matches no parameter")
-    kept = {path for path in params if any(re.fullmatch(pattern, path) for pattern in frozen)}
+    kept = set().union(*matches.values())
     parts = {
         "params": trees.unflatten({p: a for p, a in params.items() if p not in kept}),
         "frozen": trees.unflatten({p: a for p, a in params.items() if p in kept}),
@@ -348,18 +337,18 @@ def split(module: Any, frozen: tuple[str, ...] = ()) -> tuple[Any, State]:
     return graphdef, parts
 
 
-def merge(graphdef: Any, params: State, frozen: State, stats: State) -> Any:
+def merge(graphdef: nnx.GraphDef, params: State, frozen: State, stats: State) -> nnx.Module:
     """The module that `split` took apart, holding these arrays."""
     weights = {**trees.flatten_paths(params), **trees.flatten_paths(frozen)}
     return nnx.merge(graphdef, _integer_keys(trees.unflatten(weights)), _integer_keys(stats))
 
 
-def in_evaluation(module: Any) -> Any:
+def in_evaluation(module: nnx.Module) -> nnx.Module:
     """The module in evaluation behaviour."""
     return nnx.view(module, use_running_average=True, deterministic=True, raise_if_not_found=False)
 
 
-def stats_of(module: Any) -> State:
+def stats_of(module: nnx.Module) -> State:
     """The running statistics as they are now."""
     return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param))))
 
@@ -390,14 +379,13 @@ def begin_from(state: State, start: Start) -> State:
     Raises:
         UserError: for a path the state lacks or a shape that differs, naming it.
     """
-    leaves = trees.flatten_paths(
-        {part: state[part] for part in ("params", "frozen", "stats", "tables")}
-    )
+    parts = ("params", "frozen", "stats", "tables")
+    leaves = trees.flatten_paths({part: state[part] for part in parts})
     for path, source in start.weights.items():
         if path not in leaves:
             raise UserError(f"start checkpoint has {path!r}, which this model lacks")
         leaves[path] = read_leaf(path, leaves[path], source)
-    state = {**state, **trees.unflatten(leaves)}
+    state = {**state, **{part: {} for part in parts}, **trees.unflatten(leaves)}
     if "ema" in state and any(path.startswith("params/") for path in start.weights):
         state["ema"] = jax.tree.map(jnp.copy, state["params"])
     if start.optimizer_step:
@@ -406,17 +394,11 @@ def begin_from(state: State, start: Start) -> State:
             state["updates"] = _filled(state["updates"], start.optimizer_step)
     if start.moments:
         state["opt"] = set_moments(state["opt"], start.moments)
-    for part in ("params", "frozen", "stats", "tables"):
-        state.setdefault(part, {})
     return state
 
 
-def read_leaf(path: str, leaf: Any, source: Any) -> jax.Array:
-    """An array or what a reader gives, placed as `leaf` lies, each device's part read by itself.
-
-    Raises:
-        UserError: the shapes differ.
-    """
+def read_leaf(path: str, leaf: jax.Array | Shape, source: Source) -> jax.Array:
+    """An array or what a reader gives, placed as `leaf` lies, each device's part read by itself."""
     shape = getattr(source, "shape", leaf.shape)
     if tuple(shape) != leaf.shape:
         raise UserError(
@@ -440,15 +422,11 @@ def read_leaf(path: str, leaf: Any, source: Any) -> jax.Array:
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
-def set_moments(opt: Any, moments: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The optimizer's state with these arrays in place of its own, by name and parameter path.
+def set_moments(opt: optax.OptState, moments: Mapping[str, Mapping[str, Source]]) -> optax.OptState:
+    """The optimizer's state with these arrays in place of its own, by name and parameter path."""
 
-    Raises:
-        UserError: a moment that the state has lacks a parameter, or its shape differs.
-    """
-
-    def value(path: Any, leaf: jax.Array) -> jax.Array:
-        names = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
+    def value(path: KeyPath, leaf: jax.Array) -> jax.Array:
+        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
         known = [at for at, name in enumerate(names) if name in moments]
         if not known:
             return leaf
@@ -460,15 +438,13 @@ def set_moments(opt: Any, moments: Mapping[str, Mapping[str, Any]]) -> Any:
     return jax.tree_util.tree_map_with_path(value, opt)
 
 
-def set_optimizer_step(opt: Any, step: int) -> Any:
+def set_optimizer_step(opt: optax.OptState, step: int) -> optax.OptState:
     """The optimizer's state with each of its counts set to `step`."""
 
-    def count(path: Any, leaf: jax.Array) -> jax.Array:
-        last = path[-1] if path else None
-        name = getattr(last, "name", getattr(last, "key", None))
-        if name == "count":  # one number, or one per layer under `per_layer`
-            return _filled(leaf, step)
-        return leaf
+    def count(path: KeyPath, leaf: jax.Array) -> jax.Array:
+        # one number, or one per layer under `per_layer`
+        named = jax.tree_util.keystr(path[-1:], simple=True) == "count"
+        return _filled(leaf, step) if named else leaf
 
     return jax.tree_util.tree_map_with_path(count, opt)
 

@@ -5,7 +5,7 @@ Shape legend: B rows of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,18 +15,22 @@ from jax.sharding import NamedSharding
 
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
-from mlperf_jax.core.benchmark import Benchmark, Bucket, Shape
+from mlperf_jax.core.benchmark import Batch, Benchmark, Bucket, Shape, Table
 from mlperf_jax.core.gradients import gradients
 from mlperf_jax.core.judges import Judges
+from mlperf_jax.core.terms import differences
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding
 from mlperf_jax.optimizers import tree as trees
 
 State = states.State
 Metrics = dict[str, jax.Array]
+Ids = Mapping[str, jax.Array]  # what a batch looks up in each table
 
 
-def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Array], Any]:
+def make_train_step(
+    assembly: states.Assembly,
+) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:
     """`(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
 
     The batch is split into `gradient_accumulation_steps` micro-batches: micro-batch i holds rows
@@ -35,7 +39,7 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
     """
     benchmark, tx = assembly.benchmark, assembly.tx
 
-    def step(state: State, batch: Any, key: jax.Array) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(key, state["step"])
         ids = benchmark.lookups(batch) if state["tables"] else {}
         rows = look_up(assembly, state["tables"], ids)
@@ -50,8 +54,10 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
         }
         if "updates" in state:
             new["updates"] = state["updates"] + 1
-        if benchmark.ema_decay is not None:
-            new["ema"] = _average(benchmark.ema_decay, state["ema"], new["params"])
+        if (decay := benchmark.ema_decay) is not None:
+            new["ema"] = jax.tree.map(
+                lambda a, p: decay * a + (1 - decay) * p, state["ema"], new["params"]
+            )
         finite = state["finite"] & jnp.isfinite(loss)
         if benchmark.nonfinite == "skip":  # a batch with no finite micro-batch changes nothing
             old = {part: state[part] for part in new}
@@ -66,29 +72,17 @@ def make_train_step(assembly: states.Assembly) -> Callable[[State, Any, jax.Arra
 
 
 def _after_step(benchmark: Benchmark, stats: State) -> State:
-    """What `Benchmark.after_step` makes of the statistics.
-
-    Raises:
-        UserError: it changes more than their values.
-    """
+    """What `Benchmark.after_step` makes of the statistics."""
     new = dict(benchmark.after_step(stats))
-    was, became = (
-        {
-            path: f"{leaf.dtype}{list(leaf.shape)}"
-            for path, leaf in trees.flatten_paths(tree).items()
-        }
-        for tree in (stats, new)
-    )
-    for path in sorted({*was, *became}):
-        if was.get(path) != became.get(path):
-            raise UserError(
-                f"after_step must return the statistics that it was given, with other values: {path} was "
-                f"{was.get(path, 'not there')} and became {became.get(path, 'nothing')}"
-            )
+    for path, became, was in differences(trees.flatten_paths(new), trees.flatten_paths(stats)):
+        raise UserError(
+            f"after_step must return the statistics that it was given, with other values: {path} was {was} "
+            f"and became {became}"
+        )
     return new
 
 
-def look_up(assembly: states.Assembly, tables: State, ids: Any) -> dict[str, jax.Array]:
+def look_up(assembly: states.Assembly, tables: State, ids: Ids) -> dict[str, jax.Array]:
     """Rows [B, K, width] of plain tables, sums of bags [B, T, width] of a store's."""
     specs = assembly.benchmark.tables() if ids else {}
     found = {}
@@ -98,7 +92,9 @@ def look_up(assembly: states.Assembly, tables: State, ids: Any) -> dict[str, jax
     return found
 
 
-def _with_untrained(assembly: states.Assembly, batch: Any, rows: Any) -> tuple[Any, Any]:
+def _with_untrained(
+    assembly: states.Assembly, batch: Batch, rows: Ids
+) -> tuple[Mapping[str, Any], Ids]:
     """The batch with the rows of untrained tables, as data of its own, and the rows of the others."""
     specs = assembly.benchmark.tables() if rows else {}
     trained = {name: found for name, found in rows.items() if specs[name].optimizer is not None}
@@ -106,7 +102,7 @@ def _with_untrained(assembly: states.Assembly, batch: Any, rows: Any) -> tuple[A
     return ({**batch, "rows": fixed} if fixed else batch), trained
 
 
-def _update_tables(assembly: states.Assembly, state: State, ids: Any, row_grads: Any) -> State:
+def _update_tables(assembly: states.Assembly, state: State, ids: Ids, row_grads: Ids) -> State:
     specs = assembly.benchmark.tables() if state["tables"] else {}
 
     def updated(name: str, table: State) -> State:
@@ -121,7 +117,7 @@ def _update_tables(assembly: states.Assembly, state: State, ids: Any, row_grads:
     return {name: updated(name, table) for name, table in state["tables"].items()}
 
 
-def _nowhere_unless(used: jax.Array, ids: Any, specs: Any) -> Any:
+def _nowhere_unless(used: jax.Array, ids: Ids, specs: Mapping[str, Table]) -> Ids:
     """The ids, or row numbers past the table's end: updates of those are dropped.
 
     Choosing between the old and the new table instead would keep both in memory. Bags keep their ids:
@@ -133,31 +129,7 @@ def _nowhere_unless(used: jax.Array, ids: Any, specs: Any) -> Any:
     }
 
 
-def _average(decay: float, old: Any, new: Any) -> Any:
-    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, old, new)
-
-
-def make_predict_step(
-    assembly: states.Assembly, judges: Judges | None = None
-) -> Callable[..., Any]:
-    """`(view, batch, mask [B], key) -> sums or rows`, as the benchmark's metric takes them.
-
-    The arrays of the judges, if there are any, are one more argument.
-    """
-    benchmark = assembly.benchmark
-
-    def predict(view: State, batch: Any, mask: jax.Array, key: jax.Array, *arrays: State) -> Any:
-        if view["tables"]:
-            ids = benchmark.lookups(batch)
-            batch = {**batch, "rows": look_up(assembly, view["tables"], ids)}
-        modules = [judges.module(own) for own in arrays if judges]
-        outputs = benchmark.predict(assembly.eval_model(view), batch, key, *modules)
-        return outputs if benchmark.metric.rows else benchmark.metric.sums(outputs, mask)
-
-    return predict
-
-
-def jit_train_step(assembly: states.Assembly) -> Any:
+def jit_train_step(assembly: states.Assembly) -> jax.stages.Wrapped:
     """The jitted train step: state donated, its shardings kept."""
     return jax.jit(
         make_train_step(assembly),
@@ -167,15 +139,25 @@ def jit_train_step(assembly: states.Assembly) -> Any:
     )
 
 
-def jit_predict_step(assembly: states.Assembly, judges: Judges | None = None) -> Any:
-    """The jitted predict step: sums come back replicated, rows stay where they are."""
-    rows = assembly.benchmark.metric.rows
-    return jax.jit(
-        make_predict_step(assembly, judges),
-        out_shardings=meshes.batch_sharding(assembly.mesh)
-        if rows
-        else meshes.replicated(assembly.mesh),
-    )
+def jit_predict_step(assembly: states.Assembly, judges: Judges | None = None) -> jax.stages.Wrapped:
+    """The jitted `(view, batch, mask [B], key) -> sums or rows`, as the benchmark's metric takes them.
+
+    The arrays of the judges, if there are any, are one more argument. Sums come back replicated, rows stay
+    where they are.
+    """
+    benchmark, mesh = assembly.benchmark, assembly.mesh
+    rows = benchmark.metric.rows
+
+    def predict(view: State, batch: Any, mask: jax.Array, key: jax.Array, *arrays: State) -> Any:
+        if view["tables"]:
+            ids = benchmark.lookups(batch)
+            batch = {**batch, "rows": look_up(assembly, view["tables"], ids)}
+        modules = [judges.module(own) for own in arrays if judges]
+        outputs = benchmark.predict(assembly.eval_model(view), batch, key, *modules)
+        return outputs if rows else benchmark.metric.sums(outputs, mask)
+
+    where = meshes.batch_sharding(mesh) if rows else meshes.replicated(mesh)
+    return jax.jit(predict, out_shardings=where)
 
 
 def abstract_batch(bucket: Bucket, sharding: NamedSharding) -> dict[str, Shape]:

@@ -26,6 +26,8 @@ Example = Mapping[str, Shape]
 Array = jax.Array | np.ndarray
 Batch = Mapping[str, Array]
 Reader = Callable[[tuple[slice, ...]], np.ndarray]
+# records of games, [G, …]; or [G, most, …] with how many of each are real
+Generated = Mapping[str, jax.Array] | tuple[Mapping[str, jax.Array], jax.Array]
 # what a benchmark's rounds never had: reference convergence points, a ruleset that today's official checker
 # has, something to draw, training data in files (the model makes them)
 Absence = Literal["recipes", "ruleset", "pictures", "training files"]
@@ -39,6 +41,25 @@ def f32(*shape: int) -> Shape:
 def i32(*shape: int) -> Shape:
     """One example's array of int32 of this shape, for `Benchmark.example`."""
     return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def differences(
+    found: Mapping[str, Array | Shape], wanted: Mapping[str, Array | Shape]
+) -> list[tuple[str, str, str]]:
+    """Name, kind found and kind wanted of each array that is missing, one too many or of another kind.
+
+    >>> differences({"x": f32(4), "y": i32()}, {"x": f32(3), "y": i32()})
+    [('x', 'float32[4]', 'float32[3]')]
+    """
+    are, should_be = (
+        {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+        for leaves in (found, wanted)
+    )
+    pairs = [
+        (name, are.get(name, "nothing"), should_be.get(name, "nothing"))
+        for name in sorted({*are, *should_be})
+    ]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,9 @@ class Weighted:
 
     total: jax.Array
     weight: jax.Array
+
+
+Loss = jax.Array | Weighted | Mapping[str, jax.Array | Weighted]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
 
 from mlperf_jax.core import evaluation, preflight
 from mlperf_jax.core import mesh as meshes
@@ -30,7 +31,7 @@ from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.judges import Judges, judges_of
 from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.core.protocols import Split
+from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
 from mlperf_jax.results.remote import Mirror
@@ -55,7 +56,7 @@ class Trained:
     """
 
     benchmark: Benchmark
-    model: Any
+    model: nnx.Module
     step: int
     quality: Mapping[str, float] | None
     seed: int
@@ -79,9 +80,6 @@ class Trained:
             function: of the model, a batch and what else is given.
             batch: arrays [B, …]; the mesh must divide B.
             *more: trees of arrays, as they are.
-
-        Raises:
-            UserError: it does not.
         """
         mesh = self.assembly.mesh
         meshes.process_rows(mesh, len(next(iter(batch.values()))))
@@ -90,10 +88,12 @@ class Trained:
             return self._program(function, self.view, placed, *more)
 
     @functools.cached_property
-    def _program(self) -> Any:
+    def _program(self) -> jax.stages.Wrapped:
         assembly = self.assembly
 
-        def program(function: Any, view: states.State, batch: Any, *more: Any) -> Any:
+        def program(
+            function: Callable[..., Any], view: states.State, batch: Any, *more: Any
+        ) -> Any:
             if view["tables"]:
                 ids = assembly.benchmark.lookups(batch)
                 batch = {**batch, "rows": steps.look_up(assembly, view["tables"], ids)}
@@ -129,19 +129,8 @@ class Trained:
         Raises:
             UserError: the data are not there, or the mesh does not divide the evaluation batch.
         """
-        benchmark, mesh = self.benchmark, self.assembly.mesh
-        folder = data_dir or self.find_data()
-        data: Split = benchmark.data().validation(folder)
-        share = functools.partial(meshes.process_rows, mesh)
-        batches = data.batched(benchmark.eval_rows, share=share)
-        evaluator = evaluation.Evaluator(
-            self.assembly,
-            lambda: batches.stream(threads=threads),
-            self.seed,
-            evaluation.compile_predict(self.assembly),
-            folder,
-            evaluation.judges_from(self.assembly, folder),
-        )
+        folder, programs = data_dir or self.find_data(), evaluation.compile_predict(self.assembly)
+        evaluator = evaluation.Evaluator(self.assembly, self.seed, folder, programs, threads)
         return evaluator.quality(self.view, max(1, self.evaluations))
 
 
@@ -266,7 +255,7 @@ def load(
         abstract = {part: whole.kept(whole.abstract)[part] for part in parts}
         found = checkpoints.restore(abstract, step, partial=True)
     assert found is not None, "there are checkpoints"
-    state, meta = found
+    state, standing = found[0], Standing.of(found[1])
     state.setdefault("params", state.get("ema"))
     seed = kept.options["seed"]
     folder = find_data() if assembly.has_untrained else ""
@@ -274,10 +263,10 @@ def load(
     return Trained(
         benchmark=benchmark,
         model=assembly.eval_model(view),
-        step=meta["step"],
-        quality=_quality(kept, benchmark, meta),
+        step=standing.step,
+        quality=_quality(kept, benchmark, standing),
         seed=seed,
-        evaluations=meta["evaluations"],
+        evaluations=standing.evaluations,
         assembly=assembly,
         view=view,
         find_data=find_data,
@@ -287,11 +276,7 @@ def load(
 def _chosen_step(
     kept: Kept, benchmark: Benchmark, there: list[int], step: int | None
 ) -> int | None:
-    """The step asked for, or that of the run's result, or None: the newest that is whole.
-
-    Raises:
-        UserError: no checkpoint is kept, or none of this step.
-    """
+    """The step asked for, or that of the run's result, or None: the newest that is whole."""
     path = kept.folder.path
     if not there:
         raise UserError(
@@ -324,11 +309,7 @@ def _check_configuration(kept: Kept, meta: Mapping[str, Any]) -> None:
 
 
 def _own_optimizer(kept: Kept, optimizer: Any) -> Any:
-    """The run's optimizer, None for the benchmark's own.
-
-    Raises:
-        UserError: it was an object and is not given, or another one is.
-    """
+    """The run's optimizer, None for the benchmark's own."""
     described = kept.config.get("optimizer")
     given = kept.options.get("optimizer") if optimizer is None else optimizer
     if described is not None and given is None:
@@ -341,11 +322,11 @@ def _own_optimizer(kept: Kept, optimizer: Any) -> Any:
     return load_optimizer(given) if isinstance(given, str) else given
 
 
-def _quality(kept: Kept, benchmark: Benchmark, meta: Mapping[str, Any]) -> dict[str, float] | None:
+def _quality(kept: Kept, benchmark: Benchmark, standing: Standing) -> dict[str, float] | None:
     """What the run says of the weights of this very step, if it evaluated them."""
-    if meta.get("evaluated") == meta["step"]:
-        return meta["quality"]
-    if benchmark.metric.mode == "offline" and _reported_step(kept, benchmark) == meta["step"]:
+    if standing.evaluated == standing.step:
+        return standing.quality
+    if benchmark.metric.mode == "offline" and _reported_step(kept, benchmark) == standing.step:
         return kept.folder.result().quality
     return None
 

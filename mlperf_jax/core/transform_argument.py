@@ -12,7 +12,7 @@ import numpy as np
 
 from mlperf_jax.core import python_file
 from mlperf_jax.core.optimizer_argument import DEPTH, described
-from mlperf_jax.core.terms import Bucket, Example
+from mlperf_jax.core.terms import Bucket, Example, differences
 from mlperf_jax.errors import UserError
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap
@@ -59,25 +59,17 @@ def check_transforms(transforms: Sequence[Transform], buckets: Iterable[Bucket])
     """Nothing, if the transforms leave names, shapes and types of an example as they are.
 
     They are tried on zeros and ones: no record is read before the clock starts.
-
-    Raises:
-        UserError: naming the array that they change, or how they fail.
     """
     for bucket in buckets if transforms else ():
         leaves = {name: leaf for name, leaf in bucket.example.items() if name != "mask"}
-        wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
-        found = {
-            name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _tried(transforms, leaves)
-        }
-        for name in sorted({*found, *wanted}):
-            if found.get(name) != wanted.get(name):
-                raise UserError(
-                    f"{_names(transforms)} makes {found.get(name, 'nothing')} of {name!r}, and the benchmark's "
-                    f"example() says {wanted.get(name, 'nothing')}: a transform may change values alone"
-                )
+        for name, found, wanted in differences(_tried(transforms, leaves), leaves):
+            raise UserError(
+                f"{' and '.join(map(_name, transforms))} makes {found} of {name!r}, and the benchmark's "
+                f"example() says {wanted}: a transform may change values alone"
+            )
 
 
-def _tried(transforms: Sequence[Transform], leaves: Example) -> list[tuple[str, np.ndarray]]:
+def _tried(transforms: Sequence[Transform], leaves: Example) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     given: Any = {
         name: generator.integers(0, 2, leaf.shape).astype(leaf.dtype)[()]
@@ -89,15 +81,16 @@ def _tried(transforms: Sequence[Transform], leaves: Example) -> list[tuple[str, 
         try:
             given = _applied(transform, given, generator)
         except Exception as error:
+            folder = pathlib.Path(inspect.getfile(type(transform))).parent
             raise UserError(
                 f"{_name(transform)} fails on an example of zeros and ones "
-                f"({python_file.in_one_line(error, _folder(transform))})"
+                f"({python_file.in_one_line(error, folder)})"
             ) from error
         if not isinstance(given, Mapping):
             raise UserError(
                 f"{_name(transform)} gives {type(given).__name__}; it must give a dict of arrays as it was given"
             )
-    return [(name, np.asarray(value)) for name, value in given.items()]
+    return {name: np.asarray(value) for name, value in given.items()}
 
 
 def _applied(transform: Any, given: Any, generator: np.random.Generator) -> Any:
@@ -109,16 +102,8 @@ def _applied(transform: Any, given: Any, generator: np.random.Generator) -> Any:
     return {name: np.asarray(value)[0] for name, value in rows.items()}
 
 
-def _folder(transform: Transform) -> pathlib.Path:
-    return pathlib.Path(inspect.getfile(type(transform))).parent
-
-
 def _name(transform: Transform) -> str:
     return f"the transform {type(transform).__qualname__}"
-
-
-def _names(transforms: Sequence[Transform]) -> str:
-    return " and ".join(map(_name, transforms))
 
 
 # -- as text, for the run's configuration ----------------------------------------------------------
@@ -131,8 +116,7 @@ def describe_transforms(given: Any) -> str | None:
     methods take from around them.
     """
     if isinstance(given, str):
-        path = pathlib.Path(given.rpartition(":")[0])
-        return f"{given}\n{path.read_text(encoding='utf-8')}" if path.is_file() else given
+        return python_file.described(given)
     return "\n".join(map(_described, load_transforms(given))) or None
 
 

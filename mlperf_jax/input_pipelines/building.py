@@ -9,6 +9,8 @@ import concurrent.futures
 import concurrent.futures.process
 import contextlib
 import fcntl
+import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -84,6 +86,23 @@ def check_room(folder: str | os.PathLike, need: int) -> None:
             f"{folder} has {free / 1e9:,.1f} GB free and the build needs {need / 1e9:,.1f} GB: free space, "
             "or give another --data-dir"
         )
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that may be taken without swapping; None where the system does not say."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(found[0]) if found else None
+
+
+def md5(path: str | os.PathLike) -> str:
+    """The MD5 sum of a file, to compare with a published one."""
+    with open(path, "rb") as file:
+        made = functools.partial(hashlib.md5, usedforsecurity=False)
+        return hashlib.file_digest(file, made).hexdigest()
 
 
 def begin(work: pathlib.Path, settings: Mapping[str, Any], *, restart: bool = False) -> None:
@@ -185,7 +204,7 @@ def in_processes(
             report(number)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads of JAX
-    pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, initializer=_watch_parent)
+    pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, initializer=_end_with_parent)
     try:
         pending = [pool.submit(work, job) for job in jobs]
         for number, done in enumerate(concurrent.futures.as_completed(pending), start=1):
@@ -200,13 +219,13 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _watch_parent() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
 def _end_with_parent() -> None:
     """Ends this process when its parent is gone: after a SIGKILL the pool would wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

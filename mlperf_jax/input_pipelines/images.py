@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+
+from mlperf_jax.errors import UserError
 
 try:
     import simplejpeg
@@ -162,6 +165,33 @@ def complaint(data: Bytes) -> str | None:
     return None
 
 
+def report(source: Any, split: str, sizes: Sequence[int], examine: Callable) -> list[str]:
+    """Lines on the first and the last image of every group of records; "problem: …" for what is wrong.
+
+    Args:
+        source: of records that have an `image`, see `sources.Source`.
+        split: what it is called.
+        sizes: records of each group (shards, classes), as they follow one another.
+        examine: raises for a record that is not as it must be.
+    """
+    ends = np.cumsum(sizes)
+    looked_at = {int(i) for end, n in zip(ends, sizes) if n for i in (end - n, end - 1)}
+    problems = []
+    for index in sorted(looked_at):
+        try:
+            record = source[index]
+            examine(record)
+            decode(record.image)
+            found = complaint(record.image)
+        except (UserError, ValueError, OSError) as error:
+            found = str(error)
+        if found:
+            where = source.describe(index)
+            problems.append(f"problem: {found if where in found else f'{where}: {found}'}")
+    said = f"{split}: decoded {len(looked_at)} images, {len(problems)} with problems"
+    return [*problems, said]
+
+
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     """Encodes RGB uint8 [H, W, 3] as a JPEG with halved chroma."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
@@ -214,9 +244,7 @@ def _crop_size(
         high -= round(high * ratio) > width
     high = min(high, height)
     h = high if low >= high else int(rng.integers(low, high + 1))
-    if (
-        h * round(h * ratio) < min_area
-    ):  # rounding may miss the bounds by a pixel: one step each way
+    if h * round(h * ratio) < min_area:  # rounding may miss the bounds by a pixel
         h += 1
     if h * round(h * ratio) > height * width:
         h -= 1
@@ -234,7 +262,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if not _EXACT_WARP:
         return _resize_numpy(image, height, width)
-    _single_threaded()
+    single_threaded()
     matrix = np.array([[image.shape[1] / width, 0, 0], [0, image.shape[0] / height, 0]])
     return cv2.warpAffine(
         image.astype(np.float32),
@@ -329,15 +357,7 @@ def _per_row(width: int, how: str) -> tuple[np.ndarray, np.ndarray | None]:
     return np.tile(IMAGENET_MEANS, width), np.tile(1 / IMAGENET_STDS, width)
 
 
-_once = threading.Lock()
-_done = False
-
-
-def _single_threaded() -> None:
-    """Turns OpenCV's own threads off, once: rows are decoded in parallel already."""
-    global _done
-    if not _done:
-        with _once:
-            if not _done:
-                cv2.setNumThreads(1)
-                _done = True
+@functools.cache
+def single_threaded() -> None:
+    """Turns OpenCV's own threads off: rows are decoded in parallel already."""
+    cv2.setNumThreads(1)

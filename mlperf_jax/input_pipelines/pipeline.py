@@ -15,6 +15,7 @@ Shape legend: B rows of a global batch, N records, lo..hi the rows that are read
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 import threading
@@ -25,16 +26,10 @@ import grain
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import orders
 from mlperf_jax.input_pipelines.dealing import Groups
-from mlperf_jax.input_pipelines.orders import PADDING, CountedOrder, LastBatch, Plan, PlannedOrder
-from mlperf_jax.input_pipelines.orders import steps_per_epoch as _steps_per_epoch
-from mlperf_jax.input_pipelines.sources import (
-    Batch,
-    BatchSource,
-    OneByOne,
-    Seeded,
-    Source,
-)
+from mlperf_jax.input_pipelines.orders import PADDING, LastBatch, Plan
+from mlperf_jax.input_pipelines.sources import Batch, BatchSource, Seeded, Source, single
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap
 Share = Callable[[int], tuple[int, int]]
@@ -86,7 +81,7 @@ class Split:
         """Batches in one epoch."""
         if self.plan is not None:
             return len(self.plan.batches(0, 0))
-        return _steps_per_epoch(len(self), rows, self.last_batch)
+        return orders.steps_per_epoch(len(self), rows, self.last_batch)
 
     def transformed(self, transforms: Sequence[Transform]) -> Split:
         """The split with more transforms behind its own, from one example to one of the same arrays.
@@ -159,7 +154,7 @@ class Batches:
         self._split, self._seed = split, seed
         source = _made_for(split.source, "for_seed", seed)
         if split.plan is None:
-            self._order: CountedOrder | PlannedOrder = CountedOrder(
+            self._order: orders.CountedOrder | orders.PlannedOrder = orders.CountedOrder(
                 len(split),
                 rows,
                 seed if split.shuffle else None,
@@ -168,41 +163,50 @@ class Batches:
                 split.groups,
             )
         else:
-            self._order = PlannedOrder(split.plan, source, seed, split.evaluation)
+            self._order = orders.PlannedOrder(split.plan, source, seed, split.evaluation)
         self.spans = [share(b) if share else (0, b) for b in self._order.rows]
         for b, (lo, hi) in zip(self._order.rows, self.spans):
             if not 0 <= lo < hi <= b:
                 raise UserError(f"rows ({lo}, {hi}) do not lie within a batch of {b}")
         self._masked = split.plan is not None or split.last_batch == "keep"
         self._batched = [t for t in split.added if getattr(t, "batched", False)]
-        single = [t for t in split.added if t not in self._batched]
+        by_row = [t for t in split.added if t not in self._batched]
         self._sources = [_made_for(source, "for_bucket", b) for b in range(len(self.spans))]
-        self._in_runs = isinstance(source, BatchSource) and not single
+        self._in_runs = isinstance(source, BatchSource) and not by_row
         self.rows_at_once: int = self._sources[0].rows_at_once if self._in_runs else _CHUNK_ROWS
         self._own = [self._examples(bucket) for bucket in range(len(self.spans))]
-        self.rows = [own.apply(single) for own in self._own]
+        self.rows = [own.apply(by_row) for own in self._own]
 
     def _examples(self, bucket: int) -> grain.MapDataset:
         """Before the transforms that were added."""
         source = self._sources[bucket]
-        records = OneByOne(source) if isinstance(source, BatchSource) else source
+        one = (
+            functools.partial(single, source)
+            if isinstance(source, BatchSource)
+            else source.__getitem__
+        )
         transforms = [_made_for(t, "for_bucket", bucket) for t in self._split.transforms]
-        return self._order.of(grain.MapDataset.source(records).seed(self._seed)).apply(transforms)
+        return grain.MapDataset.source(self._order).seed(self._seed).map(one).apply(transforms)
 
     def __len__(self) -> int:
-        return len(self._order)
+        return self._order.batches
 
     def __getitem__(self, number: int) -> Batch:
         """Batch `number`, read in the calling thread."""
         if not 0 <= number < len(self):
             raise IndexError(number)
-        target = Target(*self.span(number))
-        self.fill(number, target.first, target.last, target)
-        return self._finished(number, target)
+        lo, hi = self.span(number)
+        part = self.part(number, lo, hi)
+        self.fill(part, lo, hi)
+        return self._finished(part)
 
     def span(self, number: int) -> tuple[int, int]:
         """(lo, hi) of a batch."""
         return self.spans[self._order.bucket(number)]
+
+    def part(self, number: int, first: int, last: int) -> Part:
+        """Rows first..last of a batch, to be filled."""
+        return Part(number, first, self._order.positions(number, first, last))
 
     def ready(self) -> None:
         """Works out the order of the records, from metadata alone, where that takes long."""
@@ -241,83 +245,70 @@ class Batches:
                 for chunk in range(chunks.per_batch):
                     given = next(ready)
                     if workers:
-                        first = chunks.span(number, chunk)[0]
-                        self._store(number, first, given, chunks.target(number))
-                yield self._finished(number, chunks.taken(number))
+                        self._store(chunks.part(number), chunks.span(number, chunk)[0], given)
+                yield self._finished(chunks.parts.pop(number))
         finally:
             stop.set()
             ready.close()
 
     # -- filling them --------------------------------------------------------------------------
 
-    def fill(
-        self,
-        number: int,
-        first: int,
-        last: int,
-        target: Target,
-        stop: threading.Event | None = None,
-    ) -> None:
-        """Writes rows first..last, numbered within the global batch, into the batch's arrays."""
-        bucket, positions = self._order.bucket(number), self._order.positions(number, first, last)
+    def fill(self, part: Part, first: int, last: int, stop: threading.Event | None = None) -> None:
+        """Writes rows first..last, numbered within the global batch, into the arrays of a part."""
+        bucket, positions = self._order.bucket(part.number), part.positions_of(first, last)
         runs = _runs(positions != PADDING)
+        begin = functools.partial(self._begun, part)
         if self._in_runs:
             ids = self._order.records(positions)
             for a, b in runs:
-                out = target.views(first + a, first + b, lambda: self._begun(number, target))
-                self._read(bucket, ids[a:b], out)
+                self._read(bucket, ids[a:b], part.views(first + a, first + b, begin))
         else:
             for row, position in enumerate(positions.tolist(), first):
                 if stop is not None and stop.is_set():
                     return
                 if position != PADDING:
-                    example = self._example(bucket, position)
-                    one = {name: np.asarray(value)[None] for name, value in example.items()}
-                    self._store(number, row, one, target)
+                    self._store(part, row, self._example(bucket, position))
         for transform in self._batched:
             for a, b in runs:
-                out = target.views(first + a, first + b, lambda: self._begun(number, target))
-                given: Any = transform.map(dict(out))  # type: ignore[union-attr]
-                self._store(number, first + a, given, target)
+                rows: Any = dict(part.views(first + a, first + b, begin))
+                self._store(part, first + a, transform.map(rows))  # type: ignore[union-attr]
 
-    def _store(
-        self, number: int, first: int, rows: Mapping[str, np.ndarray], target: Target
-    ) -> None:
+    def _store(self, part: Part, first: int, rows: Mapping[str, np.ndarray]) -> None:
         """Copies rows, arrays [rows, …], to row `first` and on; nothing where all are padding."""
         if not rows:
             return
         last = first + len(next(iter(rows.values())))
-        out = target.views(first, last, lambda: _zeros(rows, target.last - target.first))
+        out = part.views(first, last, lambda: _zeros(rows, len(part.positions)))
         for name in rows.keys() | out.keys():
             have, want = rows.get(name), out.get(name)
             if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
-                where = self._describe(self._position(number, first, last))
+                where = self._describe(_first_real(part.positions_of(first, last)))
                 raise UserError(
                     f"{where}: {name!r} is {_form(have)}, other rows of its batch have {_form(want)}"
                 )
             want[...] = have
 
-    def _finished(self, number: int, target: Target) -> Batch:
-        batch = target.views(target.first, target.last, lambda: self._begun(number, target))
+    def _finished(self, part: Part) -> Batch:
+        batch = part.views(part.first, part.first + len(part.positions), lambda: self._begun(part))
         if self._masked:
-            batch["mask"] = self._order.positions(number, target.first, target.last) != PADDING
+            batch["mask"] = part.positions != PADDING
         return batch
 
-    def _begun(self, number: int, target: Target) -> Batch:
-        """Arrays for the rows of a target: of a `BatchSource`, or of padding alone."""
-        bucket = self._order.bucket(number)
+    def _begun(self, part: Part) -> Batch:
+        """Arrays for a part: of a `BatchSource`, or of padding alone."""
+        bucket = self._order.bucket(part.number)
         if self._in_runs:
-            positions = self._order.positions(number, target.first, target.last)
-            return self._sources[bucket].begin(self._order.records(positions))
+            return self._sources[bucket].begin(self._order.records(part.positions))
         # the shapes come from another row
-        example = self._example(bucket, self._position(number, 0, self._order.rows[bucket]))
-        one = {name: np.asarray(value)[None] for name, value in example.items()}
-        return _zeros(one, target.last - target.first)
+        batch = self._order.positions(part.number, 0, self._order.rows[bucket])
+        return _zeros(self._example(bucket, _first_real(batch)), len(part.positions))
 
     def _read(self, bucket: int, ids: np.ndarray, out: Batch) -> None:
         source = self._sources[bucket]
         try:
             source.read(ids, out)
+        except UserError:  # it names the record
+            raise
         except Exception:
             for row, record in enumerate(ids.tolist()):  # which one is it?
                 try:
@@ -326,7 +317,8 @@ class Batches:
                     self._blame(error, source.describe(record))
             raise
 
-    def _example(self, bucket: int, position: int) -> Mapping[str, Any]:
+    def _example(self, bucket: int, position: int) -> Batch:
+        """The row at a position, arrays [1, …]."""
         try:
             example: Any = self.rows[bucket][position]
         except Exception as error:
@@ -339,21 +331,17 @@ class Batches:
             raise TypeError(
                 f"the transforms make {type(example).__name__} of {self._describe(position)}"
             )
-        return example
-
-    def _position(self, number: int, first: int, last: int) -> int:
-        """Of the first row that holds a record."""
-        positions = self._order.positions(number, first, last)
-        return int(positions[positions != PADDING][0])
+        return {name: np.asarray(value)[None] for name, value in example.items()}
 
     def _describe(self, position: int) -> str:
-        return self._sources[0].describe(self._order.record(position))
+        return self._sources[0].describe(self._order[position])
 
     def _blame(self, error: Exception, where: str) -> NoReturn:
         if isinstance(error, _BUGS):
             error.add_note(f"while reading {where}")
             raise error
-        if isinstance(error, UserError) and where in str(error):
+        named = where in str(error) or isinstance(self._sources[0], BatchSource)
+        if isinstance(error, UserError) and named:
             raise error
         raise UserError(f"{where}: {error or type(error).__name__}") from error
 
@@ -377,6 +365,10 @@ def _runs(wanted: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
 
+def _first_real(positions: np.ndarray) -> int:
+    return int(positions[positions != PADDING][0])
+
+
 def _slice(batch: Batch, first: int, last: int) -> Batch:
     return {name: array[first:last] for name, array in batch.items()}
 
@@ -392,17 +384,21 @@ def _form(rows: np.ndarray | None) -> str:
 # -- threads and processes ---------------------------------------------------------------------
 
 
-class Target:
-    """Arrays for rows first..last of a batch, made when the first of them is known.
+class Part:
+    """Rows of a batch, by their positions, in arrays that are made when the first of them is known.
 
     Threads write their rows in place, so a batch is copied nowhere, and one of 3,264 images needs neither a
     second copy of itself nor one batch per thread. Untouched rows stay zeros: the padding.
     """
 
-    def __init__(self, first: int, last: int):
-        self.first, self.last = first, last
+    def __init__(self, number: int, first: int, positions: np.ndarray):
+        self.number, self.first, self.positions = number, first, positions
         self.arrays: Batch = {}
         self._lock = threading.Lock()
+
+    def positions_of(self, first: int, last: int) -> np.ndarray:
+        """Of rows first..last, numbered within the global batch."""
+        return self.positions[first - self.first : last - self.first]
 
     def views(self, first: int, last: int, make: Callable[[], Batch]) -> Batch:
         """Rows first..last, numbered within the global batch, of the arrays that `make` made."""
@@ -430,10 +426,10 @@ class _Chunks(grain.MapDataset[Any]):
         # element (some 50 microseconds) stays below one per cent.
         most = max(hi - lo for lo, hi in batches.spans)
         self.per_batch = -(-most // max(1, min(batches.rows_at_once, most // max(1, 2 * readers))))
-        self._targets: dict[int, Target] = {}
+        self.parts: dict[int, Part] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stop": None, "_targets": {}}
+        return {**self.__dict__, "_stop": None, "parts": {}}
 
     def __len__(self) -> int:
         batches = max(0, len(self._batches) - self._start)
@@ -445,15 +441,12 @@ class _Chunks(grain.MapDataset[Any]):
         rows = -(-(hi - lo) // self.per_batch)
         return min(lo + chunk * rows, hi), min(lo + (chunk + 1) * rows, hi)
 
-    def target(self, number: int) -> Target:
+    def part(self, number: int) -> Part:
         """Where the rows of a batch go."""
-        return self._targets.setdefault(number, Target(*self._batches.span(number)))
-
-    def taken(self, number: int) -> Target:
-        """The same, forgotten here."""
-        target = self.target(number)
-        del self._targets[number]
-        return target
+        if number not in self.parts:
+            lo, hi = self._batches.span(number)
+            self.parts.setdefault(number, self._batches.part(number, lo, hi))
+        return self.parts[number]
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -461,9 +454,9 @@ class _Chunks(grain.MapDataset[Any]):
         ahead, chunk = divmod(index, self.per_batch)
         number = self._start + ahead
         first, last = self.span(number, chunk)
-        target = Target(first, last) if self._travel else self.target(number)
-        self._batches.fill(number, first, last, target, self._stop)
-        return target.arrays if self._travel else index
+        part = self._batches.part(number, first, last) if self._travel else self.part(number)
+        self._batches.fill(part, first, last, self._stop)
+        return part.arrays if self._travel else index
 
 
 def _from_threads(chunks: _Chunks, threads: int) -> Any:

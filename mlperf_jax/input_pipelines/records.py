@@ -14,16 +14,21 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
+import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from mlperf_jax.errors import UserError
 
 Folder = str | os.PathLike
 _BLOCK = 1 << 16  # an ArrayRecord file is a whole number of these blocks
+_NPY = re.compile(
+    rb"\{'descr': '([^']+)', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \}\s*"
+)
 _READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 
 
@@ -83,6 +88,16 @@ def local(path: Folder | None) -> str:
     return text.rstrip("/") or text
 
 
+def mapped(path: Folder | None) -> str:
+    """The same of a folder whose files are memory-mapped, and so lie on this machine."""
+    if path is not None and os.fspath(path).startswith("gs://"):
+        raise UserError(
+            f"{path}: its files are memory-mapped; copy them to a local disk, or mount the bucket with gcsfuse "
+            "and give the mounted folder"
+        )
+    return local(path)
+
+
 def _gcs():
     try:
         import gcsfs
@@ -117,6 +132,31 @@ def read_text(path: str) -> str:
     return pathlib.Path(path).read_text(encoding="utf-8")
 
 
+def missing_tiny(name: str, benchmark: str, data_dir: str) -> str:
+    """The sentence that says how to make the small stand-in of a data set."""
+    return (
+        f"no {name} in {data_dir}; write it (seconds, no download) with: mlperf-jax data build {benchmark} "
+        f"--tiny --data-dir {data_dir}"
+    )
+
+
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
+    """Shape, element type and order of a `.npy` array, whose first byte the file then stands at.
+
+    NumPy parses the header as Python source, which fails now and then in threads of Python 3.11 ("AST
+    constructor recursion depth mismatch").
+
+    Raises:
+        ValueError: no array of numbers in version 1.0 of the format begins here.
+    """
+    begin = file.read(10)
+    header = _NPY.fullmatch(file.read(int.from_bytes(begin[8:], "little")))
+    if begin[:8] != b"\x93NUMPY\x01\x00" or header is None:
+        raise ValueError("no header of a .npy file")
+    shape = tuple(int(n) for n in header[3].split(b",") if n.strip())
+    return shape, np.dtype(header[1].decode()), "F" if header[2] == b"True" else "C"
+
+
 def prepared(folder: str) -> Prepared | None:
     """Reads the index of a prepared folder, and no record; None if the folder has none.
 
@@ -144,7 +184,7 @@ def prepared(folder: str) -> Prepared | None:
     shards = {}
     for split, lengths in splits.items():
         names = [
-            _shard_name(templates[split], info["name"], split, i, len(lengths))
+            shard_name(templates[split], info["name"], split, i, len(lengths))
             for i in range(len(lengths))
         ]
         shards[split] = tuple(
@@ -153,7 +193,8 @@ def prepared(folder: str) -> Prepared | None:
     return Prepared(folder, shards, features)
 
 
-def _shard_name(template: str, dataset: str, split: str, index: int, shards: int) -> str:
+def shard_name(template: str, dataset: str, split: str, index: int, shards: int) -> str:
+    """The file of a shard, by the template of an index or, where that is empty, tensorflow-datasets' usual one."""
     template = template or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     words = {
         "DATASET": dataset,

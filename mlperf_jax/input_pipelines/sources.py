@@ -50,7 +50,11 @@ class BatchSource(Protocol):
         ...
 
     def read(self, ids: np.ndarray, out: Batch, /) -> None:
-        """Writes these records, int [rows], into the arrays [rows, …] of `out`."""
+        """Writes these records, int [rows], into the arrays [rows, …] of `out`.
+
+        Raises:
+            UserError: one of them is damaged; it names the record itself.
+        """
         ...
 
     def describe(self, index: int, /) -> str: ...
@@ -92,20 +96,9 @@ class Arrays:
         return f"{self.name}, row {index}"
 
 
-@dataclasses.dataclass(frozen=True)
-class OneByOne:
-    """The rows of a `BatchSource` as single examples, for a transform that takes one."""
-
-    source: BatchSource
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        ids = np.array([index])
-        out = self.source.begin(ids)
-        self.source.read(ids, out)
-        return {name: rows[0] for name, rows in out.items()}
-
-    def describe(self, index: int) -> str:
-        return self.source.describe(index)
+def single(source: BatchSource, index: int) -> dict[str, Any]:
+    """One row of such a source as an example, for a transform that takes one."""
+    ids = np.array([index])
+    out = source.begin(ids)
+    source.read(ids, out)
+    return {name: rows[0] for name, rows in out.items()}

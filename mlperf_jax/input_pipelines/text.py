@@ -130,11 +130,10 @@ def _fields(line: bytes, fields: Sequence[str], where: str) -> tuple[str, ...]:
         record = json.loads(line)
     except ValueError as error:
         raise UserError(f"{where} is not JSON ({error}); fetch the file again") from error
-    values = tuple(record.get(name) if isinstance(record, dict) else None for name in fields)
-    for name, value in zip(fields, values):
-        if not isinstance(value, str):
+    for name in fields:
+        if not isinstance(record, dict) or not isinstance(record.get(name), str):
             raise UserError(f"{where} has no text in the field {name!r}")
-    return values  # type: ignore[return-value]
+    return tuple(record[name] for name in fields)
 
 
 # -- docstrings ----------------------------------------------------------------------------------
@@ -180,13 +179,9 @@ def train_tokenizer(texts: Sequence[str], size: int, path: str | os.PathLike) ->
     Ids 0 and 1 are "<s>" and "</s>"; then come 256 bytes and size - 258 merges. The same texts give the
     same file.
     """
-    try:
-        import tokenizers
-        from tokenizers import decoders, models, pre_tokenizers, trainers
-    except ImportError as error:
-        raise UserError(
-            f"a vocabulary is trained with the library {error.name}: pip install {error.name}"
-        ) from None
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
     if size < 258:
         raise UserError(f"a byte-level vocabulary has at least 258 entries, not {size}")
     model: Any = tokenizers.Tokenizer(models.BPE())

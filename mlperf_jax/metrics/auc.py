@@ -23,9 +23,7 @@ from mlperf_jax.errors import UserError
 
 _SHARE = 1 << 21  # scores that are worth a thread of their own
 _QUERIES = 1 << 20  # scores looked up at once: what `searchsorted` returns is twice their size
-_DROPPED = (
-    14  # last bits of a float32 that its bin does not tell apart: nine of the mantissa are left
-)
+_DROPPED = 14  # bits of a float32 that its bin does not tell apart: nine of the mantissa are left
 _BINS = (0x3F80_0000 >> _DROPPED) + 1  # the last one is for 1.0
 
 

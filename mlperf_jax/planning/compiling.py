@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -73,18 +74,17 @@ def compiled(
             f"{cls.__qualname__} stands in no file, from which the compiler's process could take it: "
             "move it to the top level of one"
         )
-    config = json.loads(json.dumps(benchmark.config()))
-    digest = store.request(cls, config, devices.name, mesh, [optimizer, only])
+    request = {
+        "class": place or f"{cls.__module__}:{cls.__qualname__}",
+        "config": json.loads(json.dumps(benchmark.config())),
+        "devices": devices.name,
+        "mesh": mesh,
+        "optimizer": optimizer,
+        "only": only,
+    }
+    digest = store.request(cls, request)
     known = store.read(digest)
     if known is None:
-        request = {
-            "class": place or f"{cls.__module__}:{cls.__qualname__}",
-            "config": config,
-            "devices": devices.name,
-            "mesh": mesh,
-            "optimizer": optimizer,
-            "only": only,
-        }
         with store.turn(say) if devices.tpu else contextlib.nullcontext():
             known, lasting = _ask(request, devices, say)
         if lasting:
@@ -125,37 +125,34 @@ def _ask(request: dict[str, Any], devices: names.Devices, say: Say) -> tuple[dic
                 failed = Program(
                     current, "compiler failed", devices.memory, message=event["message"]
                 )
-                found["programs"].append(failed.to_dict())
+                found["programs"].append(dataclasses.asdict(failed))
                 lasting = False
 
 
 def _events(request: dict[str, Any], devices: names.Devices) -> Iterator[dict[str, Any]]:
     """The events of one worker process; the last is "died" if it ended without having answered."""
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
+        answered = False
+        with subprocess.Popen(
             [sys.executable, "-m", "mlperf_jax.planning.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             env=_environment(devices),
             text=True,
-        )
-        assert process.stdin and process.stdout
-        answered = False
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(request) + "\n")
-                process.stdin.close()
-            for line in process.stdout:
-                event = json.loads(line)
-                answered = event["event"] in ("done", "refused", "busy", "broken")
-                yield event
-            process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            process.stdout.close()
+        ) as process:
+            assert process.stdin and process.stdout
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(request) + "\n")
+                    process.stdin.close()
+                for line in process.stdout:
+                    event = json.loads(line)
+                    answered = event["event"] in ("done", "refused", "busy", "broken")
+                    yield event
+                process.wait()
+            finally:
+                process.kill()  # nothing to one that has ended
         if not answered:
             errors.seek(0)
             text = errors.read().decode(errors="replace")

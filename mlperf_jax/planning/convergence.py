@@ -102,36 +102,33 @@ def samples_to_target(benchmark: Benchmark) -> tuple[float, float, str]:
     Raises:
         UserError: there are no points, or none for so large a batch.
     """
+    official = rules.resolve(benchmark.name, benchmark.ruleset)
     points = rcp.references(benchmark.name, benchmark.ruleset)
-    sizes = [point.batch_size for point in points]
-    size = benchmark.batch_size
-    if size > sizes[-1]:
+    kind, point = rcp.reference_at(points, benchmark.batch_size, official.runs)
+    if point is None:
         raise UserError(
-            f"no reference point reaches batch size {size:,}, the largest is {sizes[-1]:,}"
+            f"no reference point reaches batch size {benchmark.batch_size:,}, the largest is "
+            f"{points[-1].batch_size:,}"
         )
     scale = samples_per_unit(benchmark)
-    mean = float(np.interp(size, sizes, [point.mean for point in points]))
-    spread = float(np.interp(size, sizes, [point.std for point in points]))
-    if size in sizes:
-        source = f"reference points of {benchmark.ruleset}"
-    elif size < sizes[0]:
-        source = f"the smallest reference point's, batch {sizes[0]:,}"
-    else:
-        above = next(i for i, other in enumerate(sizes) if other > size)
-        source = f"interpolated between batches {sizes[above - 1]:,} and {sizes[above]:,}"
-    return mean * scale, spread * scale, source
+    source = f"reference points of {benchmark.ruleset}"
+    if kind == "smaller":
+        source = f"the smallest reference point's, batch {point.batch_size:,}"
+    elif point.between is not None:
+        low, high = point.between
+        source = f"interpolated between batches {low:,} and {high:,}"
+    return point.mean * scale, point.std * scale, source
 
 
 def samples_per_unit(benchmark: Benchmark) -> float:
     """Samples of what the references count: an epoch, a sample, a step or a token."""
-    unit = rules.resolve(benchmark.name, benchmark.ruleset).length_unit
-    if unit == "epochs":
-        return float(benchmark.train_samples)
-    if unit == "steps":
-        return samples_per_step(benchmark)
-    if unit == "tokens":
-        return 1.0 / getattr(benchmark, "sequence_length", 1)
-    return 1.0
+    samples = {
+        "epochs": float(benchmark.train_samples),
+        "samples": 1.0,
+        "steps": samples_per_step(benchmark),
+        "tokens": 1.0 / getattr(benchmark, "sequence_length", 1),
+    }
+    return samples[rules.resolve(benchmark.name, benchmark.ruleset).length_unit]
 
 
 # -- input -----------------------------------------------------------------------------------------
@@ -166,8 +163,7 @@ def input_notes(benchmark: Benchmark, devices: names.Devices, time: StepTime) ->
     per_core = benchmark.records_per_core
     if per_core is None:
         return
-    name = next(name for name, chip in names.CHIPS.items() if chip is devices.chip)
-    needed, cores = each / per_core, _CORES.get(name)
+    needed, cores = each / per_core, _CORES.get(devices.family)
     if cores is None:
         yield f"input: needs {needed:,.1f} cores a host at {per_core:,} records a second and core"
         return

@@ -7,7 +7,6 @@ what the TPU compiler accepts.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlperf_jax.core import peaks
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,11 @@ class Devices:
     slices: int = 1
 
     @property
+    def family(self) -> str:
+        """The chip's name in `CHIPS`."""
+        return next(name for name, chip in CHIPS.items() if chip is self.chip)
+
+    @property
     def chips(self) -> int:
         return math.prod(self.shape) * self.slices
 
@@ -119,11 +123,9 @@ def parse(text: str) -> Devices:
     match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(?::([\dx]+))?", text.strip().lower())
     name = _ALIASES.get(match[2], match[2]) if match else ""
     if match is None or name not in CHIPS:
-        near = difflib.get_close_matches(name, CHIPS, n=1)
         raise UserError(
-            f"no device is called {text!r}"
-            + (f"; did you mean {near[0]!r}? " if near else "; ")
-            + f"known: {', '.join(CHIPS)}, with a shape, such as v5p:4x4x8, 2xv6e:16x16 or h100:8x4"
+            f"no device is called {text!r}{did_you_mean(name, CHIPS)}; give a chip with its shape, such as "
+            "v5p:4x4x8, 2xv6e:16x16 or h100:8x4"
         )
     chip, slices = CHIPS[name], int(match[1] or 1)
     sides = match[3] or ""
@@ -195,7 +197,7 @@ def _possible(name: str) -> str:
 
 def nearest_larger(devices: Devices, chips: int) -> str | None:
     """The smallest single slice or node set of the same chip with at least `chips` chips."""
-    name = next(name for name, chip in CHIPS.items() if chip is devices.chip)
+    name = devices.family
     if not devices.tpu:
         nodes = -(-chips // devices.chip.most)
         return f"{name}:{chips}" if nodes == 1 else f"{name}:{devices.chip.most}x{nodes}"
@@ -211,7 +213,7 @@ def topology_arguments(devices: Devices) -> dict[str, Any]:
     A v4 chip's two cores act as one device only when that is said; slices of one chip are no multiple
     of a host's four.
     """
-    name = next(name for name, chip in CHIPS.items() if chip is devices.chip)
+    name = devices.family
     found: dict[str, Any] = {"topology_name": f"{name}:{_join(devices.shape)}"}
     if devices.slices > 1 or name == "v4":
         found["num_slices"] = devices.slices

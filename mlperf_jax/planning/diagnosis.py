@@ -19,6 +19,7 @@ from importlib import metadata
 from typing import Any
 
 from mlperf_jax.core import peaks
+from mlperf_jax.results.result import installed
 
 _NOT_TOLD = ("cuda", "tpu", "test", "dev")  # the devices' finding, and work on the package itself
 _BRINGS = {"jax[tpu]": "libtpu"}  # what a requirement is there for, where its name does not say it
@@ -105,14 +106,6 @@ def doctor(
     return Diagnosis(tuple(found))
 
 
-def installed(package: str) -> str | None:
-    """The version of an installed package, or None."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def place(environment: Mapping[str, str] = os.environ) -> str:
     """ "colab", "kaggle" or "" elsewhere."""
     if "KAGGLE_KERNEL_RUN_TYPE" in environment:
@@ -141,27 +134,19 @@ def _versions(version: Callable[[str], str | None]) -> list[Finding]:
     missing = [name for name, found in have.items() if not found and name != "libtpu"]
     findings = [Finding("libraries", "good", text)]
     if missing:
-        findings = [
-            Finding("libraries", "bad", f"missing: {', '.join(missing)}", "pip install mlperf-jax")
-        ]
-    jax, jaxlib = have["jax"], have["jaxlib"]
-    if jax and jaxlib and numbers(jaxlib)[:2] != numbers(jax)[:2]:
-        findings.append(
-            Finding(
-                "versions",
-                "bad",
-                f"jax {jax} does not fit jaxlib {jaxlib}",
-                f"pip install jax=={jax} jaxlib=={jax}",
-            )
-        )
-    plugins = ("jax-cuda13-plugin", "jax-cuda12-plugin")
-    for plugin, found in ((name, version(name)) for name in plugins):
+        text = f"missing: {', '.join(missing)}"
+        findings = [Finding("libraries", "bad", text, "pip install mlperf-jax")]
+    jax = have["jax"]
+    companions = {
+        "jaxlib": f"pip install jax=={jax} jaxlib=={jax}",
+        "jax-cuda13-plugin": f'pip install "jax[cuda13]=={jax}"',
+        "jax-cuda12-plugin": f'pip install "jax[cuda12]=={jax}"',
+    }
+    for name, mend in companions.items():
+        found = version(name)
         if found and jax and numbers(found)[:2] != numbers(jax)[:2]:
-            cuda = re.findall(r"cuda\d+", plugin)[0]
-            mend = f'pip install "jax[{cuda}]=={jax}"'
-            findings.append(
-                Finding("versions", "bad", f"{plugin} {found} does not fit jax {jax}", mend)
-            )
+            text = f"{name} {found} does not fit jax {jax}"
+            findings.append(Finding("versions", "bad", text, mend))
     wanted = _wanted_libtpu(jax)
     if have["libtpu"] and wanted and not have["libtpu"].startswith(wanted):
         text = f"libtpu {have['libtpu']} does not fit jax {jax}, which wants {wanted}*"
@@ -205,20 +190,13 @@ def _devices(version: Callable[[str], str | None], environment: Mapping[str, str
         peak = peaks.peak_flops(name, "bfloat16")
         known = "no peak is known: no MFU" if peak is None else f"bf16 peak {peak / 1e12:g} TFLOP/s"
         return Finding("devices", "good", f"{text}; {known}")
-    nvidia, tpu = shutil.which("nvidia-smi"), _has_tpu(environment)
-    if nvidia:
-        return Finding(
-            "devices", "bad", f"{text}, though there is an NVIDIA GPU", install("cuda", environment)
-        )
-    if tpu:
-        return Finding(
-            "devices", "bad", f"{text}, though there is a TPU", install("tpu", environment)
-        )
+    tpu = "TPU_NAME" in environment or list(pathlib.Path("/dev").glob("accel[0-9]*"))
+    there = ((shutil.which("nvidia-smi"), "an NVIDIA GPU", "cuda"), (tpu, "a TPU", "tpu"))
+    for found, what, extra in there:
+        if found:
+            text = f"{text}, though there is {what}"
+            return Finding("devices", "bad", text, install(extra, environment))
     return Finding("devices", "note", f"{text}: tiny runs and plans work, full ones take too long")
-
-
-def _has_tpu(environment: Mapping[str, str]) -> bool:
-    return "TPU_NAME" in environment or bool(list(pathlib.Path("/dev").glob("accel[0-9]*")))
 
 
 def _ask_jax() -> tuple[list[Any] | None, str]:

@@ -74,33 +74,28 @@ class Instruction:
 
     @property
     def branches(self) -> list[str]:
-        found = _BRANCHES.search(self.attributes)
-        return [part.strip().lstrip("%") for part in found[1].split(",")] if found else []
+        found = _first(_BRANCHES, self.attributes)
+        return [part.strip().lstrip("%") for part in found.split(",")] if found else []
 
     def attribute(self, name: str) -> str:
         """The text behind `name=`, up to the next comma outside brackets."""
-        begin = self.attributes.find(f"{name}=")
-        if begin < 0:
-            return ""
-        rest = self.attributes[begin + len(name) + 1 :]
-        depth = 0
-        for index, letter in enumerate(rest):
-            depth += (letter in "{[(") - (letter in "}])")
-            if letter == "," and depth == 0:
-                return rest[:index]
-        return rest
+        _, found, rest = self.attributes.partition(f"{name}=")
+        return next(_split(rest)) if found else ""
 
     @property
     def cycles(self) -> int:
         """What the compiler's own cost model expects of it, 0 where it says nothing."""
-        found = _CYCLES.search(self.attributes)
-        return int(found[1]) if found else 0
+        return int(_first(_CYCLES, self.attributes) or 0)
 
     @property
     def op_name(self) -> str:
         """What of the traced program it comes from."""
-        found = _OP_NAME.search(self.attributes)
-        return found[1] if found else ""
+        return _first(_OP_NAME, self.attributes)
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found[1] if found else ""
 
 
 @dataclass

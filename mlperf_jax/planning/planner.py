@@ -14,9 +14,8 @@ from typing import Any
 from mlperf_jax import benchmarks
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark
-from mlperf_jax.core.fields import did_you_mean
-from mlperf_jax.errors import UserError
-from mlperf_jax.planning import compiling, estimates, searching
+from mlperf_jax.errors import UserError, did_you_mean
+from mlperf_jax.planning import compiling, convergence, searching, timing
 from mlperf_jax.planning import devices as names
 from mlperf_jax.planning.report import Plan
 
@@ -91,7 +90,19 @@ def describe(
     price: float | None = None,
 ) -> Plan:
     """The plan that a compilation's findings make."""
-    time, to_target, notes = estimates.estimate(benchmark, devices, found, price)
+    time = timing.step_time(benchmark, devices, found.programs)
+    to_target, notes = None, []
+    if found.fits and time is None:
+        notes = ["no time: the compiled program or the chip's peaks say too little"]
+    elif found.fits and time is not None:
+        to_target, reason = convergence.to_target(benchmark, devices, time, price)
+        notes = [*convergence.input_notes(benchmark, devices, time), *([reason] if reason else [])]
+    if to_target is not None:
+        minutes = sum(program.seconds for program in found.programs) / 60
+        notes.append(
+            f"initialisation, {convergence.INIT_LIMIT:.0f} minutes at most in closed, holds the compiling: "
+            f"{minutes:.1f} minutes here"
+        )
     note = benchmarks.recipe_note(benchmark)
     return Plan(
         benchmark=benchmark.name,

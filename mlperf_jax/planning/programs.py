@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
@@ -30,6 +30,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.ops import pretend
 from mlperf_jax.planning import devices as names
 from mlperf_jax.planning import hlo, messages, work
+from mlperf_jax.results.result import installed
 
 PARTS = {"params": "parameters", "opt": "optimizer"}  # the rest of the state is "other"
 
@@ -81,9 +82,11 @@ class Program:
         largest = tuple((int(size), str(what)) for size, what in values["largest"])
         return cls(**{**values, "largest": largest})
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON knows them."""
-        return dataclasses.asdict(self)
+
+def worst(programs: Iterable[Program]) -> str:
+    """The outcome of them all."""
+    outcomes = [program.outcome for program in programs]
+    return next((bad for bad in ("too big", "compiler failed") if bad in outcomes), "fits")
 
 
 class Lowering(states.Assembly):
@@ -114,7 +117,12 @@ def make_mesh(devices: names.Devices, sizes: Mapping[str, int]) -> Mesh:
     Raises:
         UserError: its sizes do not multiply up to the devices, or there is no TPU compiler.
     """
-    check_sizes(devices, sizes)
+    product = math.prod(sizes.values())
+    if product != devices.count:
+        raise UserError(
+            f"mesh {mesh_text(sizes)} has {product:,} devices and {devices.name} {devices.count:,}: the "
+            "sizes must multiply up to them"
+        )
     shape = tuple(sizes.get(axis, 1) for axis in meshes.AXES)
     axis_types = (AxisType.Auto,) * len(meshes.AXES)
     if not devices.tpu:
@@ -145,19 +153,9 @@ def describe(devices: names.Devices) -> Any:
         ) from error
 
 
-def check_sizes(devices: names.Devices, sizes: Mapping[str, int]) -> None:
-    """The axes multiply up to all devices.
-
-    Raises:
-        UserError: they do not.
-    """
-    product = int(np.prod(list(sizes.values()) or [1]))
-    if product != devices.count:
-        text = ",".join(f"{axis}={n}" for axis, n in sizes.items())
-        raise UserError(
-            f"mesh {text} has {product:,} devices and {devices.name} {devices.count:,}: the sizes must "
-            "multiply up to them"
-        )
+def mesh_text(sizes: Mapping[str, int]) -> str:
+    """Axis sizes as `--mesh` takes them."""
+    return ",".join(f"{axis}={n}" for axis, n in sizes.items())
 
 
 # -- what the state takes --------------------------------------------------------------------------
@@ -168,7 +166,7 @@ def state_bytes(assembly: states.Assembly) -> dict[str, int]:
     found = {"parameters": 0, "optimizer": 0, "other": 0}
     for part, leaves in assembly.abstract.items():
         for leaf in jax.tree.leaves(leaves):
-            size = int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+            size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             found[PARTS.get(part, "other")] += size
     return found
 
@@ -216,15 +214,7 @@ def content(devices: names.Devices, lowered: Any, options: Mapping[str, Any]) ->
 
 def compiler_versions() -> dict[str, str]:
     """Versions that a compiled program depends on; a missing one is empty."""
-    from importlib import metadata
-
-    found = {}
-    for name in ("jax", "jaxlib", "libtpu"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = ""
-    return found
+    return {name: installed(name) or "" for name in ("jax", "jaxlib", "libtpu")}
 
 
 def compile_program(lowered: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -246,7 +236,7 @@ def compile_program(lowered: Any, options: Mapping[str, Any]) -> tuple[dict[str,
             name: getattr(memory, f"{name}_size_in_bytes")
             for name in ("argument", "temp", "output", "alias", "generated_code")
         }
-        text = compiled.as_text()
+        text = compiled.as_text() or ""
     found["seconds"] = time.perf_counter() - begin
     found["cpu_seconds"] = time.process_time() - cpu
     return found, text
@@ -256,15 +246,14 @@ def read_findings(name: str, devices: names.Devices, found: dict[str, Any], text
     """The program that `compile_program` told of."""
     if found["error"] is not None:
         failed = failed_program(name, found["error"], devices.memory)
-        if failed.outcome == "too big" and not failed.largest:  # the compiler names none
+        largest = failed.largest
+        if failed.outcome == "too big" and not largest:  # the compiler names none
             largest = tuple(
                 (size // devices.count, f"{shape} of all devices, if spread evenly")
                 for size, shape in found.get("arrays", ())
             )
-            failed = dataclasses.replace(failed, largest=largest)
-        return dataclasses.replace(
-            failed, seconds=found["seconds"], cpu_seconds=found["cpu_seconds"]
-        )
+        seconds = {name: found[name] for name in ("seconds", "cpu_seconds")}
+        return dataclasses.replace(failed, largest=largest, **seconds)
     memory, module = found["memory"], hlo.parse(text)
     outputs = memory["output"] - memory["alias"] + memory["generated_code"]
     total = memory["argument"] + memory["temp"] + outputs
@@ -308,11 +297,6 @@ def _work(module: hlo.Module, devices: names.Devices) -> dict[str, Any] | None:
         return None
 
 
-@contextlib.contextmanager
-def forms_of(devices: names.Devices) -> Iterator[None]:
+def forms_of(devices: names.Devices) -> contextlib.AbstractContextManager[None]:
     """While it lasts `ops` choose the forms of these devices, whatever compiles them."""
-    if devices.tpu:
-        yield
-        return
-    with pretend.platform("gpu"):
-        yield
+    return contextlib.nullcontext() if devices.tpu else pretend.platform("gpu")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlperf_jax.planning.programs import Program
+from mlperf_jax.planning.programs import Program, mesh_text, worst
+from mlperf_jax.results.result import html_table
 
 COARSE = (
     "GPUs: a coarser estimate, from the program that the CPU's compiler partitions over fake devices; "
@@ -83,10 +83,7 @@ class Plan:
     @property
     def outcome(self) -> str:
         """ "fits", "does not fit" or "compiler failed", the worst of the programs."""
-        outcomes = {program.outcome for program in self.programs}
-        if "too big" in outcomes:
-            return "does not fit"
-        return "compiler failed" if "compiler failed" in outcomes else "fits"
+        return worst(self.programs).replace("too big", "does not fit")
 
     @property
     def fits(self) -> bool:
@@ -95,12 +92,13 @@ class Plan:
     @property
     def mesh_text(self) -> str:
         """As `--mesh` takes it."""
-        return ",".join(f"{axis}={n}" for axis, n in self.mesh.items())
+        return mesh_text(self.mesh)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON knows it."""
         found = dataclasses.asdict(self)
-        found["programs"] = [_without_work(program) for program in found["programs"]]
+        for program in found["programs"]:
+            del program["work"]
         return {"outcome": self.outcome, "fits": self.fits, "mesh_text": self.mesh_text, **found}
 
     def to_json(self) -> str:
@@ -112,13 +110,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         head, *rest = self._sections()
-        title = f"<b>{html.escape(head[1][0])}</b>"
-        body = "".join(
-            f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{'<br>'.join(map(html.escape, lines))}</td></tr>"
-            for name, lines in rest
-        )
-        return f"{title}<table>{body}</table>"
+        return html_table(head[1][0], {name: "\n".join(lines) for name, lines in rest})
 
     # -- the text ------------------------------------------------------------------------------
 
@@ -220,7 +212,3 @@ def _search_lines(rows: tuple[Candidate, ...]) -> Iterator[str]:
         step = "" if row.step_seconds is None else f"{row.step_seconds:.3g} s a step"
         words = [row.mesh, settings, row.outcome, size, step, row.reason]
         yield "  ".join(word for word in words if word)
-
-
-def _without_work(program: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in program.items() if key != "work"}

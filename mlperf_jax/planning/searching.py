@@ -1,4 +1,4 @@
-"""Other ways to lay a benchmark out: what to try when it does not fit, and a search over them."""
+"""Ways to lay a benchmark out: one that suits, what to try when it does not fit, a search over others."""
 
 from __future__ import annotations
 
@@ -7,15 +7,62 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
+from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import state as states
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.shard import ROWS
-from mlperf_jax.planning import candidates, compiling, timing
+from mlperf_jax.planning import compiling, timing
 from mlperf_jax.planning import devices as names
+from mlperf_jax.planning.programs import mesh_text, worst
 from mlperf_jax.planning.report import Candidate, gib
 
 REMATS = ("full", "attention", "dots_no_batch", None)  # from the smallest memory to the least work
+REPLICATED = 0.2  # a state that takes no more of the memory than this is kept whole on each device
 MOST_TENSOR = 16  # a product split further has too little left to do
+
+
+# -- meshes that nobody chose ----------------------------------------------------------------------
+
+
+def suggest(benchmark: Benchmark, devices: names.Devices, optimizer: Any = None) -> dict[str, int]:
+    """Axis sizes for a run whose mesh nobody chose.
+
+    Rows go over as many devices as divide the batches, and over `data` alone while a device can hold
+    the whole state, else over `fsdp`; what devices are left go to `tensor`.
+
+    Raises:
+        UserError: devices would be left without rows, and the model has nothing to split instead.
+    """
+    ways = row_ways(benchmark, devices)
+    axis = "data" if state_size(benchmark, optimizer) <= REPLICATED * devices.memory else "fsdp"
+    rest = devices.count // ways
+    if rest > 1 and not splits(benchmark, "tensor"):
+        raise UserError(
+            f"batch size {benchmark.batch_size} goes over {ways:,} of the {devices.count:,} devices of "
+            f"{devices.name}: choose a multiple of {devices.count:,} or fewer devices"
+        )
+    return {axis: ways} | ({"tensor": rest} if rest > 1 else {})
+
+
+def row_ways(benchmark: Benchmark, devices: names.Devices) -> int:
+    """Over how many of the devices rows can go: what divides the devices and every batch."""
+    micro = [bucket.rows // benchmark.gradient_accumulation_steps for bucket in benchmark.buckets()]
+    return math.gcd(devices.count, *micro, *(bucket.rows for bucket in benchmark.eval_buckets()))
+
+
+def splits(benchmark: Benchmark, axis: str) -> bool:
+    """Whether the benchmark's sharding rules know an axis."""
+    return any(axis in str(spec) for _, spec in benchmark.rules)
+
+
+def state_size(benchmark: Benchmark, optimizer: Any = None) -> int:
+    """Bytes of the whole state."""
+    one = meshes.make_mesh("data=1")
+    abstract = states.assemble(benchmark, one, optimizer).abstract
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
 
 
 # -- what to try -----------------------------------------------------------------------------------
@@ -33,7 +80,7 @@ def advice(
         yield f"--eval-batch-size {rows}: only the evaluation does not fit"
     state = sum(found.state.values())
     if state > devices.memory / 2 and found.mesh.get("data", 1) > 1:
-        yield f"--mesh {_text(_sharded(found.mesh))}: the state takes {gib(state)} GiB on every device"
+        yield f"--mesh {mesh_text(_sharded(found.mesh))}: the state takes {gib(state)} GiB on every device"
     if getattr(benchmark, "remat", "full") != "full":
         yield "--remat full: keep each layer's input only, and compute the rest again"
     more = _accumulations(benchmark, found.mesh)
@@ -41,16 +88,12 @@ def advice(
         yield f"--gradient-accumulation-steps {more[0]}: half of the rows at a time"
     sizes = _sharded(found.mesh)
     tensor, ways = 2 * sizes.get("tensor", 1), sizes["fsdp"]
-    if candidates.splits(benchmark, "tensor") and tensor <= MOST_TENSOR and ways % 2 == 0:
-        halved = _text(sizes | {"fsdp": ways // 2, "tensor": tensor})
+    if splits(benchmark, "tensor") and tensor <= MOST_TENSOR and ways % 2 == 0:
+        halved = mesh_text(sizes | {"fsdp": ways // 2, "tensor": tensor})
         yield f"--mesh {halved}: half of each layer's work per device"
     larger = names.nearest_larger(devices, 2 * devices.chips)
     if larger:
         yield f"--on {larger}: twice the chips"
-
-
-def _text(sizes: Mapping[str, int]) -> str:
-    return ",".join(f"{axis}={n}" for axis, n in sizes.items())
 
 
 def _sharded(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -88,9 +131,9 @@ def search(
 
     def measure(configured: Benchmark, mesh: Mapping[str, int]) -> Candidate:
         settings = _differences(benchmark, configured)
-        key = (_text(mesh), *settings.items())
+        key = (mesh_text(mesh), *settings.items())
         if key not in rows:
-            words = [_text(mesh), *(f"{name}={value}" for name, value in settings.items())]
+            words = [mesh_text(mesh), *(f"{name}={value}" for name, value in settings.items())]
             say(f"candidate {len(rows) + 1}: {' '.join(words)}")
             rows[key] = _candidate(configured, devices, dict(mesh), settings, optimizer, say)
         return rows[key]
@@ -114,8 +157,8 @@ def meshes_to_try(benchmark: Benchmark, devices: names.Devices) -> Iterator[dict
     Where there are sequences to split, also a part of it on `context`: with few key and value heads that
     moves less between devices than splitting the products does.
     """
-    most = candidates.row_ways(benchmark, devices)
-    tensor = candidates.splits(benchmark, "tensor")
+    most = row_ways(benchmark, devices)
+    tensor = splits(benchmark, "tensor")
     for ways in (most, most // 2, most // 4):
         rest = devices.count // ways if ways else 0
         if rest < 1 or rest * ways != devices.count:
@@ -163,16 +206,15 @@ def _candidate(
             benchmark, devices, mesh, optimizer=optimizer, say=say, only="train"
         )
     except UserError as error:
-        return Candidate(_text(mesh), settings, "refused", reason=str(error))
-    outcomes = [program.outcome for program in found.programs]
-    worst = next((o for o in ("too big", "compiler failed") if o in outcomes), "fits")
+        return Candidate(mesh_text(mesh), settings, "refused", reason=str(error))
+    outcome = worst(found.programs)
     sizes = [program.total for program in found.programs if program.total is not None]
-    time = timing.step_time(benchmark, devices, found.programs) if worst == "fits" else None
+    time = timing.step_time(benchmark, devices, found.programs) if outcome == "fits" else None
     message = next((p.message for p in found.programs if p.outcome == "compiler failed"), "")
     return Candidate(
-        _text(mesh),
+        mesh_text(mesh),
         settings,
-        worst,
+        outcome,
         total=max(sizes, default=None),
         step_seconds=None if time is None else time.seconds,
         reason=message.splitlines()[0] if message else "",

@@ -20,8 +20,6 @@ from typing import Any
 import mlperf_jax
 from mlperf_jax.core import python_file
 
-_SUFFIX = ".json"
-
 
 def folder() -> pathlib.Path:
     """`$XDG_CACHE_HOME/mlperf_jax/plan`; deleting it costs only time."""
@@ -32,14 +30,14 @@ def folder() -> pathlib.Path:
 def read(digest: str) -> Any:
     """What is kept under a digest, or None; a damaged file is as good as none."""
     try:
-        return json.loads((folder() / f"{digest}{_SUFFIX}").read_text(encoding="utf-8"))
+        return json.loads((folder() / f"{digest}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
 def write(digest: str, document: Any) -> None:
     """Keeps a document; a full or read-only disk costs only the next look's time."""
-    _write(folder() / f"{digest}{_SUFFIX}", json.dumps(document).encode())
+    _write(folder() / f"{digest}.json", json.dumps(document).encode())
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
@@ -70,14 +68,13 @@ def digest(*parts: Any) -> str:
 
 
 @functools.cache
-def sources(*rooms: str) -> str:
-    """A digest of the package's source files, all of them or those of some rooms."""
+def sources() -> str:
+    """A digest of the package's source files."""
     root = pathlib.Path(mlperf_jax.__file__).parent
     found = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if not rooms or path.relative_to(root).parts[0] in rooms:
-            found.update(path.relative_to(root).as_posix().encode())
-            found.update(path.read_bytes())
+        found.update(path.relative_to(root).as_posix().encode())
+        found.update(path.read_bytes())
     return found.hexdigest()
 
 
@@ -100,12 +97,9 @@ def turn(say: Callable[[str], None]) -> Iterator[None]:
         yield  # closing the file gives the lock back, also after a kill
 
 
-def request(
-    cls: type, config: Mapping[str, Any], devices: str, mesh: Any, settings: list[Any]
-) -> str:
-    """The digest of a request: what and where, this package's sources and the user's, and the versions."""
+def request(cls: type, asked: Mapping[str, Any]) -> str:
+    """The digest of a request: what is asked, this package's sources and the user's, and the versions."""
     from mlperf_jax.planning.programs import compiler_versions
 
-    name = f"{cls.__module__}:{cls.__qualname__}:{python_file.code(cls)}"
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
-    return digest(name, config, devices, mesh, settings, sources(), compiler_versions(), flags)
+    return digest(asked, python_file.code(cls), sources(), compiler_versions(), flags)

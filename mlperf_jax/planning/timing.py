@@ -104,12 +104,8 @@ def step_time(benchmark: Benchmark, devices: names.Devices, programs: Any) -> St
     alone = {key: mean[key] for key in ("products", "memory", "network")}
     evaluation = [p for p in programs if p.name.split()[0] == "evaluation" and p.work]
     return StepTime(
-        seconds=mean["seconds"],
+        **mean,
         error=ERROR if devices.tpu else GPU_ERROR,
-        products=mean["products"],
-        memory=mean["memory"],
-        network=mean["network"],
-        exposed=mean["exposed"],
         binds=max(alone, key=lambda name: alone[name]),
         samples_per_second=rate,
         mfu=mfu,
@@ -243,11 +239,8 @@ def _lanes(devices: names.Devices, kind: str, group: int) -> float:
     for side in sorted(devices.shape, reverse=True):
         if left <= 1:
             break
-        lanes += 2.0 if _wraps(devices, side) else 1.0
+        # a ring closes along a side in 3-D from whole cubes on, in 2-D for the whole pod
+        wraps = side >= 4 and side % 4 == 0 if devices.chip.dims == 3 else side >= 16
+        lanes += 2.0 if wraps else 1.0
         left = math.ceil(left / side)
     return max(1.0, lanes)
-
-
-def _wraps(devices: names.Devices, side: int) -> bool:
-    """Whether a ring closes along a side: in 3-D from whole cubes on, in 2-D for the whole pod."""
-    return side >= 4 and side % 4 == 0 if devices.chip.dims == 3 else side >= 16

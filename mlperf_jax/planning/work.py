@@ -8,9 +8,10 @@ see into are known for splash attention.
 
 from __future__ import annotations
 
+import collections
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from mlperf_jax.ops import hints
 from mlperf_jax.planning.hlo import Array, Computation, Instruction, Module
 
+Computations = Mapping[str, Computation]
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -39,34 +41,6 @@ _TINY = 4096  # bytes; smaller instructions are added up instead of being listed
 _SPLASH = {"fwd": 2, "dkv": 4, "dq": 3, "fused_dkv": 5}
 
 
-class Tally:
-    """What is counted.
-
-    Attributes:
-        instructions: [FLOPs, bytes of large memory, the compiler's cycles, times] by kind of work.
-        collectives: [kind, bytes, devices of a group, slices a group spans, asynchronous, times].
-    """
-
-    def __init__(self) -> None:
-        self.instructions: dict[tuple[float, float, int], float] = {}
-        self.collectives: dict[tuple[Any, ...], float] = {}
-
-    def instruction(self, flops: float, size: float, cycles: int, times: float) -> None:
-        if size < _TINY and flops < _TINY:
-            return
-        key = (flops, size, cycles)
-        self.instructions[key] = self.instructions.get(key, 0) + times
-
-    def collective(self, key: tuple[Any, ...], times: float) -> None:
-        self.collectives[key] = self.collectives.get(key, 0) + times
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "instructions": [[*key, times] for key, times in self.instructions.items()],
-            "collectives": [[*key, times] for key, times in self.collectives.items()],
-        }
-
-
 def work(module: Module, devices: int, slices: int = 1) -> dict[str, Any]:
     """The counts of one call of the program on one device.
 
@@ -79,63 +53,105 @@ def work(module: Module, devices: int, slices: int = 1) -> dict[str, Any]:
         "instructions" as [FLOPs, bytes, cycles, times] and "collectives" as [kind, bytes, group size, slices
         spanned, whether it runs beside others, times].
     """
-    tally = Tally()
-    _walk(module, module.entry, 1.0, tally, max(1, devices // slices), devices)
-    return tally.to_dict()
+    tally = Tally(module, devices, max(1, devices // slices))
+    tally.walk(module.entry, 1.0)
+    return {
+        "instructions": [[*key, times] for key, times in tally.instructions.items()],
+        "collectives": [[*key, times] for key, times in tally.collectives.items()],
+    }
 
 
-def _walk(
-    module: Module,
-    computation: Computation,
-    times: float,
-    tally: Tally,
-    per_slice: int,
-    devices: int,
-) -> None:
-    def into(name: str, often: float) -> None:
-        if name in module.computations:
-            _walk(module, module.computations[name], often, tally, per_slice, devices)
+class Tally:
+    """Counts what the instructions of a module do.
 
-    for instruction in computation.instructions.values():
-        opcode = instruction.opcode
-        base = opcode.removesuffix("-start")
-        if opcode in _SILENT or opcode.endswith(("-done", "-update")):
-            continue
-        if opcode == "while":
-            body = instruction.attribute("body").lstrip("%")
-            if not _rare(module, body):
-                into(body, times * trip_count(module, computation, instruction))
-        elif opcode == "conditional":
-            names = instruction.branches or instruction.called
-            likely = [name for name in names if not _rare(module, name)]
-            for name in likely:
-                into(name, times / len(likely))
-        elif opcode in ("call", "async-start"):
-            for name in instruction.called:
-                into(name, times)
-        elif base in COLLECTIVES:
-            key = _collective(computation, instruction, per_slice, devices)
-            tally.collective(key, times)
-        elif opcode == "fusion":
-            _fusion(module, computation, instruction, times, tally, per_slice, devices)
-        else:
-            flops = _flops(computation, instruction)
-            size = _traffic(computation, instruction)
-            tally.instruction(flops, size, instruction.cycles, times)
+    Attributes:
+        instructions: how often by (FLOPs, bytes of large memory, the compiler's cycles).
+        collectives: how often by what `_collective` says.
+    """
 
+    def __init__(self, module: Module, devices: int, per_slice: int) -> None:
+        self.computations = module.computations
+        self.devices, self.per_slice = devices, per_slice
+        self.instructions: dict[tuple[float, float, int], float] = collections.defaultdict(float)
+        self.collectives: dict[tuple[Any, ...], float] = collections.defaultdict(float)
 
-def _rare(module: Module, name: str) -> bool:
-    """Whether `ops` say of this branch or loop that it runs when all else fails."""
-    found = module.computations.get(name)
-    return found is not None and any(
-        hints.is_rare(instruction.op_name) for instruction in found.instructions.values()
-    )
+    def walk(self, computation: Computation, times: float) -> None:
+        """Adds what a computation does that runs so often."""
+        for instruction in computation.instructions.values():
+            opcode = instruction.opcode
+            if opcode in _SILENT or opcode.endswith(("-done", "-update")):
+                continue
+            if opcode == "while":
+                body = instruction.attribute("body").lstrip("%")
+                if not self.rare(body):
+                    turns = trip_count(self.computations, computation, instruction)
+                    self.into([body], times * turns)
+            elif opcode == "conditional":
+                names = instruction.branches or instruction.called
+                likely = [name for name in names if not self.rare(name)]
+                self.into(likely, times / max(1, len(likely)))
+            elif opcode in ("call", "async-start"):
+                self.into(instruction.called, times)
+            elif opcode.removesuffix("-start") in COLLECTIVES:
+                key = _collective(computation, instruction, self.per_slice, self.devices)
+                self.collectives[key] += times
+            elif opcode == "fusion":
+                self.fusion(computation, instruction, times)
+            else:
+                flops = _flops(computation, instruction)
+                self.instruction(flops, _traffic(computation, instruction), instruction, times)
+
+    def into(self, names: Iterable[str], times: float) -> None:
+        """Walks the computations of these names."""
+        for computation in map(self.computations.get, names):
+            if computation is not None:
+                self.walk(computation, times)
+
+    def rare(self, name: str) -> bool:
+        """Whether `ops` say of this branch or loop that it runs when all else fails."""
+        found = self.computations.get(name)
+        return found is not None and any(
+            hints.is_rare(instruction.op_name) for instruction in found.instructions.values()
+        )
+
+    def instruction(self, flops: float, size: float, done: Instruction, times: float) -> None:
+        """Counts an instruction that does so much."""
+        if size >= _TINY or flops >= _TINY:
+            self.instructions[flops, size, done.cycles] += times
+
+    def fusion(self, computation: Computation, instruction: Instruction, times: float) -> None:
+        """Counts a fused instruction, and the collectives inside."""
+        named = (self.computations.get(name) for name in instruction.called)
+        inner = [fused for fused in named if fused is not None]
+        flops = 0.0
+        for fused, part in _parts(self.computations, inner):
+            if part.opcode.removesuffix("-start") not in COLLECTIVES:
+                flops += _flops(fused, part)
+                continue
+            key = _collective(fused, part, self.per_slice, self.devices)
+            users = fused.users.get(part.name, ())
+            if key[0] == "all-reduce" and any(user.opcode == "dynamic-slice" for user in users):
+                key = ("reduce-scatter", *key[1:])
+            if "chain_id=" in part.attributes:  # it runs beside several fusions; the first counts
+                key = (*key[:-1], True)
+                others = fused.instructions.values()
+                if not any("AsyncCollectiveStart" in other.attributes for other in others):
+                    continue
+            self.collectives[key] += times
+        size = float(instruction.bytes)
+        if inner:
+            size = _written(self.computations, inner[0], instruction)
+            for number, parameter in inner[0].parameters().items():
+                whole = _operand_bytes(computation, instruction, number)
+                if whole:
+                    size += min(whole, _read(self.computations, inner[0], parameter, whole))
+        self.instruction(flops, size, instruction, times)
 
 
 # -- loops -----------------------------------------------------------------------------------------
 
 
-def trip_count(module: Module, computation: Computation, loop: Instruction) -> int:
+def trip_count(computations: Computations, computation: Computation, loop: Instruction) -> int:
     """How often a loop runs whose counter goes from 0 to a constant; else what `ops` say, or 1.
 
     The compiler unrolls loops of products, so the counter's step may be more than 1.
@@ -143,8 +159,8 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     known = re.search(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)', loop.attributes)
     if known:
         return int(known[1])
-    condition = module.computations.get(loop.attribute("condition").lstrip("%"))
-    body = module.computations.get(loop.attribute("body").lstrip("%"))
+    condition = computations.get(loop.attribute("condition").lstrip("%"))
+    body = computations.get(loop.attribute("body").lstrip("%"))
     if condition is None or body is None:
         return 1
     counter, bound = None, None
@@ -234,70 +250,26 @@ def _operand_bytes(computation: Computation, instruction: Instruction, index: in
     return operand.bytes if operand is not None else 0.0
 
 
-def _fusion(
-    module: Module,
-    computation: Computation,
-    instruction: Instruction,
-    times: float,
-    tally: Tally,
-    per_slice: int,
-    devices: int,
-) -> None:
-    inner = [
-        module.computations[name] for name in instruction.called if name in module.computations
-    ]
-    flops = 0.0
-    for fused in inner:
-        for part in _parts(module, fused):
-            base = part[1].opcode.removesuffix("-start")
-            if base in COLLECTIVES:
-                key = _collective(part[0], part[1], per_slice, devices)
-                if key[0] == "all-reduce" and _sliced(part[0], part[1]):
-                    key = ("reduce-scatter", *key[1:])
-                if (
-                    "chain_id=" in part[1].attributes
-                ):  # a collective that runs beside several fusions
-                    key = (*key[:-1], True)
-                    if not _starts_chain(part[0]):
-                        continue
-                tally.collective(key, times)
-            else:
-                flops += _flops(*part)
-    size = float(instruction.bytes)
-    if inner:
-        size = _written(module, inner[0], instruction)
-        for number, parameter in inner[0].parameters().items():
-            whole = _operand_bytes(computation, instruction, number)
-            if whole:
-                size += min(whole, _read(module, inner[0], parameter, whole))
-    tally.instruction(flops, size, instruction.cycles, times)
-
-
-def _parts(module: Module, fused: Computation) -> Iterable[tuple[Computation, Instruction]]:
+def _parts(
+    computations: Computations, inside: Iterable[Computation]
+) -> Iterator[tuple[Computation, Instruction]]:
     """Every instruction inside a fusion, those of fusions inside it too."""
-    for instruction in fused.instructions.values():
-        yield fused, instruction
-        if instruction.opcode == "fusion":
-            for name in instruction.called:
-                if name in module.computations:
-                    yield from _parts(module, module.computations[name])
+    for fused in inside:
+        for instruction in fused.instructions.values():
+            yield fused, instruction
+            if instruction.opcode == "fusion":
+                named = map(computations.get, instruction.called)
+                yield from _parts(computations, [found for found in named if found is not None])
 
 
-def _starts_chain(fused: Computation) -> bool:
-    """Whether this is the fusion that sets an asynchronous collective going; others carry it on."""
-    return any("AsyncCollectiveStart" in i.attributes for i in fused.instructions.values())
-
-
-def _sliced(fused: Computation, instruction: Instruction) -> bool:
-    return any(user.opcode == "dynamic-slice" for user in fused.users.get(instruction.name, []))
-
-
-def _read(module: Module, fused: Computation, value: Instruction, whole: float) -> float:
+def _read(
+    computations: Computations, fused: Computation, value: Instruction, whole: float
+) -> float:
     """Bytes of a parameter that a fusion reads: only the slices where it takes nothing else."""
     total = 0.0
     for user in fused.users.get(value.name, []):
         if user.opcode == "bitcast":
-            total += _read(module, fused, user, whole)
+            total += _read(computations, fused, user, whole)
         elif user.opcode in _SLICING and user.operands[0] == value.name:
             total += sum(array.bytes for array in user.shape)
         elif user.opcode in _IN_PLACE and user.operands[0] == value.name:
@@ -305,18 +277,18 @@ def _read(module: Module, fused: Computation, value: Instruction, whole: float) 
             total += _update_bytes(fused, user) if user.opcode == "scatter" else 0
         elif user.opcode == "fusion":
             for name in user.called:
-                nested = module.computations.get(name)
+                nested = computations.get(name)
                 if nested is None:
                     return whole
                 for number, parameter in nested.parameters().items():
                     if number < len(user.operands) and user.operands[number] == value.name:
-                        total += _read(module, nested, parameter, whole)
+                        total += _read(computations, nested, parameter, whole)
         else:
             return whole
     return total
 
 
-def _written(module: Module, fused: Computation, instruction: Instruction) -> float:
+def _written(computations: Computations, fused: Computation, instruction: Instruction) -> float:
     """Bytes that a fusion writes: of an array updated in place the update alone."""
     root = fused.root
     ends = [root]
@@ -327,7 +299,7 @@ def _written(module: Module, fused: Computation, instruction: Instruction) -> fl
     total = 0.0
     for end, array in zip(ends, instruction.shape):
         if array.large_memory:
-            total += _end_bytes(module, fused, end, array)
+            total += _end_bytes(computations, fused, end, array)
     return total
 
 
@@ -338,15 +310,17 @@ def _update_bytes(fused: Computation, instruction: Instruction) -> float:
     return 0.0 if update is None else float(sum(array.bytes for array in update.shape))
 
 
-def _end_bytes(module: Module, fused: Computation, end: Instruction, array: Array) -> float:
+def _end_bytes(
+    computations: Computations, fused: Computation, end: Instruction, array: Array
+) -> float:
     while end.opcode == "bitcast" and end.operands and end.operands[0] in fused.instructions:
         end = fused.instructions[end.operands[0]]
     if end.opcode in _IN_PLACE:
         return _update_bytes(fused, end)
-    if end.opcode == "fusion" and end.called and end.called[0] in module.computations:
-        inner = module.computations[end.called[0]]
+    if end.opcode == "fusion" and end.called and end.called[0] in computations:
+        inner = computations[end.called[0]]
         if inner.root.opcode != "tuple":
-            return _end_bytes(module, inner, inner.root, array)
+            return _end_bytes(computations, inner, inner.root, array)
     return float(array.bytes)
 
 

@@ -6,6 +6,7 @@ process ends, and fake devices must be asked for before JAX starts.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -41,19 +42,21 @@ def main() -> None:
 
 def answer(request: dict[str, Any], send: Send) -> None:
     """Compiles the programs of one request, or takes them from the store."""
-    from mlperf_jax.core import compiling
+    from mlperf_jax.core import compiling, python_file
     from mlperf_jax.core.optimizer_argument import load_optimizer
-    from mlperf_jax.planning import candidates, programs, store
     from mlperf_jax.planning import devices as names
+    from mlperf_jax.planning import programs, searching, store
 
     devices = names.parse(request["devices"])
-    benchmark = rebuild(request["class"], request["config"])
+    benchmark = python_file.load(request["class"], "benchmark", "Wine").from_config(
+        request["config"]
+    )
     given = request["optimizer"]
     optimizer = None if given is None else load_optimizer(given)
     sizes = request["mesh"]
     with programs.forms_of(devices):
         if sizes is None:
-            sizes = candidates.suggest(benchmark, devices, optimizer)
+            sizes = searching.suggest(benchmark, devices, optimizer)
         assembly = programs.assemble(benchmark, devices, sizes, optimizer)
         options = compiling.options(assembly.mesh)
         send("assembled", mesh=sizes, state=programs.state_bytes(assembly))
@@ -70,17 +73,7 @@ def answer(request: dict[str, Any], send: Send) -> None:
                 store.write_text(digest, text)
                 store.write(digest, found)
             program = programs.read_findings(name, devices, found, text or "")
-            send("program", **program.to_dict())
-
-
-def rebuild(name: str, config: dict[str, Any]) -> Any:
-    """The benchmark of a class, as `python_file.load` finds it, with these fields."""
-    from mlperf_jax.core import python_file
-    from mlperf_jax.core.benchmark import Target
-
-    cls = python_file.load(name, "benchmark", "Wine")
-    values = {key: value for key, value in config.items() if key != "benchmark"}
-    return cls(**{**values, "targets": tuple(Target(**t) for t in config["targets"])})
+            send("program", **dataclasses.asdict(program))
 
 
 if __name__ == "__main__":

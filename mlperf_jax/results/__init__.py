@@ -4,6 +4,7 @@ from mlperf_jax.results.closed import closed_violations
 from mlperf_jax.results.compliance import Finding, Report, check
 from mlperf_jax.results.header import header
 from mlperf_jax.results.log import Line, Log, read
+from mlperf_jax.results.rcp import ReferencePoint
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import (
     LEGEND,
@@ -15,7 +16,6 @@ from mlperf_jax.results.result import (
 )
 from mlperf_jax.results.rules import (
     Entry,
-    ReferencePoint,
     Round,
     Target,
     entries,

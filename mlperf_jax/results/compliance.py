@@ -41,8 +41,8 @@ class Finding:
     file: str
     key: str
     expected: str
-    advice: str
-    official: str
+    advice: str = ""
+    official: str = ""
     line: int | None = None
     warning: bool = False
 
@@ -96,7 +96,13 @@ def check(
     if division not in (None, "closed", "open"):
         raise UserError(f"division is {division!r}; give 'closed' or 'open'.")
     paths = _logs(pathlib.Path(path))
-    contents = {p: _read(p) for p in paths}
+    contents = {p: harmless(p) for p in paths}
+    for p, lines in contents.items():
+        if not lines:
+            raise UserError(
+                f"{p} has no line with the token {log.TOKEN}; it is empty or not a log: "
+                "give a result_*.txt of a run."
+            )
     name, official, version = _benchmark(contents, ruleset)
     suite = official.suite if official else "training"
     if rules.checker(suite, version) is None:
@@ -142,13 +148,13 @@ def _logs(path: pathlib.Path) -> list[pathlib.Path]:
     return [p for _, p in sorted(numbered)]
 
 
-def _read(path: pathlib.Path) -> list[log.Line]:
+def harmless(path: pathlib.Path) -> list[log.Line]:
+    """The lines of a log that lets the official checkers load no file of the log's own choice.
+
+    Raises:
+        UserError: it names a file to them, or it cannot be read and so cannot be judged.
+    """
     lines = log.read(path)
-    if not lines:
-        raise UserError(
-            f"{path} has no line with the token {log.TOKEN}; it is empty or not a log: "
-            "give a result_*.txt of a run."
-        )
     for line in lines:
         if line.key in _NAMES_A_FILE and not re.fullmatch(r"\w+", str(line.value)):
             raise UserError(
@@ -199,29 +205,14 @@ def _whole_set(contents: dict[pathlib.Path, list[log.Line]], runs: int) -> list[
     folder = str(next(iter(contents)).parent)
     found = []
     if len(contents) != runs:
-        found.append(
-            Finding(
-                file=folder,
-                key="",
-                expected=f"a closed result is made of {runs} runs; here are {len(contents)}.",
-                advice="Run the missing ones with the same output folder.",
-                official="",
-                warning=True,
-            )
-        )
+        said = f"a closed result is made of {runs} runs; here are {len(contents)}."
+        advice = "Run the missing ones with the same output folder."
+        found.append(Finding(folder, "", said, advice, warning=True))
     seeds = collections.Counter(str(line.value) for line in lines if line.key == "seed")
     repeated = ", ".join(seed for seed, n in seeds.items() if n > 1)
     if repeated:
-        found.append(
-            Finding(
-                file=folder,
-                key="seed",
-                expected=f"every run of a closed set needs a seed of its own; repeated: {repeated}.",
-                advice="Let each run draw its seed.",
-                official="",
-                warning=True,
-            )
-        )
+        said = f"every run of a closed set needs a seed of its own; repeated: {repeated}."
+        found.append(Finding(folder, "seed", said, "Let each run draw its seed.", warning=True))
     return found
 
 
@@ -229,31 +220,16 @@ def _whole_set(contents: dict[pathlib.Path, list[log.Line]], runs: int) -> list[
 
 
 def _check_one(
-    path: pathlib.Path,
-    lines: list[log.Line],
-    suite: str,
-    version: str,
-    division: str | None,
+    path: pathlib.Path, lines: list[log.Line], suite: str, version: str, division: str | None
 ) -> tuple[list[Finding], str]:
-    messages, warnings = _run_checker(path, suite, version)
-    findings = [_finding(path, lines, key, text) for key, text in messages]
-    findings += [
-        dataclasses.replace(_finding(path, lines, key, text), warning=True)
-        for key, text in warnings
-    ]
-    said = next((line for line in lines if line.key == "submission_division"), None)
-    if division is not None and said is not None and said.value != division:
-        findings.append(
-            Finding(
-                file=str(path),
-                line=said.lineno,
-                key="submission_division",
-                expected=f"is {said.value!r}, but {division!r} was asked for.",
-                advice=f"Run it with division {division!r}.",
-                official="",
-            )
-        )
-    return _in_order(findings), "\n".join(text for _, text in [*messages, *warnings])
+    said = _run_checker(path, suite, version)
+    findings = [_finding(path, lines, key, text, warning) for key, text, warning in said]
+    stated = next((line for line in lines if line.key == "submission_division"), None)
+    if division is not None and stated is not None and stated.value != division:
+        expected = f"is {stated.value!r}, but {division!r} was asked for."
+        advice = f"Run it with division {division!r}."
+        findings.append(Finding(str(path), stated.key, expected, advice, line=stated.lineno))
+    return _in_order(findings), "\n".join(text for _, text, _ in said)
 
 
 def _in_order(findings: list[Finding]) -> list[Finding]:
@@ -265,10 +241,8 @@ def _in_order(findings: list[Finding]) -> list[Finding]:
     )
 
 
-def _run_checker(
-    path: pathlib.Path, suite: str, version: str
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(key, text) of the checker's errors and of its warnings."""
+def _run_checker(path: pathlib.Path, suite: str, version: str) -> list[tuple[str, str, bool]]:
+    """(key, text, is it a warning) of what the checker says."""
     try:
         official = importlib.import_module("mlperf_logging.compliance_checker.mlp_compliance")
         parser = importlib.import_module("mlperf_logging.compliance_checker.mlp_parser")
@@ -295,24 +269,24 @@ def _run_checker(
         finally:
             official.enqueued_configs.clear()
             root.removeHandler(silent)
-    messages = [*checker.overwritable.items(), *(("", t) for t in checker.not_overwritable)]
-    return messages, list(checker.warnings.items())
+    errors = [*checker.overwritable.items(), *(("", text) for text in checker.not_overwritable)]
+    return [(*said, False) for said in errors] + [
+        (*said, True) for said in checker.warnings.items()
+    ]
 
 
 # ---- its words in ours
 
 
-def _finding(path: pathlib.Path, lines: list[log.Line], key: str, text: str) -> Finding:
+def _finding(
+    path: pathlib.Path, lines: list[log.Line], key: str, text: str, warning: bool
+) -> Finding:
     line = _line_of(lines, text)
-    key = key or _key_in(text) or (line.key if line else "")
-    return Finding(
-        file=str(path),
-        line=line.lineno if line else None,
-        key=key,
-        expected=_expected(text, line),
-        advice=_advice(text, key),
-        official=text,
-    )
+    if not key:
+        named = re.match(r"Failed checks for (\w+) :", text)
+        key = named[1] if named else line.key if line else ""
+    lineno = line.lineno if line else None
+    return Finding(str(path), key, _expected(text, line), _advice(text, key), text, lineno, warning)
 
 
 def _line_of(lines: list[log.Line], text: str) -> log.Line | None:
@@ -322,11 +296,6 @@ def _line_of(lines: list[log.Line], text: str) -> log.Line | None:
         return lines[int(numbered[1])]
     quoted = set(text.split("\n"))
     return next((line for line in lines if line.text in quoted), None)
-
-
-def _key_in(text: str) -> str:
-    match = re.match(r"Failed checks for (\w+) :", text)
-    return match[1] if match else ""
 
 
 def _expected(text: str, line: log.Line | None) -> str:

@@ -19,7 +19,8 @@ nothing. A key may have several, each for its `rounds` or `where`, of which all 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mlperf_jax.results import formulas
@@ -74,93 +75,40 @@ def _number(kind: str, bound: Any, names: Mapping[str, Any]) -> Any:
 
 
 def _holds(kind: str, bound: Any, value: Any, names: Mapping[str, Any]) -> bool:
-    match kind:
-        case "one_of":
-            return any(_equal(value, option) for option in bound)
-        case "equals":
-            return _equal(value, bound)
-        case "unset":
-            return value is None
-        case "length":
-            return isinstance(value, list | tuple) and len(value) == bound
-        case "item_multiples":
-            return _multiples(value, bound["of"], bound.get("within", formulas.WHOLE))
-        case "type":
-            return _is_of(bound, value)
-        case "holds":
-            return _true(bound, {**names, "value": value}, otherwise=_lacks(bound, names))
-    return _is_number(value) and math.isfinite(value) and _number_holds(kind, bound, value)
-
-
-def _number_holds(kind: str, bound: float, value: float) -> bool:
-    match kind:
-        case "above":
-            return value > bound
-        case "at_least":
-            return value >= bound
-        case "at_most":
-            return value <= bound
-        case "integer":
-            return float(value).is_integer()
-        case "formula":
-            return value == bound
-        case "near":
-            return abs(value - bound) < NEAR
-        case "multiple_of":
-            return formulas.whole(value / bound)
-        case "power_of_two_times":
-            return value > 0 and formulas.whole(math.log2(value / bound))
-    raise ValueError(f"the rules' data have the unknown constraint {kind!r}")
+    if kind == "holds":
+        return _true(bound, {**names, "value": value}, otherwise=_lacks(bound, names))
+    if kind not in _KINDS:
+        raise ValueError(f"the rules' data have the unknown constraint {kind!r}")
+    return (kind not in _NUMBERS or _finite(value)) and _KINDS[kind][0](value, bound)
 
 
 def _words(kind: str, bound: Any) -> str:
-    match kind:
-        case "one_of":
-            return " or ".join(repr(option) for option in bound)
-        case "equals" | "formula":
-            return repr(bound)
-        case "near":
-            return f"{bound!r} to within {NEAR:g}"
-        case "unset":
-            return "None"
-        case "above":
-            return f"values above {bound}"
-        case "at_least":
-            return f"values of at least {bound}"
-        case "at_most":
-            return f"values of at most {bound}"
-        case "integer":
-            return "whole numbers"
-        case "multiple_of":
-            return f"whole multiples of {bound}"
-        case "holds":
-            return f"values with {bound}"
-        case "length":
-            return f"a list of {bound}"
-        case "item_multiples":
-            return f"a whole multiple of {bound['of']}"
-        case "type":
-            return {"boolean": "true or false", "whole": "whole numbers"}.get(bound, "a text")
-        case _:
-            return f"{bound} times a power of two"
+    if kind == "one_of":
+        return " or ".join(repr(option) for option in bound)
+    if kind == "holds":
+        return f"values with {bound}"
+    if kind == "type":
+        return _TYPES[bound][1]
+    return _KINDS[kind][1].format(bound["of"] if kind == "item_multiples" else bound)
 
 
-def _is_of(kind: str, value: Any) -> bool:
-    match kind:
-        case "boolean":
-            return isinstance(value, bool)
-        case "whole":
-            return isinstance(value, int) and not isinstance(value, bool)
-        case "text":
-            return isinstance(value, str) and bool(value.strip())
-    raise ValueError(f"the rules' data have the unknown type {kind!r}")
+def _is_of(value: Any, kind: str) -> bool:
+    if kind not in _TYPES:
+        raise ValueError(f"the rules' data have the unknown type {kind!r}")
+    return _TYPES[kind][0](value)
 
 
-def _multiples(value: Any, of: list[float], within: float) -> bool:
+def _equal(value: Any, option: Any) -> bool:
+    value = list(value) if isinstance(value, tuple) else value
+    return value == option and isinstance(value, bool) == isinstance(option, bool)
+
+
+def _multiples(value: Any, bound: Mapping[str, Any]) -> bool:
     """Whether the items are the same whole number, 1 or more, times those of `of`."""
+    of, within = bound["of"], bound.get("within", formulas.WHOLE)
     if not isinstance(value, list | tuple) or len(value) != len(of):
         return False
-    if not all(_is_number(item) and math.isfinite(item) for item in value):
+    if not all(map(_finite, [*value, *of])) or not of[0]:
         return False
     times = round(value[0] / of[0])
     pairs = zip(value, of, strict=True)
@@ -179,10 +127,44 @@ def _lacks(formula: str, names: Mapping[str, Any]) -> bool:
     return bool(formulas.names_in(formula) - {"value"} - names.keys())
 
 
-def _equal(value: Any, option: Any) -> bool:
-    value = list(value) if isinstance(value, tuple) else value
-    return value == option and isinstance(value, bool) == isinstance(option, bool)
+def _finite(value: Any) -> bool:
+    """Whether it is a number, and neither infinite nor not-a-number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "boolean": (lambda value: isinstance(value, bool), "true or false"),
+    "whole": (
+        lambda value: isinstance(value, int) and not isinstance(value, bool),
+        "whole numbers",
+    ),
+    "text": (lambda value: isinstance(value, str) and bool(value.strip()), "a text"),
+}
+
+# kind -> whether a value keeps the bound, and how that is said; these want finite numbers
+_NUMBERS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "above": (operator.gt, "values above {}"),
+    "at_least": (operator.ge, "values of at least {}"),
+    "at_most": (operator.le, "values of at most {}"),
+    "integer": (lambda value, _: float(value).is_integer(), "whole numbers"),
+    "formula": (operator.eq, "{!r}"),
+    "near": (lambda value, bound: abs(value - bound) < NEAR, f"{{!r}} to within {NEAR:g}"),
+    "multiple_of": (lambda value, bound: formulas.whole(value / bound), "whole multiples of {}"),
+    "power_of_two_times": (
+        lambda value, bound: value > 0 and formulas.whole(math.log2(value / bound)),
+        "{} times a power of two",
+    ),
+}
+_KINDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    **_NUMBERS,
+    "one_of": (lambda value, bound: any(_equal(value, option) for option in bound), ""),
+    "equals": (_equal, "{!r}"),
+    "unset": (lambda value, _: value is None, "None"),
+    "length": (
+        lambda value, bound: isinstance(value, list | tuple) and len(value) == bound,
+        "a list of {}",
+    ),
+    "item_multiples": (_multiples, "a whole multiple of {}"),
+    "type": (_is_of, ""),
+}

@@ -45,23 +45,13 @@ def plain(value: Any, where: str = "value") -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "__array__"):
-        return _plain_array(np.asarray(value), value, where)
-    raise _no_json(value, where)
-
-
-def _plain_array(array: np.ndarray, value: Any, where: str) -> Any:
-    if array.dtype.kind in "biuU":
-        return array.tolist()
-    if array.dtype.kind == "f":
-        return array.astype(np.float64).tolist()
-    if array.dtype.kind == "V" and array.dtype.names is None:  # bfloat16 and its like
-        with contextlib.suppress(TypeError, ValueError):
-            return array.astype(np.float64).tolist()
-    raise _no_json(value, where)
-
-
-def _no_json(value: Any, where: str) -> UserError:
-    return UserError(
+        array = np.asarray(value)
+        if array.dtype.kind in "biuU":
+            return array.tolist()
+        if array.dtype.kind in "fV" and array.dtype.names is None:  # V: bfloat16 and its like
+            with contextlib.suppress(TypeError, ValueError):
+                return array.astype(np.float64).tolist()
+    raise UserError(
         f"{where} is a {type(value).__name__}, which has no JSON form; "
         "give a number, a string, a list or a dict."
     )
@@ -120,8 +110,8 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise UserError(
-            f"{path} is not a JSON file ({error}); it was damaged or edited: restore it, "
-            "or move its run away and start another."
+            f"{path} is not a JSON file ({error}); mend or restore it, or move the run that it is of away "
+            "and start another."
         ) from error
 
 

@@ -69,15 +69,6 @@ class Log:
         """Bytes written so far; what a checkpoint keeps and `resume_at` takes."""
         return 0 if self._lines is None else self._lines.offset
 
-    @staticmethod
-    def cut(path: os.PathLike | str, offset: int) -> None:
-        """Cuts a log back to its first `offset` bytes; half a line at its end goes first.
-
-        Raises:
-            UserError: the log is shorter, or no line ends there.
-        """
-        durable.cut(pathlib.Path(path), offset)
-
     def start(
         self, key: str, value: Any = None, *, time_ms: int | None = None, **metadata: Any
     ) -> None:
@@ -225,12 +216,16 @@ def read(path: os.PathLike | str) -> list[Line]:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if lineno == len(raw_lines):
                 break
-            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
-                f"line {lineno} of the log {path} cannot be read: {what}; the official tools reject "
+                f"line {lineno} of the log {path} cannot be read: {reason(error)}; the official tools reject "
                 "the whole file for it. Restore the line or remove it."
             ) from error
     return lines
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a line, in the words of the error that reading it ended with."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def end_of_line(path: os.PathLike | str, key: str) -> int:

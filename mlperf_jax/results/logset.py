@@ -45,6 +45,13 @@ _WANTED = {
     for key in (*_TEXTS, *_NUMBERS, *_EVALUATIONS, *_CLOCK, _NEWEST, "seed", "target_accuracy")
 }
 
+# Lines that say what happened, not how the run was set up.
+_EVENTS = {
+    "init_start", "init_stop", "run_start", "run_stop", "block_start", "block_stop", "epoch_start",
+    "epoch_stop", "eval_start", "eval_stop", "staging_start", "staging_stop", "eval_accuracy",
+    "eval_error", "tracked_stats", "cache_clear", "trained_samples", "weights_initialization",
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -81,6 +88,7 @@ class RunLog:
         evaluations: in the order of the lines.
         ended_after: how many of the evaluations come before `run_stop`; the others do not count.
         targets: what `target_accuracy` lines say.
+        settings: logged key -> last value, without those that are events; empty unless asked for.
         newest: whether it has the keys that only logs of v6.1 have.
         broken: whether a line cannot be read, so that the official tools reject the log.
         findings: what is wrong with it; a warning where the run merely does not count for it.
@@ -103,6 +111,7 @@ class RunLog:
     evaluations: tuple[Evaluation, ...] = ()
     ended_after: int = 0
     targets: tuple[float, ...] = ()
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     newest: bool = False
     broken: bool = False
     findings: tuple[Finding, ...] = ()
@@ -115,14 +124,15 @@ class RunLog:
         return (self.stop_ms - self.start_ms) / 1000
 
 
+def in_order(name: str) -> tuple[bool, int, str]:
+    """What sorts the `*` of `result_*.txt`: by number, then by name."""
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+
 def logs(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The `result_*.txt` of a folder, by number, then by name."""
-
-    def order(path: pathlib.Path) -> tuple[bool, int, str]:
-        number = path.stem.removeprefix("result_")
-        return not number.isdecimal(), int(number) if number.isdecimal() else 0, path.name
-
-    return sorted((p for p in folder.glob("result_*.txt") if p.is_file()), key=order)
+    """The `result_*.txt` of a folder, in order."""
+    found = (path for path in folder.glob("result_*.txt") if path.is_file())
+    return sorted(found, key=lambda path: in_order(path.stem.removeprefix("result_")))
 
 
 def folders(root: pathlib.Path) -> list[pathlib.Path]:
@@ -155,13 +165,17 @@ def folders(root: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
-def read(path: pathlib.Path) -> RunLog:
+def read(path: pathlib.Path, *, settings: bool = False) -> RunLog:
     """Reads what a score needs of one log. Damage becomes a finding; nothing is raised for it.
 
     As the official reader does, a line is cut at its last token, so what a launcher put in front of
     it (a rank, a time, half a progress bar) is ignored, and bytes are taken as Latin-1.
+
+    Args:
+        path: the log.
+        settings: keep the settings too, which no score needs.
     """
-    reader = _Reader(path)
+    reader = _Reader(path, settings)
     try:
         with open(path, "rb") as file, _mapped(file.fileno()) as content:
             for start, end in _lines(content):
@@ -210,10 +224,10 @@ def _looks_whole(text: bytes) -> bool:
 class _Reader:
     """Gathers one log's values line by line."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, settings: bool):
         self.path = path
+        self.with_settings, self.settings = settings, {}
         self.values: dict[str, Any] = {}
-        self.first_init: float | None = None
         self.times: dict[str, list[float]] = {key: [] for key in _CLOCK}
         self.evaluations: list[Evaluation] = []
         self.seeds: list[tuple[str, int, Any]] = []
@@ -221,36 +235,24 @@ class _Reader:
         self.findings: list[Finding] = []
         self.newest = self.broken = False
 
-    def find(
-        self, key: str, expected: str, advice: str, line: int | None = None, warning: bool = False
-    ) -> None:
+    def find(self, key: str, expected: str, advice: str, **more: Any) -> None:
         if len(self.findings) < 20:  # a log may be wrong in every line
-            self.findings.append(
-                Finding(
-                    file=str(self.path),
-                    key=key,
-                    expected=expected,
-                    advice=advice,
-                    official="",
-                    line=line,
-                    warning=warning,
-                )
-            )
+            self.findings.append(Finding(str(self.path), key, expected, advice, **more))
 
     def line(self, content: Any, start: int, end: int) -> None:
         text = content[start:end]
         found = _KEY.search(text)
-        if found is not None and found[1] not in _WANTED and _looks_whole(text):
+        if found is not None and not self.wants(found[1]) and _looks_whole(text):
             return
         try:
             members = json.loads(text.decode("latin-1"))
             key, value, metadata = members["key"], members["value"], members["metadata"]
             time_ms = float(members["time_ms"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
             self.broken = True
             number = content[:start].count(b"\n") + 1
             cut = end == len(content)
-            why = "ends in the middle" if cut else f"cannot be read ({_reason(error)})"
+            why = "ends in the middle" if cut else f"cannot be read ({log.reason(error)})"
             advice = "The official tools reject the whole log for it."
             self.find("", f"the line {why}.", advice, line=number, warning=True)
             return
@@ -266,8 +268,13 @@ class _Reader:
                 line=number,
             )
 
+    def wants(self, key: bytes) -> bool:
+        return key in _WANTED or (self.with_settings and key.decode() not in _EVENTS)
+
     def take(self, key: str, value: Any, metadata: dict[str, Any], time_ms: float) -> None:
         """Keeps the value of one line."""
+        if self.with_settings and isinstance(key, str) and key not in _EVENTS:
+            self.settings[key] = value
         if key in _TEXTS:
             self.values[_TEXTS[key]] = str(value)
         elif key in _NUMBERS:
@@ -347,11 +354,8 @@ class _Reader:
             stop_ms=self.times["run_stop"][0] if self.times["run_stop"] else None,
             evaluations=tuple(self.evaluations),
             targets=tuple(dict.fromkeys(self.targets)),
+            settings=self.settings,
             newest=self.newest,
             broken=self.broken,
             findings=tuple(self.findings),
         )
-
-
-def _reason(error: Exception) -> str:
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

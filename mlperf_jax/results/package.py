@@ -26,7 +26,7 @@ from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.package_check import Verdict, check_tree
 from mlperf_jax.results.package_code import code_files, find_source
 from mlperf_jax.results.package_set import Set, legal_name, read_set
-from mlperf_jax.results.result import LEGEND, UNVERIFIED
+from mlperf_jax.results.result import LEGEND, MARKS, SMALL_PRINT, UNVERIFIED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,23 +63,19 @@ class Package:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, with the notices that go with any result."""
-        return durable.plain(dataclasses.asdict(self), "the package") | {
-            "verified": False,
-            "notice": f"{UNVERIFIED} {LEGEND}",
-        }
+        return durable.plain(dataclasses.asdict(self), "the package") | MARKS
 
     def __str__(self) -> str:
         lines = [self._head()]
         if self.rehearsal:
             lines.append(package_texts.REHEARSAL)
-        lines += [f"  {'warning: ' if f.warning else ''}{f}" for f in self.findings]
-        lines += [f"  {note}" for note in self.notes]
+        lines += [f"  {text}" for text in (*self._said(), *self.notes)]
         lines += [f"  to be filled in by hand: {text}" for text in self.to_fill]
-        return "\n".join([*lines, f"{UNVERIFIED}", LEGEND])
+        return "\n".join([*lines, UNVERIFIED, LEGEND])
 
     def _repr_html_(self) -> str:
         groups = {
-            "findings": [f"{'warning: ' if f.warning else ''}{f}" for f in self.findings],
+            "findings": self._said(),
             "notes": list(self.notes),
             "to be filled in by hand": list(self.to_fill),
         }
@@ -89,7 +85,10 @@ class Package:
         for title, texts in groups.items():
             items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
             parts += [f"<p>{title}</p><ul>{items}</ul>"] if items else []
-        return "".join([*parts, f"<small>{html.escape(UNVERIFIED)} {html.escape(LEGEND)}</small>"])
+        return "".join([*parts, SMALL_PRINT])
+
+    def _said(self) -> list[str]:
+        return [f"{'warning: ' if f.warning else ''}{f}" for f in self.findings]
 
     def _head(self) -> str:
         verdict = "passes" if self.success else "does not pass"
@@ -156,18 +155,17 @@ def package(
     notes: list[str] = []
     document = _system_document(runs, system, submitter or org, status, machine, notes)
     copied = {} if code is None else code_files(_local(code, "code"))
-    recorded = str(runs.runs[0].result.versions.get("mlperf-jax", ""))
-    source = find_source(recorded, copied, url, commit)
-    story = _story(runs, system, implementation, source)
+    source = find_source(runs.first.versions.get("mlperf-jax", ""), copied, url, commit)
+    story = package_texts.Story(runs, system, implementation, source)
     root = _local(output, "output") / org
-    verdict = _make(root, runs, story, document, copied)
-    results = root / _results(runs, system)
+    verdict = _make(root, story, document, copied)
+    results = root / story.results
     return Package(
         path=str(root),
         success=verdict.success,
         findings=verdict.findings,
         notes=(*notes, *verdict.notes),
-        to_fill=_to_fill(root, runs, story),
+        to_fill=_to_fill(root, story),
         raw=verdict.raw,
         benchmark=runs.official.log_name,
         ruleset=runs.official.ruleset,
@@ -195,7 +193,7 @@ def _system_document(
     machine: Mapping[str, Any] | None,
     notes: list[str],
 ) -> dict[str, Any]:
-    first = runs.runs[0]
+    first = runs.first
     # logs of the rounds after 4.0 do not name it
     recorded = first.logged("submission_status") or first.options.get("status")
     given = status or recorded
@@ -225,47 +223,25 @@ def _system_document(
         device=result.device,
         device_count=result.device_count,
         processes=processes if isinstance(processes, int) else None,
-        versions={str(k): str(v) for k, v in result.versions.items()},
+        versions=first.versions,
     )
     if runs.tiny:
         document["sw_notes"] = f"{package_texts.REHEARSAL} {document['sw_notes']}".strip()
     return document
 
 
-def _story(
-    runs: Set, system: str, implementation: str, source: package_texts.Source
-) -> package_texts.Story:
-    first = runs.runs[0]
-    return package_texts.Story(
-        benchmark=runs.official.benchmark,
-        log_name=runs.official.log_name,
-        ruleset=runs.official.ruleset,
-        division=runs.division,
-        system=system,
-        implementation=implementation,
-        runs=len(runs.runs),
-        config=first.config,
-        options=first.options,
-        device=first.result.device,
-        versions={str(k): str(v) for k, v in first.result.versions.items()},
-        tiny=runs.tiny,
-        source=source,
-    )
-
-
-def _to_fill(root: pathlib.Path, runs: Set, story: package_texts.Story) -> tuple[str, ...]:
+def _to_fill(root: pathlib.Path, story: package_texts.Story) -> tuple[str, ...]:
     document = durable.read_json(root / f"systems/{story.system}.json")  # perhaps completed by hand
     texts = []
     empty = system_file.to_fill(document)
     if empty:
         texts.append(f"systems/{story.system}.json: {', '.join(empty)}")
-    pointer = _implementation(runs, story)
     lacking = story.source.missing()
     if lacking:
-        texts.append(f"{pointer}/README.md: {', '.join(lacking)} of the code")
+        texts.append(f"{story.code}/README.md: {', '.join(lacking)} of the code")
     _, left_out = package_texts.run_words(story)
     if left_out:
-        script = f"benchmarks/{runs.official.log_name}/{story.system}/run_and_time.sh"
+        script = f"{story.how}/run_and_time.sh"
         texts.append(f"{script}: how {', '.join(left_out)} were given, which no option can carry")
     return tuple(texts)
 
@@ -273,18 +249,8 @@ def _to_fill(root: pathlib.Path, runs: Set, story: package_texts.Story) -> tuple
 # ---- building and moving in
 
 
-def _results(runs: Set, system: str) -> str:
-    deeper = "strong/" if runs.official.suite == "hpc" else ""
-    return f"results/{system}/{deeper}{runs.official.log_name}"
-
-
-def _implementation(runs: Set, story: package_texts.Story) -> str:
-    return f"benchmarks/{runs.official.log_name}/implementations/{story.implementation}"
-
-
 def _make(
     root: pathlib.Path,
-    runs: Set,
     story: package_texts.Story,
     document: Mapping[str, Any],
     copied: Mapping[str, pathlib.Path],
@@ -299,8 +265,9 @@ def _make(
         raise durable.cannot_write(root, error) from error
     staged = staging / root.name
     try:
-        new = _build(staged, root, runs, story, document, copied)
-        verdict = check_tree(staged, runs.official.ruleset, runs.official.suite)
+        new = _build(staged, root, story, document, copied)
+        official = story.runs.official
+        verdict = check_tree(staged, official.ruleset, official.suite)
         built_at = str(staged.resolve())
         _install(staged, root, new)
     except OSError as error:
@@ -326,44 +293,40 @@ def _make(
 def _build(
     staged: pathlib.Path,
     root: pathlib.Path,
-    runs: Set,
     story: package_texts.Story,
     document: Mapping[str, Any],
     copied: Mapping[str, pathlib.Path],
 ) -> list[str]:
     """Makes the whole folder in `staged`, what exists included; returns what is new, results last."""
-    results = _results(runs, story.system)
-    if (root / results).exists():
+    if (root / story.results).exists():
         raise UserError(
-            f"{root / results} exists; results are never overwritten: remove it, or name another system."
+            f"{root / story.results} exists; results are never overwritten: remove it, or name another system."
         )
     if root.exists():
         shutil.copytree(root, staged, copy_function=_link, symlinks=True)
     new = []
-    code = _implementation(runs, story)
-    if (root / code).exists():
-        _same_source(root / code, story.source)
+    if (root / story.code).exists():
+        _same_source(root / story.code, story.source)
     else:
-        _write(staged / code, package_texts.implementation_files(story))
+        _write(staged / story.code, package_texts.implementation_files(story))
         for name, path in copied.items():
-            target = staged / code / "code" / name
+            target = staged / story.code / "code" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-        new.append(code)
-    how = f"benchmarks/{runs.official.log_name}/{story.system}"
-    if not _same_files(root / how, package_texts.system_files(story)):
-        _write(staged / how, package_texts.system_files(story))
-        new.append(how)
+        new.append(story.code)
+    if not _same_files(root / story.how, package_texts.system_files(story)):
+        _write(staged / story.how, package_texts.system_files(story))
+        new.append(story.how)
     about = f"systems/{story.system}.json"
     if (root / about).exists():
         _same_system(root / about, document)
     else:
         _write(staged / "systems", {f"{story.system}.json": json.dumps(document, indent=2) + "\n"})
         new.append(about)
-    (staged / results).mkdir(parents=True)
-    for number, run in enumerate(runs.runs):
-        shutil.copyfile(run.folder.log_path, staged / results / f"result_{number}.txt")
-    return [*new, results]
+    (staged / story.results).mkdir(parents=True)
+    for number, run in enumerate(story.runs.runs):
+        shutil.copyfile(run.folder.log_path, staged / story.results / f"result_{number}.txt")
+    return [*new, story.results]
 
 
 def _link(source: str, target: str) -> None:

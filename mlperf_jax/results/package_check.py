@@ -17,11 +17,9 @@ import tempfile
 from collections.abc import Iterator
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import log, rules
-from mlperf_jax.results.compliance import Finding, check
+from mlperf_jax.results import rules
+from mlperf_jax.results.compliance import Finding, check, harmless
 
-# values that make the official checker load a file of that name, and its files are code
-_NAMES_A_FILE = ("submission_benchmark", "submission_division", "opt_name", "scheduler_type")
 _SECONDS = 900  # for one program; a hundred sets of ten logs take about a minute
 _KNOWN = ("scaling.json", "power", "package_checker_params")  # beside the logs, by the rules
 _OLDEST = "2.0.0"  # repo_checker knows no older ruleset by name; it makes no difference to it
@@ -72,9 +70,10 @@ def check_tree(folder: os.PathLike | str, ruleset: str, suite: str = "training")
                 f"{folder} has no folder {needed!r}; give the organisation's folder of a submission."
             )
     for path in sorted(root.glob("results/**/result_*.txt")):
-        refuse_hostile(path)
+        harmless(path)
     package = _program("package_checker", str(root), suite, version)
-    repo = _program("repo_checker", str(root), suite, version if _newer(version) else _OLDEST)
+    known = max(version, _OLDEST, key=lambda v: tuple(map(int, v.split("."))))
+    repo = _program("repo_checker", str(root), suite, known)
     systems = [
         _program("system_desc_checker", str(path), suite, version)
         for path in sorted(root.glob("systems/*.json"))
@@ -88,26 +87,10 @@ def check_tree(folder: os.PathLike | str, ruleset: str, suite: str = "training")
         and all(_says(text, "INFO -   System description checker passed") for text in systems)
     )
     if not success and all(finding.warning for finding in findings):
-        findings.append(_finding(str(root), "the official checkers do not accept it.", "", package))
+        findings.append(
+            Finding(str(root), "", "the official checkers do not accept it.", "", package)
+        )
     return Verdict(success, tuple(findings), tuple(notes), "\n".join([package, repo, *systems]))
-
-
-def refuse_hostile(path: pathlib.Path) -> None:
-    """Refuses a log that would make the official checker load a file of the log's choice.
-
-    Raises:
-        UserError: it does so, or it cannot be read and so cannot be judged.
-    """
-    for line in log.read(path):
-        if line.key in _NAMES_A_FILE and not re.fullmatch(r"\w+", str(line.value)):
-            raise UserError(
-                f"line {line.lineno} of {path} has {line.value!r} as its {line.key}, which is not a "
-                "name; restore what the run logged."
-            )
-
-
-def _newer(version: str) -> bool:
-    return tuple(map(int, version.split("."))) >= tuple(map(int, _OLDEST.split(".")))
 
 
 def _program(name: str, *words: str) -> str:
@@ -145,14 +128,6 @@ def _entries(text: str) -> Iterator[tuple[str, str]]:
     yield from zip(parts[1::2], parts[2::2])
 
 
-def _finding(
-    where: str, expected: str, advice: str, official: str, *, warning: bool = False
-) -> Finding:
-    return Finding(
-        file=where, key="", expected=expected, advice=advice, official=official, warning=warning
-    )
-
-
 def _of_package(text: str, root: pathlib.Path, version: str) -> tuple[list[Finding], list[str]]:
     findings: list[Finding] = []
     notes: list[str] = []
@@ -188,21 +163,17 @@ def _of_message(
     match = match or re.match(r"Expected at least (\d+) runs, but detected (\d+)", message)
     if match:
         found, wanted = match.groups() if message.startswith("Inc") else match.groups()[::-1]
-        advice = (
-            f"Put exactly {wanted} logs there, named result_0.txt to result_{int(wanted) - 1}.txt."
-        )
-        return [
-            _finding(
-                folder, f"a result is made of {wanted} runs; here are {found}.", advice, message
-            )
-        ]
+        said = f"a result is made of {wanted} runs; here are {found}."
+        last = int(wanted) - 1
+        advice = f"Put exactly {wanted} logs there, named result_0.txt to result_{last}.txt."
+        return [Finding(folder, "", said, advice, message)]
     match = re.match(r" (\d+) files? do(?:es)? not comply", message)
     if match:
         tolerated = "accepting" in message
         said = f"{match[1]} of the logs break the rules" + (
             ", which the score's dropped runs allow." if tolerated else "."
         )
-        heading = _finding(folder, said, "See below.", message, warning=tolerated)
+        heading = Finding(folder, "", said, "See below.", message, warning=tolerated)
         return [heading, *_of_logs(folder, version, tolerated)]
     match = re.match(
         r" Seed checker failed and found the following errors: (.*)", message, re.DOTALL
@@ -212,16 +183,18 @@ def _of_message(
     match = re.match(r"RCP Test Failed: (.*)", message)
     if match:
         advice = "See the rules on missing or failed reference points before you submit."
-        return [_finding(folder, _convergence(match[1], lengths, failed=True), advice, message)]
+        return [Finding(folder, "", _convergence(match[1], lengths, failed=True), advice, message)]
     match = re.match(r" Skipping benchmark: (\S+)", message)
     if match:
         said = f"{match[1]} was no benchmark of {version}, so it was not checked."
-        return [_finding(folder, said, "Remove it, or give its round.", message, warning=True)]
+        return [Finding(folder, "", said, "Remove it, or give its round.", message, warning=True)]
     if message.startswith("Unknown files in result directory"):
         names = sorted(p.name for p in pathlib.Path(folder).iterdir())
         others = [n for n in names if n not in _KNOWN and not re.fullmatch(r"result_.*\.txt", n)]
         said = f"there are other files than result_*.txt: {', '.join(others)}."
-        return [_finding(folder, said, "Move them away.", message, warning=True)] if others else []
+        return (
+            [Finding(folder, "", said, "Move them away.", message, warning=True)] if others else []
+        )
     return []
 
 
@@ -230,7 +203,7 @@ def _of_logs(folder: str, version: str, tolerated: bool) -> list[Finding]:
     try:
         found = check(folder, version).findings
     except UserError as error:
-        return [_finding(folder, str(error), "", str(error), warning=tolerated)]
+        return [Finding(folder, "", str(error), "", str(error), warning=tolerated)]
     return [
         dataclasses.replace(finding, warning=finding.warning or tolerated)
         for finding in found
@@ -239,20 +212,17 @@ def _of_logs(folder: str, version: str, tolerated: bool) -> list[Finding]:
 
 
 def _of_seed(folder: str, text: str) -> Finding:
-    names = [
-        os.path.basename(path) for path in re.findall(r"[Rr]esult file (.*?result_\d+\.txt)", text)
-    ]
+    files = re.findall(r"[Rr]esult file (.*?result_\d+\.txt)", text)
+    names = sorted(map(os.path.basename, files))  # the checker names the later one first
     seed = re.search(r"logs seed (-?\d+)", text)
     if seed and len(names) == 2:
-        names.sort()  # the checker names the later one first
         said = f"{names[0]} and {names[1]} have the same seed, {seed[1]}."
-        return _finding(
-            folder, said, "Let each run draw its seed, and run one of them again.", text
-        )
+        advice = "Let each run draw its seed, and run one of them again."
+        return Finding(folder, "", said, advice, text)
     if names and "logs no seed" in text:
         said = f"{names[0]} has no seed line."
-        return _finding(folder, said, "A closed run logs its seed: run it again.", text)
-    return _finding(folder, f"a seed cannot be read: {text.strip()}", "Restore the log.", text)
+        return Finding(folder, "", said, "A closed run logs its seed: run it again.", text)
+    return Finding(folder, "", f"a seed cannot be read: {text.strip()}", "Restore the log.", text)
 
 
 def _lengths(message: str) -> dict[str, float]:
@@ -298,7 +268,7 @@ def _of_systems(text: str) -> list[Finding]:
             map(str, ast.literal_eval(match[2]))
         )  # printed as a Python list of text
         said = f"the system file of {match[1]!r} is refused: {reasons}."
-        found.append(_finding("systems", said, "Mend the named fields.", match[0]))
+        found.append(Finding("systems", "", said, "Mend the named fields.", match[0]))
     return found
 
 
@@ -311,24 +281,24 @@ def _of_traceback(text: str, folder: str) -> list[Finding]:
         advice = "Add that file, or remove the results that need it."
     elif match[1].startswith("KeyError"):
         advice = "The installed version may have no reference points for this benchmark."
-    return [_finding(folder, f"the official checker stopped: {match[1]}.", advice, match[0])]
+    return [Finding(folder, "", f"the official checker stopped: {match[1]}.", advice, match[0])]
 
 
 def _of_repository(text: str) -> list[Finding]:
-    found = []
     kinds = {
-        "Files with git-unfriendly name: ": "the name has a space or begins with a dot.",
-        "Files > 50MB: ": "the file is larger than 50 MB.",
+        "Files with git-unfriendly name: ": (
+            "the name has a space or begins with a dot.",
+            "Rename or remove it.",
+        ),
+        "Files > 50MB: ": ("the file is larger than 50 MB.", "Rename or remove it."),
+        "contains broken symbolic links: ": (
+            "it is a link to a file that is not there.",
+            "Put the file itself there.",
+        ),
     }
+    found = []
     for _, message in _entries(text):
-        for start, said in kinds.items():
-            if message.startswith(start):
-                names = message.removeprefix(start).strip().splitlines()
-                found += [
-                    _finding(name.strip(), said, "Rename or remove it.", message) for name in names
-                ]
-        if "contains broken symbolic links: " in message:
-            names = message.partition("contains broken symbolic links: ")[2].strip().splitlines()
-            said = "it is a link to a file that is not there."
-            found += [_finding(name, said, "Put the file itself there.", message) for name in names]
+        for start, (said, advice) in kinds.items():
+            names = message.partition(start)[2].strip().splitlines()
+            found += [Finding(name.strip(), "", said, advice, message) for name in names]
     return found + _of_traceback(text, "")

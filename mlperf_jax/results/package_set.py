@@ -9,7 +9,7 @@ from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, log, rules
-from mlperf_jax.results.package_check import refuse_hostile
+from mlperf_jax.results.compliance import harmless
 from mlperf_jax.results.result import Result, config_hash
 from mlperf_jax.results.runs import RunFolder, RunSet, config_changes
 
@@ -41,6 +41,11 @@ class Run:
         """The value of a setting, or None."""
         return next(iter(self.settings.get(key, ())), None)
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Library versions, as the run recorded them."""
+        return {str(name): str(version) for name, version in self.result.versions.items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Set:
@@ -57,6 +62,11 @@ class Set:
     division: str
     tiny: bool
     runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """One that speaks for all: they are alike."""
+        return self.runs[0]
 
 
 def read_set(
@@ -112,8 +122,7 @@ def _read_run(folder: RunFolder) -> Run:
         )
     if path.stat().st_size > LARGEST:
         raise UserError(f"{path} is larger than 50 MB, which no submission may hold; log less.")
-    refuse_hostile(path)
-    lines = log.read(path)
+    lines = harmless(path)
     if not folder.finished:
         raise UserError(
             f"run {folder.index} in {folder.root} is not finished; take it up with --resume, or wait."

@@ -9,16 +9,17 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping
 from typing import Any
 
-from mlperf_jax.results.result import LEGEND, UNVERIFIED
+from mlperf_jax.results.package_set import Set
+from mlperf_jax.results.result import MARKS, NOTICE
 
 REHEARSAL = "REHEARSAL with tiny runs on generated data: not a result, not for submission."
 
 _HEAD = "#!/usr/bin/env bash\n# {what}\nset -euo pipefail\n"
 # of the recorded options, those that decide what was computed; the others are paths and displays
 _RUN_OPTIONS = ("mesh", "max_samples", "checkpoint_every", "threads", "org", "platform", "status")
+_KEPT = ("mesh", "max_samples", "checkpoint_every", "threads", "processes")  # in config.json
 _OF_FILES = ("optimizer", "transform")  # options that may name a Python file
 
 
@@ -47,41 +48,43 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """How a set of runs was made: what the generated texts tell.
+    """How a set of runs was made: what the generated texts tell, and where they stand.
 
     Attributes:
-        benchmark: our name.
-        log_name: the official name in that round, and that of the folders.
-        ruleset: such as "4.0.0".
-        division, system, implementation: as in the submission.
-        runs: how many.
-        config: the benchmark's resolved fields.
-        options: the run's options.
-        device, versions: as the runs recorded them.
-        tiny: whether it is a rehearsal.
+        runs: the set.
+        system, implementation: names, as in the submission.
         source: the code.
     """
 
-    benchmark: str
-    log_name: str
-    ruleset: str
-    division: str
+    runs: Set
     system: str
     implementation: str
-    runs: int
-    config: Mapping[str, Any]
-    options: Mapping[str, Any]
-    device: str
-    versions: Mapping[str, str]
-    tiny: bool
     source: Source
+
+    @property
+    def code(self) -> str:
+        """The folder of the implementation, below the organisation's."""
+        return f"benchmarks/{self.runs.official.log_name}/implementations/{self.implementation}"
+
+    @property
+    def how(self) -> str:
+        """The folder of the system's scripts."""
+        return f"benchmarks/{self.runs.official.log_name}/{self.system}"
+
+    @property
+    def results(self) -> str:
+        """The folder of the logs."""
+        deeper = "strong/" if self.runs.official.suite == "hpc" else ""
+        return f"results/{self.system}/{deeper}{self.runs.official.log_name}"
 
 
 def system_files(story: Story) -> dict[str, str]:
     """The files of `benchmarks/<benchmark>/<system>/`: name -> content."""
+    options = {name: story.runs.first.options.get(name) for name in _KEPT}
+    config = {"config": dict(story.runs.first.config), "options": options}
     return {
         f"{story.system}_{story.implementation}.json": _json(_summary(story)),
-        "config.json": _json(_config(story)),
+        "config.json": _json(config),
         "README.md": _system_readme(story),
         "setup.sh": _setup(story),
         "init_datasets.sh": _init_datasets(story),
@@ -101,14 +104,15 @@ def run_words(story: Story) -> tuple[list[str], list[str]]:
 
     Paths, the seed and which process this is are not among them: the script asks for these.
     """
-    words, left_out = ["run", story.benchmark], []
-    if story.tiny:
+    runs, first = story.runs, story.runs.first
+    words, left_out = ["run", runs.official.benchmark], []
+    if runs.tiny:
         words.append("--tiny")
-    words += ["--runs", str(story.runs), "--division", story.division]
+    words += ["--runs", str(len(runs.runs)), "--division", runs.division]
     for name in _RUN_OPTIONS:
-        if story.options.get(name) is not None:
-            words += _flag(name, story.options[name]) or []
-    for name, value in story.config.items():
+        if first.options.get(name) is not None:
+            words += _flag(name, first.options[name]) or []
+    for name, value in first.config.items():
         if name in ("benchmark", "size", "division", *_OF_FILES):
             continue
         flag = _targets(value) if name == "targets" else _flag(name, value)
@@ -117,10 +121,10 @@ def run_words(story: Story) -> tuple[list[str], list[str]]:
         else:
             words += flag
     for name in _OF_FILES:
-        given = story.options.get(name)
+        given = first.options.get(name)
         if isinstance(given, str):
             words += [f"--{name}", given.rpartition("/")[2]]
-        elif story.config.get(name):
+        elif first.config.get(name):
             left_out.append(name)
     return words, left_out
 
@@ -159,12 +163,10 @@ def _targets(targets: Any) -> list[str] | None:
 
 
 def _run_and_time(story: Story) -> str:
+    runs = story.runs
     words, left_out = run_words(story)
-    lines = [
-        _HEAD.format(
-            what=f"{story.runs} runs of {story.log_name} on {story.system}, each with a seed of its own."
-        )
-    ]
+    what = f"{len(runs.runs)} runs of {runs.official.log_name} on {story.system}"
+    lines = [_HEAD.format(what=f"{what}, each with a seed of its own.")]
     if left_out:
         named = ", ".join(left_out)
         lines.append(
@@ -172,11 +174,11 @@ def _run_and_time(story: Story) -> str:
             f"echo {shlex.quote(f'see config.json for {named}, which only Python can be given')} >&2\n"
             "exit 1\n"
         )
-    if not story.tiny:
+    if not runs.tiny:
         lines.append(': "${DATA_DIR:?set DATA_DIR to the folder of the prepared data}"')
     lines.append('OUTPUT="${OUTPUT:-runs}"')
     ending = [*_processes(story), '--output "$OUTPUT"']
-    if not story.tiny:
+    if not runs.tiny:
         ending.append('--data-dir "$DATA_DIR"')
     if ending[0].startswith("--coordinator") and "$" in ending[0]:
         lines.append(': "${COORDINATOR:?set COORDINATOR to host:port of process 0}"')
@@ -185,7 +187,8 @@ def _run_and_time(story: Story) -> str:
 
 
 def _processes(story: Story) -> list[str]:
-    coordinator, count = story.options.get("coordinator"), story.options.get("processes")
+    options = story.runs.first.options
+    coordinator, count = options.get("coordinator"), options.get("processes")
     if coordinator is None:
         return []
     if coordinator == "auto":
@@ -206,13 +209,14 @@ def _grouped(words: list[str]) -> list[str]:
 
 
 def _setup(story: Story) -> str:
-    extra = _jax_extra(story.device)
+    first = story.runs.first
+    extra = _jax_extra(first.result.device)
     pins = [
         shlex.quote(f"{name}{extra if name == 'jax' else ''}=={version}")
-        for name, version in story.versions.items()
+        for name, version in first.versions.items()
         if name not in ("python", "jaxlib", "mlperf-jax") and version != "not installed"
     ]
-    python = re.sub(r"[^\w.+-]", "", story.versions.get("python", "")) or "3.11 or newer"
+    python = re.sub(r"[^\w.+-]", "", first.versions.get("python", "")) or "3.11 or newer"
     lines = [
         _HEAD.format(what=f"Installs what the runs were made with; they had Python {python}."),
         f"python -m pip install {' '.join(pins)}" if pins else "",
@@ -241,8 +245,8 @@ def _jax_extra(device: str) -> str:
 
 
 def _init_datasets(story: Story) -> str:
-    name = shlex.quote(story.benchmark)
-    if story.tiny:
+    name = shlex.quote(story.runs.official.benchmark)
+    if story.runs.tiny:
         return (
             _HEAD.format(what="Makes the small generated data of the rehearsal.")
             + f"\nmlperf-jax data build {name} --tiny\nmlperf-jax data check {name} --tiny\n"
@@ -260,47 +264,40 @@ def _init_datasets(story: Story) -> str:
 
 
 def _summary(story: Story) -> dict[str, Any]:
+    official, first = story.runs.official, story.runs.first
     return {
-        "benchmark": story.log_name,
-        "ruleset": story.ruleset,
-        "division": story.division,
+        "benchmark": official.log_name,
+        "ruleset": official.ruleset,
+        "division": story.runs.division,
         "system": story.system,
         "implementation": story.implementation,
-        "rehearsal": story.tiny,
-        "runs": story.runs,
-        "framework": f"JAX {story.versions.get('jax', '')}".strip(),
-        "device": story.device,
-        "versions": dict(story.versions),
-        "verified": False,
-        "notice": f"{UNVERIFIED} {LEGEND}",
-    }
-
-
-def _config(story: Story) -> dict[str, Any]:
-    kept = ("mesh", "max_samples", "checkpoint_every", "threads", "processes")
-    return {
-        "config": dict(story.config),
-        "options": {name: story.options.get(name) for name in kept},
+        "rehearsal": story.runs.tiny,
+        "runs": len(story.runs.runs),
+        "framework": f"JAX {first.versions.get('jax', '')}".strip(),
+        "device": first.result.device,
+        "versions": first.versions,
+        **MARKS,
     }
 
 
 def _system_readme(story: Story) -> str:
+    runs = story.runs
     code = f"../implementations/{story.implementation}"
     needs = []
     for name in _OF_FILES:
-        if ".py:" in str(story.options.get(name)):
+        if ".py:" in str(runs.first.options.get(name)):
             needs += [f"The {name} came from a Python file: put it beside you first.", ""]
     return "\n".join(
         [
-            f"# {story.log_name} on {story.system}",
+            f"# {runs.official.log_name} on {story.system}",
             "",
-            *([f"**{REHEARSAL}**", ""] if story.tiny else []),
-            f"{story.division.capitalize()} division, rules of {story.ruleset}, {story.runs} runs. "
-            f"The code: [{story.implementation}]({code}/README.md).",
+            *([f"**{REHEARSAL}**", ""] if runs.tiny else []),
+            f"{runs.division.capitalize()} division, rules of {runs.official.ruleset}, "
+            f"{len(runs.runs)} runs. The code: [{story.implementation}]({code}/README.md).",
             "",
             "    bash setup.sh            # the library and the versions it ran with",
             "    bash init_datasets.sh    # the data; wants DATA_DIR and SOURCE"
-            if not story.tiny
+            if not runs.tiny
             else "    bash init_datasets.sh    # the generated data",
             "    bash run_and_time.sh     # the runs; logs in $OUTPUT/result_*.txt",
             "",
@@ -308,19 +305,20 @@ def _system_readme(story: Story) -> str:
             "`config.json` holds every field of the benchmark as it was resolved for the runs; the seeds "
             "are in the logs. With several hosts, start `run_and_time.sh` on each.",
             "",
-            f"{UNVERIFIED} {LEGEND}",
+            NOTICE,
             "",
         ]
     )
 
 
 def _implementation_readme(story: Story) -> str:
+    official = story.runs.official
     source = story.source
     unknown = "(to be filled in)"
     lines = [
-        f"# {story.implementation}: {story.log_name} in JAX",
+        f"# {story.implementation}: {official.log_name} in JAX",
         "",
-        f"* library: mlperf-jax, benchmark `{story.benchmark}`",
+        f"* library: mlperf-jax, benchmark `{official.benchmark}`",
         f"* version: {source.version or '(run from its sources)'}",
         f"* commit: {source.commit or unknown}",
         f"* URL: {source.url or unknown}",

@@ -10,15 +10,16 @@ Lengths are in the benchmark's own unit: epochs, samples, steps or tokens, its `
 
 import bisect
 import dataclasses
+import json
 import math
-from collections.abc import Sequence
-from typing import Literal
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import rules
-from mlperf_jax.results.rules import ReferencePoint
 
 # A run that did not converge counts as this long in the official checker, whatever the unit. It is
 # then the slowest, except among gpt3's tokens, which are more: there it is left out as the *fastest*.
@@ -32,6 +33,23 @@ _EXTRA_405B = 46_080
 _EQUAL = 5e-7
 
 Kind = Literal["found", "interpolated", "smaller", "missing", "unconverged"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferencePoint:
+    """A reference convergence point: how long the reference takes at one batch size.
+
+    Attributes:
+        name: the organisers' name for it.
+        batch_size: the global batch.
+        lengths: how long each run took, in the benchmark's own unit (epochs for resnet).
+        hyperparameters: what the runs used; information, never compared by the official tools.
+    """
+
+    name: str
+    batch_size: int
+    lengths: tuple[float, ...]
+    hyperparameters: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +74,6 @@ class Reference:
     def allowance(self) -> float:
         """How much faster than the mean a result may be, as a fraction of it; 1 means unbounded."""
         return 1 - self.bound / self.mean
-
-    @property
-    def max_speedup(self) -> float:
-        """The same as a ratio, mean by bound, as the official checker prints it."""
-        return self.mean / self.bound if self.bound > 0 else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +138,7 @@ def judge(
             that did not reach it.
         ruleset: the round; the benchmark's last one by default.
         full: compare with all points; by default those are left out that the official checker prunes.
-        points: other points than the installed ones, as from `rules.rcp_file`.
+        points: other points than the installed ones, as from `read_points`.
 
     Raises:
         UserError: there are no points for that round, or fewer runs than the score leaves out.
@@ -145,7 +158,7 @@ def judge(
         )
         return Verdict(False, "unconverged", batch_size, None, None, 1.0, sentence)
     mean = olympic([_NEVER if length is None else length for length in lengths], official.drop)
-    kind, reference = _reference_at(known, batch_size, official.runs)
+    kind, reference = reference_at(known, batch_size, official.runs)
     if kind == "missing":
         sentence = (
             f"no reference point reaches batch size {batch_size:,} (the largest is "
@@ -173,7 +186,7 @@ def references(
         UserError: there are no points for that round, or one of them has too few runs.
     """
     official = rules.resolve(benchmark, ruleset)
-    points = rules.rcp(benchmark, ruleset) if points is None else points
+    points = points_of(benchmark, ruleset) if points is None else points
     if not points:
         raise UserError(f"no reference convergence points are given for {benchmark}; give some.")
     found = []
@@ -188,6 +201,57 @@ def references(
         bound = smallest_mean(mean, std, count, official.runs)
         found.append(Reference(point.batch_size, mean, std, bound))
     return found
+
+
+def points_of(benchmark: str, ruleset: str | None = None) -> list[ReferencePoint]:
+    """The reference convergence points of a benchmark by batch size, from the official package.
+
+    Args:
+        benchmark: our name.
+        ruleset: the round; the benchmark's last one by default.
+
+    Raises:
+        UserError: the package is not installed, or has no points for that round.
+    """
+    official = rules.resolve(benchmark, ruleset)
+    folder = rules.official_package() / "rcp_checker" / f"{official.suite}_{official.ruleset}"
+    path = folder / f"rcps_{official.log_name}.json"
+    if not path.is_file():
+        raise UserError(
+            f"the installed mlperf-logging has no reference convergence points for {benchmark} in "
+            f"{official.suite} {official.ruleset}; give another ruleset."
+        )
+    return read_points(path)
+
+
+def read_points(path: pathlib.Path) -> list[ReferencePoint]:
+    """The points of one file in the official form, by batch size.
+
+    Raises:
+        UserError: the file cannot be read, or a point in it lacks its batch size or its runs.
+    """
+    try:
+        points = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        found = [_point(name, point) for name, point in points.items()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a file of reference convergence points ({error!r}); it holds one object per "
+            'point, with "BS" and "Epochs to converge".'
+        ) from error
+    return sorted(found, key=lambda point: point.batch_size)
+
+
+def _point(name: str, point: Mapping[str, Any]) -> ReferencePoint:
+    # two benchmarks' files name the field differently
+    field = "samples to converge" if "samples to converge" in point else "Epochs to converge"
+    return ReferencePoint(
+        name=name,
+        batch_size=int(point["BS"]),
+        lengths=tuple(float(length) for length in point[field]),
+        hyperparameters=point.get("Hyperparams", {}),
+    )
 
 
 def smallest_mean(mean: float, std: float, reference_runs: int, runs: int) -> float:
@@ -236,9 +300,10 @@ def olympic(values: Sequence[float], drop: int) -> float:
     return float(np.mean(sorted(values)[drop : len(values) - drop]))
 
 
-def _reference_at(
+def reference_at(
     known: list[Reference], batch_size: int, runs: int
 ) -> tuple[Kind, Reference | None]:
+    """What a batch size is compared with, of the points by batch size; None above all of them."""
     sizes = [point.batch_size for point in known]
     above = bisect.bisect_left(sizes, batch_size)
     if above < len(known) and sizes[above] == batch_size:

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from mlperf_jax.errors import UserError
@@ -22,6 +23,9 @@ LEGEND = (
     "the United States and other countries. All rights reserved. Unauthorized use strictly prohibited. "
     "See www.mlcommons.org for more information."
 )
+NOTICE = f"{UNVERIFIED} {LEGEND}"
+MARKS = {"verified": False, "notice": NOTICE}  # of a score as JSON
+SMALL_PRINT = f"<small>{html.escape(NOTICE)}</small>"  # below one as HTML
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "mlperf-jax")
 
@@ -32,13 +36,16 @@ def versions() -> dict[str, str]:
     Read from the installed packages' metadata, so nothing is imported. Running this package from its
     sources counts as "not installed" too.
     """
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    found = {name: installed(name) or "not installed" for name in _LIBRARIES}
+    return {"python": platform.python_version(), **found}
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -110,10 +117,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `result.json`: every field, and the notices that go with any score."""
-        return durable.plain(dataclasses.asdict(self), "the result") | {
-            "verified": False,
-            "notice": f"{UNVERIFIED} {LEGEND}",
-        }
+        return durable.plain(dataclasses.asdict(self), "the result") | MARKS
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Result":
@@ -159,15 +163,7 @@ class Result:
             "seed": str(self.seed),
             "log": self.log,
         }
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in rows.items()
-        )
-        return (
-            f"<table><caption><b>{html.escape(self._what())}</b></caption>{cells}</table>"
-            f"<small>{html.escape(UNVERIFIED)} {html.escape(LEGEND)}</small>"
-        )
+        return html_table(self._what(), rows) + SMALL_PRINT
 
     def _what(self) -> str:
         return self.benchmark + (" (tiny)" if self.tiny else "")
@@ -187,3 +183,13 @@ def _number(value: Any) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.2f} min"
+
+
+def html_table(title: str, rows: Mapping[str, str]) -> str:
+    """Names and texts beside each other, escaped."""
+    cells = "".join(
+        f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{'<br>'.join(map(html.escape, text.splitlines()))}</td></tr>"
+        for name, text in rows.items()
+    )
+    return f"<table><caption><b>{html.escape(title)}</b></caption>{cells}</table>"

@@ -7,10 +7,8 @@ spell them. `keys.py` and `closed.py` apply a round's rules to a run. A round is
 """
 
 import dataclasses
-import difflib
 import functools
 import importlib.resources
-import json
 import operator
 import pathlib
 import tomllib
@@ -18,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.results.constraints import Constraint
 from mlperf_jax.results.evaluations import Evaluation
 
@@ -262,7 +260,7 @@ def entry(name: str) -> Entry:
     """
     table = entries()
     if name not in table:
-        raise UserError(f"there is no official benchmark {name!r}{_meant(name, table)}.")
+        raise UserError(f"there is no official benchmark {name!r}{did_you_mean(name, table)}")
     return table[name]
 
 
@@ -333,10 +331,8 @@ def round_name(ruleset: str, suite: str = "training") -> str:
     name = _spelled(ruleset)
     rounds = rounds_of(suite)
     if name not in rounds:
-        raise UserError(
-            f"there is no ruleset {ruleset!r}{_meant(name, rounds)}; give one of "
-            f"{', '.join(f'{r}.0' for r in rounds)}."
-        )
+        given = ", ".join(f"{each}.0" for each in rounds)
+        raise UserError(f"there is no ruleset {ruleset!r}; give one of {given}.")
     return name
 
 
@@ -359,79 +355,6 @@ def data(name: str) -> dict[str, Any]:
 def _spelled(ruleset: str) -> str:
     text = str(ruleset).removeprefix("v")
     return text.removesuffix(".0") if text.count(".") == 2 else text
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-@dataclasses.dataclass(frozen=True)
-class ReferencePoint:
-    """A reference convergence point: how long the reference takes at one batch size.
-
-    Attributes:
-        name: the organisers' name for it.
-        batch_size: the global batch.
-        lengths: how long each run took, in the benchmark's own unit (epochs for resnet).
-        hyperparameters: what the runs used; information, never compared by the official tools.
-    """
-
-    name: str
-    batch_size: int
-    lengths: tuple[float, ...]
-    hyperparameters: Mapping[str, Any]
-
-
-def rcp(benchmark: str, ruleset: str | None = None) -> list[ReferencePoint]:
-    """The reference convergence points of a benchmark by batch size, from the official package.
-
-    Args:
-        benchmark: our name.
-        ruleset: the round; the benchmark's last one by default.
-
-    Raises:
-        UserError: the package is not installed, or has no points for that round.
-    """
-    official = resolve(benchmark, ruleset)
-    folder = official_package() / "rcp_checker" / f"{official.suite}_{official.ruleset}"
-    path = folder / f"rcps_{official.log_name}.json"
-    if not path.is_file():
-        raise UserError(
-            f"the installed mlperf-logging has no reference convergence points for {benchmark} in "
-            f"{official.suite} {official.ruleset}; give another ruleset."
-        )
-    return rcp_file(path)
-
-
-def rcp_file(path: pathlib.Path) -> list[ReferencePoint]:
-    """The points of one file in the official form, by batch size.
-
-    Raises:
-        UserError: the file cannot be read, or a point in it lacks its batch size or its runs.
-    """
-    try:
-        points = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        found = [_point(name, point) for name, point in points.items()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a file of reference convergence points ({error!r}); it holds one object per "
-            'point, with "BS" and "Epochs to converge".'
-        ) from error
-    return sorted(found, key=lambda point: point.batch_size)
-
-
-def _point(name: str, point: Mapping[str, Any]) -> ReferencePoint:
-    # two benchmarks' files name the field differently
-    field = "samples to converge" if "samples to converge" in point else "Epochs to converge"
-    return ReferencePoint(
-        name=name,
-        batch_size=int(point["BS"]),
-        lengths=tuple(float(length) for length in point[field]),
-        hyperparameters=point.get("Hyperparams", {}),
-    )
 
 
 def checker(suite: str, version: str) -> pathlib.Path | None:

@@ -10,6 +10,7 @@
 A set holds runs of one configuration: the score of a benchmark is taken over all of them.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -194,10 +195,6 @@ class RunSet:
                     found.add(int(match[1] or match[2]))
         return [RunFolder(self.path, index) for index in sorted(found)]
 
-    def logs(self) -> list[pathlib.Path]:
-        """The logs of the set by run number."""
-        return [run.log_path for run in self.runs() if run.log_path.exists()]
-
     def unfinished(self) -> RunFolder | None:
         """The first run that was not brought to its end, or None. A foreign log is not ours to end."""
         return next((run for run in self.runs() if run.path.is_dir() and not run.finished), None)
@@ -218,12 +215,10 @@ class RunSet:
         except OSError as error:
             raise durable.cannot_write(self.path, error) from error
         taken = {run.index for run in self.runs()}
-        index = 0
-        while True:
-            run = RunFolder(self.path, index)
-            index += 1
-            if run.index in taken:
+        for index in itertools.count():
+            if index in taken:
                 continue
+            run = RunFolder(self.path, index)
             try:
                 run.path.mkdir()  # fails when another process was faster
                 break
@@ -284,38 +279,12 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return changes
 
 
-class Scalars:
+class Scalars(durable.Lines):
     """Writes a run's `scalars.jsonl`: one JSON object per line with `step`, `samples` and values.
 
-    Lines go to the system at once, so a killed process loses none; `sync` puts them on the disk.
-
-    Args:
-        path: the file; made when missing. Half a line at its end is dropped.
-        resume_at: cut back to this `offset`, as kept in the checkpoint: exact.
-        resume_step: cut back to the lines up to and including this step, where only that is known.
-
-    Raises:
-        UserError: the file cannot be written, or is not the one that was.
+    Lines go to the system at once, so a killed process loses none; `sync` puts them on the disk, and is
+    to be called before a checkpoint is taken, which keeps `offset`.
     """
-
-    def __init__(
-        self,
-        path: os.PathLike | str,
-        *,
-        resume_at: int | None = None,
-        resume_step: int | None = None,
-    ):
-        path = pathlib.Path(path)
-        if resume_step is not None:
-            if resume_at is not None:
-                raise ValueError("give resume_at or resume_step, not both")
-            resume_at = _bytes_up_to(path, resume_step)
-        self._lines = durable.Lines(path, resume_at=resume_at)
-
-    @property
-    def offset(self) -> int:
-        """Bytes written so far; what a checkpoint keeps and `resume_at` takes."""
-        return self._lines.offset
 
     def write(self, *, step: int, samples: int, **values: Any) -> None:
         """Appends one line.
@@ -326,14 +295,7 @@ class Scalars:
             **values: numbers by name, such as `loss=2.3`. Not-a-number is written as `NaN`.
         """
         line = {"step": step, "samples": samples, **values}
-        self._lines.append(json.dumps(durable.plain(line, "scalars")), sync=False)
-
-    def sync(self) -> None:
-        """Returns when all lines are on the disk; call it before a checkpoint is taken."""
-        self._lines.sync()
-
-    def close(self) -> None:
-        self._lines.close()
+        self.append(json.dumps(durable.plain(line, "scalars")), sync=False)
 
     @staticmethod
     def read(path: os.PathLike | str) -> list[dict[str, Any]]:
@@ -342,35 +304,19 @@ class Scalars:
         Raises:
             UserError: the file is missing, or a whole line is damaged.
         """
-        return [line for line, _ in _scalar_lines(pathlib.Path(path))]
-
-
-def _scalar_lines(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
-    """Each line's content and the byte where it ends."""
-    try:
-        content = path.read_bytes()[: durable.whole_lines(path)]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    lines, end = [], 0
-    for number, raw in enumerate(content.splitlines(keepends=True), start=1):
-        end += len(raw)
+        path = pathlib.Path(path)
         try:
-            line = json.loads(raw)
-            line["step"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"line {number} of {path} is damaged ({error}); remove that line, then try again."
-            ) from error
-        lines.append((line, end))
-    return lines
-
-
-def _bytes_up_to(path: pathlib.Path, step: int) -> int:
-    if not path.exists():
-        return 0
-    offset = 0
-    for line, end in _scalar_lines(path):
-        if line["step"] > step:
-            break
-        offset = end
-    return offset
+            content = path.read_bytes()[: durable.whole_lines(path)]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+        lines = []
+        for number, raw in enumerate(content.splitlines(), start=1):
+            try:
+                line = json.loads(raw)
+                line["step"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"line {number} of {path} is damaged ({error}); remove that line, then try again."
+                ) from error
+            lines.append(line)
+        return lines

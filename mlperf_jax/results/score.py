@@ -8,13 +8,13 @@ is scaled as if it had taken as many (see `rcp.py`).
     scores("submission/")                         every set below a folder
 """
 
+import functools
 import math
 import os
 import pathlib
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator
 from typing import Literal
 
 from mlperf_jax.errors import UserError
@@ -23,7 +23,7 @@ from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import RunLog
 from mlperf_jax.results.scored_run import Run
 from mlperf_jax.results.scored_set import Score, Scores
-from mlperf_jax.results.system import find_system, own_runs
+from mlperf_jax.results.system import find_system, most_frequent, own_runs
 
 Scaling = Literal["rcp", "file", "none"]
 
@@ -45,21 +45,15 @@ def scores(
     Raises:
         UserError: no such folder or ruleset, or no log in it.
     """
-    root = pathlib.Path(root)
-    found = logset.folders(root)
-    return Scores(
-        root,
-        tuple(
-            score(
-                folder,
-                ruleset,
-                scaling=scaling,
-                official=official,
-                bert_train_samples=bert_train_samples,
-            )
-            for folder in found
-        ),
+    each = functools.partial(
+        score,
+        ruleset=ruleset,
+        scaling=scaling,
+        official=official,
+        bert_train_samples=bert_train_samples,
     )
+    root = pathlib.Path(root)
+    return Scores(root, tuple(map(each, logset.folders(root))))
 
 
 def score(
@@ -69,6 +63,7 @@ def score(
     scaling: Scaling = "rcp",
     official: bool = False,
     bert_train_samples: bool = False,
+    settings: bool = False,
 ) -> Score:
     """The score of the runs whose logs lie in one folder.
 
@@ -83,6 +78,7 @@ def score(
             (status, target, time of initialisation, unreadable lines). About 0.1 s per log.
         bert_train_samples: take bert's samples to the target from `train_samples`, as some submitters
             log them, instead of from the evaluation.
+        settings: keep in the runs' logs what else they were set up with.
 
     Raises:
         UserError: there is no log in the folder, or no such ruleset or scaling.
@@ -91,13 +87,12 @@ def score(
     if scaling not in ("rcp", "file", "none"):
         raise UserError(f"scaling is {scaling!r}; give 'rcp', 'file' or 'none'.")
     if ruleset is not None:
-        _refuse_unknown(ruleset)
+        rules.in_round(ruleset)
     paths = logset.logs(folder)
     if not paths:
         raise UserError(f"there is no result_*.txt in {folder}; give the output folder of a set.")
-    return _Set(folder, [logset.read(path) for path in paths], ruleset, bert_train_samples).score(
-        scaling, official
-    )
+    logs = [logset.read(path, settings=settings) for path in paths]
+    return _Set(folder, logs, ruleset, bert_train_samples).score(scaling, official)
 
 
 class _Set:
@@ -116,12 +111,12 @@ class _Set:
         self.own = own_runs(folder, [log.path for log in logs])
         self.system = find_system(folder, logs, self.own, self.find)
         self.bert_train_samples = bert_train_samples
-        self.name = _most(log.benchmark for log in logs)
+        self.name = most_frequent(log.benchmark for log in logs)
         self.outside = False  # of a benchmark of the user's own, which no rule binds
         self.round = self._round(ruleset)
         self.ruleset = self.round.ruleset if self.round else ""
         self.tiny = any(run.tiny for run in self.own.values())
-        said = _most(log.division for log in logs)
+        said = most_frequent(log.division for log in logs)
         self.division = self.system.division or said or "open"
         if said and self.division != said:
             self.find(
@@ -132,16 +127,7 @@ class _Set:
 
     def find(self, key: str, expected: str, warning: bool = False, advice: str = "") -> None:
         """Adds a finding about the whole set."""
-        self.findings.append(
-            Finding(
-                file=str(self.folder),
-                key=key,
-                expected=expected,
-                advice=advice,
-                official="",
-                warning=warning,
-            )
-        )
+        self.findings.append(Finding(str(self.folder), key, expected, advice, warning=warning))
 
     def _round(self, given: str | None) -> rules.Round | None:
         """The rules to apply; None where no round had the benchmark."""
@@ -227,15 +213,7 @@ class _Set:
         if log.benchmark != self.name:
             says = f"it is of {log.benchmark!r}, the set of {self.name!r}"
             self.find("submission_benchmark", f"{log.path.name} is left out: {says}.")
-            return Run(
-                log=log,
-                minutes=minutes,
-                length=None,
-                samples=None,
-                quality={},
-                flaw=says,
-                same=False,
-            )
+            return Run(log=log, minutes=minutes, flaw=says, same=False)
         length = self._length(log) if log.status == "success" else None
         flaw = scored_run.flaw(log, self.round, self.division) or (
             self._official_flaw(log) if official and self.round else ""
@@ -347,7 +325,9 @@ class _Set:
 
     def _has_reference(self) -> bool:
         try:
-            return self.round is not None and bool(rules.rcp(self.round.benchmark, self.ruleset))
+            return self.round is not None and bool(
+                rcp.points_of(self.round.benchmark, self.ruleset)
+            )
         except UserError:
             return False
 
@@ -397,18 +377,6 @@ class _Set:
                 True,
             )
         return own, "reference" if own != 1 else ""
-
-
-def _refuse_unknown(ruleset: str) -> None:
-    try:
-        rules.round_name(ruleset)
-    except UserError:
-        rules.round_name(ruleset, "hpc")
-
-
-def _most(words: Iterator[str]) -> str:
-    """The most frequent word that is not empty; of equals the first."""
-    return next((word for word, _ in Counter(w for w in words if w).most_common(1)), "")
 
 
 # ---- the mean

@@ -9,13 +9,12 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from mlperf_jax.results.result import LEGEND, UNVERIFIED
+from mlperf_jax.results.result import LEGEND, SMALL_PRINT, UNVERIFIED, html_table
 
 if TYPE_CHECKING:
     from mlperf_jax.results.scored_run import Run
     from mlperf_jax.results.scored_set import Score
 
-_NOTICE = f"{UNVERIFIED} {LEGEND}"
 _MANY = 12  # findings of a set that are written out below a table of several
 
 
@@ -55,7 +54,7 @@ def table(scores: Sequence["Score"]) -> str:
     """Several scores, a line each, and below them what is wrong."""
     head = ("benchmark", "division", "system", "chips", "batch", "runs", "minutes", "factor", "rcp")
     rows = [head, *(_row(score) for score in scores)]
-    lines = [*_columns(rows)]
+    lines = [*columns(rows)]
     for score in scores:
         wrong = [line for line in _findings(score) if line]
         if score.verdict is not None and not score.verdict.passed:
@@ -72,18 +71,10 @@ def page(scores: Sequence["Score"]) -> str:
     """Scores as HTML, escaped."""
     parts = []
     for score in scores:
-        rows = dict(_facts(score))
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(_clean(value))}</td></tr>"
-            for name, value in rows.items()
-        )
+        rows = {name: _clean(value) for name, value in _facts(score)}
         found = "".join(f"<li>{html.escape(line.strip())}</li>" for line in _findings(score))
-        parts.append(
-            f"<table><caption><b>{html.escape(title(score))}</b></caption>{cells}</table>"
-            + (f"<ul>{found}</ul>" if found else "")
-        )
-    return "".join(parts) + f"<small>{html.escape(_NOTICE)}</small>"
+        parts += [html_table(title(score), rows), f"<ul>{found}</ul>" if found else ""]
+    return "".join(parts) + SMALL_PRINT
 
 
 def _facts(score: "Score") -> list[tuple[str, str]]:
@@ -118,7 +109,7 @@ def _details(score: "Score") -> list[str]:
 
 def _runs(score: "Score") -> list[str]:
     head = ("log", "minutes", score.unit, "quality", "")
-    return list(_columns([head, *(_run(run) for run in score.runs)]))
+    return list(columns([head, *(_run(run) for run in score.runs)]))
 
 
 def _run(run: "Run") -> tuple[str, ...]:
@@ -158,7 +149,7 @@ def _findings(score: "Score") -> list[str]:
     return lines
 
 
-def _columns(rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
+def columns(rows: Iterable[Sequence[str]]) -> Iterable[str]:
     """Rows as lines with columns as wide as they need to be."""
     rows = [tuple(_clean(cell) for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -24,9 +24,9 @@ class Run:
 
     log: RunLog
     minutes: float | None
-    length: float | None
-    samples: float | None
-    quality: dict[str, float]
+    length: float | None = None
+    samples: float | None = None
+    quality: dict[str, float] = dataclasses.field(default_factory=dict)
     flaw: str
     same: bool = True
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlperf_jax.results import durable, rcp, score_view
 from mlperf_jax.results.compliance import Finding
-from mlperf_jax.results.result import LEGEND, UNVERIFIED
+from mlperf_jax.results.result import MARKS
 from mlperf_jax.results.scored_run import Run
 from mlperf_jax.results.system import System
 
@@ -123,8 +123,7 @@ class Score:
             "rcp_note": self.rcp_note,
             "valid": self.valid,
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
-            "verified": False,
-            "notice": f"{UNVERIFIED} {LEGEND}",
+            **MARKS,
         }
         return durable.plain(fields, "the score")
 
@@ -158,11 +157,7 @@ class Scores(Sequence):
 
     def to_dict(self) -> dict[str, Any]:
         """All of them as JSON knows it, with the notices that go with any score."""
-        return {
-            "scores": [score.to_dict() for score in self.scores],
-            "verified": False,
-            "notice": f"{UNVERIFIED} {LEGEND}",
-        }
+        return {"scores": [score.to_dict() for score in self.scores], **MARKS}
 
     def __repr__(self) -> str:
         return f"<{len(self)} scores below {self.root} (unverified)>"

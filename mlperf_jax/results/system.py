@@ -6,7 +6,7 @@ import json
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mlperf_jax.results.logset import RunLog
@@ -84,32 +84,37 @@ def find_system(
         find: called with (key, text, is it a warning) when the system file is missing or damaged.
     """
     said = System(
-        name=_first(log.platform for log in logs),
-        org=_first(log.org for log in logs),
-        chip=_first(run.chip for run in own.values()),
+        name=most_frequent(log.platform for log in logs),
+        org=most_frequent(log.org for log in logs),
+        chip=most_frequent(run.chip for run in own.values()),
         chips=next((run.chips for run in own.values() if run.chips), None),
     )
-    at = folder.absolute().parent
-    at = at.parent if at.name in ("strong", "weak") else at
-    if at.parent.name != "results":
+    path = file_of(folder)
+    if path is None:
         return said
-    path = at.parent.parent / "systems" / f"{at.name}.json"
     try:
         file = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(file, dict):
             raise ValueError("it is not one JSON object")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        find("", f"has no system file that can be read, systems/{at.name}.json ({why}).", True)
-        return dataclasses.replace(said, name=at.name)
+        find("", f"has no system file that can be read, systems/{path.name} ({why}).", True)
+        return dataclasses.replace(said, name=path.stem)
     return System(
-        name=at.name,
+        name=path.stem,
         org=str(file.get("submitter") or said.org),
         division=str(file.get("division") or "").strip().lower(),
         status=str(file.get("status") or ""),
         chip=str(file.get("accelerator_model_name") or ""),
         chips=_chips(file),
     )
+
+
+def file_of(folder: pathlib.Path) -> pathlib.Path | None:
+    """Where a submission describes the system of a set's folder; None for a folder of another kind."""
+    at = folder.absolute().parent
+    at = at.parent if at.name in ("strong", "weak") else at
+    return at.parent.parent / "systems" / f"{at.name}.json" if at.parent.name == "results" else None
 
 
 def _chips(file: dict[str, Any]) -> int | None:
@@ -125,5 +130,6 @@ def _object(path: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
-def _first(words: Any) -> str:
+def most_frequent(words: Iterable[str]) -> str:
+    """The most frequent word that is not empty; of equals the first."""
     return next((word for word, _ in Counter(w for w in words if w).most_common(1)), "")

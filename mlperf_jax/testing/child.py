@@ -118,13 +118,12 @@ def save_weights(file: str) -> None:
 
     finish = run.Run.finish
 
-    def finished(self: run.Run, loop: Any) -> Any:
-        state, _ = loop.reported()
+    def finished(self: run.Run, state: dict[str, Any], *more: Any, **how: Any) -> Any:
         parts = {part: state[part] for part in ("params", "tables", "stats")}
         whole = multihost_utils.process_allgather(parts, tiled=True)
         if jax.process_index() == 0:
             np.savez(file, **trees.flatten_paths(whole))
-        return finish(self, loop)
+        return finish(self, state, *more, **how)
 
     run.Run.finish = finished
 

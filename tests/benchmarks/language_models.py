@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlperf_jax.optimizers import ParamTree
-from mlperf_jax.results import rules
+from mlperf_jax.results import rcp
 
 
-def points(name: str, ruleset: str) -> dict[int, rules.ReferencePoint]:
+def points(name: str, ruleset: str) -> dict[int, rcp.ReferencePoint]:
     """Reference convergence points by batch size."""
-    return {point.batch_size: point for point in rules.rcp(name, ruleset)}
+    return {point.batch_size: point for point in rcp.points_of(name, ruleset)}
 
 
 def first_steps(benchmark, count: int = 3) -> list[int]:

@@ -17,7 +17,7 @@ from mlperf_jax.core import step as train
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding_plan import bytes_per_device
 from mlperf_jax.optimizers import tree as trees
-from mlperf_jax.results import rules
+from mlperf_jax.results import rcp
 
 MESHES = ("data=1", "data=8", "data=2,fsdp=4")
 PLACEMENTS = ("auto", "rows", "columns")  # each alone: tests/ops/test_embedding.py
@@ -175,7 +175,7 @@ def test_sizes_and_counts_are_the_fact_sheets():
 
 def test_recipes_are_those_of_the_official_files():
     recipes = DlrmDcnV2.recipes()
-    points = rules.rcp("dlrm_dcnv2", "6.0.0")
+    points = rcp.points_of("dlrm_dcnv2", "6.0.0")
     assert {point.batch_size for point in points} == set(recipes)
     for point in points:
         logged = preflight.full_log(recipes[point.batch_size])

@@ -69,7 +69,7 @@ def test_the_order_is_made_before_the_clock_starts(tmp_path, monkeypatch) -> Non
     ready, read = megatron.TokenWindows.ready, megatron_file.TokenFile.read
 
     def ordering(self):
-        said.append(("ready", self.windows.seed, "run_start" in log()))
+        said.append(("ready", self.windows.sources[0].seed, "run_start" in log()))
         return ready(self)
 
     def reading(self, *where):

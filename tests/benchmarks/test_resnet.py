@@ -12,7 +12,7 @@ from mlperf_jax.benchmarks.resnet import ResNet50
 from mlperf_jax.core import preflight
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import ParamTree
-from mlperf_jax.results import rules
+from mlperf_jax.results import rcp
 
 # what the `opt_*` names of the reference points are called here
 FIELDS = {
@@ -25,8 +25,8 @@ FIELDS = {
 }
 
 
-def points() -> list[rules.ReferencePoint]:
-    return rules.rcp("resnet", "4.0.0")
+def points() -> list[rcp.ReferencePoint]:
+    return rcp.points_of("resnet", "4.0.0")
 
 
 def test_recipes_equal_the_reference_convergence_points() -> None:

@@ -18,7 +18,7 @@ from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import resnext, retinanet
 from mlperf_jax.optimizers import ParamTree
-from mlperf_jax.results import rules
+from mlperf_jax.results import rcp
 
 SMALL = dict(stages=(1, 1, 1, 1), width=8, groups=4, image_size=64, anchor_size=16)
 
@@ -28,7 +28,7 @@ def tiny(**changes):
 
 
 def test_recipes_equal_the_reference_convergence_points() -> None:
-    points = rules.rcp("retinanet", "5.1.0")
+    points = rcp.points_of("retinanet", "5.1.0")
     recipes = RetinaNet.recipes()
     assert {point.batch_size for point in points} == set(recipes)
     for point in points:
@@ -216,12 +216,8 @@ def test_rows_of_two_meshes_and_a_padded_batch_score_the_same(tmp_path: pathlib.
     for size, mesh in ((96, "data=1"), (40, "data=8")):
         benchmark = tiny(eval_batch_size=size, **SMALL)
         assembly = state.assemble(benchmark, meshes.make_mesh(mesh))
-
-        def batches(benchmark=benchmark, size=size):
-            return benchmark.data().validation(str(tmp_path)).batched(size).stream(threads=2)
-
         programs = evaluation.compile_predict(assembly)
-        evaluator = evaluation.Evaluator(assembly, batches, 0, programs, str(tmp_path))
+        evaluator = evaluation.Evaluator(assembly, 0, str(tmp_path), programs, threads=2)
         weights = drawn(assembly)
         # all scores above the threshold, so that there is something to find
         head = weights["params"]["classification"]["head"]

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from mlperf_jax import benchmarks, cli, show_command
+from mlperf_jax import benchmarks, cli, pictures, show_command
 from mlperf_jax.benchmarks import showing
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
@@ -16,7 +16,6 @@ from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import images
 from mlperf_jax.input_pipelines.imagenet import ImageNet
-from mlperf_jax.results import pictures
 
 Image = pytest.importorskip("PIL.Image")
 

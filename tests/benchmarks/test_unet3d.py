@@ -15,7 +15,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline
 from mlperf_jax.input_pipelines.sources import Arrays
 from mlperf_jax.optimizers import ParamTree
-from mlperf_jax.results import rules
+from mlperf_jax.results import rcp, rules
 
 FIELDS = {
     "opt_base_learning_rate": "base_lr",
@@ -30,7 +30,7 @@ FIELDS = {
 
 def test_recipes_equal_the_reference_convergence_points() -> None:
     """The file gives the warm-up in samples, and runs' lengths in samples too."""
-    points = rules.rcp("unet3d", "4.0.0")
+    points = rcp.points_of("unet3d", "4.0.0")
     recipes = UNet3D.recipes()
     assert {point.batch_size for point in points} | {2} == set(recipes)
     for point in points:
@@ -48,7 +48,7 @@ def test_recipes_equal_the_reference_convergence_points() -> None:
 
 
 def test_the_reference_run_is_a_recipe() -> None:
-    (point,) = [p for p in rules.rcp("unet3d", "3.1.0") if p.batch_size == 2]
+    (point,) = [p for p in rcp.points_of("unet3d", "3.1.0") if p.batch_size == 2]
     recipe = UNet3D.recipes()[2]
     assert recipe.base_lr == point.hyperparameters["opt_base_learning_rate"] == 0.8
     assert recipe.warmup_epochs == point.hyperparameters["opt_learning_rate_warmup_epochs"] == 200
@@ -151,14 +151,9 @@ def test_mean_dice_is_exact_over_sharded_and_padded_batches(mesh: str, rows: int
     assembly = state.assemble(benchmark, meshes.make_mesh(mesh))
     current = assembly.create(3)
     volumes = seven_volumes()
-    batches = pipeline.evaluation(volumes).batched(rows)
-    evaluator = evaluation.Evaluator(
-        assembly,
-        lambda: batches.stream(threads=1),
-        seed=0,
-        programs=evaluation.compile_predict(assembly),
-        data_dir="",
-    )
+    programs = evaluation.compile_predict(assembly)
+    evaluator = evaluation.Evaluator(assembly, 0, "", programs, threads=1)
+    evaluator.batches = pipeline.evaluation(volumes).batched(rows)
     counts = evaluator.outputs(current, 1)
     assert counts.shape == (7, 3, 2)
     label = volumes.arrays["label"]

@@ -7,9 +7,8 @@ import toys
 
 from mlperf_jax import metrics
 from mlperf_jax.core.benchmark import Target
-from mlperf_jax.core.fields import did_you_mean
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, did_you_mean
 
 GOOD = Target("accuracy", at_least=0.5)
 

@@ -151,7 +151,6 @@ def test_meta_reads_without_arrays(make, mesh):
     assert {name: meta[name] for name in given} == given
     assert meta["step"] == 3
     assert meta["identity"] == IDENTITY
-    assert meta["mesh"] == {"data": 8}
     assert meta["processes"] == 1
     assert meta["versions"]["jax"] == jax.__version__
     assert meta["leaves"]["opt/0/mu/kernel"]["shape"] == [320, 64]

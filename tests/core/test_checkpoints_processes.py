@@ -22,7 +22,8 @@ ROOT = HERE.parent.parent
 KILLED = """
 import os, pathlib, signal, sys
 import jax, numpy as np
-from mlperf_jax.core import checkpoint_folder, checkpoints, checkpoint_arrays
+from mlperf_jax.core import checkpoints
+from mlperf_jax.core.checkpoints import folder as folders
 
 root, moments = pathlib.Path(sys.argv[1]), sys.argv[2:]
 def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
@@ -38,14 +39,14 @@ def arm(moment, folder):
     if moment == "writing": watch(folder / "step_00000020" / "arrays")
     if moment == "started": checkpoints.Checkpoints._finish = kill
     if moment == "parted": checkpoints.Checkpoints._complete = kill
-    if moment == "joined": checkpoint_folder.Folder.commit = kill
+    if moment == "joined": folders.Folder.commit = kill
     if moment == "half meta":
         replace = os.replace
         os.replace = lambda a, b: kill() if str(b).endswith("meta.json") else replace(a, b)
     if moment == "committed": checkpoints.Checkpoints._retain = kill
     if moment == "deleting":
-        rmtree = checkpoint_folder.shutil.rmtree
-        checkpoint_folder.shutil.rmtree = lambda path, **kw: kill(rmtree(path / "arrays"))
+        rmtree = folders.shutil.rmtree
+        folders.shutil.rmtree = lambda path, **kw: kill(rmtree(path / "arrays"))
 
 for moment in moments:
     child = os.fork()

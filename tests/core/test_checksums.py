@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from mlperf_jax.core import checksums
-from mlperf_jax.core.checksums import Block, leaf_sum
+from mlperf_jax.core.checkpoints import checksums
+from mlperf_jax.core.checkpoints.checksums import Block, leaf_sum
 
 
 def slow_sum(data):

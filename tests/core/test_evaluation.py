@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import types
 
 import jax
 import numpy as np
@@ -22,13 +23,8 @@ SECONDS = 60  # for what must happen: a test that waits this long has failed
 def evaluator(benchmark, mesh="data=8"):
     """(evaluator, a state to evaluate)."""
     assembly = toys.prepared(benchmark, mesh)
-    data = assembly.benchmark.data().validation("").batched(assembly.benchmark.eval_rows)
-
-    def batches():
-        return data.stream(threads=1)
-
     programs = evaluation.compile_predict(assembly)
-    return evaluation.Evaluator(assembly, batches, 0, programs, ""), assembly.create(0)
+    return evaluation.Evaluator(assembly, 0, "", programs, threads=1), assembly.create(0)
 
 
 # -- inline ----------------------------------------------------------------------------------------
@@ -128,7 +124,7 @@ def test_a_metric_without_the_value_it_promised_is_refused():
 
 def test_evaluation_data_without_a_sample_are_refused():
     measuring, state = evaluator(toys.Toy())
-    measuring.batches = lambda: iter(())
+    measuring.batches = types.SimpleNamespace(stream=lambda threads: iter(()))
     with pytest.raises(UserError, match="no sample"):
         measuring.quality(state, 1)
 

@@ -1,6 +1,7 @@
 """Networks that only judge: there while an evaluation lasts, and nowhere else."""
 
 import gc
+import types
 
 import jax
 import numpy as np
@@ -68,14 +69,14 @@ def test_they_are_there_while_an_evaluation_lasts(monkeypatch):
     assembly, seen = toys.prepared(playing_toys.Judged(), "data=8"), []
     data = assembly.benchmark.eval_data("").batched(32)
 
-    def batches():
-        for batch in data.stream(threads=1):
+    def stream(threads):
+        for batch in data.stream(threads=threads):
             seen.append(judges_here())
             yield batch
 
     programs = evaluation.compile_predict(assembly)
-    load = evaluation.judges_from(assembly, "data")
-    measuring = evaluation.Evaluator(assembly, batches, 0, programs, "data", load)
+    measuring = evaluation.Evaluator(assembly, 0, "data", programs, threads=1)
+    measuring.batches = types.SimpleNamespace(stream=stream)
     measuring.outputs(assembly.create(0), 1)
     gc.collect()
     assert len(seen) == 2 and min(seen) >= 1 and judges_here() == 0

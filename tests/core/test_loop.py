@@ -1,5 +1,6 @@
 """The one loop: what it logs, when it evaluates, saves and stops, and what it leaves behind."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -292,15 +293,15 @@ def test_an_error_in_the_data_reaches_the_caller_as_it_is(tmp_path):
 def test_implicit_transfers_in_the_hot_path_are_forbidden(tmp_path):
     plan = preflight.preflight(preflight.resolve_dtype(toys.Plain()), toys.options(tmp_path), "")
     with Run(plan) as run, Preemption() as preemption:
-        programs = loop.initialise(run)
-        ((shape, program),) = programs["train_step"].items()
+        programs, state = loop.initialise(run)
+        ((shape, program),) = programs.train.items()
 
         def careless(state, batch, key):
             jnp.zeros(3) + np.ones(3)  # a host array that moves to the device unasked
             return program(state, batch, key)
 
-        programs["train_step"] = {shape: careless}
-        looping = loop.Loop(run, preemption, **programs)
+        programs = dataclasses.replace(programs, train={shape: careless})
+        looping = loop.Loop(run, preemption, programs, state)
         try:
             with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
                 looping.go()

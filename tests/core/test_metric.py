@@ -1,6 +1,7 @@
 """A metric that knows its data, and sums that are folded as they come."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -158,13 +159,15 @@ def test_sums_of_a_few_batches_lie_on_the_device_and_no_count_is_lost():
     assembly = toys.prepared(benchmark, "data=1")
     most = 0
 
-    def watched():
+    def watched(threads):
         nonlocal most
-        for batch in benchmark.eval_data("").batched(8).stream(threads=1):
+        for batch in benchmark.eval_data("").batched(8).stream(threads=threads):
             most = max(most, sum(a.shape == (SIDE, SIDE) for a in jax.live_arrays()))
             yield batch
 
-    evaluator = evaluation.Evaluator(assembly, watched, 0, evaluation.compile_predict(assembly), "")
+    programs = evaluation.compile_predict(assembly)
+    evaluator = evaluation.Evaluator(assembly, 0, "", programs, threads=1)
+    evaluator.batches = types.SimpleNamespace(stream=watched)
     total = evaluator.outputs(assembly.create(0), 1)
     assert 0 < most <= evaluation.IN_FLIGHT + 2  # one more while it is folded
     assert total["count"] == 40 * 2**24 + 1

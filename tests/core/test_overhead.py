@@ -101,7 +101,7 @@ class Harness:
 
     def run(self, until, spoil=None):
         """Steps up to `until`; `spoil(metrics)` runs after each, as if the loop did it."""
-        self.found.step = self.loop.done
+        self.found.step = self.loop.standing.step
 
         def counted(program, *args):
             state, metrics = program(*args)
@@ -113,12 +113,13 @@ class Harness:
                     spoil(metrics)
             return state, metrics
 
-        programs = self.loop.train_step
-        self.loop.train_step = {k: functools.partial(counted, p) for k, p in programs.items()}
+        programs = self.loop.programs
+        watched = {k: functools.partial(counted, p) for k, p in programs.train.items()}
+        self.loop.programs = dataclasses.replace(programs, train=watched)
         try:
             self.loop._steps(until)
         finally:
-            self.loop.train_step = programs
+            self.loop.programs = programs
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +130,9 @@ def begun(tmp_path_factory):
     options = RunOptions(output=str(folder), seed=3, show="none", log_every=LOG_EVERY)
     plan = preflight.preflight(benchmark, options, "")
     with Run(plan) as run, Preemption() as preemption:
-        loop = loops.Loop(run, preemption, **loops.initialise(run))
+        loop = loops.Loop(run, preemption, *loops.initialise(run))
         run.begin_run()
-        run.log_block_start(0, loop.next_eval)
+        run.log_block_start(loop.next_eval)
         loop._batches = loop._train_batches()
         try:
             yield loop
@@ -141,7 +142,7 @@ def begun(tmp_path_factory):
 
 @pytest.fixture
 def harness(begun):
-    begun.done, begun._unread = 0, None
+    begun.standing.step, begun._unread = 0, None
     with counting() as found:
         yield Harness(begun, found)
 
@@ -168,7 +169,7 @@ def test_a_boundary_reads_the_last_scalars_and_the_finite_flag(harness, monkeypa
     harness.found.reads.clear()
     harness.loop._boundary()  # neither an evaluation nor the last step: a checkpoint
     assert harness.found.reads == [(20, "device_get"), (20, "device_get")]
-    assert saved == [harness.loop]
+    assert saved == [harness.loop.state]
 
 
 def test_a_block_without_a_log_point_reads_nothing(harness):

@@ -25,14 +25,14 @@ KILLS = {
     "right after run_start": ([f"{CORE}.run:Run.begin_run", 1, "after"], 1),
     "before the first checkpoint": ([f"{CORE}.profiling:Trace.step", 6, "before"], 1),
     "while the first checkpoint is written": (
-        [f"{CORE}.checkpoint_arrays:start_writing", 1, "after"],
+        [f"{CORE}.checkpoints.arrays:start_writing", 1, "after"],
         1,
     ),
     "while the second checkpoint is completed": (
         [f"{CORE}.checkpoints:Checkpoints._complete", 2, "before"],
         1,
     ),
-    "right after a checkpoint": ([f"{CORE}.checkpoint_folder:Folder.commit", 2, "after"], 1),
+    "right after a checkpoint": ([f"{CORE}.checkpoints.folder:Folder.commit", 2, "after"], 1),
     "between two checkpoints": ([f"{CORE}.profiling:Trace.step", 26, "before"], 1),
     "in an evaluation": ([f"{CORE}.evaluation:Evaluator.result", 2, "before"], 1),
     "right after run_stop": ([f"{CORE}.run:Run.finish", 1, "before"], 1),

@@ -135,16 +135,8 @@ def test_planned_evaluation_counts_every_sample_once():
     state = assembly.create(0)
 
     def outputs(assembly):
-        benchmark = assembly.benchmark
-        data, rows = benchmark.eval_data(""), benchmark.eval_rows
-        evaluator = evaluation.Evaluator(
-            assembly,
-            lambda: data.batched(rows).stream(threads=1),
-            0,
-            evaluation.compile_predict(assembly),
-            "",
-        )
-        return evaluator.outputs(state, 1)
+        programs = evaluation.compile_predict(assembly)
+        return evaluation.Evaluator(assembly, 0, "", programs, threads=1).outputs(state, 1)
 
     planned, plain = outputs(assembly), outputs(toys.prepared(toys.Plain(), "data=8"))
     assert planned == plain and planned["count"] == 50

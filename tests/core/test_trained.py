@@ -11,8 +11,9 @@ import pytest
 import toys
 
 from mlperf_jax import benchmarks
-from mlperf_jax.core import checksums, launch, trained
+from mlperf_jax.core import launch, trained
 from mlperf_jax.core.benchmark import Start, Target
+from mlperf_jax.core.checkpoints import checksums
 from mlperf_jax.errors import UserError
 
 LONG = dict(targets=(Target("accuracy", above=1.0),))

@@ -123,13 +123,13 @@ def test_a_case_goes_through_all_the_steps(tmp_path):
     np.testing.assert_allclose(found[0], np.pad(image, pads, mode="edge"), rtol=1e-6, atol=1e-6)
     assert found.dtype == np.float32
     np.save(tmp_path / "same.npy", found)  # the organisers' sums include NumPy's header
-    assert wide.md5["case_00000_x.npy"] == files.md5(tmp_path / "same.npy")
+    assert wide.md5["case_00000_x.npy"] == building.md5(tmp_path / "same.npy")
     assert found.min() == pytest.approx((-79 - 101) / 76.9)
     label = np.load(tmp_path / "wide/case_00000_y.npy")
     assert (label.dtype, label.shape) == (np.uint8, found.shape)
     assert wide.shape == found.shape[1:] == (16, 16, 16)
     assert entry.shape == (9, 15, 13)  # 8 is enough: nothing is added
-    assert entry.md5["case_00000_x.npy"] == files.md5(target / "case_00000_x.npy")
+    assert entry.md5["case_00000_x.npy"] == building.md5(target / "case_00000_x.npy")
     assert builder.normalise(np.float32([-2000, 101, 2000])).tolist() == pytest.approx(
         [-180 / 76.9, 0, 203 / 76.9]
     )

@@ -78,7 +78,7 @@ def test_images_and_boxes_are_kept_as_exported(export):
         assert scene.crowd.tolist() == [a["iscrowd"] for a in mine]
         corners = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in mine)]
         np.testing.assert_allclose(scene.boxes, corners)
-    facts = files.statistics(files.locate(data))["train"]
+    facts = files.noted(files.locate(data))["splits"]["train"]
     assert (facts["crowd"], facts["outside"], facts["empty"]) == (1, 1, 1)
     assert facts["boxes"] == len(labels["annotations"])
 
@@ -99,7 +99,7 @@ def test_an_image_without_a_box_is_kept(export):
     labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] != gone]
     relabel(export, labels)
     data = prepared(export)
-    assert files.statistics(files.locate(data))["train"]["without"] == 1
+    assert files.noted(files.locate(data))["splits"]["train"]["without"] == 1
     empty = next(s for s in scenes(data) if s.image_id == gone)
     assert len(empty.label) == 0
     train = read().train(data)

@@ -9,7 +9,8 @@ import pytest
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import text
-from mlperf_jax.input_pipelines.tokens import builder, megatron
+from mlperf_jax.input_pipelines.tokens import builder
+from mlperf_jax.input_pipelines.tokens.megatron_file import TokenFile
 
 pytest.importorskip("tokenizers")
 
@@ -39,8 +40,9 @@ def line(content: str) -> str:
 
 
 def documents(prefix: str) -> list[list[int]]:
-    file = megatron.TokenFile(prefix)
-    return [file.document(number).tolist() for number in range(file.documents)]
+    file = TokenFile(prefix)
+    cuts = np.cumsum(file.lengths)[:-1]
+    return [part.tolist() for part in np.split(file.read([0], [file.tokens]), cuts)]
 
 
 def names(folder) -> set[str]:
@@ -68,18 +70,18 @@ def test_processes_write_the_same_bytes(shards, tokenizer, tmp_path):
 def test_a_build_that_was_stopped_keeps_what_it_finished(shards, tokenizer, tmp_path, monkeypatch):
     out, tokenize, calls = str(tmp_path / "out"), builder._tokenize, []
 
-    def counted(task):
-        calls.append(task.files)
+    def counted(path, documents, job):
+        calls.append(job[0])
         if len(calls) == 3:
             raise KeyboardInterrupt
-        tokenize(task)
+        tokenize(path, documents, job)
 
     monkeypatch.setattr(builder, "_tokenize", counted)
     with pytest.raises(KeyboardInterrupt):
         builder.build(shards, out, tokenizer, processes=1)
     assert "out.idx" not in names(tmp_path) and len(calls) == 3
     builder.build(shards, out, tokenizer, processes=1)
-    assert calls[3:] == [(shards[2],)]
+    assert calls[3:] == [[shards[2]]]
     whole = str(tmp_path / "whole")
     builder.build(shards, whole, tokenizer, processes=1)
     assert documents(out) == documents(whole)
@@ -184,9 +186,9 @@ def test_tiny_is_the_same_each_time(tmp_path):
             assert one == two
     assert builder.build_tiny(tmp_path / "a") == first
     reader = text.open_tokenizer(first["tokenizer"])
-    train = megatron.TokenFile(first["train"], reader.size)
-    held_out = megatron.TokenFile(first["validation"], reader.size)
+    train = TokenFile(first["train"], reader.size)
+    held_out = TokenFile(first["validation"], reader.size)
     train.check()
     assert reader.size == 512 and (reader.bos, reader.eos) == (0, 1)
     assert train.tokens > 250_000 and held_out.tokens > 15_000
-    assert reader.decode(train.document(0)) == text.docstrings()[0]
+    assert reader.decode(train.read([0], train.lengths[:1])) == text.docstrings()[0]

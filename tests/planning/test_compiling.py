@@ -1,5 +1,6 @@
 """The process that compiles: asked once, remembered, and survived when it dies."""
 
+import dataclasses
 import json
 import subprocess
 
@@ -7,7 +8,7 @@ import pytest
 from planning_toys import Decoder
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.planning import compiling, store, worker
+from mlperf_jax.planning import compiling, store
 from mlperf_jax.planning import devices as names
 from mlperf_jax.planning.programs import Program
 
@@ -29,7 +30,7 @@ def answers(monkeypatch, *processes):
 
 
 def program(name):
-    return {"event": "program", **Program(name, "fits", 10, total=5, work={}).to_dict()}
+    return {"event": "program", **dataclasses.asdict(Program(name, "fits", 10, total=5, work={}))}
 
 
 def test_a_real_process_compiles_and_a_second_look_asks_nobody(monkeypatch):
@@ -136,4 +137,4 @@ def test_the_store_survives_damage():
 def test_a_configuration_survives_the_way_to_the_worker():
     benchmark = Decoder(layers=3, remat=None)
     config = json.loads(json.dumps(benchmark.config()))
-    assert worker.rebuild("planning_toys:Decoder", config) == benchmark
+    assert Decoder.from_config(config) == benchmark

@@ -73,7 +73,7 @@ def test_without_a_price_and_without_points(monkeypatch):
     def none(*_):
         raise UserError("the installed mlperf-logging has no reference convergence points")
 
-    monkeypatch.setattr(rules, "rcp", none)
+    monkeypatch.setattr(rcp, "points_of", none)
     found, reason = convergence.to_target(Decoder(), V5P, time(), 1.0)
     assert found is None and "no reference convergence points" in reason
 

@@ -83,7 +83,9 @@ def module():
 
 
 def test_the_counter_of_an_unrolled_loop_grows_by_two(module):
-    assert work.trip_count(module, module.entry, module.entry.instructions["loop"]) == 4
+    assert (
+        work.trip_count(module.computations, module.entry, module.entry.instructions["loop"]) == 4
+    )
 
 
 def test_fusions_read_slices_and_update_in_place(module):

@@ -1,5 +1,6 @@
 """What is compiled is what a run compiles, and what does not fit together is refused."""
 
+import dataclasses
 import sys
 
 import jax
@@ -11,8 +12,8 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import state as states
 from mlperf_jax.core import step as steps
 from mlperf_jax.errors import UserError
-from mlperf_jax.planning import candidates, hlo, programs
 from mlperf_jax.planning import devices as names
+from mlperf_jax.planning import hlo, programs, searching
 
 H100 = names.parse("h100:8")
 
@@ -40,7 +41,7 @@ def test_state_bytes_are_those_of_one_device():
     # norms stay whole, all else is divided
     assert whole["parameters"] / 8 < parted["parameters"] < whole["parameters"] / 7.8
     total = sum(whole.values())
-    assert candidates.state_size(Decoder()) == total
+    assert searching.state_size(Decoder()) == total
 
 
 def test_a_gpus_attention_holds_no_scores():
@@ -59,7 +60,7 @@ def test_findings_of_a_compiled_program_add_up():
     assert program.fits and program.room == H100.memory
     assert program.total == program.arguments + program.temporaries + program.outputs
     assert program.largest and program.largest[0][0] >= program.largest[-1][0]
-    assert programs.Program.from_dict(program.to_dict()) == program
+    assert programs.Program.from_dict(dataclasses.asdict(program)) == program
     names_of = {c[0] for c in program.work["collectives"]}
     assert {"all-gather", "all-reduce"} & names_of  # weights come from the other devices
 
@@ -138,19 +139,19 @@ def test_the_same_content_has_the_same_digest():
 
 
 def test_a_small_state_is_kept_whole_and_a_large_one_divided(monkeypatch):
-    assert candidates.suggest(Decoder(), H100) == {"data": 8}
-    monkeypatch.setattr(candidates, "state_size", lambda *_: H100.memory)
-    assert candidates.suggest(Decoder(), H100) == {"fsdp": 8}
+    assert searching.suggest(Decoder(), H100) == {"data": 8}
+    monkeypatch.setattr(searching, "state_size", lambda *_: H100.memory)
+    assert searching.suggest(Decoder(), H100) == {"fsdp": 8}
 
 
 def test_devices_without_rows_split_the_layers():
-    assert candidates.suggest(Decoder(batch_size=4), H100) == {"data": 4, "tensor": 2}
+    assert searching.suggest(Decoder(batch_size=4), H100) == {"data": 4, "tensor": 2}
 
 
 def test_devices_without_rows_are_refused_where_nothing_else_can_be_split(monkeypatch):
     monkeypatch.setattr(Decoder, "rules", ())
     with pytest.raises(UserError, match="a multiple of 8 or fewer devices"):
-        candidates.suggest(Decoder(batch_size=4), H100)
+        searching.suggest(Decoder(batch_size=4), H100)
 
 
 def test_without_the_tpu_compiler_the_extra_is_named(monkeypatch):

@@ -86,7 +86,7 @@ def test_json_holds_it_all_but_the_raw_counts():
 def test_a_notebook_shows_it_and_nothing_in_it_becomes_markup():
     plan = failing("compiler failed", message="<script>alert(1)</script>")
     shown = plan._repr_html_()
-    assert shown.startswith("<b>llama31_8b on 16 x TPU v5p")
+    assert shown.startswith("<table><caption><b>llama31_8b on 16 x TPU v5p")
     assert "<script>" not in shown and "&lt;script&gt;" in shown
 
 

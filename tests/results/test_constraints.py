@@ -73,6 +73,12 @@ def test_a_formula_without_its_values_is_passed_over():
     assert broken(5, [{"formula": "1 / rate0"}], {"rate0": 0}) == []
 
 
+@pytest.mark.parametrize("batch", [math.nan, math.inf])
+def test_multiples_of_what_is_no_number_are_refused(batch):
+    constraint = {"item_multiples": {"of": ["96000 / batch", "128000 / batch"], "within": 1}}
+    assert len(broken([353, 470], [constraint], {"batch": batch})) == 1
+
+
 def test_all_constraints_are_said():
     found = broken(-1.5, [{"above": 0, "integer": True}, {"equals": 3}], NAMES)
     assert found == [("", "values above 0"), ("", "whole numbers"), ("", "3")]

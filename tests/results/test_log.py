@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.results import durable
 from mlperf_jax.results import log as log_module
 from mlperf_jax.results.log import RESERVED, Log, read
 
@@ -232,16 +233,16 @@ def test_a_file_of_only_half_a_line_starts_empty(tmp_path):
 def test_cut(tmp_path):
     path = tmp_path / "result_0.txt"
     path.write_bytes(b"one\ntwo\nthr")
-    Log.cut(path, 8)
+    durable.cut(path, 8)
     assert path.read_bytes() == b"one\ntwo\n"
-    Log.cut(path, 4)
+    durable.cut(path, 4)
     assert path.read_bytes() == b"one\n"
     with pytest.raises(UserError, match="byte 9"):
-        Log.cut(path, 9)
+        durable.cut(path, 9)
     with pytest.raises(UserError, match="byte 2"):
-        Log.cut(path, 2)
+        durable.cut(path, 2)
     assert path.read_bytes() == b"one\n"
-    Log.cut(path, 0)
+    durable.cut(path, 0)
     assert path.read_bytes() == b""
 
 

@@ -11,7 +11,6 @@ import report_demo
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.report import collect, report
-from mlperf_jax.results.report.logs import read_run
 from mlperf_jax.results.report.model import Curve, SetData
 from mlperf_jax.results.report.page import embedded, render
 from mlperf_jax.results.report.payload import _axis, payload, span_of
@@ -121,7 +120,7 @@ def test_a_cut_log_keeps_its_readable_lines(tmp_path):
     log = bert(tmp_path, runs=1) / "result_0.txt"
     content = log.read_text()
     log.write_text(content[: content.rindex(":::MLLOG") - 40])
-    run, _ = read_run(log, "run 0", "x")
+    run = collect(tmp_path).sets[0].runs[0]
     assert run.status == "unfinished"
     assert run.seconds is None
     assert len(run.curves[0].values) >= 16
@@ -135,10 +134,14 @@ def test_evaluations_that_are_no_numbers_are_left_out_and_named(tmp_path):
     lines[at[3]] = re.sub(r'"value": [^,]+', '"value": NaN', lines[at[3]])
     lines[at[4]] = re.sub(r'"epoch_num": \d+', '"epoch_num": "many"', lines[at[4]])
     log.write_text("\n".join(lines) + "\n")
-    run, findings = read_run(log, "run 0", "here")
-    assert len(run.curves[0].values) == report_demo.KINDS["bert"]["evals"] - 3
-    assert f"line {at[2] + 1}" in str(findings[0])
-    assert "3 such lines" in str(findings[0])
+    found = collect(tmp_path)
+    curve = found.sets[0].runs[0].curves[0]
+    assert len(curve.values) == report_demo.KINDS["bert"]["evals"] - 2
+    assert curve.values[2] == 0.7  # text that spells a number counts, and is named
+    said = texts(found)
+    assert 'eval_accuracy: has the text "0.7" for a number' in said
+    assert re.search("without (epoch_num|samples_count), are left out: 1", said)
+    assert f"result_0.txt:{at[4] + 1}: eval_accuracy: has the value" in said
 
 
 def test_lines_prefixed_by_a_rank_and_strange_types_are_read(tmp_path):
@@ -151,7 +154,7 @@ def test_lines_prefixed_by_a_rank_and_strange_types_are_read(tmp_path):
         ":::MLLOG " + "[" * 100_000,
     ]
     log.write_text("".join(f"0: {line}\n" for line in [*log.read_text().splitlines(), *odd]))
-    run, _ = read_run(log, "run 0", "x")
+    run = collect(tmp_path).sets[0].runs[0]
     assert run.status == "success"
     assert run.settings["b"] == "[1]"
 
@@ -203,7 +206,7 @@ def test_the_same_folder_twice_is_shown_once(tmp_path):
     bert(tmp_path / "a")
     found = collect([tmp_path, tmp_path / "a"])
     assert len(found.sets) == 1
-    assert not [finding for finding in found.findings if "has no runs" in finding.text]
+    assert not [finding for finding in found.findings if "has no runs" in finding.expected]
 
 
 def test_an_unknown_benchmark_is_shown_without_a_score(tmp_path):

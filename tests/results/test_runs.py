@@ -75,7 +75,6 @@ def test_finished_runs_are_kept_and_the_next_number_is_taken(runs):
         first.save_result(result(reached=False))
     assert first.result().reached
     assert [run.index for run in runs.runs()] == [0, 1]
-    assert runs.logs() == [first.log_path]
 
 
 def test_a_gap_is_filled_but_a_lone_log_is_never_overwritten(runs):
@@ -257,16 +256,6 @@ def test_scalars_are_json_lines(path):
     assert path.read_text() == '{"step": 1, "samples": 64, "loss": 1.0}\n'
 
 
-def test_scalars_cut_back_by_step(path):
-    write(path, [1, 2, 3, 4])
-    write(path, [3, 4, 5], resume_step=2)
-    assert steps(path) == [1, 2, 3, 4, 5]
-    write(path, [], resume_step=99)
-    assert steps(path) == [1, 2, 3, 4, 5]
-    write(path, [1], resume_step=0)
-    assert steps(path) == [1]
-
-
 def test_scalars_cut_back_by_offset(path):
     offset = write(path, [1, 2])
     scalars = Scalars(path)
@@ -274,11 +263,6 @@ def test_scalars_cut_back_by_offset(path):
     scalars.close()
     write(path, [3], resume_at=offset)
     assert [sorted(line) for line in Scalars.read(path)] == [["loss", "samples", "step"]] * 3
-
-
-def test_scalars_of_a_new_run_may_be_resumed_at_nothing(path):
-    write(path, [1], resume_step=5)
-    assert steps(path) == [1]
 
 
 def test_scalars_drop_half_a_line(path):
@@ -307,14 +291,9 @@ def test_scalars_that_are_damaged(path):
         Scalars.read(path)
     path.write_text("3\n")
     with pytest.raises(UserError, match="line 1 of"):
-        Scalars(path, resume_step=1)
+        Scalars.read(path)
     with pytest.raises(UserError, match="cannot be read"):
         Scalars.read(path.with_name("no"))
-
-
-def test_scalars_take_one_way_to_resume(path):
-    with pytest.raises(ValueError, match="not both"):
-        Scalars(path, resume_at=0, resume_step=0)
 
 
 def test_a_folder_shows_itself(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 from score_sets import MINUTE, log_of, said, write
 
-from mlperf_jax.results import rules
+from mlperf_jax.results import rcp, rules
 from mlperf_jax.results.score import score
 
 
@@ -46,7 +46,7 @@ MESSAGES = {
 def test_verdicts_on_folders_equal_the_official_checker(folder, name, ruleset):
     checker = pytest.importorskip("mlperf_logging.rcp_checker.rcp_checker")
     official = rules.resolve(name, ruleset)
-    points = rules.rcp(name, ruleset)
+    points = rcp.points_of(name, ruleset)
     sizes = [point.batch_size for point in points]
     between = (sizes[-2] + sizes[-1]) // 2
     seen = set()

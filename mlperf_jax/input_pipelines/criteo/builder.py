@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -84,15 +83,11 @@ def write(plan: Plan, say: Callable[[str], None] = print) -> None:
                     say(f"stage {name}")
                     stage(plan)
                     done.touch()
-                if name == "one-hot":
-                    _say_all(say, verify(plan.work))
+                for warning in verify(plan.work) if name == "one-hot" else ():
+                    say(warning)
             _finish(plan)
-    _say_all(say, verify(plan.folder))
-
-
-def _say_all(say: Callable[[str], None], lines: Iterable[str]) -> None:
-    for line in lines:
-        say(line)
+    for warning in verify(plan.folder):
+        say(warning)
 
 
 def _each(plan: Plan, work: Callable[..., None], tasks: Iterable[Any]) -> None:
@@ -103,20 +98,15 @@ def _each(plan: Plan, work: Callable[..., None], tasks: Iterable[Any]) -> None:
 # -- the stages --------------------------------------------------------------------------------
 
 
-def _parse(plan: Plan) -> None:
-    _each(plan, parse_day, plan.days)
-
-
 def parse_day(plan: Plan, day: int) -> None:
     """Text -> 40 columns: the label, 13 logarithms, 26 words as u32."""
     folder = plan.column(day, 0).parent
     if folder.exists():
         return
-    part = folder.with_name(f"{day}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    folder.parent.mkdir(exist_ok=True)
     samples = 0
-    with contextlib.ExitStack() as stack:
+    with building.unfinished(folder) as part, contextlib.ExitStack() as stack:
+        part.mkdir()
         paths = [part / f"{column:02d}" for column in range(raw_logs.FIELDS)]
         files = [stack.enter_context(open(path, "wb", 1 << 20)) for path in paths]
         for lines in raw_logs.read(raw_file(plan, day)):
@@ -124,14 +114,9 @@ def parse_day(plan: Plan, day: int) -> None:
             for file, column in zip(files, columns):
                 file.write(np.ascontiguousarray(column).data)
             samples += len(lines.labels)
-    if not samples:
-        raise UserError(f"{raw_file(plan, day)} is empty; fetch it again")
-    (part / "00.json").write_text(json.dumps({"samples": samples}))
-    part.rename(folder)
-
-
-def _number(plan: Plan) -> None:
-    _each(plan, number_column, SPARSE_COLUMNS)
+        if not samples:
+            raise UserError(f"{raw_file(plan, day)} is empty; fetch it again")
+        (part / "00.json").write_text(json.dumps({"samples": samples}))
 
 
 def number_column(plan: Plan, column: int) -> None:
@@ -144,20 +129,20 @@ def number_column(plan: Plan, column: int) -> None:
         for number, day in enumerate(plan.days[state["days"] :], state["days"] + 1):
             for piece in _pieces(np.memmap(plan.column(day, column), "<u4", "r")):
                 vocabulary.add(np.asarray(piece))
-            part = progress.with_suffix(".part")
-            part.write_text(json.dumps({"days": number, "size": vocabulary.sync()}))
-            building.publish(part, progress)
+            with building.unfinished(progress) as part:
+                part.write_text(json.dumps({"days": number, "size": vocabulary.sync()}))
         vocabulary.close()
         del vocabulary
     left = [day for day in plan.days if not plan.column(day, column, ".id").exists()]
     if left:
         ids_of = numbering.Numbering(words)
         for day in left:
-            part = plan.column(day, column, ".part")
-            with open(part, "wb") as file:
+            with (
+                building.unfinished(plan.column(day, column, ".id")) as part,
+                open(part, "wb") as file,
+            ):
                 for piece in _pieces(np.memmap(plan.column(day, column), "<u4", "r")):
                     ids_of(np.asarray(piece)).tofile(file)
-            building.publish(part, plan.column(day, column, ".id"))
             plan.column(day, column).unlink()
     words.unlink(missing_ok=True)
 
@@ -171,9 +156,8 @@ def _shuffle(plan: Plan) -> None:
     order = plan.work / "permutation"
     plan.shuffled(0).parent.mkdir(exist_ok=True)
     if not order.exists():
-        part = order.with_suffix(".part")
-        permutation(total).tofile(part)
-        building.publish(part, order)
+        with building.unfinished(order) as part:
+            permutation(total).tofile(part)
     for column in range(raw_logs.FIELDS):
         shuffle_column(plan, column, np.memmap(order, _index_type(total), "r"))
     order.unlink(missing_ok=True)
@@ -203,17 +187,11 @@ def shuffle_column(plan: Plan, column: int, order: np.ndarray) -> None:
                 found = numbering.as_float32(found)
             values[at : at + len(found)] = found
             at += len(found)
-        part = done.with_suffix(".part")
-        with open(part, "wb") as file:
+        with building.unfinished(done) as part, open(part, "wb") as file:
             for piece in _pieces(order):
                 values[piece].tofile(file)
-        building.publish(part, done)
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def _one_hot(plan: Plan) -> None:
-    _each(plan, one_hot_day, plan.days)
 
 
 def one_hot_day(plan: Plan, day: int) -> None:
@@ -230,28 +208,25 @@ def one_hot_day(plan: Plan, day: int) -> None:
         if (plan.work / name).exists():
             continue
         dtype = np.dtype("<f4" if name == dense else "<i4")
-        part = plan.work / f"{day}.part"
-        out = np.lib.format.open_memmap(part, "w+", dtype, (samples, len(group)))
-        for a in range(0, samples, _CHUNK):
-            b = min(a + _CHUNK, samples)
-            out[a:b] = np.stack([column[first + a : first + b] for column in group], 1)
-        out.flush()
-        del out
-        building.publish(part, plan.work / name)
+        with building.unfinished(plan.work / name) as part:
+            out = np.lib.format.open_memmap(part, "w+", dtype, (samples, len(group)))
+            for a in range(0, samples, _CHUNK):
+                b = min(a + _CHUNK, samples)
+                out[a:b] = np.stack([column[first + a : first + b] for column in group], 1)
+            out.flush()
+            del out
 
 
 def _adopt(plan: Plan) -> None:
     """Labels and dense features of a one-hot source: linked where that is possible, else copied."""
     for day in plan.days:
         for name in day_files(day)[:2]:
-            part = plan.work / f"{name}.part"
-            part.unlink(missing_ok=True)
             if not (plan.work / name).exists():
-                try:
-                    os.link(f"{plan.source}/{name}", part)
-                except OSError:
-                    shutil.copyfile(f"{plan.source}/{name}", part)
-                part.rename(plan.work / name)
+                with building.unfinished(plan.work / name) as part:
+                    try:
+                        os.link(f"{plan.source}/{name}", part)
+                    except OSError:
+                        shutil.copyfile(f"{plan.source}/{name}", part)
 
 
 def _multi_hot(plan: Plan) -> None:
@@ -270,11 +245,10 @@ def multi_hot_day(plan: Plan, day: int) -> None:
         scratch = plan.work / f"{day}.columns"
         columns = by_column(source, scratch)
         matrices = multi_hot.save_matrices(plan.work / "bags", plan.rows, plan.bags)
-        part = plan.work / f"{day}.part"
-        multi_hot.write_npz(part, columns, matrices)
-        del columns
-        scratch.unlink()
-        building.publish(part, done)
+        with building.unfinished(done) as part:
+            multi_hot.write_npz(part, columns, matrices)
+            del columns
+            scratch.unlink()
     mine.unlink(missing_ok=True)
 
 
@@ -317,10 +291,10 @@ def _finish(plan: Plan) -> None:
 
 
 _FROM_RAW: dict[str, Callable[[Plan], None]] = {
-    "parse": _parse,
-    "number": _number,
+    "parse": lambda plan: _each(plan, parse_day, plan.days),
+    "number": lambda plan: _each(plan, number_column, SPARSE_COLUMNS),
     "shuffle": _shuffle,
-    "one-hot": _one_hot,
+    "one-hot": lambda plan: _each(plan, one_hot_day, plan.days),
     "multi-hot": _multi_hot,
 }
 _FROM_ONE_HOT: dict[str, Callable[[Plan], None]] = {"copy": _adopt, "multi-hot": _multi_hot}
@@ -343,8 +317,7 @@ def verify(folder: str | os.PathLike, limit: int = 1 << 62) -> list[str]:
         path = pathlib.Path(folder, name)
         if size > limit or not path.exists() or not 0 <= path.stat().st_size - size < _HEADERS:
             continue
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
+        found = building.md5(path)
         if found != published:
             warnings.append(f"warning: {path} has md5 {found}, published is {published}")
     return warnings

@@ -9,6 +9,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -53,47 +54,47 @@ class ClickLog:
 
     def begin(self, ids: np.ndarray) -> Batch:
         """As `BatchSource.begin`; the system is asked to fetch the samples."""
-        for first, last in _stretches(ids[ids >= 0]):
-            self._will_read(first, last)
-        return self.empty(len(ids), int((ids >= 0).sum()))
+        real = ids[ids >= 0]
+        # one large read for each array: threads would ask for small pieces of many
+        for part, first, last in self._stretches(real):
+            part.will_read(first, last)
+        make = np.empty if len(real) == len(ids) else np.zeros
+        return {
+            "dense": make((len(ids), DENSE), np.float32),
+            "ids": make((len(ids), sum(self.bags)), np.int32),
+            "label": make(len(ids), np.float32),
+        }
 
     def read(self, ids: np.ndarray, out: Batch) -> None:
         """As `BatchSource.read`, and checks the samples."""
-        at = 0
-        for first, last in _stretches(ids):
-            self.copy(first, last, out, at)
-            at += last - first
-
-    def describe(self, index: int) -> str:
-        """The file and the number of a sample."""
-        for part in self.parts:
-            if index < part.rows:
-                break
-            index -= part.rows
-        return f"{part.labels.name}, sample {index}"
-
-    def _will_read(self, first: int, last: int) -> None:
-        """Starts one large read for each array: threads would ask for small pieces of many."""
-        start = 0
-        for part in self.parts:
-            lo, hi = max(first - start, 0), min(last - start, part.rows)
-            if lo < hi:
-                part.will_read(lo, hi)
-            start += part.rows
-
-    def copy(self, first: int, last: int, out: Batch, at: int = 0) -> None:
-        """Copies samples first..last, counted over all parts, to rows at.. of a batch, and checks them."""
         scratch = np.empty(_CHUNK_ROWS * max(*self.bags, DENSE), np.uint32)
-        start = 0
-        for part in self.parts:
-            for lo in range(max(first - start, 0), min(last - start, part.rows), _CHUNK_ROWS):
-                hi = min(lo + _CHUNK_ROWS, last - start, part.rows)
-                here = at + start + lo - first
-                rows = slice(here, here + hi - lo)
+        at = 0
+        for part, first, last in self._stretches(ids):
+            for lo in range(first, last, _CHUNK_ROWS):
+                hi = min(lo + _CHUNK_ROWS, last)
+                rows = slice(at, at := at + hi - lo)
                 _copy_labels(part, lo, hi, out["label"][rows], scratch)
                 _copy_dense(part, lo, hi, out["dense"][rows])
                 self._copy_ids(part, lo, hi, out["ids"][rows], scratch)
-            start += part.rows
+
+    def describe(self, index: int) -> str:
+        """The file and the number of a sample."""
+        ((part, first, _),) = self._stretches(np.array([index]))
+        return f"{part.labels.name}, sample {first}"
+
+    def _stretches(self, ids: np.ndarray) -> Iterator[tuple[Part, int, int]]:
+        """Neighbouring samples as (part, first, last), first..last counted within the part."""
+        cuts = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
+        for a, b in itertools.pairwise(cuts) if len(ids) else ():
+            start = 0
+            for part in self.parts:
+                first, last = (
+                    max(int(ids[a]) - start, 0),
+                    min(int(ids[b - 1]) + 1 - start, part.rows),
+                )
+                if first < last:
+                    yield part, first, last
+                start += part.rows
 
     @functools.cached_property
     def limits(self) -> np.ndarray:
@@ -122,21 +123,6 @@ class ClickLog:
                 f"outside 0..{self.rows[table] - 1}, the rows of its table; copy or build this file again, or "
                 "give the tables it was built for"
             )
-
-    def empty(self, rows: int, real: int | None = None) -> Batch:
-        """Arrays for a batch of which `real` rows will be filled, all by default; the rest is zeros."""
-        make = np.empty if real in (None, rows) else np.zeros
-        return {
-            "dense": make((rows, DENSE), np.float32),
-            "ids": make((rows, sum(self.bags)), np.int32),
-            "label": make(rows, np.float32),
-        }
-
-
-def _stretches(ids: np.ndarray) -> list[tuple[int, int]]:
-    """(first, last) of the stretches of neighbouring samples."""
-    cuts = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
-    return [(int(ids[a]), int(ids[b - 1]) + 1) for a, b in itertools.pairwise(cuts) if a < b]
 
 
 def _copy_labels(part: Part, lo: int, hi: int, out: np.ndarray, scratch: np.ndarray) -> None:

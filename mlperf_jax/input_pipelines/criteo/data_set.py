@@ -12,9 +12,9 @@ Shape legend: B rows of a global batch, k ids of a table's bag, K ids of all bag
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
-from typing import Literal
+
+import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline, records
@@ -149,8 +149,12 @@ class Criteo:
             report.append(f"{split}: {len(log):,} samples in {len(log.parts)} parts")
             if len(log) != expected:
                 report.append(f"problem: {split} has {len(log):,} samples, expected {expected:,}")
-            problems = [p for p in (_problem(log, a, b) for a, b in _ends(log)) if p]
-            report += [f"problem: {p}" for p in problems]
+            for first, last in _ends(log):
+                samples = np.arange(first, last)
+                try:
+                    log.read(samples, log.begin(samples))
+                except UserError as error:
+                    report.append(f"problem: {error}")
         return report + builder.verify(found, 1 << 62 if whole else _HASHED)
 
 
@@ -161,36 +165,30 @@ def _days(tiny: bool) -> tuple[int, ...]:
     return tuple(criteo_tiny.DAYS) if tiny else tuple(DAYS)
 
 
-def locate(data_dir: records.Folder, tiny: bool = False) -> tuple[str, Literal["days", "records"]]:
-    """Returns the folder that holds the files, and their form.
+def locate(data_dir: records.Folder, tiny: bool = False) -> tuple[str, str]:
+    """Returns the folder that holds the files, and their form: "days" or "records".
 
     Raises:
         UserError: there is no data set, or some of its files are missing; says which and how to get them.
     """
-    if os.fspath(data_dir).startswith("gs://"):
-        raise UserError(
-            f"{data_dir}: click logs are memory-mapped; copy them to a local disk, or mount the bucket with "
-            "gcsfuse and give the mounted folder"
-        )
-    data_dir = records.local(data_dir)
-    wanted = [name for day in _days(tiny) for name in files.day_files(day)]
-    folders = (data_dir, f"{data_dir}/{_folder_name(tiny)}")
-    have = {folder: records.listing(folder) or {} for folder in folders}
-    for folder in folders:
-        if all(name in have[folder] for name in wanted):
-            return folder, "days"
-        if not tiny and all(name in have[folder] for name in RECORD_FILES.values()):
-            return folder, "records"
-    for folder in folders:
-        missing = [name for name in wanted if name not in have[folder]]
-        if len(missing) < len(wanted):
-            raise UserError(
-                f"{folder} lacks {len(missing)} of {len(wanted)} files, the first is {missing[0]}; copy or "
-                "build the rest"
-            )
-        missing = [name for name in RECORD_FILES.values() if name not in have[folder]]
-        if not tiny and len(missing) == 1:
-            raise UserError(f"{folder} lacks {missing[0]}; copy it too")
+    data_dir = records.mapped(data_dir)
+    forms = {"days": [name for day in _days(tiny) for name in files.day_files(day)]}
+    if not tiny:
+        forms["records"] = list(RECORD_FILES.values())
+    partial = []
+    for folder in (data_dir, f"{data_dir}/{_folder_name(tiny)}"):
+        have = records.listing(folder) or {}
+        for form, wanted in forms.items():
+            missing = [name for name in wanted if name not in have]
+            if not missing:
+                return folder, form
+            if len(missing) < len(wanted):
+                partial.append(
+                    f"{folder} lacks {len(missing)} of {len(wanted)} files, the first is {missing[0]}; copy or "
+                    "build the rest"
+                )
+    if partial:
+        raise UserError(partial[0])
     raise UserError(_missing(data_dir, tiny))
 
 
@@ -200,10 +198,7 @@ def _folder_name(tiny: bool) -> str:
 
 def _missing(data_dir: str, tiny: bool) -> str:
     if tiny:
-        return (
-            f"no {_folder_name(tiny)} in {data_dir}; write it (a second, no download) with: "
-            f"mlperf-jax data build dlrm_dcnv2 --tiny --data-dir {data_dir}"
-        )
+        return records.missing_tiny(_folder_name(tiny), "dlrm_dcnv2", data_dir)
     return (
         f"no multi-hot Criteo click logs in {data_dir}: expected day_0_labels.npy, day_0_dense.npy, "
         "day_0_sparse_multi_hot.npz, … for days 0 to 23, or HugeCTR's train_data.bin and val_data.bin. Fetch "
@@ -220,11 +215,3 @@ def _ends(log: ClickLog) -> Iterator[tuple[int, int]]:
         yield start, start + few
         start += part.rows
         yield start - few, start
-
-
-def _problem(log: ClickLog, first: int, last: int) -> str | None:
-    try:
-        log.copy(first, last, log.empty(last - first))
-    except UserError as error:
-        return str(error)
-    return None

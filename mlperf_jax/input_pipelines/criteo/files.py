@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import records
 
 DENSE = 13
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a member of a zip file
@@ -157,13 +158,9 @@ def open_npy(path: str, dtype: str, columns: int) -> Block:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            shape, found, fortran = _npy_header(file)
-            offset = file.tell()
+            return _array(file, size, MappedFile(path), path, dtype, columns)
     except (OSError, ValueError, EOFError) as error:
         raise _unreadable(path, error) from error
-    return _checked(
-        MappedFile(path), path, offset, size - offset, shape, found, fortran, dtype, columns
-    )
 
 
 def open_npz(path: str, bags: Sequence[int]) -> tuple[Block, ...]:
@@ -200,40 +197,19 @@ def _member(
         raise ValueError(f"no local header of {member.filename}")
     start = member.header_offset + _LOCAL_HEADER.size + fields[-2] + fields[-1]
     raw.seek(start)
-    shape, dtype, fortran = _npy_header(raw)
-    offset = raw.tell()
-    room = member.file_size - (offset - start)
-    return _checked(file, name, offset, room, shape, dtype, fortran, "<i4", columns)
+    return _array(raw, member.file_size, file, name, "<i4", columns)
 
 
-def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
-    version = np.lib.format.read_magic(file)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in read:
-        raise ValueError(f"npy version {version}")
-    shape, fortran, dtype = read[version](file)
-    return shape, dtype, fortran
-
-
-def _checked(
-    file: MappedFile,
-    name: str,
-    offset: int,
-    room: int,
-    shape: tuple[int, ...],
-    found: np.dtype,
-    fortran: bool,
-    dtype: str,
-    columns: int,
-) -> Block:
+def _array(raw: Any, size: int, file: MappedFile, name: str, dtype: str, columns: int) -> Block:
+    """The array that begins where `raw` stands, whose header and rows are to have `size` bytes."""
+    start = raw.tell()
+    shape, found, order = records.npy_header(raw)
+    room = size - (raw.tell() - start)
     if len(shape) == 1:
         shape = (*shape, 1)
-    if found != np.dtype(dtype) or (fortran and min(shape) > 1):
-        order = " in Fortran order" if fortran else ""
-        raise UserError(f"{name} holds {found}{order}, expected {np.dtype(dtype)} in C order")
+    if found != np.dtype(dtype) or (order == "F" and min(shape) > 1):
+        how = " in Fortran order" if order == "F" else ""
+        raise UserError(f"{name} holds {found}{how}, expected {np.dtype(dtype)} in C order")
     if len(shape) != 2 or shape[1] != columns:
         raise UserError(
             f"{name} has shape {list(shape)}, expected [samples, {columns}]: another bag size, or another "
@@ -244,7 +220,7 @@ def _checked(
             f"{name} is cut short: {shape[0]:,} samples need {shape[0] * columns * 4:,} bytes and it has "
             f"{max(room, 0):,}; copy or build it again"
         )
-    return Block(file, offset, shape[0], columns, columns, dtype, name)
+    return Block(file, raw.tell(), shape[0], columns, columns, dtype, name)
 
 
 def _unreadable(path: str, error: Exception) -> UserError:

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mlperf_jax.input_pipelines import building
+
 CHUNK = 1 << 22  # ids drawn or written at once: the stream of draws is the same however it is cut
 
 
@@ -71,14 +73,13 @@ def save_matrices(
             kept = np.load(state)
             random.set_state(("MT19937", kept["key"], int(kept["position"]), 0, 0.0))
             continue
-        part = folder / "part.npy"
-        out = np.lib.format.open_memmap(part, "w+", np.dtype("<i4"), (n, k))
-        bag_matrix(random, out)
-        out.flush()
-        del out
-        kept = random.get_state(legacy=False)["state"]  # pyright: ignore
-        np.savez(state, key=kept["key"], position=kept["pos"])
-        part.rename(done)
+        with building.unfinished(done) as part:
+            out = np.lib.format.open_memmap(part, "w+", np.dtype("<i4"), (n, k))
+            bag_matrix(random, out)
+            out.flush()
+            del out
+            kept = random.get_state(legacy=False)["state"]  # pyright: ignore
+            np.savez(state, key=kept["key"], position=kept["pos"])
     return [np.load(folder / f"{table}.npy", mmap_mode="r") for table in range(len(rows))]
 
 

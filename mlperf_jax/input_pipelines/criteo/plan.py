@@ -53,7 +53,7 @@ class Plan:
         """A plan that works with one process a core, at most eight, where there are work and memory for them."""
         sizes = [p.stat().st_size for p in pathlib.Path(self.source).glob("day_*")]
         wanted = sum(sizes) >> 30  # a process for each GB at most
-        fit = (_available_memory() or 0) // _PROCESS - 1
+        fit = (building.available_memory() or 0) // _PROCESS - 1
         return dataclasses.replace(self, processes=max(1, min(8, cores, wanted, fit)))
 
     def column(self, day: int, column: int, kind: str = "") -> pathlib.Path:
@@ -162,18 +162,9 @@ def check_room(plan: Plan, room: Needs) -> None:
     """Nothing, if disk and memory suffice; what the work begun holds already counts."""
     held = sum(p.stat().st_size for p in plan.work.rglob("*") if p.is_file())
     building.check_room(plan.work, room.disk - held)
-    memory = _available_memory()
+    memory = building.available_memory()
     if memory is not None and memory < room.memory:
         raise UserError(
             f"{memory / 1e9:,.1f} GB of memory are available and the build needs {room.memory / 1e9:,.1f} GB: "
             "run it on a larger machine, or fetch the ready-made files"
         )
-
-
-def _available_memory() -> int | None:
-    try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * int(found[0]) if found else None

@@ -150,13 +150,13 @@ class _Fields:
         bad |= negative & (digits == 0)
         long = digits > _WORD
         self.refuse(bad & ~long, columns.start, "a whole number is expected")
-        value = (value * np.uint64(10 * 2**8 + 1)) >> np.uint64(8)
-        value = ((value & np.uint64(0x00FF00FF00FF00FF)) * np.uint64(100 * 2**16 + 1)) >> np.uint64(
-            16
-        )
-        value = (
-            (value & np.uint64(0x0000FFFF0000FFFF)) * np.uint64(10**4 * 2**32 + 1)
-        ) >> np.uint64(32)
+        # neighbours join: digits to pairs, pairs to fours, fours to eight
+        for base, bits, kept in (
+            (10, 8, 2**64 - 1),
+            (100, 16, 0x00FF00FF00FF00FF),
+            (10**4, 32, 0x0000FFFF0000FFFF),
+        ):
+            value = (value & np.uint64(kept)) * np.uint64(base * 2**bits + 1) >> np.uint64(bits)
         value = value.astype(np.int64)
         value[negative] *= -1
         self._one_by_one(value, long, columns.start, 10)

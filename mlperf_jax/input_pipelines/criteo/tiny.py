@@ -25,12 +25,7 @@ ROWS = (
 BAGS = (*(2, 2, 1, 1, 3, 1, 1, 1, 1, 2, 2, 2, 1), *(2, 2, 2, 1, 1, 1, 3, 8, 4, 3, 2, 1, 1))
 DAYS = {0: 24_576, 1: 24_576, 2: 24_576, 23: 16_385}  # day 23 is odd: its half is rounded up
 _PAIRS = ((0, 9), (10, 22))  # tables whose signs multiply
-_WITH_DENSE = (
-    (21, 0),
-    (11, 5),
-    (14, 9),
-    (19, 12),
-)  # tables whose sign turns a dense feature around
+_WITH_DENSE = ((21, 0), (11, 5), (14, 9), (19, 12))  # tables whose sign turns a dense feature
 _SIGNED = sorted({t for pair in _PAIRS for t in pair} | {t for t, _ in _WITH_DENSE})
 _HINT = 0.35  # what a sign does alone: it is where learning begins
 _SEED = 2023

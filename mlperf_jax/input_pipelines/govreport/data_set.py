@@ -75,7 +75,7 @@ class GovReport:
     vocabulary: int | None = None
     tiny: bool = False
 
-    def _rows(self, folder: records.Folder, split: str) -> files.PackedRows:
+    def _source(self, folder: records.Folder, split: str) -> ShiftedRows:
         tiny = f"{self.vocabulary}_{self.sequence_length}" if self.tiny else ""
         rows = files.PackedRows(files.stem(folder, tiny), split)
         if rows.length != self.sequence_length:
@@ -83,10 +83,7 @@ class GovReport:
                 f"{rows.paths[0]} has rows of {rows.length} tokens, not {self.sequence_length}: build "
                 "it again"
             )
-        return rows
-
-    def _source(self, folder: records.Folder, split: str) -> ShiftedRows:
-        return ShiftedRows(self._rows(folder, split), self.vocabulary)
+        return ShiftedRows(rows, self.vocabulary)
 
     def train(self, folder: records.Folder) -> pipeline.Split:
         """Training examples, in a fresh permutation each epoch; batches run on across epochs.
@@ -102,7 +99,7 @@ class GovReport:
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """Rows of both splits, from headers alone; raises as `train`."""
-        return {split: len(self._rows(folder, split)) for split in files.SPLITS}
+        return {split: len(self._source(folder, split)) for split in files.SPLITS}
 
     def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
         """Packs GovReport into rows, or takes the rows that the organisers packed.

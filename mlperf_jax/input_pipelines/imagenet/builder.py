@@ -158,24 +158,21 @@ def write(folder: str, source: str, stand_in: bool) -> None:
     """Writes the data set to `<name>/<version>`; see `ImageNet.build`."""
     if not stand_in:
         _check_source(source, folder)
-    with building.alone(folder) as target:
-        if records.prepared(folder) is None:  # else another process wrote it meanwhile
-            _write(target, source, stand_in)
-
-
-def _write(target: pathlib.Path, source: str, stand_in: bool) -> None:
-    for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
-        shutil.rmtree(leftover, ignore_errors=True)
     make = Imagenet2012Tiny if stand_in else Imagenet2012
     config = tfds.download.DownloadConfig(manual_dir=source, try_download_gcs=False)
-    downloads = target.with_name("downloads")  # stays empty, but tensorflow-datasets wants one
-    try:
-        with _quiet() if stand_in else contextlib.nullcontext():
-            make(data_dir=target.parents[1], file_format="array_record").download_and_prepare(
-                download_config=config, download_dir=downloads
-            )
-    finally:
-        shutil.rmtree(downloads, ignore_errors=True)
+    with building.alone(folder) as target:
+        if records.prepared(folder) is not None:  # another process wrote it meanwhile
+            return
+        for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        downloads = target.with_name("downloads")  # stays empty, but tensorflow-datasets wants one
+        try:
+            with _quiet() if stand_in else contextlib.nullcontext():
+                make(data_dir=target.parents[1], file_format="array_record").download_and_prepare(
+                    download_config=config, download_dir=downloads
+                )
+        finally:
+            shutil.rmtree(downloads, ignore_errors=True)
 
 
 def _check_source(source: str, folder: str) -> None:

@@ -120,7 +120,10 @@ class ImageNet:
         Raises:
             UserError: as `train`.
         """
-        return files.class_names(folder, self.tiny)
+        source = files.open_split(folder, "validation", self.tiny)
+        if isinstance(source, files.FolderImages):
+            return source.names
+        return files.noted_classes(source.shards[0].path.rpartition("/")[0])
 
     def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
         """Writes `imagenet2012/5.1.0` below the folder; does nothing if it is there already.
@@ -135,9 +138,8 @@ class ImageNet:
         Raises:
             UserError: nothing to build from, or not enough room on the disk.
         """
-        from mlperf_jax.input_pipelines.imagenet import (
-            builder,  # imports tensorflow-datasets: 0.4 s
-        )
+        # imports tensorflow-datasets: 0.4 s
+        from mlperf_jax.input_pipelines.imagenet import builder
 
         target = files.prepared_folder(records.local(folder), self.tiny)
         if records.prepared(target) is None:
@@ -161,45 +163,16 @@ class ImageNet:
             except UserError as error:
                 report.append(f"problem: {error}")
                 continue
-            n, groups, size = len(source), _groups(source), _bytes_on_disk(source)
-            parts = f"shards, {size / 1e9:,.2f} GB on disk" if size else "class folders"
-            report.append(
-                f"{split}: {n:,} images of {source.classes} classes in {len(groups)} {parts}"
-            )
+            if isinstance(source, files.FolderImages):  # a million calls to stat would take long
+                sizes = np.bincount([label for label, _ in source.files]).tolist()
+                parts = "class folders"
+            else:
+                sizes = [shard.length for shard in source.shards]
+                size = sum(shard.size for shard in source.shards)
+                parts = f"shards, {size / 1e9:,.2f} GB on disk"
+            n, groups, classes = len(source), np.count_nonzero(sizes), source.classes
+            report.append(f"{split}: {n:,} images of {classes} classes in {groups} {parts}")
             if n != expected:
                 report.append(f"problem: {split} has {n:,} images, {kind} has {expected:,}")
-            looked_at = sorted({index for group in groups for index in group})
-            problems = [p for p in (_problem(source, index) for index in looked_at) if p]
-            report += [f"problem: {p}" for p in problems]
-            report.append(
-                f"{split}: decoded {len(looked_at)} images, {len(problems)} with problems"
-            )
+            report += images.report(source, split, sizes, lambda r, n=classes: _label(r, n))
         return report
-
-
-def _groups(source: files.Images) -> list[tuple[int, int]]:
-    """First and last index of every shard or class that holds images."""
-    if isinstance(source, files.FolderImages):
-        sizes = np.bincount([label for label, _ in source.files], minlength=source.classes)
-    else:
-        sizes = np.array([shard.length for shard in source.shards])
-    ends = np.cumsum(sizes)
-    return [(int(end - size), int(end - 1)) for end, size in zip(ends, sizes) if size]
-
-
-def _bytes_on_disk(source: files.Images) -> int:
-    if isinstance(source, files.PreparedImages):
-        return sum(shard.size for shard in source.shards)
-    return 0  # a million calls to stat would take longer than the rest of the check
-
-
-def _problem(source: files.Images, index: int) -> str | None:
-    where = source.describe(index)
-    try:
-        record = source[index]
-        _label(record, source.classes)
-        images.decode(record.image)
-        complaint = images.complaint(record.image)
-    except (UserError, ValueError, OSError) as error:
-        return str(error) if where in str(error) else f"{where}: {error}"
-    return f"{where}: {complaint}" if complaint else None

@@ -92,13 +92,10 @@ def open_split(data_dir: records.Folder, split: str, tiny: bool = False) -> Imag
     Raises:
         UserError: no data there, an empty split, or a missing or shortened shard.
     """
-    data_dir = records.local(data_dir)
-    folder = find_prepared(data_dir, tiny)
+    folder = find_prepared(records.local(data_dir), tiny)
     if folder is not None:
         return PreparedImages(folder.shards(split), _classes(folder))
-    if tiny:
-        raise UserError(_missing(data_dir, tiny))
-    return _open_folders(data_dir, split)
+    return _open_folders(locate(data_dir, tiny), split)
 
 
 def find_prepared(data_dir: str, tiny: bool = False) -> records.Prepared | None:
@@ -116,12 +113,8 @@ def find_prepared(data_dir: str, tiny: bool = False) -> records.Prepared | None:
     return None
 
 
-def class_names(data_dir: records.Folder, tiny: bool = False) -> tuple[str, ...]:
-    """Names of the classes by label, as `build` and tensorflow-datasets note them, or the class folders'."""
-    source = open_split(data_dir, "validation", tiny)
-    if isinstance(source, FolderImages):
-        return source.names
-    folder = source.shards[0].path.rpartition("/")[0]
+def noted_classes(folder: str) -> tuple[str, ...]:
+    """Names of the classes by label, as `build` and tensorflow-datasets note them in a prepared folder, if they do."""
     if _LABELS not in (records.listing(folder) or {}):
         return ()
     return tuple(records.read_text(f"{folder}/{_LABELS}").split())
@@ -141,8 +134,6 @@ def _classes(folder: records.Prepared) -> int:
 
 def _open_folders(data_dir: str, split: str) -> FolderImages:
     found = _split_folders(data_dir)
-    if found["train"] is None and found["validation"] is None:
-        raise UserError(_missing(data_dir))
     folder = found[split]
     if folder is None:
         raise UserError(
@@ -181,12 +172,9 @@ def _class_names(folder: str) -> tuple[str, ...]:
     return tuple(sorted(n for n, size in entries.items() if size < 0 and not n.startswith(".")))
 
 
-def _missing(data_dir: str, tiny: bool = False) -> str:
+def _missing(data_dir: str, tiny: bool) -> str:
     if tiny:
-        return (
-            f"no {TINY_NAME}/{VERSION} in {data_dir}; write it (a second, no download) with: "
-            f"mlperf-jax data build resnet --tiny --data-dir {data_dir}"
-        )
+        return records.missing_tiny(f"{TINY_NAME}/{VERSION}", "resnet", data_dir)
     return (
         f"no ImageNet in {data_dir}: expected {NAME}/{VERSION} (prepared), or train and val with one folder "
         "per class. Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org "

@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building
-from mlperf_jax.input_pipelines.kits19 import checksums, files, patches
+from mlperf_jax.input_pipelines.kits19 import files, patches
+from mlperf_jax.input_pipelines.kits19 import tiny as tiny_cases
 
 SPACING = (1.6, 1.2, 1.2)  # millimetres between voxels, after resampling
 CLIP = (-79.0, 304.0)  # Hounsfield units
@@ -78,13 +80,11 @@ def find_cases(source: str, count: int) -> list[pathlib.Path]:
 
 
 def _build_tiny(folder: pathlib.Path, side: int) -> None:
-    from mlperf_jax.input_pipelines.kits19 import tiny as kits19_tiny
-
     if len(files.read_index(str(folder))) == files.TINY_CASES:
         return
     raw = folder / "nifti"
     try:
-        kits19_tiny.write(raw, files.TINY_CASES)
+        tiny_cases.write(raw, files.TINY_CASES)
         _build(folder, find_cases(str(raw), files.TINY_CASES), side, say=lambda text: None)
     finally:
         shutil.rmtree(raw, ignore_errors=True)
@@ -96,12 +96,12 @@ def _build(
     done = {
         name
         for name in files.read_index(str(folder))
-        if all((folder / f"{name}_{part}.npy").is_file() for part in "xy")
+        if all((folder / file).is_file() for file in files.pair(name))
     }
     todo = [path for path in cases if path.name not in done]
     building.check_room(folder, _bytes_prepared(todo, side))
-    official = checksums.official() if len(cases) == files.LABELLED else {}
-    memory = _Memory(_free_memory() * _MEMORY_SHARE)
+    official = files.official_md5() if len(cases) == files.LABELLED else {}
+    memory = _Memory((building.available_memory() or 4 << 30) * _MEMORY_SHARE)
     lock = threading.Lock()
 
     def one(path: pathlib.Path) -> None:
@@ -166,13 +166,6 @@ class _Memory:
                 self.changed.notify_all()
 
 
-def _free_memory() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not on every system
-        return 4 << 30
-
-
 def _bytes_needed(path: pathlib.Path) -> int:
     """Of the two raw volumes and the planes under work; written files are the system's cache."""
     voxels = 0
@@ -206,17 +199,17 @@ def prepare_case(path: pathlib.Path, folder: pathlib.Path, side: int) -> files.E
         raise UserError(
             f"{path / IMAGE}: {image.shape} voxels {spacing} mm apart are less than one after resampling"
         )
+    x, y = (folder / file for file in files.pair(path.name))
     raw = _labels(path / LABEL, label)
-    _write_planes(folder / f"{path.name}_y.npy", nearest_planes(raw, shape), shape, side, np.uint8)
+    _write_planes(y, nearest_planes(raw, shape), shape, side, np.uint8)
     del raw
     planes = (normalise(plane) for plane in trilinear_planes(_voxels(path / IMAGE, image), shape))
-    _write_planes(folder / f"{path.name}_x.npy", planes, shape, side, np.float32)
-    prepared = files.open_volume(folder / f"{path.name}_y.npy", np.uint8)
+    _write_planes(x, planes, shape, side, np.float32)
+    prepared = files.open_volume(y, np.uint8)
     boxes = patches.largest_boxes(prepared)
     notes = () if boxes else ("the segmentation is empty; its patches are taken anywhere",)
     depth, height, width = prepared.shape
-    pair = (f"{path.name}_x.npy", f"{path.name}_y.npy")
-    sums = {file: files.md5(folder / file) for file in pair}
+    sums = {file.name: building.md5(file) for file in (x, y)}
     return files.Entry(path.name, (depth, height, width), boxes, sums, notes)
 
 
@@ -239,12 +232,8 @@ def _load(path: pathlib.Path) -> Any:
 def _voxels(path: pathlib.Path, volume: Any) -> np.ndarray:
     try:
         return np.asanyarray(volume.dataobj)
-    except (OSError, EOFError, ValueError) as error:  # zlib's errors are none of these
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path} is damaged or cut short ({error}); fetch it again") from error
-    except Exception as error:
-        if type(error).__module__ != "zlib":
-            raise
-        raise UserError(f"{path} is damaged ({error}); fetch it again") from error
 
 
 def _labels(path: pathlib.Path, volume: Any) -> np.ndarray:

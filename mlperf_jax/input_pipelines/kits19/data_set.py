@@ -17,8 +17,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import pipeline, records
-from mlperf_jax.input_pipelines.kits19 import checksums, files, patches
+from mlperf_jax.input_pipelines import building, pipeline, records
+from mlperf_jax.input_pipelines.kits19 import files, patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Kits19:
             A report, line by line; lines that begin with "problem:" need mending.
         """
         found = files.locate(folder, self.tiny)
-        official = {} if self.tiny else checksums.official()
+        official = {} if self.tiny else files.official_md5()
         report, same = [found], 0
         ids = range(files.TINY_CASES if self.tiny else files.LABELLED)
         for split in files.SPLITS:
@@ -135,8 +135,8 @@ def _examine(cases: files.Cases, index: int, official: Mapping[str, str]) -> tup
     if labels[-1] == 0:
         found.append(f"problem: {name}_y.npy is empty: it marks neither kidney nor tumour")
     entry = cases.index.get(name)
-    for file in (f"{name}_x.npy", f"{name}_y.npy"):
-        summed = files.md5(f"{cases.folder}/{file}")
+    for file in files.pair(name):
+        summed = building.md5(f"{cases.folder}/{file}")
         same += official.get(file) == summed
         if entry is not None and entry.md5.get(file) != summed:
             found.append(f"problem: {file} has changed since it was built; delete it, build again")

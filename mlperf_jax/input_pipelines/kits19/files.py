@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -30,14 +29,6 @@ VALIDATION = frozenset(
     )
 )
 _FILE = re.compile(r"(case_(\d{5}))_([xy])\.npy")
-_CHUNK = 1 << 24  # bytes hashed at a time
-_HEADER_BYTES = 256
-# magic, version 1.0, the length of what follows, and what follows
-_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<descr>[^']+)', "
-    rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[\d, ]+)\), \}",
-    re.DOTALL,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +69,11 @@ class Case:
     """One opened volume: memory maps, so that a patch costs its own pages only."""
 
     def __init__(self, folder: str, name: str, entry: Entry | None):
-        self.image = open_volume(f"{folder}/{name}_x.npy", np.float32)
-        self.label = open_volume(f"{folder}/{name}_y.npy", np.uint8)
+        x, y = (f"{folder}/{file}" for file in pair(name))
+        self.image, self.label = open_volume(x, np.float32), open_volume(y, np.uint8)
         if self.image.shape != self.label.shape:
             raise UserError(
-                f"{folder}/{name}_x.npy has {self.image.shape} voxels and its _y.npy {self.label.shape}; "
-                "prepare this case again"
+                f"{x} has {self.image.shape} voxels and its _y.npy {self.label.shape}; prepare this case again"
             )
         self._boxes = None if entry is None else entry.boxes
 
@@ -120,31 +110,30 @@ class Cases:
         return self._opened[name]
 
 
+def pair(case: str) -> tuple[str, str]:
+    """Names of a case's image and segmentation."""
+    return f"{case}_x.npy", f"{case}_y.npy"
+
+
 def open_volume(path: str | os.PathLike, dtype: Any) -> np.ndarray:
     """The [D, H, W] of a [1, D, H, W] file, mapped.
-
-    The header is read here: NumPy parses it as Python source, which fails now and then in threads of
-    Python 3.11 ("AST constructor recursion depth mismatch").
 
     Raises:
         UserError: there is no such file, it is cut short, or holds something else.
     """
     try:
         with open(path, "rb") as file:
-            begin = file.read(_HEADER_BYTES)
+            shape, found, order = records.npy_header(file)
+            offset = file.tell()
     except FileNotFoundError:
         raise UserError(f"{path} is missing; prepare this case again") from None
-    header = _HEADER.match(begin)
-    if header is None:
-        raise UserError(f"{path} is no .npy file of a volume; prepare this case again")
-    shape = tuple(int(n) for n in header["shape"].decode().split(",") if n.strip())
-    if len(shape) != 4 or shape[0] != 1 or header["descr"].decode() != np.dtype(dtype).str:
+    except ValueError:
+        raise UserError(f"{path} is no .npy file of a volume; prepare this case again") from None
+    if len(shape) != 4 or shape[0] != 1 or found != np.dtype(dtype):
         raise UserError(
-            f"{path} holds {header['descr'].decode()}{list(shape)}, expected {np.dtype(dtype).str}"
-            "[1, D, H, W]; is this a prepared case of KiTS19?"
+            f"{path} holds {found.str}{list(shape)}, expected {np.dtype(dtype).str}[1, D, H, W]; is this a "
+            "prepared case of KiTS19?"
         )
-    order = "F" if header["fortran"] == b"True" else "C"
-    offset = 10 + int.from_bytes(header["length"], "little")
     try:
         return np.memmap(path, dtype, "r", offset, shape, order)[0]
     except (ValueError, OSError) as error:
@@ -160,20 +149,12 @@ def locate(data_dir: records.Folder, tiny: bool = False) -> str:
     Raises:
         UserError: neither holds any; says how to get them.
     """
-    data_dir = records.local(data_dir)
-    if data_dir.startswith("gs://"):
-        raise UserError(
-            f"{data_dir}: volumes are read by memory map; copy the folder to a local disk, or mount the "
-            "bucket (gcsfuse) and give the mounted folder"
-        )
+    data_dir = records.mapped(data_dir)
     for folder in (f"{data_dir}/{TINY_NAME if tiny else NAME}", data_dir):
         if any(_FILE.fullmatch(name) for name in records.listing(folder) or ()):
             return folder
     if tiny:
-        raise UserError(
-            f"no {TINY_NAME} in {data_dir}; write it (seconds, no download) with: "
-            f"mlperf-jax data build unet3d --tiny --data-dir {data_dir}"
-        )
+        raise UserError(records.missing_tiny(TINY_NAME, "unet3d", data_dir))
     raise UserError(
         f"no prepared KiTS19 in {data_dir}: expected {NAME}/case_00000_x.npy and so on. Get the volumes with "
         "https://github.com/neheller/kits19 (python -m starter_code.get_imaging; non-commercial licence) and "
@@ -208,36 +189,39 @@ def open_split(data_dir: records.Folder, split: str, tiny: bool = False) -> Case
     folder = locate(data_dir, tiny)
     files = records.listing(folder) or {}
     index = read_index(folder)
-    names = set()
-    for file in files:
-        match = _FILE.fullmatch(file)
-        if match is None or int(match[2]) >= LABELLED:
-            continue
-        partner = f"{match[1]}_{'y' if match[3] == 'x' else 'x'}.npy"
-        if partner not in files:
-            raise UserError(f"{folder}: {file} has no {partner} beside it; prepare the case again")
-        names.add(match[1])
-    for name in sorted(names & set(index)):
-        _check_sizes(folder, index[name], files)
+    found = [match for match in map(_FILE.fullmatch, files) if match and int(match[2]) < LABELLED]
+    names = sorted({match[1] for match in found})
+    for name in names:
+        lost = [file for file in pair(name) if file not in files]
+        if lost:
+            there = next(file for file in pair(name) if file in files)
+            raise UserError(f"{folder}: {there} has no {lost[0]} beside it; prepare the case again")
+        for file, item in zip(pair(name), (4, 1)) if name in index else ():
+            size = int(np.prod(index[name].shape)) * item + 128  # the header of a .npy of four axes
+            if files[file] != size:
+                raise UserError(
+                    f"{folder}/{file} has {files[file]:,} bytes, its index says {size:,}; copy it again, or "
+                    "delete it and build again"
+                )
     wanted = split == "validation"
-    return Cases(folder, sorted(n for n in names if (int(n[5:]) in VALIDATION) == wanted), index)
+    return Cases(folder, [n for n in names if (int(n[5:]) in VALIDATION) == wanted], index)
 
 
-def _check_sizes(folder: str, entry: Entry, files: Mapping[str, int]) -> None:
-    voxels = int(np.prod(entry.shape))
-    for file, item in ((f"{entry.case}_x.npy", 4), (f"{entry.case}_y.npy", 1)):
-        wanted = voxels * item + 128  # the header of a .npy of four axes
-        if files[file] != wanted:
-            raise UserError(
-                f"{folder}/{file} has {files[file]:,} bytes, its index says {wanted:,}; copy it again, or "
-                "delete it and build again"
-            )
+# -- checksums ---------------------------------------------------------------------------------------
 
 
-def md5(path: str | os.PathLike) -> str:
-    """The MD5 sum of a file, read in pieces."""
-    with open(path, "rb") as file:
-        summed = hashlib.md5(usedforsecurity=False)
-        while piece := file.read(_CHUNK):
-            summed.update(piece)
-    return summed.hexdigest()
+def official_md5() -> dict[str, str]:
+    """MD5 sums by name of the 420 prepared files, as the organisers published them.
+
+    A file that differs is told, never refused: at least case 43 was corrected upstream after the list was
+    made (mlcommons/training #545).
+    Source: mlcommons/training, retired_benchmarks/unet3d/pytorch, checksum.json.
+
+    >>> official_md5()["case_00108_y.npy"]
+    '432172445752cb875e8a0a28410cc092'
+    """
+    sums = {}
+    for line in pathlib.Path(__file__).with_name("checksums.txt").read_text().splitlines()[1:]:
+        case, image, label = line.split()
+        sums |= {f"case_{case}_x.npy": image, f"case_{case}_y.npy": label}
+    return sums

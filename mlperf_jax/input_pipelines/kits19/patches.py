@@ -84,9 +84,7 @@ class Patch(grain.transforms.RandomMap):
 
     def _corner(self, volume: Volume, shape: Sequence[int], rng: np.random.Generator) -> list[int]:
         boxes = volume.boxes if rng.random() < self.oversampling else {}
-        if (
-            not boxes
-        ):  # no foreground at all: the reference would stop here, though it means to go on
+        if not boxes:  # no foreground: the reference would stop here, though it means to go on
             return [randrange(n - self.side, rng) for n in shape]
         choice = boxes[sorted(boxes)[int(rng.integers(len(boxes)))]]
         box = choice[int(rng.integers(len(choice)))]

@@ -118,7 +118,7 @@ def _write(target: pathlib.Path, exports: list[Export]) -> None:
     building.begin(work, {"labels": _digest(exports)}, restart=True)
     name = target.parent.name
     jobs = [
-        (export, shard, work / _shard_name(name, export, shard))
+        (export, shard, work / records.shard_name("", name, export.split, shard, export.shards))
         for export in exports
         for shard in range(export.shards)
     ]
@@ -139,10 +139,6 @@ def _digest(exports: list[Export]) -> str:
         for array in (labels.image_ids, labels.first, labels.boxes, labels.label, labels.crowd):
             total.update(array.tobytes())
     return total.hexdigest()
-
-
-def _shard_name(name: str, export: Export, shard: int) -> str:
-    return f"{name}-{export.split}.array_record-{shard:05d}-of-{export.shards:05d}"
 
 
 def _whole(path: pathlib.Path, length: int) -> bool:

@@ -63,7 +63,7 @@ def read(path: str, classes: int) -> Labels:
         UserError: not such a file, ids that come twice or point nowhere, category ids from 1, a box that
             is not four finite numbers, or a split without an image or without a box.
     """
-    found = _Found([], _Annotations(), [])
+    found = _Found()
     try:
         with open(path, encoding="utf-8") as file:
             for key, element in elements(file):
@@ -97,14 +97,28 @@ def _image(image: Mapping[str, Any]) -> tuple[int, str, int, int]:
     return ident, name, height, width
 
 
-class _Annotations:
-    """Annotations as columns of numbers: ten million of them as Python objects would fill a machine."""
+class _Found:
+    """What a file lists, element by element.
+
+    Annotations are columns of numbers: ten million of them as Python objects would fill a machine.
+    """
 
     def __init__(self) -> None:
+        self.images: list[tuple[int, str, int, int]] = []
+        self.categories: list[tuple[int, str]] = []
         self.ids, self.owners, self.labels = array("q"), array("q"), array("q")
         self.boxes, self.crowd = array("d"), array("B")
 
-    def take(self, annotation: Mapping[str, Any]) -> None:
+    def take(self, key: str, element: Any) -> None:
+        if key == "images":
+            self.images.append(_image(element))
+        elif key == "annotations":
+            self._annotation(element)
+        elif key == "categories":
+            ident = _field(element, "id", int, "a category")
+            self.categories.append((ident, str(element.get("name", ident))))
+
+    def _annotation(self, annotation: Mapping[str, Any]) -> None:
         ident = _field(annotation, "id", int, "an annotation")
         where = f"annotation {ident}"
         box = _field(annotation, "bbox", list, where)
@@ -121,28 +135,6 @@ class _Annotations:
         self.crowd.append(bool(annotation.get("iscrowd", annotation.get("IsGroupOf", 0))))
 
 
-def _category(category: Mapping[str, Any]) -> tuple[int, str]:
-    ident = _field(category, "id", int, "a category")
-    return ident, str(category.get("name", ident))
-
-
-@dataclasses.dataclass
-class _Found:
-    """What a file lists, element by element."""
-
-    images: list[tuple[int, str, int, int]]
-    annotations: _Annotations
-    categories: list[tuple[int, str]]
-
-    def take(self, key: str, element: Any) -> None:
-        if key == "images":
-            self.images.append(_image(element))
-        elif key == "annotations":
-            self.annotations.take(element)
-        elif key == "categories":
-            self.categories.append(_category(element))
-
-
 def _field(element: Any, name: str, kind: type, where: str) -> Any:
     value = element.get(name) if isinstance(element, Mapping) else None
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -154,16 +146,15 @@ def _field(element: Any, name: str, kind: type, where: str) -> Any:
 
 
 def _assembled(found: _Found, classes: int) -> Labels:
-    images, annotations = sorted(found.images), found.annotations
+    images = sorted(found.images)
     if not images:
         raise _Fault("it lists no images")
-    if not annotations.ids:
+    if not found.ids:
         raise _Fault(
             "it holds no annotations; a split without a single box can neither train nor score"
         )
     ids, owner, label = (
-        np.frombuffer(column, np.int64)
-        for column in (annotations.ids, annotations.owners, annotations.labels)
+        np.frombuffer(column, np.int64) for column in (found.ids, found.owners, found.labels)
     )
     image_ids = np.array([image[0] for image in images], np.int64)
     _refuse_twice(image_ids, "image id")
@@ -186,9 +177,9 @@ def _assembled(found: _Found, classes: int) -> Labels:
         files=tuple(image[1] for image in images),
         sizes=np.array([image[2:] for image in images], np.int32),
         first=np.concatenate([[0], np.bincount(at, minlength=len(images)).cumsum()]),
-        boxes=np.frombuffer(annotations.boxes).reshape(-1, 4).astype(np.float32)[order],
+        boxes=np.frombuffer(found.boxes).reshape(-1, 4).astype(np.float32)[order],
         label=label[order].astype(np.int32),
-        crowd=np.frombuffer(annotations.crowd, np.uint8)[order],
+        crowd=np.frombuffer(found.crowd, np.uint8)[order],
     )
 
 

@@ -92,7 +92,7 @@ def stretch(pixels: np.ndarray, size: int) -> np.ndarray:
     Bilinear between the two nearest pixels, half-pixel centres, no antialiasing, as torch's
     `interpolate(align_corners=False, antialias=False)`.
     """
-    images._single_threaded()
+    images.single_threaded()
     return cv2.resize(pixels.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
@@ -163,7 +163,7 @@ class OpenImages:
 
     def maxima(self, folder: records.Folder) -> dict[str, int]:
         """{"boxes": the most in one image of either split}, as `build` noted it; raises as `train`."""
-        splits = files.statistics(files.locate(folder, self.tiny)).values()
+        splits = files.noted(files.locate(folder, self.tiny))["splits"].values()
         return {"boxes": max(facts["most_boxes"] for facts in splits)}
 
     def class_names(self, folder: records.Folder) -> tuple[str, ...]:
@@ -172,7 +172,7 @@ class OpenImages:
         Raises:
             UserError: there is no prepared folder, or its note is missing or damaged.
         """
-        return files.class_names(folder, self.tiny)
+        return tuple(files.noted(files.locate(folder, self.tiny))["categories"])
 
     def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
         """Writes `openimages_mlperf/1.0.0` below the folder; does nothing if it is there already.
@@ -187,9 +187,8 @@ class OpenImages:
         Raises:
             UserError: nothing to build from, labels that do not fit, or not enough room on the disk.
         """
-        from mlperf_jax.input_pipelines.openimages import (
-            builder,  # imports tensorflow-datasets: 0.4 s
-        )
+        # imports tensorflow-datasets: 0.4 s
+        from mlperf_jax.input_pipelines.openimages import builder
 
         target = files.prepared_folder(records.local(folder), self.tiny)
         if records.prepared(target) is not None:
@@ -213,9 +212,13 @@ class OpenImages:
         """
         found = files.locate(folder, self.tiny)
         report, kind = [found.folder], files.TINY_NAME if self.tiny else files.NAME
+        classes = files.CLASSES[kind]
         for split, expected in files.COUNTS[kind].items():
             source = files.PreparedScenes(found.shards(split))
-            facts, size = files.statistics(found)[split], sum(shard.size for shard in source.shards)
+            facts, size = (
+                files.noted(found)["splits"][split],
+                sum(shard.size for shard in source.shards),
+            )
             report.append(
                 f"{split}: {len(source):,} images in {len(source.shards)} shards, {size / 1e9:,.2f} GB; "
                 f"{facts['boxes']:,} boxes, at most {facts['most_boxes']} in an image, {facts['crowd']:,} "
@@ -226,24 +229,10 @@ class OpenImages:
                 report.append(
                     f"problem: {split} has {len(source):,} images, {kind} has {expected:,}"
                 )
-            ends = np.cumsum([shard.length for shard in source.shards])
-            looked_at = sorted({*(int(e) - 1 for e in ends), 0, *(int(e) for e in ends[:-1])})
-            problems = [
-                p for p in (_problem(source, i, files.CLASSES[kind]) for i in looked_at) if p
-            ]
-            report += [f"problem: {p}" for p in problems]
-            report.append(
-                f"{split}: decoded {len(looked_at)} images, {len(problems)} with problems"
-            )
+            sizes = [shard.length for shard in source.shards]
+
+            def examine(scene: files.Scene) -> None:
+                EvalScene(8, max(1, len(scene.label)), classes).map(scene)
+
+            report += images.report(source, split, sizes, examine)
         return report
-
-
-def _problem(source: files.PreparedScenes, index: int, classes: int) -> str | None:
-    where = source.describe(index)
-    try:
-        scene = source[index]
-        EvalScene(8, max(1, len(scene.label)), classes).map(scene)
-        complaint = images.complaint(scene.image)
-    except (UserError, ValueError, OSError) as error:
-        return str(error) if where in str(error) else f"{where}: {error}"
-    return f"{where}: {complaint}" if complaint else None

@@ -88,28 +88,15 @@ def open_split(data_dir: records.Folder, split: str, tiny: bool = False) -> Prep
     return PreparedScenes(locate(data_dir, tiny).shards(split))
 
 
-def statistics(folder: records.Prepared) -> Mapping[str, Any]:
-    """What `build` noted of each split: boxes, group-of, clipped and empty ones, the most in one image.
+def noted(folder: records.Prepared) -> Mapping[str, Any]:
+    """What `build` noted: "categories", their names by label, and by "splits" what `check` reports of each.
 
     Raises:
         UserError: the note is missing or damaged.
     """
-    return _noted(folder)["splits"]
-
-
-def class_names(data_dir: records.Folder, tiny: bool = False) -> tuple[str, ...]:
-    """Names of the classes by label, as `build` noted them.
-
-    Raises:
-        UserError: there is no prepared folder, or its note is missing or damaged.
-    """
-    return tuple(_noted(locate(data_dir, tiny))["categories"])
-
-
-def _noted(folder: records.Prepared) -> Mapping[str, Any]:
     try:
-        noted = json.loads(records.read_text(f"{folder.folder}/metadata.json"))
-        return {part: noted[part] for part in ("splits", "categories")}
+        found = json.loads(records.read_text(f"{folder.folder}/metadata.json"))
+        return {part: found[part] for part in ("splits", "categories")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder.folder}/metadata.json is missing or damaged ({error}); build it again"
@@ -119,10 +106,7 @@ def _noted(folder: records.Prepared) -> Mapping[str, Any]:
 def missing(data_dir: str, tiny: bool = False) -> str:
     """The sentence that says how to get the data."""
     if tiny:
-        return (
-            f"no {TINY_NAME}/{VERSION} in {data_dir}; write it (a second, no download) with: "
-            f"mlperf-jax data build retinanet --tiny --data-dir {data_dir}"
-        )
+        return records.missing_tiny(f"{TINY_NAME}/{VERSION}", "retinanet", data_dir)
     return (
         f"no Open Images in {data_dir}: expected {NAME}/{VERSION} (prepared), or train and validation, each "
         "with data (images) and labels/openimages-mlperf.json. Export them with FiftyOne 0.15.1 by the "

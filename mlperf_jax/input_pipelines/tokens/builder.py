@@ -10,7 +10,6 @@ joined in the order of the files. A build that was killed keeps the pairs that i
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -60,17 +59,6 @@ def _present(folder: str | os.PathLike, names: Sequence[str]) -> list[str]:
 # -- building ------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """What becomes one pair: some files of text, or the first documents of them."""
-
-    files: tuple[str, ...]
-    prefix: str
-    tokenizer: str
-    field: str
-    documents: int | None
-
-
 def build(
     files: Sequence[str | os.PathLike],
     prefix: str | os.PathLike,
@@ -78,7 +66,6 @@ def build(
     *,
     processes: int | None = None,
     documents: int | None = None,
-    field: str = "text",
     report: Callable[[str], None] = lambda line: None,
 ) -> megatron_file.TokenFile:
     """Writes `<prefix>.bin` and `<prefix>.idx`, or finds them there already, and opens them.
@@ -91,64 +78,40 @@ def build(
         tokenizer: file or folder, see `text.open_tokenizer`.
         processes: one per core by default; 1 to stay in this one.
         documents: take only the first so many lines of all files together.
-        field: of each line.
         report: is told how far the build has come.
 
     Raises:
         UserError: a file is missing or damaged, no room on the disk, or a process was killed.
     """
-    prefix = records.local(prefix)
+    prefix, paths = records.local(prefix), [records.local(file) for file in files]
     with building.alone(prefix, resumes=True):
-        if not os.path.exists(f"{prefix}.idx"):
-            _build(
-                tuple(map(records.local, files)),
-                prefix,
-                tokenizer,
-                processes,
-                documents,
-                field,
-                report,
-            )
+        if os.path.exists(f"{prefix}.idx"):
+            return megatron_file.TokenFile(prefix)
+        if not paths:
+            raise UserError(f"there is no text to build {prefix} from")
+        reader, parts = text.open_tokenizer(tokenizer), pathlib.Path(f"{prefix}.parts")
+        sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
+        settings = {
+            "texts": list(zip(map(os.path.abspath, paths), sizes)),
+            "tokenizer": hashlib.sha256(pathlib.Path(reader.path).read_bytes()).hexdigest(),
+            "documents": documents,
+        }
+        building.begin(parts, settings, restart=True)
+        groups = [paths] if documents is not None else [[path] for path in paths]
+        jobs = [(group, f"{parts}/{number:05d}") for number, group in enumerate(groups)]
+        left = [job for job in jobs if not os.path.exists(f"{job[1]}.idx")]
+        building.in_processes(
+            functools.partial(_tokenize, reader.path, documents),
+            left,
+            processes or os.cpu_count() or 1,
+            lambda done: report(f"{done} of {len(left)} files tokenized"),
+        )
+        with megatron_file.Writer(prefix, megatron_file.dtype_for(reader.size)) as writer:
+            for _, part in jobs:
+                if os.path.getsize(f"{part}.bin"):  # else all its texts were empty
+                    writer.append(megatron_file.TokenFile(part))
+        shutil.rmtree(parts, ignore_errors=True)
     return megatron_file.TokenFile(prefix)
-
-
-def _build(
-    paths: tuple[str, ...],
-    prefix: str,
-    tokenizer: str | os.PathLike,
-    processes: int | None,
-    documents: int | None,
-    field: str,
-    report: Callable[[str], None],
-) -> None:
-    if not paths:
-        raise UserError(f"there is no text to build {prefix} from")
-    reader, parts = text.open_tokenizer(tokenizer), pathlib.Path(f"{prefix}.parts")
-    sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
-    settings = {
-        "texts": list(zip(map(os.path.abspath, paths), sizes)),
-        "tokenizer": hashlib.sha256(pathlib.Path(reader.path).read_bytes()).hexdigest(),
-        "field": field,
-        "documents": documents,
-    }
-    building.begin(parts, settings, restart=True)
-    groups = [paths] if documents is not None else [(path,) for path in paths]
-    tasks = [
-        _Task(group, f"{parts}/{number:05d}", reader.path, field, documents)
-        for number, group in enumerate(groups)
-    ]
-    left = [task for task in tasks if not os.path.exists(f"{task.prefix}.idx")]
-    building.in_processes(
-        _tokenize,
-        left,
-        processes or os.cpu_count() or 1,
-        lambda done: report(f"{done} of {len(left)} files tokenized"),
-    )
-    with megatron_file.Writer(prefix, megatron_file.dtype_for(reader.size)) as writer:
-        for task in tasks:
-            if os.path.getsize(f"{task.prefix}.bin"):  # else all its texts were empty
-                writer.append(megatron_file.TokenFile(task.prefix))
-    shutil.rmtree(parts, ignore_errors=True)
 
 
 def build_c4(
@@ -184,20 +147,17 @@ def build_c4(
         build(files, f"{folder}/{name}", tokenizer, report=report)
 
 
-@functools.lru_cache(maxsize=1)
-def _opened(path: str) -> text.Tokenizer:
-    return text.open_tokenizer(path)
+_opened = functools.lru_cache(maxsize=1)(text.open_tokenizer)
 
 
-def _tokenize(task: _Task) -> None:
+def _tokenize(path: str, documents: int | None, job: tuple[list[str], str]) -> None:
+    """Writes the pair of some files of text, or of the first documents of them."""
     if multiprocessing.parent_process():  # there is one for each core
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = _opened(task.tokenizer)
-    lines = itertools.chain.from_iterable(
-        text.read_lines(path, [task.field]) for path in task.files
-    )
-    texts = (line for (line,) in itertools.islice(lines, task.documents))
-    with megatron_file.Writer(task.prefix, megatron_file.dtype_for(tokenizer.size)) as writer:
+    tokenizer, (files, prefix) = _opened(path), job
+    lines = itertools.chain.from_iterable(text.read_lines(file, ["text"]) for file in files)
+    texts = (line for (line,) in itertools.islice(lines, documents))
+    with megatron_file.Writer(prefix, megatron_file.dtype_for(tokenizer.size)) as writer:
         while batch := list(itertools.islice(texts, _BATCH)):
             for ids in tokenizer.encode(batch):
                 writer.add(ids)

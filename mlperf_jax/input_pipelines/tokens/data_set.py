@@ -31,7 +31,7 @@ class C4:
         validation_samples: windows evaluated, the first ones in file order; None takes every token once,
             with a short window at the end (GPT3).
         whole_batches: windows evaluated are filled up to a multiple of this, on into a second pass.
-        extra_token: windows share a token with the next, see `megatron.gpt_windows`.
+        extra_token: windows share a token with the next, see `megatron.GptTraining`.
         shuffle_documents: see there.
         validation_texts: JSON lines of the validation documents, for `build`; by default the first 91,205
             of C4's own files.
@@ -71,13 +71,13 @@ class C4:
     def validation(self, folder: records.Folder) -> pipeline.Split:
         """Validation examples, never shuffled; raises as `train`."""
         samples = self.validation_samples
-        return megatron.gpt_validation(
-            _prefix(folder, self.validation_file),
+        windows = megatron.FileOrder(
+            TokenFile(_prefix(folder, self.validation_file), self.vocabulary),
             self.sequence_length,
             samples and -(-samples // self.whole_batches) * self.whole_batches,
-            vocabulary=self.vocabulary,
-            extra_token=self.extra_token,
+            int(self.extra_token),
         )
+        return pipeline.evaluation(megatron.TokenWindows(windows, self.sequence_length))
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """Windows of the validation file, at most those evaluated; training repeats its files as need be.
@@ -115,13 +115,14 @@ class C4:
         builder.build_c4(source, folder, groups, self.validation_file, self.validation_texts)
 
     def check(self, folder: records.Folder) -> list[str]:
-        """Reads windows of every file; ids beyond the vocabulary are named by file and byte."""
+        """Reads the index of every file, and some windows; ids beyond the vocabulary are named by file and byte."""
         found = []
         for name in (*self.train_files, self.validation_file):
             file = TokenFile(_prefix(folder, name), self.vocabulary)
             found.append(f"{name}: {file.documents:,} documents, {file.tokens:,} tokens")
             windows = megatron.FileOrder(file, self.sequence_length, None)
             try:
+                file.check()
                 for index in range(0, len(windows), max(1, len(windows) // 64)):
                     windows[index]
             except UserError as error:

@@ -12,22 +12,16 @@ Shape legend: T tokens of a file, S tokens of a window.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import os
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import pipeline
 from mlperf_jax.input_pipelines.sources import Batch
 from mlperf_jax.input_pipelines.tokens import megatron_index
-from mlperf_jax.input_pipelines.tokens.megatron_file import TokenFile, Writer
-
-__all__ = ["IGNORED", "GptTraining", "TokenFile", "Writer", "gpt_validation", "gpt_windows"]
+from mlperf_jax.input_pipelines.tokens.megatron_file import TokenFile
 
 IGNORED = -100  # the label of a position that is not scored
 _SURPLUS = 1.005  # the reference asks each file of a blend for half a per cent more
@@ -41,7 +35,7 @@ class TokenWindows:
     a short window lacks is padded with inputs 0 and labels IGNORED.
     """
 
-    windows: ShuffledWindows | FileOrder | Blend
+    windows: Blend | FileOrder
     length: int
     rows_at_once: int = 256
 
@@ -64,9 +58,8 @@ class TokenWindows:
 
     def ready(self) -> None:
         """Computes the order, from the documents' lengths alone: ten seconds for 46 M of them."""
-        for part in getattr(self.windows, "sources", (self.windows,)):
-            if isinstance(part, ShuffledWindows):
-                part.order()
+        for source in getattr(self.windows, "sources", ()):
+            source.order()
 
 
 class ShuffledWindows:
@@ -81,24 +74,16 @@ class ShuffledWindows:
         length: int,
         samples: int,
         seed: int,
-        *,
-        extra: int = 1,
-        shuffle_documents: bool = True,
+        extra: int,
+        shuffle_documents: bool,
     ):
+        self._given = file, length, samples, seed, extra, shuffle_documents
         self.file, self.length, self.samples, self.seed = file, length, samples, seed
         self.extra, self.shuffle_documents = extra, shuffle_documents
         self._lock, self._made = threading.Lock(), None
 
     def __reduce__(self) -> Any:  # a worker process computes the order anew
-        how = {"extra": self.extra, "shuffle_documents": self.shuffle_documents}
-        given = self.file, self.length, self.samples, self.seed
-        return functools.partial(ShuffledWindows, *given, **how), ()
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def __repr__(self) -> str:
-        return f"ShuffledWindows({self.file!r}, {self.samples:,} samples)"
+        return ShuffledWindows, self._given
 
     def order(self) -> tuple[megatron_index.Stream, np.ndarray]:
         """Returns the stream of documents and the order of its windows, made once."""
@@ -119,34 +104,33 @@ class ShuffledWindows:
         documents, offsets, counts = stream.pieces(at, self.length + self.extra)
         return self.file.read(self.file.starts(documents) + offsets, counts)
 
-    def describe(self, index: int) -> str:
-        return f"{self.file.prefix}.bin, sample {index}"
 
-
+@dataclasses.dataclass(frozen=True)
 class FileOrder:
-    """Windows of one file as they lie in it, the file repeated as often as need be.
+    """Windows of one file as they lie in it, never shuffled, its documents repeated as often as need be.
 
-    Args:
-        samples: windows; None for one pass with the short window at its end.
+    Attributes:
+        length: S.
+        samples: windows; None takes every token once, with the short window at the end (GPT3).
+        extra: tokens that a window has beyond S, shared with the next window: 1, or 0 for GPT3.
     """
 
-    def __init__(self, file: TokenFile, length: int, samples: int | None, *, extra: int = 1):
-        self.file, self.length, self.extra = file, length, extra
-        self.once = samples is None
-        self.samples = -(-(file.tokens - extra) // length) if samples is None else samples
+    file: TokenFile
+    length: int
+    samples: int | None
+    extra: int = 1
 
     def __len__(self) -> int:
-        return self.samples
-
-    def __repr__(self) -> str:
-        return f"FileOrder({self.file!r}, {self.samples:,} samples)"
+        if self.samples is not None:
+            return self.samples
+        return -(-(self.file.tokens - self.extra) // self.length)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        if not 0 <= index < self.samples:
+        if not 0 <= index < len(self):
             raise IndexError(index)
         start, total = index * self.length, self.file.tokens
         stop = start + self.length + self.extra
-        if self.once:
+        if self.samples is None:
             stop = min(stop, total)
         cuts = [start, *range(total * (start // total + 1), stop, total), stop]
         return self.file.read([at % total for at in cuts[:-1]], np.diff(cuts))
@@ -155,104 +139,26 @@ class FileOrder:
         return f"{self.file.prefix}.bin, window {index}"
 
 
+@dataclasses.dataclass(frozen=True)
 class Blend:
     """Sources that take turns: the reference's blend with equal weights.
 
     Sample j goes to the file that is furthest behind its share, ties to the first: files in turn.
     """
 
-    def __init__(self, sources: Sequence[ShuffledWindows], samples: int):
-        self.sources, self.samples = tuple(sources), samples
+    sources: tuple[ShuffledWindows, ...]
+    samples: int
 
     def __len__(self) -> int:
         return self.samples
 
-    def __repr__(self) -> str:
-        return f"Blend({', '.join(map(repr, self.sources))})"
-
-    def _at(self, index: int) -> tuple[ShuffledWindows, int]:
-        item, number = divmod(index, len(self.sources))
-        return self.sources[number], item
-
     def __getitem__(self, index: int) -> np.ndarray:
-        source, item = self._at(index)
-        return source[item]
+        item, number = divmod(index, len(self.sources))
+        return self.sources[number][item]
 
     def describe(self, index: int) -> str:
-        source, item = self._at(index)
-        return source.describe(item)
-
-
-def gpt_windows(
-    prefixes: str | os.PathLike | Sequence[str | os.PathLike],
-    sequence_length: int,
-    samples: int,
-    seed: int,
-    *,
-    vocabulary: int | None = None,
-    extra_token: bool = True,
-    shuffle_documents: bool = True,
-) -> TokenWindows:
-    """Training examples {"inputs": i32 [S], "labels": i32 [S]}: example k is the run's k-th sample.
-
-    Args:
-        prefixes: of one file, or of several that are blended in equal parts.
-        sequence_length: S.
-        samples: of the whole run, steps times batch size; the order depends on it.
-        seed: the run's.
-        vocabulary: ids must lie below it.
-        extra_token: windows share a token with the next, so that all S labels are scored. False as
-            in the GPT3 reference: the last label of each window is IGNORED.
-        shuffle_documents: False as in the GPT3 reference: only windows are shuffled.
-
-    Raises:
-        UserError: a file is missing or damaged, or a number is out of range.
-    """
-    paths = [prefixes] if isinstance(prefixes, str | os.PathLike) else list(prefixes)
-    if not paths or sequence_length < 1 or samples < 1:
-        raise UserError(
-            f"training needs a token file, a sequence length and samples of at least 1, got {len(paths)} "
-            f"files, {sequence_length} and {samples}"
-        )
-    if not 0 <= seed < 1 << 32:
-        raise UserError(f"the seed of a sample order is in 0 .. 2**32 - 1, got {seed}")
-    each = samples
-    if len(paths) > 1:
-        each = math.ceil(math.ceil(samples / len(paths)) * _SURPLUS)
-    sources = [
-        ShuffledWindows(
-            TokenFile(path, vocabulary),
-            sequence_length,
-            each,
-            seed,
-            extra=int(extra_token),
-            shuffle_documents=shuffle_documents,
-        )
-        for path in paths
-    ]
-    source = sources[0] if len(sources) == 1 else Blend(sources, samples)
-    return TokenWindows(source, sequence_length)
-
-
-def gpt_validation(
-    prefix: str | os.PathLike,
-    sequence_length: int,
-    samples: int | None = None,
-    *,
-    vocabulary: int | None = None,
-    extra_token: bool = True,
-) -> pipeline.Split:
-    """Validation examples: the first windows of a file in file order, never shuffled.
-
-    Beyond the end of the file its documents begin again, as in the reference.
-
-    Args:
-        samples: windows; None takes every token once, with the short window at the end (GPT3).
-        prefix, sequence_length, vocabulary, extra_token: as for `gpt_windows`.
-    """
-    file = TokenFile(prefix, vocabulary)
-    source = FileOrder(file, sequence_length, samples, extra=int(extra_token))
-    return pipeline.evaluation(TokenWindows(source, sequence_length))
+        item, number = divmod(index, len(self.sources))
+        return f"{self.sources[number].file.prefix}.bin, sample {item}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +166,19 @@ class GptTraining:
     """Training windows whose order follows the run's seed, which is known when batches are asked for.
 
     The source of what `C4.train` returns. The files are opened, and their indices compared with them, at
-    once; the order is computed at the first batch or by `ready`. Arguments as for `gpt_windows`.
+    once; the order is computed at the first batch or by `ready`.
+
+    Attributes:
+        prefixes: of one file, or of several that are blended in equal parts.
+        sequence_length: S.
+        samples: of the whole run, steps times batch size; the order depends on it.
+        vocabulary: ids must lie below it.
+        extra_token: windows share a token with the next, so that all S labels are scored. False as
+            in the GPT3 reference: the last label of each window is IGNORED.
+        shuffle_documents: False as in the GPT3 reference: only windows are shuffled.
+
+    Raises:
+        UserError: a file is missing or damaged, or a number is out of range.
     """
 
     prefixes: tuple[str, ...]
@@ -271,19 +189,32 @@ class GptTraining:
     shuffle_documents: bool = True
 
     def __post_init__(self):
+        if not self.prefixes or self.sequence_length < 1 or self.samples < 1:
+            raise UserError(
+                f"training needs a token file, a sequence length and samples of at least 1, got "
+                f"{len(self.prefixes)} files, {self.sequence_length} and {self.samples}"
+            )
         self.for_seed(0)
 
     def __len__(self) -> int:
         return self.samples
 
     def for_seed(self, seed: int) -> TokenWindows:
-        """The windows of a run with this seed."""
-        return gpt_windows(
-            self.prefixes,
-            self.sequence_length,
-            self.samples,
-            seed,
-            vocabulary=self.vocabulary,
-            extra_token=self.extra_token,
-            shuffle_documents=self.shuffle_documents,
-        )
+        """The windows of a run with this seed: example k is the run's k-th sample."""
+        if not 0 <= seed < 1 << 32:
+            raise UserError(f"the seed of a sample order is in 0 .. 2**32 - 1, got {seed}")
+        each, files = self.samples, len(self.prefixes)
+        if files > 1:
+            each = math.ceil(math.ceil(each / files) * _SURPLUS)
+        sources = [
+            ShuffledWindows(
+                TokenFile(path, self.vocabulary),
+                self.sequence_length,
+                each,
+                seed,
+                int(self.extra_token),
+                self.shuffle_documents,
+            )
+            for path in self.prefixes
+        ]
+        return TokenWindows(Blend(tuple(sources), self.samples), self.sequence_length)

@@ -12,13 +12,12 @@ Shape legend: D documents of a file.
 from __future__ import annotations
 
 import array
-import dataclasses
+import contextlib
 import functools
 import os
-import pathlib
 import shutil
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ import numpy as np
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building, records
 
+Ranges = Callable[[Sequence[tuple[int, int]]], list[Any]]  # (start, stop) in bytes -> those bytes
 MAGIC = b"MMIDIDX\0\0"
 DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document entries
@@ -55,15 +55,15 @@ class TokenFile:
 
     def __init__(self, prefix: str | os.PathLike, vocabulary: int | None = None):
         self.prefix, self.vocabulary = records.local(prefix), vocabulary
-        self._data, self._index = _map(self.prefix + ".bin"), _map(self.prefix + ".idx")
-        self.dtype, self.documents, entries = self._header()
+        data_size, self._read = _open(self.prefix + ".bin")
+        index_size, read_index = _open(self.prefix + ".idx")
         at = _HEADER.size
+        (head,) = read_index([(0, min(at, index_size))])
+        self.dtype, self.documents, entries = self._header(bytes(head))
         whole = at + 12 * self.documents + 8 * entries
-        if self._index.size != whole:
-            self._damaged(
-                f"it has {self._index.size:,} bytes, its header (byte 0) asks for {whole:,}"
-            )
-        buffer = self._index.read(0, whole)
+        if index_size != whole:
+            self._damaged(f"it has {index_size:,} bytes, its header (byte 0) asks for {whole:,}")
+        (buffer,) = read_index([(0, whole)])
         self._lengths = np.frombuffer(buffer, "<i4", self.documents, at)
         self._starts = np.frombuffer(buffer, "<i8", self.documents, at + 4 * self.documents)
         borders = np.frombuffer(buffer, "<i8", entries, at + 12 * self.documents)
@@ -75,9 +75,9 @@ class TokenFile:
                 f"{borders[-1]}, not from 0 to {self.documents}"
             )
         size = int(self._starts[-1]) + int(self._lengths[-1]) * self.dtype.itemsize
-        if self._starts[0] != 0 or size != self._data.size:
+        if self._starts[0] != 0 or size != data_size:
             raise UserError(
-                f"{self.prefix}.bin has {self._data.size:,} bytes and does not match {self.prefix}.idx, "
+                f"{self.prefix}.bin has {data_size:,} bytes and does not match {self.prefix}.idx, "
                 f"which describes {size:,}: one of them is cut short or of another data set; copy or "
                 "build both again"
             )
@@ -86,8 +86,7 @@ class TokenFile:
     def __reduce__(self) -> Any:  # by its path: a pickled memory map is the whole file
         return TokenFile, (self.prefix, self.vocabulary)
 
-    def _header(self) -> tuple[np.dtype, int, int]:
-        raw = bytes(self._index.read(0, min(_HEADER.size, self._index.size)))
+    def _header(self, raw: bytes) -> tuple[np.dtype, int, int]:
         if raw[: len(MAGIC)] != MAGIC:
             self._damaged(f"it begins (byte 0) with {raw[: len(MAGIC)]!r}, not with {MAGIC!r}")
         if len(raw) < _HEADER.size:
@@ -134,32 +133,22 @@ class TokenFile:
         """
         size = self.dtype.itemsize
         ranges = [(int(a), int(n)) for a, n in zip(starts, counts)]
-        runs = self._data.read_all([(a * size, (a + n) * size) for a, n in ranges])
+        runs = self._read([(a * size, (a + n) * size) for a, n in ranges])
         tokens = np.concatenate([np.frombuffer(run, self.dtype) for run in runs])
         if self.vocabulary is not None:
             low, high = int(tokens.min(initial=0)), int(tokens.max(initial=0))
             if low < 0 or high >= self.vocabulary:
                 at = int(np.flatnonzero((tokens < 0) | (tokens >= self.vocabulary))[0])
-                self._foreign(int(tokens[at]), at, ranges)
+                place = int(np.concatenate([np.arange(a, a + n) for a, n in ranges])[at])
+                raise UserError(
+                    f"{self.prefix}.bin: token id {tokens[at]} at byte {place * size} (token {place}) is outside "
+                    f"the vocabulary of {self.vocabulary}; the file was made with another tokenizer, or is "
+                    "damaged"
+                )
         return tokens
 
-    def _foreign(self, token: int, at: int, ranges: Sequence[tuple[int, int]]):
-        for start, count in ranges:
-            if at < count:
-                place = start + at
-                raise UserError(
-                    f"{self.prefix}.bin: token id {token} at byte {place * self.dtype.itemsize} (token "
-                    f"{place}) is outside the vocabulary of {self.vocabulary}; the file was made with "
-                    "another tokenizer, or is damaged"
-                )
-            at -= count
-
-    def document(self, number: int) -> np.ndarray:
-        """Returns the tokens of one document."""
-        return self.read(self.starts(np.array([number])), [int(self._lengths[number])])
-
-    def check(self) -> list[str]:
-        """Reads the whole index, and the first and last tokens; returns what was found, a line each.
+    def check(self) -> None:
+        """Reads the whole index, and the first and last tokens.
 
         Raises:
             UserError: as the constructor and `read`; or a document does not start where it should.
@@ -175,49 +164,10 @@ class TokenFile:
             )
         ends = min(self.tokens, 1 << 20)
         self.read([0, self.tokens - ends], [ends, ends])
-        return [
-            f"{self.prefix}: {self.documents:,} documents, {self.tokens:,} tokens ({self.dtype.name})"
-        ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Local:
-    """The bytes of a local file."""
-
-    bytes: np.ndarray
-
-    @property
-    def size(self) -> int:
-        return len(self.bytes)
-
-    def read(self, start: int, stop: int) -> Any:
-        return self.bytes[start:stop]
-
-    def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[Any]:
-        return [self.bytes[start:stop] for start, stop in ranges]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Remote:
-    """The bytes of an object in a bucket, read by ranges."""
-
-    path: str
-    size: int
-    files: Any
-
-    def read(self, start: int, stop: int) -> Any:
-        return self.files.cat_file(self.path, start=start, end=stop)
-
-    def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[Any]:
-        if not ranges:
-            return []
-        starts, stops = zip(*ranges)
-        return self.files.cat_ranges(
-            [self.path] * len(ranges), list(starts), list(stops), on_error="raise"
-        )
-
-
-def _map(path: str) -> _Local | _Remote:
+def _open(path: str) -> tuple[int, Ranges]:
+    """The bytes of a file: how many, and what reads ranges of them."""
     missing = UserError(f"{path} is missing; a token file is a pair of .bin and .idx of one name")
     if path.startswith("gs://"):
         import gcsfs  # `records.local` has refused the path where this is not installed
@@ -225,14 +175,20 @@ def _map(path: str) -> _Local | _Remote:
         files: Any = gcsfs.GCSFileSystem()
         if not files.exists(path):
             raise missing
-        return _Remote(path, int(files.size(path)), files)
+
+        def fetched(ranges: Sequence[tuple[int, int]]) -> list[Any]:
+            starts, stops = ([r[end] for r in ranges] for end in (0, 1))
+            return files.cat_ranges([path] * len(ranges), starts, stops, on_error="raise")
+
+        return int(files.size(path)), fetched
     try:
         size = os.path.getsize(path)
-        return _Local(np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8))
+        data = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
     except FileNotFoundError:
         raise missing from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return size, lambda ranges: [data[start:stop] for start, stop in ranges]
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -251,11 +207,18 @@ class Writer:
         if not codes or self.dtype.kind not in "iu":
             raise UserError(f"token ids cannot be stored as {self.dtype}")
         self._code, self._lengths = codes[0], array.array("i")
-        self._unfinished = f"{self.prefix}.incomplete-{os.getpid()}"
-        self._bin = open(f"{self._unfinished}.bin", "wb")  # noqa: SIM115 (closed by __exit__)
+        self._files = contextlib.ExitStack()
 
     def __enter__(self) -> Writer:
+        # left in turn: the index gets its name last, and where it is, the pair is complete
+        self._idx = self._files.enter_context(building.unfinished(f"{self.prefix}.idx"))
+        self._files.push(self._write_index)
+        part = self._files.enter_context(building.unfinished(f"{self.prefix}.bin"))
+        self._bin = self._files.enter_context(open(part, "wb"))
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
 
     def add(self, tokens: Sequence[int] | np.ndarray) -> None:
         """Appends a document; an empty one gets no entry, as in the reference's preprocessor."""
@@ -281,24 +244,13 @@ class Writer:
             shutil.copyfileobj(source, self._bin, 1 << 24)
         self._lengths.frombytes(other.lengths.astype(np.dtype("=i4")).tobytes())
 
-    def __exit__(self, kind, error, trace) -> None:
-        try:
-            self._bin.close()
-            if kind is None:
-                self._write_index()
-                for end in (".bin", ".idx"):  # the index last: where it is, the pair is complete
-                    building.publish(
-                        pathlib.Path(self._unfinished + end), pathlib.Path(self.prefix + end)
-                    )
-        finally:
-            for end in (".bin", ".idx"):
-                pathlib.Path(self._unfinished + end).unlink(missing_ok=True)
-
-    def _write_index(self) -> None:
+    def _write_index(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            return
         lengths = np.frombuffer(self._lengths, np.int32) if self._lengths else np.zeros(0, np.int32)
         n = len(lengths)
         ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-        with open(f"{self._unfinished}.idx", "wb") as file:
+        with open(self._idx, "wb") as file:
             file.write(_HEADER.pack(MAGIC, 1, self._code, n, n + 1))
             file.write(lengths.astype("<i4").tobytes())
             file.write(np.concatenate([[0], ends])[:n].astype("<i8").tobytes())

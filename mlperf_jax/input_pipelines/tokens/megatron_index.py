@@ -140,14 +140,6 @@ class Stream:
         taken = np.minimum(ends, start + count) - begins - offsets
         return documents[taken > 0], offsets[taken > 0], taken[taken > 0]
 
-    def locate(self, token: int) -> tuple[int, int]:
-        """Returns (position in the index, offset in that document) of a stream token."""
-        block = int(np.searchsorted(self._starts, token, side="right")) - 1
-        documents = self.index[block * _BLOCK : (block + 1) * _BLOCK]
-        ends = self._starts[block] + np.cumsum(self.lengths[documents], dtype=np.int64)
-        at = int(np.searchsorted(ends, token, side="right"))
-        return block * _BLOCK + at, int(token - ends[at] + self.lengths[documents[at]])
-
 
 def _block_sums(lengths: np.ndarray) -> np.ndarray:
     """Sums of _BLOCK entries each, int64; the last sum may cover fewer."""

@@ -10,10 +10,11 @@ import pathlib
 from collections.abc import Iterable
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.durable import cannot_write
 from mlperf_jax.results.report import notebook, page
 from mlperf_jax.results.report.folders import places
-from mlperf_jax.results.report.model import Finding, SetData
+from mlperf_jax.results.report.model import SetData
 from mlperf_jax.results.report.sets import read_set
 
 __all__ = ["Finding", "Report", "SetData", "collect", "report"]

@@ -5,7 +5,8 @@ import os
 import pathlib
 import re
 
-from mlperf_jax.results.report.model import Finding
+from mlperf_jax.results import logset
+from mlperf_jax.results.compliance import Finding
 
 _LOG = re.compile(r"result_(.+)\.txt")  # a number; some submitters write 01
 _RUN = re.compile(r"run_(\d+)")
@@ -20,17 +21,11 @@ class Place:
         path: the folder.
         label: what the user calls it: relative to the folder that was given, and its name.
         runs: what its logs and run folders are called after: "0" of result_0.txt and run_0.
-        system: the submission's system name, or "" for an output of ours.
-        system_file: the submission's description of that system, or None for an output of ours.
-        org: the submitter's folder, or "".
     """
 
     path: pathlib.Path
     label: str
     runs: tuple[str, ...]
-    system: str = ""
-    system_file: pathlib.Path | None = None
-    org: str = ""
 
 
 def places(directories: list[pathlib.Path]) -> tuple[list[Place], list[Finding]]:
@@ -39,12 +34,12 @@ def places(directories: list[pathlib.Path]) -> tuple[list[Place], list[Finding]]
     for directory in directories:
         if not directory.is_dir():
             problem = "is not a folder" if directory.exists() else "does not exist"
-            findings.append(Finding(str(directory), f"{problem}; give a folder of runs.", True))
+            findings.append(Finding(str(directory), "", f"{problem}; give a folder of runs."))
             continue
         here = [place for place in _below(directory) if place.path.resolve() not in seen]
         if not here and not any(p.resolve() == directory.resolve() for p in seen):
             text = "has no runs below it: no result_0.txt and no run_0 were found."
-            findings.append(Finding(str(directory), text, True))
+            findings.append(Finding(str(directory), "", text))
         seen |= {place.path.resolve() for place in here}
         found += here
     return found, findings
@@ -61,23 +56,7 @@ def _below(root: pathlib.Path) -> list[Place]:
             if name not in _SKIPPED and not name.startswith(".") and not _RUN.fullmatch(name)
         )
         if names:
-            found.append(_place(root, pathlib.Path(folder), tuple(sorted(names, key=_in_order))))
+            path = pathlib.Path(folder)
+            label = (pathlib.PurePath(root.resolve().name) / path.relative_to(root)).as_posix()
+            found.append(Place(path, label, tuple(sorted(names, key=logset.in_order))))
     return found
-
-
-def _in_order(name: str) -> tuple:
-    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
-
-
-def _place(root: pathlib.Path, path: pathlib.Path, runs: tuple[str, ...]) -> Place:
-    inside = path.relative_to(root)
-    label = (pathlib.PurePath(root.resolve().name) / inside).as_posix()
-    parts = path.resolve().parts
-    # <org>/results/<system>/<benchmark>, with strong/ or weak/ between in HPC
-    for depth in (3, 4):
-        if len(parts) > depth and parts[-depth] == "results":
-            org = pathlib.Path(*parts[:-depth])
-            system = parts[1 - depth]
-            file = org / "systems" / f"{system}.json"
-            return Place(path, label, runs, system, file, org.name)
-    return Place(path, label, runs)

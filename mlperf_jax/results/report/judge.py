@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import rules
+from mlperf_jax.results import rcp
 from mlperf_jax.results.rcp import Verdict as Comparison
 from mlperf_jax.results.report.model import Position, RunData, Verdict
 from mlperf_jax.results.scored_set import Score
@@ -98,7 +98,7 @@ def _reference_runs(score: Score, verdict: Comparison) -> tuple[float, ...]:
     if verdict.reference is None or verdict.reference.between is not None:
         return ()
     try:
-        points = rules.rcp(score.benchmark, score.ruleset)
+        points = rcp.points_of(score.benchmark, score.ruleset)
     except UserError:
         return ()
     same = [point for point in points if point.batch_size == verdict.reference.batch_size]

@@ -3,27 +3,10 @@
 import dataclasses
 from typing import Any, Literal
 
+from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.rules import Target
 
 Size = Literal["official", "tiny", "reduced"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, in one sentence, and where.
-
-    Attributes:
-        where: the file or folder, relative to what the user gave.
-        text: what is wrong, and what was done about it.
-        severe: whether it keeps a run or a set from being scored.
-    """
-
-    where: str
-    text: str
-    severe: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.text}"
 
 
 @dataclasses.dataclass(frozen=True)

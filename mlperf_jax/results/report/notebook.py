@@ -4,8 +4,9 @@ import html
 import os
 from collections.abc import Sequence
 
-from mlperf_jax.results.report.model import Finding, SetData
-from mlperf_jax.results.result import LEGEND, UNVERIFIED
+from mlperf_jax.results.compliance import Finding
+from mlperf_jax.results.report.model import SetData
+from mlperf_jax.results.result import LEGEND, SMALL_PRINT, UNVERIFIED
 
 _COLUMNS = ("benchmark", "system", "chips", "batch", "runs", "minutes (unverified)", "status")
 _FINDINGS = 20  # that a notebook lists; the page has them all
@@ -27,10 +28,7 @@ def html_table(sets: Sequence[SetData], findings: Sequence[Finding]) -> str:
     more = len(findings) - _FINDINGS
     items += f"<li>and {more} more</li>" if more > 0 else ""
     listed = f"<details><summary>{len(findings)} findings</summary><ul>{items}</ul></details>"
-    return (
-        f"{table(sets)}{listed if findings else ''}"
-        f"<small>{html.escape(UNVERIFIED)} {html.escape(LEGEND)}</small>"
-    )
+    return f"{table(sets)}{listed if findings else ''}{SMALL_PRINT}"
 
 
 def text(sets: Sequence[SetData], findings: Sequence[Finding], path: os.PathLike | None) -> str:

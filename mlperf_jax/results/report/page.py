@@ -9,16 +9,16 @@ import base64
 import datetime
 import hashlib
 import html
-import importlib.metadata
 import importlib.resources
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.report import notebook
-from mlperf_jax.results.report.model import Finding, SetData
+from mlperf_jax.results.report.model import SetData
 from mlperf_jax.results.report.payload import payload
-from mlperf_jax.results.result import LEGEND, UNVERIFIED
+from mlperf_jax.results.result import LEGEND, UNVERIFIED, installed
 
 _STYLES = ("page.css", "charts.css")
 _SCRIPTS = (
@@ -51,7 +51,7 @@ def render(
     )
     document = payload(sets, findings) | {
         "date": now.strftime("%Y-%m-%d %H:%M UTC"),
-        "made_by": f"mlperf-jax {_version()}",
+        "made_by": f"mlperf-jax {installed('mlperf-jax') or 'from its sources'}",
         "unverified": UNVERIFIED,
         "legend": LEGEND,
     }
@@ -92,10 +92,3 @@ def _asset(name: str) -> str:
 def _hash(text: str) -> str:
     """The policy's name for an inline block: browsers hash the text between the tags."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("mlperf-jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "from its sources"

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlperf_jax.results import rules
+from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.durable import same
-from mlperf_jax.results.report.logs import number, shorten
-from mlperf_jax.results.report.model import Curve, Finding, RunData, SetData
+from mlperf_jax.results.report.logs import first, number, shorten
+from mlperf_jax.results.report.model import Curve, RunData, SetData
 
 _STEPS = 20_000  # of a quantised axis: 10 per pixel of a wide screen
 
@@ -35,8 +36,14 @@ def payload(sets: Sequence[SetData], findings: Sequence[Finding]) -> dict[str, A
     return {
         "sets": documents,
         "groups": [_group_document(members[i]) for i in range(len(groups))],
-        "findings": [{"where": f.where, "text": f.text, "severe": f.severe} for f in findings],
+        "findings": [_finding(finding) for finding in findings],
     }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    line = "" if finding.line is None else f", line {finding.line}"
+    text = f"{finding.key} {finding.expected} {finding.advice}".strip()
+    return {"where": f"{finding.file}{line}", "text": text, "severe": not finding.warning}
 
 
 def span_of(data: SetData) -> str:
@@ -98,7 +105,7 @@ def _set(data: SetData, group: int) -> dict[str, Any]:
         "position": _position(data),
         "targets": [_target(t) for t in data.targets],
         "settings": common,
-        "config": {k: shorten(v) for k, v in _first([run.config for run in data.runs]).items()},
+        "config": {k: shorten(v) for k, v in first(run.config for run in data.runs).items()},
         "versions": _versions(data),
         "hardware": {k: v for k, v in data.hardware.items() if v not in ("", None)},
         "findings": sum(1 for _ in data.findings),
@@ -120,7 +127,7 @@ def _settings(runs: Sequence[RunData]) -> tuple[dict[str, Any], set[str]]:
 
 
 def _versions(data: SetData) -> dict[str, str]:
-    versions = _first([run.result.get("versions", {}) for run in data.runs])
+    versions = first(run.result.get("versions", {}) for run in data.runs)
     return (
         {str(k): str(shorten(v)) for k, v in versions.items()} if isinstance(versions, dict) else {}
     )
@@ -207,10 +214,6 @@ def _round(value: float | None, digits: int) -> float | int | None:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _first(documents: Sequence[dict]) -> dict:
-    return next((d for d in documents if d), {})
 
 
 def _json(value: Any) -> Any:

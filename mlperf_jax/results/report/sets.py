@@ -8,12 +8,14 @@ import re
 from typing import Any
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import rules
+from mlperf_jax.results import rules, system
+from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.report import logs
 from mlperf_jax.results.report.folders import Place
 from mlperf_jax.results.report.judge import judge
-from mlperf_jax.results.report.model import Curve, Finding, RunData, SetData, Size
+from mlperf_jax.results.report.model import Curve, RunData, SetData, Size
 from mlperf_jax.results.score import score
+from mlperf_jax.results.scored_run import Run
 from mlperf_jax.results.scored_set import Score
 
 # Evaluation samples of the real benchmarks; a log with less than half of them is of a small stand-in.
@@ -37,23 +39,31 @@ _MAX_LOSSES = 200  # points of a training loss curve that are kept
 def read_set(place: Place, ruleset: str | None) -> SetData:
     """The set of a folder, scored, with everything that is wrong with it."""
     findings: list[Finding] = []
-    every = [_read_run(place, name, findings) for name in place.runs]
     try:
-        scored = score(place.path, ruleset)
+        scored = score(place.path, ruleset, settings=True)
     except UserError as error:
-        findings.append(Finding(place.label, f"has no score: {error}", True))
+        for name in place.runs:
+            _read_run(place, name, None, None, findings)
+        findings.append(Finding(place.label, "", f"has no score: {error}"))
         return SetData(place.label, str(place.path), "unknown", findings=tuple(findings))
-    findings = [*_findings(scored, place), *findings]
-    runs = _runs(scored, every)
-    results = [run.result for run in runs if run.result]
-    settings = _first(run.settings for run in runs)
     official = rules.resolve(scored.benchmark, scored.ruleset) if scored.ruleset else None
+    found = {run.log.path.stem.removeprefix("result_"): run for run in scored.runs}
+    every = {
+        name: _read_run(place, name, found.get(name), official, findings) for name in place.runs
+    }
+    findings = [*_findings(scored, place), *findings]
+    # those of the set's benchmark, in the order of the score's; then those nothing is known of
+    runs = [every.pop(name) for name, run in found.items() if run.same]
+    runs += [run for run in every.values() if run.status == "unreadable"]
+    results = [run.result for run in runs if run.result]
+    settings = logs.first(run.settings for run in runs)
     size = _size(scored, settings)
     runs = [_without_stray_loss(_in_samples(run, scored, official, size)) for run in runs]
     verdict = judge(scored, runs)
+    described = system.file_of(place.path)
     chips, accelerator = _chips(scored)
     stated = ruleset or _of(results, "ruleset") or _ROUND.search(str(place.path.absolute()))
-    data = SetData(
+    return SetData(
         folder=place.label,
         path=str(place.path),
         benchmark=scored.benchmark or "unknown",
@@ -61,48 +71,51 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
         round=scored.ruleset.removesuffix(".0"),
         assumed=not stated,
         division=scored.division,
-        org=_text(scored.system.org or place.org),
+        org=_text(scored.system.org or (described.parents[1].name if described else "")),
         system=_text(scored.system.name) or accelerator or "unknown",
         accelerator=accelerator,
         chips=chips,
         size=size,
         batch=scored.batch_size,
         runs=tuple(dataclasses.replace(run, used=i in verdict.used) for i, run in enumerate(runs)),
-        hardware=_hardware(place),
+        targets=_targets(runs, size, official),
+        hardware=_hardware(described),
         unit=collections.Counter(run.unit for run in runs).most_common(1)[0][0]
         if runs
         else "samples",
         verdict=verdict,
         findings=tuple(findings),
     )
-    return dataclasses.replace(data, targets=_targets(data, official))
 
 
 # ---- runs
 
 
-def _read_run(place: Place, name: str, findings: list[Finding]) -> RunData:
-    log = place.path / f"result_{name}.txt"
+def _read_run(
+    place: Place,
+    name: str,
+    scored: Run | None,
+    official: rules.Round | None,
+    findings: list[Finding],
+) -> RunData:
     folder = place.path / f"run_{name}"
-    where = f"{place.label}/{log.name}"
-    if log.exists():
-        run, found = logs.read_run(log, f"run {name}", where)
+    where = f"{place.label}/result_{name}.txt"
+    if scored is not None:
+        run, found = logs.run_data(scored, official, f"run {name}", where)
         findings += found
     else:
-        findings.append(Finding(where, "is missing, though the run has a folder.", True))
+        findings.append(Finding(where, "", "is missing, though the run has a folder."))
         run = RunData(f"run {name}", where, "unreadable")
     if not folder.is_dir():
         return run
-    result, config = {}, {}
-    if (folder / "result.json").exists():
-        here = f"{place.label}/{folder.name}/result.json"
-        result, found = logs.read_object(folder / "result.json", here)
-        findings += found
-    if (folder / "config.json").exists():
-        here = f"{place.label}/{folder.name}/config.json"
-        document, found = logs.read_object(folder / "config.json", here)
-        findings += found
-        config = document.get("config", {})
+    documents = {}
+    for file in ("result.json", "config.json"):
+        if (folder / file).exists():
+            here = f"{place.label}/{folder.name}/{file}"
+            documents[file], found = logs.read_object(folder / file, here)
+            findings += found
+    result = documents.get("result.json", {})
+    config = documents.get("config.json", {}).get("config", {})
     loss = _losses(folder / "scalars.jsonl")
     return dataclasses.replace(
         run,
@@ -133,17 +146,8 @@ def _losses(path: pathlib.Path) -> tuple[Curve, ...]:
     return (Curve(_LOSS, (), *map(tuple, zip(*points))),)
 
 
-def _runs(scored: Score, every: list[RunData]) -> list[RunData]:
-    """The runs of the set's benchmark, in the order of the score's; then those nothing is known of."""
-    by_log = {pathlib.PurePath(run.log).name: run for run in every}
-    runs = [by_log.pop(run.log.path.name) for run in scored.runs if run.same]
-    return [*runs, *(run for run in by_log.values() if run.status == "unreadable")]
-
-
 def _in_samples(run: RunData, scored: Score, official: rules.Round | None, size: Size) -> RunData:
     """The run with its lengths counted in samples, where it is known how many an epoch has."""
-    if run.status == "success" and official is not None:
-        run = _with_length(run, scored, official)
     if run.unit != "epochs" or official is None:
         return run
     unit = scored.unit  # some benchmarks log samples or tokens as epochs
@@ -173,27 +177,14 @@ def _without_stray_loss(run: RunData) -> RunData:
     return dataclasses.replace(run, curves=kept)
 
 
-def _with_length(run: RunData, scored: Score, official: rules.Round) -> RunData:
-    """The run with the score's own length, where both count alike: it need not be the last one."""
-    counter = {"samples": "samples_count", "epochs": "epoch_num"}[run.unit]
-    if official.length_field != counter:
-        return run
-    name = pathlib.PurePath(run.log).name
-    length = next((r.length for r in scored.runs if r.log.path.name == name), None)
-    return run if length is None else dataclasses.replace(run, length=length)
-
-
 def _findings(scored: Score, place: Place) -> list[Finding]:
     """The score's findings, their files named as the user named the folder."""
-    found = []
-    for finding in scored.findings:
-        if finding.expected.startswith("does not say of which round"):
-            continue  # the page marks every such round as assumed
-        where = finding.file.replace(str(place.path), place.label, 1)
-        where = where if finding.line is None else f"{where}, line {finding.line}"
-        text = f"{finding.key} {finding.expected} {finding.advice}".strip()
-        found.append(Finding(where, text, severe=not finding.warning))
-    return found
+    return [
+        dataclasses.replace(found, file=found.file.replace(str(place.path), place.label, 1))
+        for found in scored.findings
+        # the page marks every such round as assumed
+        if not found.expected.startswith("does not say of which round")
+    ]
 
 
 # ---- what the runs are of
@@ -201,18 +192,18 @@ def _findings(scored: Score, place: Place) -> list[Finding]:
 
 def _chips(scored: Score) -> tuple[int | None, str]:
     """Accelerators and their kind; of a log alone from a platform such as "8xNVIDIA H200"."""
-    system = scored.system
-    match = re.fullmatch(r"(\d+)\s*x\s*(.+)", system.name)
-    if system.chips is None and not system.chip and match:
+    said = scored.system
+    match = re.fullmatch(r"(\d+)\s*x\s*(.+)", said.name)
+    if said.chips is None and not said.chip and match:
         return int(match[1]), match[2].strip()
-    return system.chips, _text(system.chip)
+    return said.chips, _text(said.chip)
 
 
-def _hardware(place: Place) -> dict[str, Any]:
+def _hardware(described: pathlib.Path | None) -> dict[str, Any]:
     """What the submission's system file says; its absence is the score's finding."""
-    if place.system_file is None or not place.system_file.exists():
+    if described is None or not described.exists():
         return {}
-    document, _ = logs.read_object(place.system_file, "")
+    document, _ = logs.read_object(described, "")
     return {str(key): logs.shorten(value) for key, value in document.items()}
 
 
@@ -225,11 +216,13 @@ def _size(scored: Score, settings: dict[str, Any]) -> Size:
     return "official"
 
 
-def _targets(data: SetData, official: rules.Round | None) -> tuple[rules.Target, ...]:
+def _targets(
+    runs: list[RunData], size: Size, official: rules.Round | None
+) -> tuple[rules.Target, ...]:
     """The run's own targets where its configuration states them, else the round's."""
-    own = _first(run.config for run in data.runs).get("targets")
+    own = logs.first(run.config for run in runs).get("targets")
     stated = [_target(t) for t in own if isinstance(t, dict)] if isinstance(own, list) else []
-    if not stated and official is not None and data.size == "official":
+    if not stated and official is not None and size == "official":
         return official.targets
     return tuple(stated)
 
@@ -239,10 +232,6 @@ def _target(target: dict[str, Any]) -> rules.Target:
         logs.number(target.get(key)) for key in ("at_least", "at_most", "above")
     )
     return rules.Target(_text(target.get("name")), at_least, at_most, above)
-
-
-def _first(dictionaries: Any) -> dict[str, Any]:
-    return next((d for d in dictionaries if d), {})
 
 
 def _of(documents: list[dict], key: str) -> Any:

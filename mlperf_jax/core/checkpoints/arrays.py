@@ -18,9 +18,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import type_handlers
+from orbax.checkpoint import future, type_handlers
 
-from mlperf_jax.core.checksums import MASK, Key, flatten
+from mlperf_jax.core.checkpoints.checksums import MASK, Key, flatten
+from mlperf_jax.core.checkpoints.folder import Meta
+from mlperf_jax.core.state import State
 from mlperf_jax.errors import UserError
 
 
@@ -44,7 +46,7 @@ def array_handler() -> ocp.PyTreeCheckpointHandler:
 
 def start_writing(
     handler: ocp.PyTreeCheckpointHandler, path: epath.Path, leaves: dict[Key, jax.Array]
-) -> list[Any]:
+) -> list[future.Future]:
     """Starts to write this process's shards; returns Orbax's futures once host copies are taken.
 
     Not to be called on a thread that runs an event loop, as a notebook's main thread does.
@@ -82,12 +84,8 @@ def read(
     return empty | flatten(handler.restore(path, args=request))
 
 
-def array_leaves(state: Any) -> dict[Key, jax.Array]:
-    """Returns the leaves of a state by path.
-
-    Raises:
-        TypeError, ValueError: a leaf is no plain array, or two have one path (our own mistakes).
-    """
+def array_leaves(state: State) -> dict[Key, jax.Array]:
+    """Returns the leaves of a state by path."""
     leaves = flatten(state)
     if len({"/".join(key) for key in leaves}) < len(leaves):
         raise ValueError("two leaves of the state have one path: a key holds a '/'")
@@ -97,12 +95,8 @@ def array_leaves(state: Any) -> dict[Key, jax.Array]:
     return leaves
 
 
-def abstract_leaves(tree: Any) -> dict[Key, jax.ShapeDtypeStruct]:
-    """Returns shape, dtype and sharding of each leaf; the first device where it names none.
-
-    Raises:
-        ValueError: a sharding does not divide its leaf (our own mistake, not a checkpoint's).
-    """
+def abstract_leaves(tree: State) -> dict[Key, jax.ShapeDtypeStruct]:
+    """Returns shape, dtype and sharding of each leaf; the first device where it names none."""
     leaves = {}
     for key, leaf in flatten(tree).items():
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -111,22 +105,12 @@ def abstract_leaves(tree: Any) -> dict[Key, jax.ShapeDtypeStruct]:
     return leaves
 
 
-def described(leaf: Any) -> dict[str, Any]:
+def described(leaf: jax.Array | jax.ShapeDtypeStruct) -> Meta:
     """Returns dtype and shape of a leaf as `meta.json` holds them."""
     return {"dtype": str(leaf.dtype), "shape": [int(n) for n in leaf.shape]}
 
 
-def mesh_of(leaves: dict[Key, jax.Array]) -> dict[str, int]:
-    """Returns the axes and sizes of the mesh that the leaves lie on, {} without one."""
-    for leaf in leaves.values():
-        if isinstance(leaf.sharding, jax.sharding.NamedSharding):
-            return {str(axis): size for axis, size in leaf.sharding.mesh.shape.items()}
-    return {}
-
-
-def check_leaves(
-    path: epath.Path, saved: dict[str, Any], wanted: dict[Key, Any], partial: bool
-) -> None:
+def check_leaves(path: epath.Path, saved: Meta, wanted: dict[Key, Any], partial: bool) -> None:
     """Raises UserError, with the paths at fault, unless the saved leaves are the wanted ones."""
     ours = {"/".join(key): described(leaf) for key, leaf in wanted.items()}
     missing = sorted(ours.keys() - saved.keys())
@@ -147,13 +131,6 @@ def check_leaves(
             f"The checkpoint {path} does not fit this run's state: it {'; it '.join(faults[:5])}. "
             "Resume with the model, optimizer and precision that it was saved with."
         )
-
-
-def any_process(flag: bool) -> bool:
-    """Returns whether the flag is set in any process."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.asarray([flag], np.int32))))
 
 
 def summed_over_processes(sums: list[int]) -> list[int]:

@@ -42,7 +42,7 @@ def flatten(tree: Any) -> dict[Key, Any]:
     what is stored is a nest of dicts and nothing else.
     """
     return {
-        tuple(_component(entry) for entry in path): leaf
+        tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
 
@@ -89,14 +89,6 @@ def parameters_sha256(state: Mapping[str, Any]) -> str | None:
         digest.update(f"{'/'.join(key)} {leaf.dtype} {shape}\n".encode())
         digest.update(_unsigned(np.asarray(leaf)).data)
     return digest.hexdigest()
-
-
-def _component(entry: Any) -> str:
-    """Returns one step of a tree path: a dict's key, a field's name or a position."""
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
 
 
 def _unsigned(data: np.ndarray) -> np.ndarray:

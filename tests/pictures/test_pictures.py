@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+from mlperf_jax import pictures
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import pictures
 
 Image = pytest.importorskip("PIL.Image")
 

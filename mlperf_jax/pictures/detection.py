@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from mlperf_jax import pictures
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import pictures
 
 _WIDTH = 2  # pixels of a box's line
 
@@ -83,13 +83,12 @@ def _drawn(
     side: int,
 ) -> Any:
     """One image in its original shape, with the boxes [n, 4] that are `shown` and a word at each."""
-    image, draws = pictures.pillow(), _draw()
     height, width = (int(s) for s in batch["size"][row])
     scale = side / max(height, width, 1)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     pixels = pictures.to_bytes(np.asarray(batch["image"][row]))
-    tile = image.fromarray(pixels, "RGB").resize(size)
-    draw = draws.Draw(tile)
+    tile = pictures.pillow().fromarray(pixels, "RGB").resize(size)
+    draw = pictures.draws_on(tile)
     drawn = []
     for box, kind, word in zip(np.asarray(corners)[shown], kinds[shown], np.array(words)[shown]):
         x0, y0, x1, y1 = (float(v) * scale for v in box)
@@ -134,9 +133,3 @@ def _free_place(
 
 def _overlap(one: Edges, other: Edges) -> bool:
     return all(one[i] < other[i + 2] and other[i] < one[i + 2] for i in (0, 1))
-
-
-def _draw() -> Any:
-    from PIL import ImageDraw
-
-    return ImageDraw

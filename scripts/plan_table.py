@@ -1,7 +1,7 @@
 """The table of docs/plan.md: full-size benchmarks on TPUs, and predictions beside published rates.
 
-python -m mlperf_jax.planning.table            # every benchmark fits somewhere
-python -m mlperf_jax.planning.table published  # predicted beside published
+python scripts/plan_table.py            # every benchmark fits somewhere
+python scripts/plan_table.py published  # predicted beside published
 """
 
 from __future__ import annotations
@@ -29,14 +29,6 @@ class Case:
     on: str
     batch_size: int
     mesh: str | None = None
-
-    @property
-    def command(self) -> str:
-        """What plans it from a shell."""
-        mesh = f" --mesh {self.mesh}" if self.mesh else ""
-        return (
-            f"mlperf-jax plan {self.benchmark} --on {self.on} --batch-size {self.batch_size}{mesh}"
-        )
 
 
 # A batch size of the reference convergence points each, so that nothing but the devices is new.
@@ -161,10 +153,6 @@ def published_rows() -> Iterator[str]:
 
 
 def _rate(value: float) -> str:
-    """
-    >>> _rate(3049.66), _rate(0.83719)
-    ('3,050', '0.837')
-    """
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

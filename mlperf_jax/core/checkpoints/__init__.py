@@ -2,7 +2,7 @@
 
 The loop waits for the copy to host memory only; a background thread does the rest. Process 0
 completes a checkpoint when every process has written its shards, and deletes older ones only then
-(checkpoint_folder.py says when a folder is a checkpoint, checkpoint_arrays.py how arrays get there).
+(folder.py says when a folder is a checkpoint, arrays.py how arrays get there).
 
 Orbax restores flipped bytes without a word. So each process checksums the shards it owns, in the
 background, from the host copies that are being written; `meta.json` keeps the sum per leaf. Sums do
@@ -13,45 +13,33 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
+import os
 import sys
 import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
+from orbax.checkpoint import future
 
-from mlperf_jax.core import checkpoint_arrays as arrays
-from mlperf_jax.core import checksums
-from mlperf_jax.core.checkpoint_folder import (
+from mlperf_jax.core import processes
+from mlperf_jax.core.checkpoints import arrays, checksums
+from mlperf_jax.core.checkpoints.folder import (
     Folder,
+    Meta,
     Place,
     absolute,
     is_storage_error,
     reason,
     write_whole,
 )
+from mlperf_jax.core.state import State
 from mlperf_jax.errors import UserError
 
 FORMAT = 1
-BARRIER_SECONDS = 3600  # for the slowest process to write its shards; a dead one aborts us sooner
-LISTED = 256  # newest checkpoints that processes agree on
 
 _instances = itertools.count()  # barrier names must be new for each object, alike in all processes
-
-
-class Write(NamedTuple):
-    """A save under way in the background."""
-
-    place: Place
-    meta: dict[str, Any]
-    blocks: dict[str, list[checksums.Block]]  # host copies of this process's shards, by leaf
-    futures: list[Any]  # Orbax's, of these shards
-    error: Exception | None
-    sealed: bool
-    number: int  # of the save within this process's life
 
 
 class Checkpoints:
@@ -70,24 +58,21 @@ class Checkpoints:
         identity: what a checkpoint must agree in to be read, as values that JSON can hold: the
             benchmark's name, its config's hash, the optimizer state's structure. None reads any, and
             saves nothing.
-
-    Raises:
-        UserError: keep is less than 1.
     """
 
-    def __init__(self, folder, *, keep: int = 2, identity: dict[str, Any] | None):
+    def __init__(self, folder: os.PathLike | str, *, keep: int = 2, identity: Meta | None):
         if keep < 1:
             raise UserError(f"keep={keep} checkpoints is not possible: keep at least 1.")
         self.folder = absolute(folder)
         self.keep = keep
-        self.identity: dict[str, Any] | None = json.loads(json.dumps(identity))
+        self.identity: Meta | None = json.loads(json.dumps(identity))
         self.warnings: list[str] = []
         self._files = Folder(self.folder)
         self._damaged: set[Place] = set()
         self._handler = arrays.array_handler()
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future] | None = None
-        self._name = f"mlperf_jax/checkpoints/{next(_instances)}"
+        self._name = f"checkpoints/{next(_instances)}"
         self._numbers = itertools.count()
 
     def __enter__(self):
@@ -98,7 +83,7 @@ class Checkpoints:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def save(self, step: int, state: Any, meta: dict[str, Any], *, sealed: bool = False) -> None:
+    def save(self, step: int, state: State, meta: Meta, *, sealed: bool = False) -> None:
         """Takes a checkpoint; returns once host copies exist, and writes them in the background.
 
         The caller may donate the state's buffers right afterwards. The save before is waited for.
@@ -121,16 +106,12 @@ class Checkpoints:
         for leaf in leaves.values():
             leaf.copy_to_host_async()
         blocks = {"/".join(key): checksums.owned_blocks(leaf) for key, leaf in leaves.items()}
-        futures, error = [], None
-        try:
-            path = self._files.path(place) / "arrays"
-            futures = self._worker.submit(
-                arrays.start_writing, self._handler, path, leaves
-            ).result()
-        except Exception as problem:  # told at the next call, so that no process waits for us
-            error = problem
-        write = Write(place, record, blocks, futures, error, sealed, next(self._numbers))
-        self._pending = (int(step), self._worker.submit(self._finish, write))
+        path = self._files.path(place) / "arrays"
+        begun = self._worker.submit(arrays.start_writing, self._handler, path, leaves)
+        # an error is told at the next call, so that no process waits for us
+        futures = [begun] if begun.exception() else begun.result()
+        finish = (self._finish, place, record, blocks, futures, sealed, next(self._numbers))
+        self._pending = (int(step), self._worker.submit(*finish))
 
     def wait(self) -> None:
         """Waits until the save under way, if any, is complete.
@@ -140,8 +121,8 @@ class Checkpoints:
         """
         if self._pending is None:
             return
-        (step, future), self._pending = self._pending, None
-        error = future.exception()
+        (step, writing), self._pending = self._pending, None
+        error = writing.exception()
         if error is None:
             return
         if not is_storage_error(error):
@@ -169,13 +150,15 @@ class Checkpoints:
         """Returns the steps of all sealed checkpoints, in order."""
         return sorted({place.step for place in self._files.places() if self._files.sealed(place)})
 
-    def meta(self, step: int) -> dict[str, Any]:
+    def meta(self, step: int) -> Meta:
         """Returns the meta data of one checkpoint without reading its arrays.
 
         Raises:
             UserError: there is none of this step, or its meta data are damaged.
         """
-        place = self._existing(step)
+        place = self._files.place(step)
+        if place is None:
+            raise self._missing(step)
         try:
             return self._files.meta(place)
         except (OSError, ValueError) as error:
@@ -184,7 +167,7 @@ class Checkpoints:
                 f"The checkpoint {path} is damaged ({reason(error)}): use another of its run."
             ) from error
 
-    def latest_meta(self) -> dict[str, Any] | None:
+    def latest_meta(self) -> Meta | None:
         """Returns the meta data of the newest checkpoint that has readable ones, or None."""
         for place in reversed(self._files.places()):
             try:
@@ -194,8 +177,8 @@ class Checkpoints:
         return None
 
     def restore(
-        self, abstract: Any, step: int | None = None, *, partial: bool = False
-    ) -> tuple[Any, dict[str, Any]] | None:
+        self, abstract: State, step: int | None = None, *, partial: bool = False
+    ) -> tuple[State, Meta] | None:
         """Reads the newest checkpoint that verifies, onto the shardings of `abstract`.
 
         A damaged one is named on stderr and in `warnings`, and the one before it is read.
@@ -214,7 +197,8 @@ class Checkpoints:
                 differ; none verifies; or there is none of this step.
         """
         self.wait()
-        places = self._agreed_places()
+        # what process 0 sees: a shared folder may show a new file to some a little later
+        places = [Place(*each) for each in processes.from_primary(self._files.places)]
         if step is not None:
             places = [place for place in places if place.step == step][-1:]
             if not places:
@@ -226,7 +210,9 @@ class Checkpoints:
                 return found
             self._damaged.add(place)
             problems.append(f"{place}: {found}")
-            self._warn(f"The checkpoint {self._files.path(place)} is damaged: {found}.")
+            self.warnings.append(f"The checkpoint {self._files.path(place)} is damaged: {found}.")
+            if jax.process_index() == 0:
+                print(f"Warning: {self.warnings[-1]}", file=sys.stderr)
         if not problems:
             return None
         if step is not None:
@@ -239,7 +225,7 @@ class Checkpoints:
             f"({'; '.join(problems)}): move the folder away to start anew."
         )
 
-    def _load(self, place: Place, abstract: Any, partial: bool) -> tuple[Any, dict[str, Any]] | str:
+    def _load(self, place: Place, abstract: State, partial: bool) -> tuple[State, Meta] | str:
         """Returns (state, meta), or what is damaged; which of the two, all processes agree on."""
         path = self._files.path(place)
         meta, damage = {}, ""
@@ -247,7 +233,7 @@ class Checkpoints:
             meta = self._files.meta(place)
         except (OSError, ValueError) as error:
             damage = reason(error)
-        if arrays.any_process(bool(damage)):
+        if processes.any_of(bool(damage)):
             return damage or "another process cannot read its meta.json"
         self._check_identity(path, meta)
         wanted = arrays.abstract_leaves(abstract)
@@ -263,7 +249,7 @@ class Checkpoints:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise  # too little memory is no damage
             damage = reason(error)
-        if arrays.any_process(bool(damage)):
+        if processes.any_of(bool(damage)):
             return damage or "another process cannot read its shards"
         for key, total in zip(wanted, arrays.summed_over_processes(sums)):
             name = "/".join(key)
@@ -275,11 +261,10 @@ class Checkpoints:
     # -- the background half of a save -----------------------------------------------------------
 
     def _record(
-        self, step: int, leaves: dict[checksums.Key, jax.Array], meta: dict[str, Any], time_ms: int
-    ) -> dict[str, Any]:
+        self, step: int, leaves: dict[checksums.Key, jax.Array], meta: Meta, time_ms: int
+    ) -> Meta:
         given = json.loads(json.dumps(meta, default=lambda value: value.item()))  # NumPy scalars
         return {
-            "mesh": arrays.mesh_of(leaves),
             **given,
             "format": FORMAT,
             "step": step,
@@ -292,65 +277,72 @@ class Checkpoints:
 
     def _prepare(self, step: int) -> Place:
         """Has process 0 make the new folder; all processes agree on its name, or on its failure."""
-        place, error = Place(step, -1), None
-        if jax.process_index() == 0:
-            try:
-                newest = self.latest_meta()
-                if newest is not None:  # retention must never meet another run's checkpoints
-                    self._check_identity(self.folder, newest)
-                place = self._files.make(step)
-            except (OSError, UserError) as problem:
-                error = problem
-        if jax.process_count() > 1:
-            attempt = multihost_utils.broadcast_one_to_all(np.int32(place.attempt))
-            place = Place(step, int(attempt))
-        if place.attempt >= 0:
-            return place
-        if isinstance(error, UserError):
-            raise error
-        why = reason(error) if error else "process 0 could not, and says why"
-        raise UserError(
-            f"No checkpoint can be written to {self.folder}: {why}. Free space or mend the "
-            "folder's permissions, then resume."
-        ) from error
 
-    def _finish(self, write: Write) -> None:
-        """Writes this process's part to the end; process 0 makes the whole a checkpoint."""
-        path = self._files.path(write.place)
-        primary = jax.process_index() == 0
-        errors = [write.error] if write.error else []
-        for future in write.futures:  # all of them: none may still write when we clean up
+        def make() -> Place:
+            newest = self.latest_meta()
+            if newest is not None:  # retention must never meet another run's checkpoints
+                self._check_identity(self.folder, newest)
             try:
-                future.result()
+                return self._files.make(step)
+            except OSError as error:
+                raise UserError(
+                    f"No checkpoint can be written to {self.folder}: {reason(error)}. Free space or mend "
+                    "the folder's permissions, then resume."
+                ) from error
+
+        return Place(*processes.from_primary(make))
+
+    def _finish(
+        self,
+        place: Place,
+        meta: Meta,
+        blocks: dict[str, list[checksums.Block]],
+        futures: Sequence[future.Future | concurrent.futures.Future],
+        sealed: bool,
+        number: int,
+    ) -> None:
+        """Writes this process's part to the end; process 0 makes the whole a checkpoint.
+
+        Args:
+            place, meta, sealed: of the checkpoint.
+            blocks: host copies of this process's shards, by leaf.
+            futures: Orbax's, of these shards.
+            number: of the save within this process's life.
+        """
+        path, primary = self._files.path(place), jax.process_index() == 0
+        errors = []
+        for each in futures:  # all of them: none may still write when we clean up
+            try:
+                each.result()
             except Exception as problem:
                 errors.append(problem)
         try:
             if not errors:
                 sums = {
-                    name: checksums.leaf_sum(blocks, write.meta["leaves"][name]["shape"])
-                    for name, blocks in write.blocks.items()
+                    name: checksums.leaf_sum(own, meta["leaves"][name]["shape"])
+                    for name, own in blocks.items()
                 }
                 write_whole(_part(path, jax.process_index()), json.dumps(sums))
         except Exception as problem:
             errors.append(problem)
-        self._barrier(write.number, "written")
+        self._barrier(number, "written")
         try:
             if primary and not errors:
-                self._complete(write, path)
+                self._complete(place, meta, sealed)
                 with contextlib.suppress(OSError):  # what is left over, the next save deletes
-                    self._retain(write.place)
+                    self._retain(place)
         except Exception as problem:
             errors.append(problem)
         if primary and errors:
-            self._files.delete_for_good(write.place)
-        self._barrier(write.number, "completed")
+            self._files.delete_for_good(place)
+        self._barrier(number, "completed")
         if errors:
             raise errors[0]
-        if not self._files.complete(write.place):
+        if not self._files.complete(place):
             raise OSError("process 0 could not complete it, and says why")
 
-    def _complete(self, write: Write, path: epath.Path) -> None:
-        totals = dict.fromkeys(write.meta["leaves"], 0)
+    def _complete(self, place: Place, meta: Meta, sealed: bool) -> None:
+        path, totals = self._files.path(place), dict.fromkeys(meta["leaves"], 0)
         parts = [_part(path, process) for process in range(jax.process_count())]
         for process, part in enumerate(parts):
             if not part.exists():
@@ -360,14 +352,14 @@ class Checkpoints:
             for name, value in json.loads(part.read_text()).items():
                 totals[name] += value
         for name, total in totals.items():
-            write.meta["leaves"][name]["sum"] = f"{total & checksums.MASK:016x}"
+            meta["leaves"][name]["sum"] = f"{total & checksums.MASK:016x}"
         self._handler.finalize(path / "arrays")  # Orbax joins the processes' parts into one index
         for part in parts:
             part.unlink()
-        older = self._files.place(write.place.step)
-        if write.sealed or (older is not None and self._files.sealed(older)):
-            self._files.seal(write.place)
-        self._files.commit(write.place, write.meta)
+        older = self._files.place(place.step)
+        if sealed or (older is not None and self._files.sealed(older)):
+            self._files.seal(place)
+        self._files.commit(place, meta)
 
     def _retain(self, newest: Place) -> None:
         """Deletes what is neither new nor sealed, now that `newest` is complete.
@@ -385,13 +377,11 @@ class Checkpoints:
 
     def _barrier(self, number: int, phase: str) -> None:
         """Waits for all processes, through the coordination service: it takes no device."""
-        if jax.process_count() > 1:
-            sync = ocp.multihost.get_barrier_sync_fn()
-            sync(key=f"{self._name}/{number}/{phase}", timeout_ms=BARRIER_SECONDS * 1000)
+        processes.barrier(f"{self._name}/{number}/{phase}")
 
     # -- small things ----------------------------------------------------------------------------
 
-    def _check_identity(self, path: epath.Path, meta: dict[str, Any]) -> None:
+    def _check_identity(self, path: epath.Path, meta: Meta) -> None:
         if self.identity is None:
             return
         theirs = meta["identity"]
@@ -403,37 +393,15 @@ class Checkpoints:
                     "same benchmark, config and optimizer, or choose another output folder."
                 )
 
-    def _agreed_places(self) -> list[Place]:
-        """Returns what process 0 sees: a shared folder may show a new file to some a little later."""
-        places = self._files.places()
-        if jax.process_count() == 1:
-            return places
-        table = np.full((LISTED, 2), -1, np.int32)
-        for row, place in zip(table, places[-LISTED:]):
-            row[:] = place
-        table = np.asarray(multihost_utils.broadcast_one_to_all(table))
-        return [Place(int(step), int(attempt)) for step, attempt in table if step >= 0]
-
-    def _existing(self, step: int) -> Place:
-        place = self._files.place(step)
-        if place is None:
-            raise self._missing(step)
-        return place
-
     def _missing(self, step: int) -> UserError:
         there = ", ".join(str(s) for s in self.steps()) or "none"
         return UserError(f"{self.folder} has no checkpoint of step {step}; it has: {there}.")
-
-    def _warn(self, message: str) -> None:
-        self.warnings.append(message)
-        if jax.process_index() == 0:
-            print(f"Warning: {message}", file=sys.stderr)
 
 
 def _part(path: epath.Path, process: int) -> epath.Path:
     return path / f"sums_{process:05d}.json"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 200 else text[:200] + " …"

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+Meta = dict[str, Any]  # of a checkpoint, as JSON holds it
+
 FOLDER_NAME = re.compile(r"step_(\d+)(?:_(\d+))?")
 # TensorStore raises ValueError for all that goes wrong; these say that a disk or network did.
 STORAGE_CODES = re.compile(
@@ -72,7 +74,7 @@ class Folder:
         """Marks the checkpoint as one that retention leaves alone."""
         write_whole(self.path(place) / "sealed", "")
 
-    def meta(self, place: Place) -> dict[str, Any]:
+    def meta(self, place: Place) -> Meta:
         """Returns the checkpoint's meta data.
 
         Raises:
@@ -95,7 +97,7 @@ class Folder:
         (self.path(place) / "arrays").mkdir(parents=True)
         return place
 
-    def commit(self, place: Place, meta: dict[str, Any]) -> None:
+    def commit(self, place: Place, meta: Meta) -> None:
         """Makes the checkpoint complete; nothing of it may be written afterwards."""
         text = json.dumps({"digest": _digest(meta), "meta": meta}, indent=1)
         write_whole(self.path(place) / "meta.json", text)
@@ -129,7 +131,7 @@ class Folder:
         return Place(int(match[1]), int(match[2] or 0)) if match else None
 
 
-def absolute(folder: Any) -> epath.Path:
+def absolute(folder: os.PathLike | str) -> epath.Path:
     """Returns the path as Orbax wants it: absolute, with ~ expanded; gs:// paths stay as they are."""
     path = epath.Path(folder).expanduser()
     return epath.Path(os.path.abspath(path)) if _is_local(path) else path
@@ -174,7 +176,7 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:300] + " …"
 
 
-def _digest(meta: Any) -> str:
+def _digest(meta: Meta | None) -> str:
     text = json.dumps(meta, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from mlperf_jax import pictures
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import pictures, pictures_boxes
+from mlperf_jax.pictures import detection
 
 pytest.importorskip("PIL")
 SIDE = 300
@@ -35,7 +36,7 @@ def is_tint(picture, x, y, kind):
 
 
 def test_the_true_boxes_lie_where_they_should():
-    picture = pictures_boxes.boxes(batch(), side=SIDE)
+    picture = detection.boxes(batch(), side=SIDE)
     gap = pictures._GAP
     assert picture.width == SIDE + 2 * gap  # the original's shape: 100 wide, 50 high
     assert picture.height == SIDE // 2 + pictures._LINE + 2 * gap
@@ -45,20 +46,20 @@ def test_the_true_boxes_lie_where_they_should():
 
 
 def test_detections_stand_beside_the_truth_from_a_score_on():
-    both = pictures_boxes.boxes(batch(), found(), side=SIDE)
+    both = detection.boxes(batch(), found(), side=SIDE)
     gap = pictures._GAP
     assert both.width == 2 * SIDE + 3 * gap
     start = SIDE + 2 * gap
     assert is_tint(both, start + K * 50, gap + K * 45, 1)
     assert not is_tint(both, start + K * 20, gap + K * 30, 0)
-    more = pictures_boxes.boxes(batch(), found(), side=SIDE, least_score=0.05)
+    more = detection.boxes(batch(), found(), side=SIDE, least_score=0.05)
     assert is_tint(more, start + K * 20, gap + K * 30, 0)
 
 
 def test_many_images_are_cut_and_odd_boxes_survive():
     rows = batch(9)
     rows["boxes"][:, 0] = [300, 400, -20, -7]
-    picture = pictures_boxes.boxes(rows, found(9), names=["dog", "cat \u4e2d"], side=SIDE, most=3)
+    picture = detection.boxes(rows, found(9), names=["dog", "cat \u4e2d"], side=SIDE, most=3)
     assert picture.width == 4 * SIDE + 5 * pictures._GAP  # two images and their twins in a row
     assert picture.height == 2 * (SIDE // 2 + pictures._LINE) + 3 * pictures._GAP
     assert pictures.to_png(picture)[:4] == b"\x89PNG"
@@ -67,24 +68,24 @@ def test_many_images_are_cut_and_odd_boxes_survive():
 def test_names_stand_at_their_boxes_and_hide_no_other():
     taken = []
     for _ in range(4):
-        place = pictures_boxes._free_place((20, 40, 80, 90), 30, 16, (100, 100), taken)
+        place = detection._free_place((20, 40, 80, 90), 30, 16, (100, 100), taken)
         x0, y0, x1, y1 = place
         assert x0 >= 0 and y0 >= 0 and x1 <= 100 and y1 <= 100
         assert x0 <= 80 and x1 >= 20 and y0 <= 90 and y1 >= 24, "it touches its box"
-        assert not any(pictures_boxes._overlap(place, other) for other in taken)
+        assert not any(detection._overlap(place, other) for other in taken)
         taken.append(place)
     assert taken[0] == (20, 24, 50, 40)  # above its left corner
     everywhere = [(0, 0, 100, 100)]
-    assert pictures_boxes._free_place((20, 40, 80, 90), 30, 16, (100, 100), everywhere) is None
-    assert pictures_boxes._overlap((0, 0, 2, 2), (1, 1, 3, 3))
-    assert not pictures_boxes._overlap((0, 0, 2, 2), (2, 0, 3, 2))
+    assert detection._free_place((20, 40, 80, 90), 30, 16, (100, 100), everywhere) is None
+    assert detection._overlap((0, 0, 2, 2), (1, 1, 3, 3))
+    assert not detection._overlap((0, 0, 2, 2), (2, 0, 3, 2))
 
 
 def test_the_likeliest_box_lies_on_top_and_has_its_name():
     rows, several = batch(), found()
     several["boxes"][0, 0] = several["boxes"][0, 1] = [10, 20, 90, 45]
     several["scores"][:] = [0.9, 0.8, 0.0]
-    picture = pictures_boxes.boxes(rows, several, side=SIDE)
+    picture = detection.boxes(rows, several, side=SIDE)
     start, gap = SIDE + 2 * pictures._GAP, pictures._GAP
     assert is_tint(picture, start + K * 50, gap + K * 45, 1)
     assert is_tint(picture, start + K * 10 + 1, gap + K * 20 - 10, 1)  # the field of its name
@@ -92,4 +93,4 @@ def test_the_likeliest_box_lies_on_top_and_has_its_name():
 
 def test_rows_of_another_batch_are_refused():
     with pytest.raises(UserError, match="1 rows of detections cannot be drawn on 2 images"):
-        pictures_boxes.boxes(batch(2), found(1))
+        detection.boxes(batch(2), found(1))

@@ -204,9 +204,7 @@ def titled(picture: Any, text: str) -> Any:
 
 def write(picture: Any, at: tuple[int, int], text: str, colour: tuple[int, int, int] = INK) -> None:
     """Text from this corner to the right, shortened where the picture ends."""
-    from PIL import ImageDraw
-
-    draw, text = ImageDraw.Draw(picture), printable(text)
+    draw, text = draws_on(picture), printable(text)
     whole, room = text, picture.width - at[0]
     while text and draw.textlength(text, font()) > room:
         whole = whole[:-1]
@@ -216,12 +214,17 @@ def write(picture: Any, at: tuple[int, int], text: str, colour: tuple[int, int, 
 
 def framed(tile: Any) -> Any:
     """The tile with a frame inside its edges: something is wrong with it."""
-    from PIL import ImageDraw
-
     tile = tile.copy()
     corners = (0, 0, tile.width - 1, tile.height - 1)
-    ImageDraw.Draw(tile).rectangle(corners, outline=WRONG, width=_FRAME)
+    draws_on(tile).rectangle(corners, outline=WRONG, width=_FRAME)
     return tile
+
+
+def draws_on(picture: Any) -> Any:
+    """Pillow's pen on a picture."""
+    from PIL import ImageDraw
+
+    return ImageDraw.Draw(picture)
 
 
 @functools.cache
@@ -243,10 +246,8 @@ def name_of(kind: int, names: Sequence[str]) -> str:
 
 def legend(names: Sequence[str], width: int) -> Any:
     """A line with the colour and the name of each class above 0."""
-    from PIL import ImageDraw
-
     line = pillow().new("RGB", (width, _LINE), PAPER)
-    draw, x = ImageDraw.Draw(line), _GAP
+    draw, x = draws_on(line), _GAP
     for name, tint in zip(names, COLOURS, strict=False):
         draw.rectangle((x, 3, x + 11, 14), fill=tint)
         write(line, (x + 16, 1), name)

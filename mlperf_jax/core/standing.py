@@ -1,0 +1,58 @@
+"""Where a run stands: one value that the loop moves on, checkpoints keep, and the result tells of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended, and of an aborted one why."""
+
+    status: Literal["success", "aborted"]
+    reason: str = ""
+
+
+@dataclass
+class Standing:
+    """Where a run stands after a step.
+
+    Attributes:
+        step: batches done, as the host counts them.
+        evaluations: how many have begun.
+        quality: of the last evaluation whose value is known.
+        evaluated: the step whose quality that is.
+        seconds_training: wall time of blocks of steps, without evaluation.
+        block: where the steps up to the next evaluation began, while they are under way.
+        generation_ends: the last step of each generation made so far.
+        evaluation_due: whether a resumed run begins with the evaluation of this very step.
+        ended: how, once that is known.
+        saved: the step of the last checkpoint that this process has taken or begun from; not kept.
+    """
+
+    step: int = 0
+    evaluations: int = 0
+    quality: dict[str, float] = field(default_factory=dict)
+    evaluated: int | None = None
+    seconds_training: float = 0.0
+    block: dict[str, float] | None = None
+    generation_ends: list[int] = field(default_factory=list)
+    evaluation_due: bool = False
+    ended: Ended | None = None
+    saved: int | None = None
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, as JSON holds it."""
+        kept = dataclasses.asdict(self)
+        del kept["saved"]
+        return kept
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> Standing:
+        """Where the run stood whose checkpoint has these meta data."""
+        kept = {f.name: meta[f.name] for f in dataclasses.fields(cls) if f.name in meta}
+        ended = meta.get("ended")
+        return cls(**{**kept, "ended": ended and Ended(**ended), "saved": meta["step"]})
