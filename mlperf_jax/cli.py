@@ -20,8 +20,6 @@ from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.options import Option
 
 PROG = "mlperf-jax"
-NAME = Option("name", help="the name of a benchmark", metavar="NAME")
-TINY = Option("tiny", bool, help="the small stand-in: no data to fetch, a minute on two CPU cores")
 METAVARS = {
     "data_dir": "DIR",
     "output": "DIR",
@@ -116,38 +114,6 @@ def overview() -> str:
 # -- benchmarks by name ------------------------------------------------------------------------
 
 
-def parse_benchmark(
-    command: str,
-    words: Sequence[str],
-    own: Sequence[Option],
-    *,
-    fields: bool = True,
-) -> dict[str, Any]:
-    """The typed options of a command that takes NAME and --tiny; `fields` adds the benchmark's own.
-
-    Raises:
-        UserError: as `options.parse`; an unknown benchmark before all else.
-    """
-    from mlperf_jax import benchmarks
-
-    own = [TINY, *own]
-    prog = f"{PROG} {command}"
-    free, typed = options.split(words, own)
-    groups: dict[str, Sequence[Option]] = {command.split()[0]: own}
-    if free and fields:
-        instance = benchmarks.get(free[0], tiny="--tiny" in typed)
-        groups[instance.name] = options.options_of(type(instance), instance, leave_out=("size",))
-    elif free:
-        benchmarks.benchmark_class(free[0])
-    about = COMMANDS[command][1]
-    about = f"{about[0].upper()}{about[1:]}."
-    if fields and not free:
-        about += f" {prog} NAME --help shows the benchmark's own options too."
-    known = f"{NAME.help} ({', '.join(benchmarks.names())}), or my_file.py:Wine"
-    name = dataclasses.replace(NAME, help=known)
-    return options.parse(prog, about, words, [name], groups)
-
-
 def run_options(only: Sequence[str] = ()) -> list[Option]:
     """The fields of `RunOptions` as options: all of them, or those named."""
     from mlperf_jax.core.options import RunOptions
@@ -176,7 +142,7 @@ def made(given: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def run_command(words: Sequence[str]) -> int:
-    given = parse_benchmark("run", words, run_options())
+    given = options.parse_benchmark("run", COMMANDS["run"][1], words, run_options())
     from mlperf_jax import benchmarks
     from mlperf_jax.core.preemption import Interrupted
 
@@ -202,7 +168,9 @@ def data_build_command(words: Sequence[str]) -> int:
         Option("data_dir", help="the folder to build below; tiny has a default", metavar="DIR"),
         Option("source", help="the downloaded original: an archive or a folder", metavar="PATH"),
     ]
-    given = parse_benchmark("data build", words, own, fields=False)
+    given = options.parse_benchmark(
+        "data build", COMMANDS["data build"][1], words, own, fields=False
+    )
     benchmark, folder = _benchmark_and_folder(given)
     from mlperf_jax import benchmarks
 
@@ -214,7 +182,7 @@ def data_build_command(words: Sequence[str]) -> int:
 
 def data_check_command(words: Sequence[str]) -> int:
     own = [Option("data_dir", help="the folder of the data; tiny has a default", metavar="DIR")]
-    given = parse_benchmark("data check", words, own)
+    given = options.parse_benchmark("data check", COMMANDS["data check"][1], words, own)
     benchmark, folder = _benchmark_and_folder(given)
     report = benchmark.data().check(folder)
     for line in report:
@@ -257,7 +225,9 @@ def bench_command(words: Sequence[str]) -> int:
             "json", help="write the figures as JSON to this file, - for the output", metavar="FILE"
         ),
     ]
-    given = parse_benchmark("bench", words, [*own, *run_options(where)])
+    given = options.parse_benchmark(
+        "bench", COMMANDS["bench"][1], words, [*own, *run_options(where)]
+    )
     from mlperf_jax import benchmarks
     from mlperf_jax.core import bench
 
@@ -273,14 +243,6 @@ def bench_command(words: Sequence[str]) -> int:
     if target:
         result_commands.write_json(target, report.to_dict())
     return 0
-
-
-def plan_command(words: Sequence[str]) -> int:
-    return plan_commands.plan_command(words, parse_benchmark)
-
-
-def show_picture_command(words: Sequence[str]) -> int:
-    return show_command.show_command(words, parse_benchmark)
 
 
 def evaluate_command(words: Sequence[str]) -> int:
@@ -303,9 +265,9 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "data check": (data_check_command, "read samples of prepared data and say what is wrong"),
     "check": (result_commands.check_command, "ask the official compliance checker about a log"),
     "bench": (bench_command, "measure a benchmark's speed, without training it"),
-    "plan": (plan_command, plan_commands.ABOUT["plan"]),
+    "plan": (plan_commands.plan_command, plan_commands.ABOUT["plan"]),
     "doctor": (plan_commands.doctor_command, plan_commands.ABOUT["doctor"]),
-    "show": (show_picture_command, show_command.ABOUT),
+    "show": (show_command.show_command, show_command.ABOUT),
     "evaluate": (
         evaluate_command,
         "score the checkpoints of a run that is evaluated after training",

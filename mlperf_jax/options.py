@@ -48,6 +48,9 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
 
+TINY = Option("tiny", bool, help="the small stand-in: no data to fetch, a minute on two CPU cores")
+
+
 # -- from dataclasses to options ---------------------------------------------------------------
 
 
@@ -216,6 +219,32 @@ def parse(
     if len(free) > len(positional):
         raise UserError(f"{free[len(positional)]!r} belongs to no option: write {usage}")
     return {o.name: _read(o, [word]) for o, word in zip(positional, free)} | values
+
+
+def parse_benchmark(
+    command: str, about: str, words: Sequence[str], own: Sequence[Option], *, fields: bool = True
+) -> dict[str, Any]:
+    """The typed options of a command that takes NAME and --tiny; `fields` adds the benchmark's own.
+
+    Raises:
+        UserError: as `parse`; an unknown benchmark before all else.
+    """
+    from mlperf_jax import benchmarks
+
+    own = [TINY, *own]
+    prog = f"mlperf-jax {command}"
+    free, typed = split(words, own)
+    groups: dict[str, Sequence[Option]] = {command.split()[0]: own}
+    if free and fields:
+        instance = benchmarks.get(free[0], tiny="--tiny" in typed)
+        groups[instance.name] = options_of(type(instance), instance, leave_out=("size",))
+    elif free:
+        benchmarks.benchmark_class(free[0])
+    about = f"{about[0].upper()}{about[1:]}."
+    if fields and not free:
+        about += f" {prog} NAME --help shows the benchmark's own options too."
+    known = f"the name of a benchmark ({', '.join(benchmarks.names())}), or my_file.py:Wine"
+    return parse(prog, about, words, [Option("name", help=known, metavar="NAME")], groups)
 
 
 def wants_help(words: Sequence[str]) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from mlperf_jax import options
 from mlperf_jax.errors import UserError
 from mlperf_jax.options import Option
 
@@ -25,14 +25,9 @@ ABOUT = {
 }
 
 
-def plan_command(words: Sequence[str], parse: Callable[..., dict[str, Any]]) -> int:
-    """Prints the plan; exit code 1 when it does not fit or the compiler failed.
-
-    Args:
-        words: behind `plan`.
-        parse: `cli.parse_benchmark`.
-    """
-    given = parse("plan", words, PLAN_OPTIONS)
+def plan_command(words: Sequence[str]) -> int:
+    """Prints the plan; exit code 1 when it does not fit or the compiler failed."""
+    given = options.parse_benchmark("plan", ABOUT["plan"], words, PLAN_OPTIONS)
     if "on" not in given:
         raise UserError(f"plan needs --on DEVICES, such as: plan {given['name']} --on v5p:4x4x4")
     from mlperf_jax.planning import plan
@@ -45,8 +40,6 @@ def plan_command(words: Sequence[str], parse: Callable[..., dict[str, Any]]) -> 
 
 def doctor_command(words: Sequence[str]) -> int:
     """Prints the diagnosis; exit code 1 when something needs mending."""
-    from mlperf_jax import options
-
     own = [Option("json", bool, help="as JSON")]
     about = f"{ABOUT['doctor'][0].upper()}{ABOUT['doctor'][1:]}."
     given = options.parse("mlperf-jax doctor", about, words, [], {"doctor": own})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from mlperf_jax import options
 from mlperf_jax.options import Option
 
 SHOW_OPTIONS = [
@@ -22,14 +22,9 @@ SHOW_OPTIONS = [
 ABOUT = "draw samples with their labels and, of a run, its predictions beside them"
 
 
-def show_command(words: Sequence[str], parse: Callable[..., dict[str, Any]]) -> int:
-    """Writes the picture and prints its path.
-
-    Args:
-        words: behind `show`.
-        parse: `cli.parse_benchmark`.
-    """
-    given = parse("show", words, SHOW_OPTIONS)
+def show_command(words: Sequence[str]) -> int:
+    """Writes the picture and prints its path."""
+    given = options.parse_benchmark("show", ABOUT, words, SHOW_OPTIONS)
     from mlperf_jax import benchmarks
 
     name = benchmarks.benchmark_class(given["name"]).name

@@ -15,7 +15,7 @@ import inspect
 import keyword
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlperf_jax.core import python_file
@@ -168,17 +168,15 @@ def get(name: Named, *, tiny: bool = False, **fields: Any) -> Benchmark:
     benchmark = given or cls()  # type: ignore[call-arg]
     if tiny:
         return (benchmark if benchmark.is_tiny else benchmark.tiny()).replace(**fields)
-    recipe = None if given else nearest_recipe(cls, fields.get("batch_size"))
-    return (recipe or benchmark).replace(**fields)
+    recipes, batch_size = cls.recipes(), fields.get("batch_size")
+    if recipes and batch_size is not None and not given:
+        benchmark = recipes[_official_below(recipes, batch_size)]
+    return benchmark.replace(**fields)
 
 
-def nearest_recipe(cls: type[Benchmark], batch_size: int | None) -> Benchmark | None:
-    """The recipe of the largest official batch size that is at most this one (else the smallest)."""
-    recipes = cls.recipes()
-    if batch_size is None or not recipes:
-        return None
-    below = [size for size in recipes if size <= batch_size]
-    return recipes[max(below) if below else min(recipes)]
+def _official_below(recipes: Collection[int], batch_size: int) -> int:
+    """The largest official batch size that is at most this one, else the smallest."""
+    return max((size for size in recipes if size <= batch_size), default=min(recipes))
 
 
 def recipe_note(benchmark: Benchmark) -> str | None:
@@ -186,11 +184,9 @@ def recipe_note(benchmark: Benchmark) -> str | None:
     recipes = type(benchmark).recipes()
     if benchmark.is_tiny or not recipes or benchmark.batch_size in recipes:
         return None
-    near = nearest_recipe(type(benchmark), benchmark.batch_size)
-    assert near is not None
     return (
         f"batch size {benchmark.batch_size} has no reference convergence point; its hyperparameters are "
-        f"those of {near.batch_size} where you gave no other"
+        f"those of {_official_below(recipes, benchmark.batch_size)} where you gave no other"
     )
 
 
@@ -222,7 +218,13 @@ def run(name: Named, *, tiny: bool = False, **settings: Any) -> Any:
             raise UserError(
                 f"run has no setting {field!r}{did_you_mean(field, sorted({*mine, *known}))}"
             )
-    return start(get(name, tiny=tiny, **fields), options)
+    from mlperf_jax.core import launch, processes  # import Orbax, which `names()` need not wait for
+
+    benchmark = get(name, tiny=tiny, **fields)
+    launch.connect(options)
+    data_dir = processes.from_primary(lambda: data_folder(benchmark, options))
+    note = recipe_note(benchmark)
+    return launch.launch(benchmark, options, data_dir, notes=[note] if note else [])
 
 
 def evaluate(path: str | os.PathLike, *, optimizer: Any = None, bisect: bool = False) -> Any:
@@ -386,16 +388,6 @@ def from_config(config: Mapping[str, Any], place: str | None = None) -> Benchmar
             "class first (mlperf_jax.benchmarks.register)"
         ) from error
     return cls.from_config(config)
-
-
-def start(benchmark: Benchmark, options: RunOptions) -> Any:
-    """Trains a configuration; `run` is this after looking up the name."""
-    from mlperf_jax.core import launch, processes  # import Orbax, which `names()` need not wait for
-
-    launch.connect(options)
-    data_dir = processes.from_primary(lambda: data_folder(benchmark, options))
-    note = recipe_note(benchmark)
-    return launch.launch(benchmark, options, data_dir, notes=[note] if note else [])
 
 
 def data_folder(benchmark: Benchmark, options: RunOptions) -> str:

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
-
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Start, Target
@@ -144,12 +142,8 @@ class Gpt3(language_model.Pretraining):
             return
         state = brief.train_briefly(self.replace(start_samples=0), data_dir, _TINY_STEPS)
         adam = next(part for part in state["opt"][1] if hasattr(part, "mu"))
-        flat = {
-            name: {path: np.asarray(leaf) for path, leaf in tree.flatten_paths(part).items()}
-            for name, part in (("params", state["params"]), ("mu", adam.mu), ("nu", adam.nu))
-        }
-        moments = {"mu": flat["mu"], "nu": flat["nu"]}
-        decoder_paxml.save(folder, flat["params"], moments, self.decoder(), _TINY_STEPS)
+        params, mu, nu = map(tree.flatten_paths, (state["params"], adam.mu, adam.nu))
+        decoder_paxml.save(folder, params, {"mu": mu, "nu": nu}, self.decoder(), _TINY_STEPS)
 
     def tiny(self) -> Self:
         """Docstrings, as for llama31_8b, from a checkpoint that was trained for 40 steps."""

@@ -245,10 +245,9 @@ class RetinaNet(Benchmark):
             raise UserError(
                 f"{path} is no whole safetensors file ({error}); {BACKBONE_HELP}"
             ) from error
-        sizes = {name: getattr(self, name) for name in ("stages", "width", "groups")}
-        return Start(
-            models.from_torchvision(tensors, **sizes, trainable_stages=self.trainable_stages)
-        )
+        sizes = {"stages": self.stages, "width": self.width, "groups": self.groups}
+        weights = models.from_torchvision(tensors, **sizes, trainable_stages=self.trainable_stages)
+        return Start(weights)
 
     def tiny(self) -> Self:
         """Scenes of shapes in the same files: less than a minute on two cores.

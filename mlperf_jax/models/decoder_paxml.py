@@ -32,7 +32,7 @@ Index = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class _Leaf:
-    """One of our arrays and where it stands in paxml's.
+    """One of our arrays and where it stands in paxml's, by default as it is.
 
     Attributes:
         path: ours.
@@ -48,9 +48,9 @@ class _Leaf:
     name: str
     shape: tuple[int, ...]
     stored: tuple[int, ...]
-    region: Callable[[Index], Index]
-    back: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-    forth: Callable[[np.ndarray], np.ndarray]
+    region: Callable[[Index], Index] = lambda index: index
+    back: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] = lambda part, _: part
+    forth: Callable[[np.ndarray], np.ndarray] = lambda value: value
 
 
 class Reader:
@@ -108,8 +108,8 @@ def start_moments(folder: str | os.PathLike, config: DecoderConfig) -> dict[str,
 
 def save(
     folder: str | os.PathLike,
-    params: Mapping[str, np.ndarray],
-    moments: Mapping[str, Mapping[str, np.ndarray]],
+    params: Mapping[str, Any],
+    moments: Mapping[str, Mapping[str, Any]],
     config: DecoderConfig,
     step: int,
 ) -> None:
@@ -238,9 +238,7 @@ def _leaves(config: DecoderConfig) -> list[_Leaf]:
 
 
 def _same(path: str, name: str, shape: tuple[int, ...]) -> _Leaf:
-    return _Leaf(
-        path, name, shape, shape, lambda index: index, lambda part, _: part, lambda value: value
-    )
+    return _Leaf(path, name, shape, shape)
 
 
 def _projections(config: DecoderConfig) -> list[_Leaf]:

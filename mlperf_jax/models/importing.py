@@ -42,8 +42,9 @@ def fitted(
 
 
 def transposed(array: np.ndarray) -> np.ndarray:
-    """Torch's kernels OIHW as HWIO, dense ones swapped, vectors as they are."""
-    return np.ascontiguousarray(array.transpose((2, 3, 1, 0) if array.ndim == 4 else None))
+    """Torch's kernels OI… as …IO, vectors as they are."""
+    order = (*range(2, array.ndim), 1, 0) if array.ndim > 1 else None
+    return np.ascontiguousarray(array.transpose(order))
 
 
 def misfits(given: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:

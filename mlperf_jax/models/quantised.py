@@ -194,23 +194,18 @@ _quantise = jax.jit(quantise, static_argnums=1)
 
 
 def quantised_readers(readers: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
-    """Path -> reader, those of the layers' kernels replaced by readers of int8 and of scales."""
+    """Path -> reader, those of the layers' kernels replaced by readers of int8 and of scales.
+
+    Embedding and head stay: every token reads one, and the loss the other, in full precision.
+    """
     found: dict[str, Any] = {}
     for path, reader in readers.items():
-        if is_quantised(path):
+        if path.startswith("blocks/layers/") and path.endswith("/kernel"):
             found[path] = QuantisedReader(reader, scales=False)
             found[path.removesuffix("kernel") + SCALE] = QuantisedReader(reader, scales=True)
         else:
             found[path] = reader
     return found
-
-
-def is_quantised(path: str) -> bool:
-    """Whether the base parameter of this path is kept in 8 bits: the layers' matrices are.
-
-    Embedding and head stay: every token reads one, and the loss the other, in full precision.
-    """
-    return path.startswith("blocks/layers/") and path.endswith("/kernel")
 
 
 def _qwix() -> Any:

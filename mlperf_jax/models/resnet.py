@@ -259,9 +259,7 @@ def from_torchvision(
     Args:
       tensors: the state dict as arrays, say read from safetensors. Kernels are OIHW.
         `num_batches_tracked` is ignored.
-      stages: as in `ResNet`; the default is ResNet-50.
-      width: as in `ResNet`.
-      classes: as in `ResNet`.
+      stages, width, classes: as in `ResNet`; by default ResNet-50's.
 
     Returns:
       (params, stats): nested dicts with string keys, kernels HWIO.

@@ -98,9 +98,7 @@ def from_torchvision(
     Args:
       tensors: the state dict as arrays, say read from safetensors. Kernels are OIHW. The classifier
         `fc` and `num_batches_tracked` are ignored.
-      stages: as in `ResNeXt`.
-      width: as in `ResNeXt`.
-      groups: as in `ResNeXt`.
+      stages, width, groups: as in `ResNeXt`.
 
     Returns:
       Arrays by path in the body ("stages/0/0/conv2/kernel"), kernels HWIO.

@@ -177,9 +177,7 @@ def from_torchvision(
     Args:
       tensors: the state dict as arrays: of resnext50_32x4d, which gives the body alone, or of a RetinaNet
         with that body ("backbone.body.conv1.weight", …), which gives everything.
-      stages: as in `RetinaNet`.
-      width: as in `RetinaNet`.
-      groups: as in `RetinaNet`.
+      stages, width, groups: as in `RetinaNet`.
       trainable_stages: what lies below is `frozen`.
 
     Returns:
@@ -194,19 +192,15 @@ def from_torchvision(
     body = resnext.from_torchvision(
         inside if whole else tensors, stages=stages, width=width, groups=groups
     )
-    found = {f"{_part(path, trainable_stages)}/body/{path}": a for path, a in body.items()}
+    frozen = "|".join(frozen_patterns(trainable_stages))
+    found = {}
+    for path, array in body.items():
+        part = "frozen" if re.fullmatch(frozen, f"body/{path}") else "params"
+        found[f"{part if path.endswith('/kernel') else 'stats'}/body/{path}"] = array
     if whole:
         rest = {name: a for name, a in tensors.items() if not name.startswith(prefix)}
         found |= {f"params/{_our_path(name)}": importing.transposed(a) for name, a in rest.items()}
     return found
-
-
-def _part(path: str, trainable_stages: int) -> str:
-    if not path.endswith("/kernel"):
-        return "stats"
-    if path.startswith("stem/"):
-        return "frozen" if trainable_stages <= 4 else "params"
-    return "frozen" if int(path.split("/")[1]) < 4 - trainable_stages else "params"
 
 
 _THEIRS = (  # torchvision's names of pyramid and heads, and ours

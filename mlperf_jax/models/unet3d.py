@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.models import importing
 from mlperf_jax.ops import conv as convs
 from mlperf_jax.ops.instance_norm import InstanceNorm
 
@@ -223,41 +224,41 @@ def from_torch(state: Mapping[str, np.ndarray], filters: Sequence[int]) -> dict[
       Path ("params/down/0/conv1/kernel") -> array in our layout.
 
     Raises:
-      UserError: a weight is missing, left over, or of another shape.
+      UserError: names what is missing, unexpected or of another shape.
     """
-    left, found = dict(state), {}
-
-    def take(name: str, path: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        if name not in left:
-            raise UserError(f"unet3d: the weights lack {name!r}: is this the reference's 3D U-Net?")
-        value = np.asarray(left.pop(name)).transpose(axes)
-        if value.shape != shape:
-            raise UserError(f"unet3d: {name!r} gives {path} the shape {value.shape}, not {shape}")
-        found[f"params/{path}"] = value
-
-    def block(theirs: str, ours: str, features_in: int, features_out: int) -> None:
-        channels = features_in
-        for i in (1, 2):
-            kernel = (3, 3, 3, channels, features_out)
-            take(f"{theirs}.conv{i}.0.weight", f"{ours}/conv{i}/kernel", (2, 3, 4, 1, 0), kernel)
-            take(f"{theirs}.conv{i}.1.weight", f"{ours}/norm{i}/scale", (0,), (features_out,))
-            take(f"{theirs}.conv{i}.1.bias", f"{ours}/norm{i}/bias", (0,), (features_out,))
-            channels = features_out
-
-    block("input_block", "input", 1, filters[0])
-    for i, (a, b) in enumerate(itertools.pairwise(filters)):
-        block(f"downsample.{i}", f"down/{i}", a, b)
-    block("bottleneck", "bottleneck", filters[-1], filters[-1])
-    wide = [filters[-1], *reversed(filters)]
-    for i, (a, b) in enumerate(itertools.pairwise(wide)):
-        theirs, ours = f"upsample.{i}.upsample_conv.0", f"up/{i}/double"
-        take(f"{theirs}.weight", f"{ours}/kernel", (2, 3, 4, 0, 1), (2, 2, 2, a, b))
-        take(f"{theirs}.bias", f"{ours}/bias", (0,), (b,))
-        block(f"upsample.{i}", f"up/{i}/block", 2 * b, b)
-    classes = np.shape(left.get("output.conv.bias", ()))
-    kernel = (1, 1, 1, filters[0], *classes)
-    take("output.conv.weight", "head/kernel", (2, 3, 4, 1, 0), kernel)
-    take("output.conv.bias", "head/bias", (0,), classes)
-    if left:
-        raise UserError(f"unet3d: the weights hold {sorted(left)[0]!r}, which the network has not")
+    leaves = list(_leaves(filters, *np.shape(state.get("output.conv.bias", (0,)))))
+    if faults := importing.misfits(state, {leaf.name: leaf.shape for leaf in leaves}):
+        raise UserError(
+            f"unet3d: these are not the weights of the reference's 3D U-Net: {importing.some(faults, 6, '; ')}"
+        )
+    found = {}
+    for leaf in leaves:
+        value = importing.transposed(np.asarray(state[leaf.name]))
+        turned = leaf.path.endswith(
+            "double/kernel"
+        )  # torch's transposed ones begin with the inputs
+        found[f"params/{leaf.path}"] = value.swapaxes(-1, -2) if turned else value
     return found
+
+
+def _leaves(filters: Sequence[int], classes: int) -> Iterator[importing.Leaf]:
+    def both(path: str, name: str, *shape: int, features: int, leaf: str = "kernel"):
+        yield importing.Leaf(f"{path}/{leaf}", f"{name}.weight", shape)
+        yield importing.Leaf(f"{path}/bias", f"{name}.bias", (features,))
+
+    def block(path: str, name: str, features_in: int, features: int):
+        for i, channels in ((1, features_in), (2, features)):
+            kernel = (features, channels, 3, 3, 3)
+            yield importing.Leaf(f"{path}/conv{i}/kernel", f"{name}.conv{i}.0.weight", kernel)
+            norm = f"{path}/norm{i}", f"{name}.conv{i}.1"
+            yield from both(*norm, features, features=features, leaf="scale")
+
+    yield from block("input", "input_block", 1, filters[0])
+    for i, (a, b) in enumerate(itertools.pairwise(filters)):
+        yield from block(f"down/{i}", f"downsample.{i}", a, b)
+    yield from block("bottleneck", "bottleneck", filters[-1], filters[-1])
+    for i, (a, b) in enumerate(itertools.pairwise([filters[-1], *reversed(filters)])):
+        names = f"up/{i}/double", f"upsample.{i}.upsample_conv.0"
+        yield from both(*names, a, b, 2, 2, 2, features=b)
+        yield from block(f"up/{i}/block", f"upsample.{i}", 2 * b, b)
+    yield from both("head", "output.conv", classes, filters[0], 1, 1, 1, features=classes)

@@ -209,10 +209,13 @@ def test_importer_takes_the_full_network():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: s.pop("bottleneck.conv2.0.weight"), "lack 'bottleneck.conv2.0.weight'"),
-        (lambda s: s.update(extra=np.zeros(3)), "hold 'extra'"),
-        (lambda s: s.update({"input_block.conv1.0.weight": np.zeros((4, 1, 3, 3, 2))}), "shape"),
-        (lambda s: s.pop("output.conv.bias"), r"output\.conv"),
+        (lambda s: s.pop("bottleneck.conv2.0.weight"), "bottleneck.conv2.0.weight is missing"),
+        (lambda s: s.update(extra=np.zeros(3)), "extra is unexpected"),
+        (
+            lambda s: s.update({"input_block.conv1.0.weight": np.zeros((4, 1, 3, 3, 2))}),
+            "has shape",
+        ),
+        (lambda s: s.pop("output.conv.bias"), r"output\.conv\.bias is missing"),
     ],
 )
 def test_importer_names_what_is_wrong(change, said):

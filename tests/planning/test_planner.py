@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mlperf_jax import cli, plan_commands
+from mlperf_jax import plan_commands
 from mlperf_jax.errors import UserError
 from mlperf_jax.planning import compiling, plan, searching
 from mlperf_jax.planning.compiling import Compiled
@@ -107,9 +107,7 @@ def test_a_search_adds_its_rows(asked, monkeypatch):
 
 
 def command(*words):
-    """As the command line calls it, before and after it lists the command."""
-    cli.COMMANDS.setdefault("plan", (lambda words: 0, plan_commands.ABOUT["plan"]))
-    return plan_commands.plan_command(words, cli.parse_benchmark)
+    return plan_commands.plan_command(words)
 
 
 def test_the_command(asked, capsys):
