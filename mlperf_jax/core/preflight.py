@@ -246,9 +246,8 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     check_batches(benchmark, mesh)
     check_reading(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
-    benchmark.start(
-        data_dir
-    )  # missing weights are refused; of those that are there, nothing is read
+    # missing weights are refused; of those that are there, nothing is read
+    benchmark.start(data_dir)
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
     judges = judges_of(benchmark, mesh)
