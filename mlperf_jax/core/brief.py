@@ -8,7 +8,6 @@ from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core import preflight, step
 from mlperf_jax.core import state as states
 from mlperf_jax.core.benchmark import Benchmark
-from mlperf_jax.core.protocols import Split
 
 
 def train_briefly(benchmark: Benchmark, data_dir: str, steps: int, seed: int = 0) -> states.State:
@@ -27,8 +26,7 @@ def train_briefly(benchmark: Benchmark, data_dir: str, steps: int, seed: int = 0
     key = jax.random.key(seed)
     train = step.jit_train_step(assembly)
     sharding = meshes.batch_sharding(assembly.mesh)
-    data: Split = benchmark.data().train(data_dir)
-    batches = data.batched(benchmark.rows, seed=seed)
+    batches = benchmark.data().train(data_dir).batched(benchmark.rows, seed=seed)
     for number in range(steps):
         state, _ = train(state, jax.device_put(batches[number], sharding), key)
     return state

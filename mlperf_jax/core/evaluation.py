@@ -75,9 +75,10 @@ class Evaluator:
         benchmark = self.assembly.benchmark
         stated, made = benchmark.metric, benchmark.metric_from(self.data_dir)
         if (made.mode, made.rows) != (stated.mode, stated.rows):
+            takes = {True: "rows", False: "sums"}
             raise UserError(
-                f"metric_from gives a metric of mode {made.mode} that takes {_takes(made)}, and metric says "
-                f"{stated.mode} and {_takes(stated)}: they must agree"
+                f"metric_from gives a metric of mode {made.mode} that takes {takes[made.rows]}, and metric says "
+                f"{stated.mode} and {takes[stated.rows]}: they must agree"
             )
         return made
 
@@ -156,10 +157,6 @@ def _check_rows(outputs: Sequence[Sequence[Shape]]) -> None:
 def shape_key(batch: Mapping[str, jax.Array | Shape]) -> ShapeKey:
     """What tells bucket shapes apart."""
     return tuple(sorted((name, leaf.shape) for name, leaf in batch.items()))
-
-
-def _takes(metric: Metric) -> str:
-    return "rows" if metric.rows else "sums"
 
 
 def _added(total: Outputs | None, sums: Outputs) -> Outputs:

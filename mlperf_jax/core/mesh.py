@@ -127,6 +127,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def check_divides(mesh: Mesh, rows: float, what: str) -> None:
+    """Nothing, if so many rows of something split over the mesh."""
+    ways = batch_ways(mesh)
+    if rows % ways:
+        raise UserError(
+            f"{what} {rows:.12g} is not divided by the mesh {describe(mesh)}, which splits rows {ways} ways: "
+            f"choose a multiple of {ways}, or another --mesh"
+        )
+
+
 def process_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     """The consecutive rows of a global batch that this process must read.
 
@@ -136,12 +146,7 @@ def process_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
         UserError: when the mesh does not divide the batch, or a process would own rows that are not
             consecutive.
     """
-    ways = batch_ways(mesh)
-    if batch_size % ways:
-        raise UserError(
-            f"batch size {batch_size} is not divided by the mesh {describe(mesh)}, which splits rows "
-            f"{ways} ways: choose a multiple of {ways} or another --mesh"
-        )
+    check_divides(mesh, batch_size, "batch size")
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     spans = sorted({index[0].indices(batch_size)[:2] for index in parts.values() if index})
     low, high = spans[0][0], spans[-1][1]

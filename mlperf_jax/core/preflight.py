@@ -123,22 +123,15 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
 def check_batches(benchmark: Benchmark, mesh: Mesh) -> None:
     """Samples grow with every step, and every batch splits over the mesh, also in micro-batches."""
     check_samples(benchmark)
-    ways, micro = meshes.batch_ways(mesh), benchmark.gradient_accumulation_steps
-    train = [bucket.rows for bucket in benchmark.buckets()]
-    whole = "batch size" if train == [benchmark.batch_size] else "rows"
-    played = [] if benchmark.generate is None else [benchmark.parts().games]
-    for what, parts, sizes in (
-        (whole, 1, train),
-        ("micro-batch of", micro, train),
-        ("evaluation batch size", 1, [bucket.rows for bucket in benchmark.eval_buckets()]),
-        ("games of a part", 1, played),
-    ):
-        for rows in sizes:
-            if rows % (parts * ways):
-                raise UserError(
-                    f"{what} {rows / parts:g} is not divided by the mesh {meshes.describe(mesh)}, which "
-                    f"splits rows {ways} ways: choose a multiple of {ways}, or another --mesh"
-                )
+    micro, train = benchmark.gradient_accumulation_steps, benchmark.buckets()
+    whole = "batch size" if [b.rows for b in train] == [benchmark.batch_size] else "rows"
+    for bucket in train:
+        meshes.check_divides(mesh, bucket.rows, whole)
+        meshes.check_divides(mesh, bucket.rows / micro, "micro-batch of")
+    for bucket in benchmark.eval_buckets():
+        meshes.check_divides(mesh, bucket.rows, "evaluation batch size")
+    if benchmark.generate is not None:
+        meshes.check_divides(mesh, benchmark.parts().games, "games of a part")
 
 
 def check_reading(benchmark: Benchmark, options: RunOptions, mesh: Mesh) -> None:
@@ -246,9 +239,8 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     check_batches(benchmark, mesh)
     check_reading(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
-    benchmark.start(
-        data_dir
-    )  # missing weights are refused; of those that are there, nothing is read
+    # missing weights are refused; of those that are there, nothing is read
+    benchmark.start(data_dir)
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
     judges = judges_of(benchmark, mesh)

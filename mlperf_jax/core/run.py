@@ -296,12 +296,12 @@ class Run:
         """
         standing = self.standing
         standing.saved = standing.step if step is None else step
+        standing.evaluation_due = evaluation_due
         if self.scalars:
             self.scalars.sync()
         meta = {
             **standing.kept(),
             "step": standing.saved,
-            "evaluation_due": evaluation_due,
             "eval_params": isinstance(self.assembly.tx, states.WithEvalParams),
             "log_offset": self.log.offset,
             "scalars_offset": self.scalars.offset if self.scalars else 0,

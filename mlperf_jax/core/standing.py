@@ -47,7 +47,7 @@ class Standing:
     def kept(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, as JSON holds it."""
         kept = dataclasses.asdict(self)
-        del kept["saved"]
+        del kept["saved"], kept["evaluation_due" if self.ended else "ended"]
         return kept
 
     @classmethod

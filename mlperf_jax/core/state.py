@@ -126,14 +126,16 @@ class Assembly:
         # compile time for the tiny ResNet's initialisation at LLVM's level 0.
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         options = {"xla_backend_optimization_level": 0} if on_cpu else None
-
-        def init(key: jax.Array) -> State:
-            return part(initial_state(self.benchmark, self.tx, key))
-
         with jax.set_mesh(self.mesh):
-            shardings = part(self.shardings)
-            jitted = jax.jit(init, out_shardings=shardings, compiler_options=options)
+            jitted = jax.jit(
+                lambda key: part(self._init(key)),
+                out_shardings=part(self.shardings),
+                compiler_options=options,
+            )
             return jitted(stream(seed, "init"))
+
+    def _init(self, key: jax.Array) -> State:
+        return initial_state(self.benchmark, self.tx, key)
 
     def compile(self, jitted: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
         """The program for these abstract arguments; `ops/` find the mesh while it is traced."""

@@ -92,6 +92,13 @@ def look_up(assembly: states.Assembly, tables: State, ids: Ids) -> dict[str, jax
     return found
 
 
+def with_rows(assembly: states.Assembly, view: State, batch: Batch) -> Any:
+    """The batch with what it looks up in the tables of an evaluation view, if there are any."""
+    if not view["tables"]:
+        return batch
+    return {**batch, "rows": look_up(assembly, view["tables"], assembly.benchmark.lookups(batch))}
+
+
 def _with_untrained(
     assembly: states.Assembly, batch: Batch, rows: Ids
 ) -> tuple[Mapping[str, Any], Ids]:
@@ -148,10 +155,8 @@ def jit_predict_step(assembly: states.Assembly, judges: Judges | None = None) ->
     benchmark, mesh = assembly.benchmark, assembly.mesh
     rows = benchmark.metric.rows
 
-    def predict(view: State, batch: Any, mask: jax.Array, key: jax.Array, *arrays: State) -> Any:
-        if view["tables"]:
-            ids = benchmark.lookups(batch)
-            batch = {**batch, "rows": look_up(assembly, view["tables"], ids)}
+    def predict(view: State, batch: Batch, mask: jax.Array, key: jax.Array, *arrays: State) -> Any:
+        batch = with_rows(assembly, view, batch)
         modules = [judges.module(own) for own in arrays if judges]
         outputs = benchmark.predict(assembly.eval_model(view), batch, key, *modules)
         return outputs if rows else benchmark.metric.sums(outputs, mask)

@@ -91,13 +91,9 @@ class Trained:
     def _program(self) -> jax.stages.Wrapped:
         assembly = self.assembly
 
-        def program(
-            function: Callable[..., Any], view: states.State, batch: Any, *more: Any
-        ) -> Any:
-            if view["tables"]:
-                ids = assembly.benchmark.lookups(batch)
-                batch = {**batch, "rows": steps.look_up(assembly, view["tables"], ids)}
-            return function(assembly.eval_model(view), batch, *more)
+        def program(function: Callable[..., Any], view: states.State, batch: Batch, *more: Any):
+            given = steps.with_rows(assembly, view, batch)
+            return function(assembly.eval_model(view), given, *more)
 
         return jax.jit(program, static_argnums=0)
 
@@ -245,7 +241,12 @@ def load(
     with Checkpoints(kept.checkpoints, identity=None) as checkpoints:
         step = _chosen_step(kept, benchmark, checkpoints.steps(), step)
         newest = checkpoints.latest_meta() or {}
-        _check_configuration(kept, newest)
+        theirs, ours = newest.get("identity", {}).get("configuration"), config_hash(kept.config)
+        if theirs not in (None, ours):
+            raise UserError(
+                f"{kept.checkpoints} holds checkpoints of the configuration {theirs}, and "
+                f"{kept.folder.config_path} is {ours}: these files are of different runs"
+            )
         whole, parts = assembly, ["params", "tables", "stats"]
         if "ema" in assembly.abstract:
             parts[0] = "ema"
@@ -297,15 +298,6 @@ def _chosen_step(
 def _reported_step(kept: Kept, benchmark: Benchmark) -> int | None:
     folder = kept.folder
     return benchmark.step_of(folder.result().samples) if folder.finished else None
-
-
-def _check_configuration(kept: Kept, meta: Mapping[str, Any]) -> None:
-    theirs = meta.get("identity", {}).get("configuration")
-    if theirs is not None and theirs != config_hash(kept.config):
-        raise UserError(
-            f"{kept.checkpoints} holds checkpoints of the configuration {theirs}, and "
-            f"{kept.folder.config_path} is {config_hash(kept.config)}: these files are of different runs"
-        )
 
 
 def _own_optimizer(kept: Kept, optimizer: Any) -> Any:

@@ -70,9 +70,10 @@ def absences_are_stated(cls: type[Benchmark]) -> None:
     """
     known = get_args(Absence)
     must(set(cls.absent) <= set(known), f"absent is {cls.absent}; it may name {', '.join(known)}")
+    official = rules.resolve(cls.name, cls.ruleset) if cls.ruleset else None
     has = {
         "recipes": bool(cls.recipes()),
-        "ruleset": bool(cls.ruleset) and _has_checker(cls),
+        "ruleset": bool(official) and rules.checker(official.suite, official.ruleset) is not None,
         "pictures": cls.picture is not Benchmark.picture,
         "training files": cls.generate is None,
     }
@@ -83,11 +84,6 @@ def absences_are_stated(cls: type[Benchmark]) -> None:
             f"{cls.name} has no {what} and does not say so: give what is missing, or name it in absent",
         )
         must(not there or what not in cls.absent, f"{cls.name} names {what} in absent, and has it")
-
-
-def _has_checker(cls: type[Benchmark]) -> bool:
-    official = rules.resolve(cls.name, cls.ruleset)
-    return rules.checker(official.suite, official.ruleset) is not None
 
 
 def data_give_what_example_says(benchmark: Benchmark, data_dir: str) -> None:

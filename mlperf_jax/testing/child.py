@@ -81,10 +81,8 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_before_step(number: int) -> None:
+def kill_before_step(at: int) -> None:
     from mlperf_jax.core import profiling
-
-    at = number
 
     def step(self: profiling.Trace, number: int) -> None:
         if number == at:

@@ -13,7 +13,7 @@ import toys
 
 from mlperf_jax import benchmarks
 from mlperf_jax.core import preflight
-from mlperf_jax.core.benchmark import Target, f32, i32
+from mlperf_jax.core.benchmark import Bucket, Target, f32, i32
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.transform_argument import (
     check_transforms,
@@ -138,9 +138,9 @@ def test_every_bucket_is_tried():
         def map(self, element):
             return element | {"x": element["x"].reshape(2, 3)}
 
-    check_transforms([Wide()], [{"x": f32(2, 3), "mask": i32()}])
+    check_transforms([Wide()], [Bucket(4, {"x": f32(2, 3), "mask": i32()})])
     with pytest.raises(UserError, match="cannot reshape"):
-        check_transforms([Wide()], [{"x": f32(2, 3)}, {"x": f32(4)}])
+        check_transforms([Wide()], [Bucket(4, {"x": f32(2, 3)}), Bucket(4, {"x": f32(4)})])
 
 
 def test_closed_runs_have_none():
@@ -210,9 +210,9 @@ def test_it_may_come_from_a_file(tmp_path):
 
 def test_scoring_after_a_run_needs_no_transform(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: toys.Offline)
-    given = {"transform": Shifted(), "max_samples": 320, "data_dir": "data"}
+    given = {"transform": Shifted(), "max_samples": 640, "data_dir": "data"}
     assert toys.run(toys.Offline(), tmp_path, **given) is None
-    assert benchmarks.evaluate(tmp_path).samples == 320
+    assert benchmarks.evaluate(tmp_path).samples == 640
 
 
 # -- told apart ----------------------------------------------------------------------------------

@@ -358,7 +358,7 @@ class Checkpoints:
             part.unlink()
         older = self._files.place(place.step)
         if sealed or (older is not None and self._files.sealed(older)):
-            self._files.seal(place)
+            write_whole(path / "sealed", "")
         self._files.commit(place, meta)
 
     def _retain(self, newest: Place) -> None:

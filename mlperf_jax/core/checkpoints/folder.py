@@ -70,10 +70,6 @@ class Folder:
         """Returns whether retention must leave this checkpoint alone."""
         return (self.path(place) / "sealed").exists()
 
-    def seal(self, place: Place) -> None:
-        """Marks the checkpoint as one that retention leaves alone."""
-        write_whole(self.path(place) / "sealed", "")
-
     def meta(self, place: Place) -> Meta:
         """Returns the checkpoint's meta data.
 
