@@ -112,14 +112,8 @@ class Criteo:
         from mlperf_jax.input_pipelines.criteo import builder
         from mlperf_jax.input_pipelines.criteo.plan import Plan
 
-        plan = Plan(
-            records.local(source or folder),
-            target,
-            tuple(DAYS),
-            self.rows,
-            self.bags,
-            self.round_ids,
-        )
+        given = records.local(source or folder)
+        plan = Plan(given, target, tuple(DAYS), self.rows, self.bags, self.round_ids)
         builder.write(plan.with_processes(pipeline.usable_cores()))
 
     def check(self, folder: records.Folder, *, whole: bool = False) -> list[str]:
