@@ -121,18 +121,14 @@ def decode_rows(data: Bytes, header: JpegHeader, stop: int) -> np.ndarray:
     crop need not be read. The decoder is told that the image ends there, by writing a smaller height
     into a copy of the header. Two further rows per chroma row keep the interpolation of chroma right.
     """
-    if not _has_end(data, header.scan_at):
+    tail = max(header.scan_at, len(data) - 256)  # files may end in a little junk; look there first
+    if b"\xff\xd9" not in bytes(data[tail:]) and b"\xff\xd9" not in bytes(data[header.scan_at :]):
         raise ImageError(f"truncated JPEG: {len(data)} bytes, no end marker")
     end = stop + header.rows_per_block // 4
     if simplejpeg is None or not header.sequential or end >= header.height:
         return _decode_jpeg(data)
     at = header.height_at
     return _decode_jpeg(b"".join((data[:at], end.to_bytes(2, "big"), data[at + 2 :])))
-
-
-def _has_end(data: Bytes, scan_at: int) -> bool:
-    tail = max(scan_at, len(data) - 256)  # files may end in a little junk; look there first
-    return b"\xff\xd9" in bytes(data[tail:]) or b"\xff\xd9" in bytes(data[scan_at:])
 
 
 def _decode_jpeg(data: Bytes) -> np.ndarray:

@@ -195,9 +195,8 @@ class Batches:
         """Batch `number`, read in the calling thread."""
         if not 0 <= number < len(self):
             raise IndexError(number)
-        lo, hi = self.span(number)
-        part = self.part(number, lo, hi)
-        self.fill(part, lo, hi)
+        part = self.part(number, *self.span(number))
+        self.fill(part, part.first, part.last)
         return self._finished(part)
 
     def span(self, number: int) -> tuple[int, int]:
@@ -289,7 +288,7 @@ class Batches:
             want[...] = have
 
     def _finished(self, part: Part) -> Batch:
-        batch = part.views(part.first, part.first + len(part.positions), lambda: self._begun(part))
+        batch = part.views(part.first, part.last, lambda: self._begun(part))
         if self._masked:
             batch["mask"] = part.positions != PADDING
         return batch
@@ -392,7 +391,8 @@ class Part:
     """
 
     def __init__(self, number: int, first: int, positions: np.ndarray):
-        self.number, self.first, self.positions = number, first, positions
+        self.number, self.positions = number, positions
+        self.first, self.last = first, first + len(positions)
         self.arrays: Batch = {}
         self._lock = threading.Lock()
 
@@ -444,8 +444,7 @@ class _Chunks(grain.MapDataset[Any]):
     def part(self, number: int) -> Part:
         """Where the rows of a batch go."""
         if number not in self.parts:
-            lo, hi = self._batches.span(number)
-            self.parts.setdefault(number, self._batches.part(number, lo, hi))
+            self.parts.setdefault(number, self._batches.part(number, *self._batches.span(number)))
         return self.parts[number]
 
     def __getitem__(self, index: Any) -> Any:

@@ -12,7 +12,7 @@ Shape legend: B rows of a global batch, k ids of a table's bag, K ids of all bag
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
 
 import numpy as np
 
@@ -112,14 +112,8 @@ class Criteo:
         from mlperf_jax.input_pipelines.criteo import builder
         from mlperf_jax.input_pipelines.criteo.plan import Plan
 
-        plan = Plan(
-            records.local(source or folder),
-            target,
-            tuple(DAYS),
-            self.rows,
-            self.bags,
-            self.round_ids,
-        )
+        given = records.local(source or folder)
+        plan = Plan(given, target, tuple(DAYS), self.rows, self.bags, self.round_ids)
         builder.write(plan.with_processes(pipeline.usable_cores()))
 
     def check(self, folder: records.Folder, *, whole: bool = False) -> list[str]:
@@ -148,12 +142,15 @@ class Criteo:
             report.append(f"{split}: {len(log):,} samples in {len(log.parts)} parts")
             if len(log) != expected:
                 report.append(f"problem: {split} has {len(log):,} samples, expected {expected:,}")
-            for first, last in _ends(log):
-                samples = np.arange(first, last)
-                try:
-                    log.read(samples, log.begin(samples))
-                except UserError as error:
-                    report.append(f"problem: {error}")
+            starts = itertools.accumulate((part.rows for part in log.parts), initial=0)
+            for start, part in zip(starts, log.parts):
+                few = min(part.rows, _LOOKED_AT)
+                for first in (start, start + part.rows - few):
+                    samples = np.arange(first, first + few)
+                    try:
+                        log.read(samples, log.begin(samples))
+                    except UserError as error:
+                        report.append(f"problem: {error}")
         return report + builder.verify(found, 1 << 62 if whole else _HASHED)
 
 
@@ -204,13 +201,3 @@ def _missing(data_dir: str, tiny: bool) -> str:
         "them with the MLCommons downloader (dlrmv2-preprocessed-criteo-click-logs), or build them from the "
         f"raw logs: mlperf-jax data build dlrm_dcnv2 --data-dir {data_dir} --source FOLDER"
     )
-
-
-def _ends(log: ClickLog) -> Iterator[tuple[int, int]]:
-    """The first and the last samples of every part."""
-    start = 0
-    for part in log.parts:
-        few = min(part.rows, _LOOKED_AT)
-        yield start, start + few
-        start += part.rows
-        yield start - few, start

@@ -136,7 +136,8 @@ class ImageNet:
         # imports tensorflow-datasets: 0.4 s
         from mlperf_jax.input_pipelines.imagenet import builder
 
-        target = files.prepared_folder(records.local(folder), self.tiny)
+        name = files.TINY_NAME if self.tiny else files.NAME
+        target = f"{records.local(folder)}/{name}/{files.VERSION}"
         if records.prepared(target) is None:
             builder.write(target, records.local(source or folder), self.tiny)
 

@@ -66,11 +66,6 @@ class FolderImages:
 Images = PreparedImages | FolderImages
 
 
-def prepared_folder(data_dir: str, tiny: bool) -> str:
-    """Where `build` writes the data set below `data_dir`."""
-    return f"{data_dir}/{TINY_NAME if tiny else NAME}/{VERSION}"
-
-
 def locate(data_dir: records.Folder, tiny: bool = False) -> str:
     """The folder that is read: a prepared one, or `data_dir`.
 

@@ -42,10 +42,13 @@ def write(folder: str, source: str, tiny: bool, side: int) -> None:
     """Prepares every case that the index lacks; see `Kits19.build`."""
     with building.alone(folder, resumes=True) as target:
         target.mkdir(exist_ok=True)
-        if tiny:
-            _build_tiny(target, side)
-        else:
+        if not tiny:
             _build(target, find_cases(source, files.LABELLED), side, say=print)
+        elif len(files.read_index(folder)) != files.TINY_CASES:
+            with tempfile.TemporaryDirectory() as raw:
+                tiny_cases.write(pathlib.Path(raw), files.TINY_CASES)
+                found = find_cases(raw, files.TINY_CASES)
+                _build(target, found, side, say=lambda text: None)
 
 
 def find_cases(source: str, count: int) -> list[pathlib.Path]:
@@ -77,14 +80,6 @@ def find_cases(source: str, count: int) -> list[pathlib.Path]:
             if not (have[name] / file).is_file():
                 raise UserError(f"{have[name]} has no {what} ({file}); fetch this case again")
     return [have[name] for name in wanted]
-
-
-def _build_tiny(folder: pathlib.Path, side: int) -> None:
-    if len(files.read_index(str(folder))) == files.TINY_CASES:
-        return
-    with tempfile.TemporaryDirectory() as raw:
-        tiny_cases.write(pathlib.Path(raw), files.TINY_CASES)
-        _build(folder, find_cases(raw, files.TINY_CASES), side, say=lambda text: None)
 
 
 def _build(

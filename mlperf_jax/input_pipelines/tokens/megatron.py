@@ -203,15 +203,7 @@ class GptTraining:
         each, files = self.samples, len(self.prefixes)
         if files > 1:
             each = math.ceil(math.ceil(each / files) * _SURPLUS)
-        sources = [
-            ShuffledWindows(
-                TokenFile(path, self.vocabulary),
-                self.sequence_length,
-                each,
-                seed,
-                int(self.extra_token),
-                self.shuffle_documents,
-            )
-            for path in self.prefixes
-        ]
-        return TokenWindows(Blend(tuple(sources), self.samples), self.sequence_length)
+        order = self.sequence_length, each, seed, int(self.extra_token), self.shuffle_documents
+        opened = (TokenFile(path, self.vocabulary) for path in self.prefixes)
+        sources = tuple(ShuffledWindows(file, *order) for file in opened)
+        return TokenWindows(Blend(sources, self.samples), self.sequence_length)
