@@ -130,9 +130,15 @@ def test_help_of_run_shows_the_fields_with_their_values(capsys):
     assert "take up the unfinished run" in out  # the line under Attributes:
 
 
-def test_help_does_not_wait_for_jax():
-    code = "import sys; from mlperf_jax import cli; cli.main(['--help']); sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+def test_help_and_mistyped_words_do_not_wait_for_jax():
+    """Only the help of a named benchmark does: its fields stand beside its model."""
+    lines = ["--help", *(f"{command} --help" for command in cli.COMMANDS)]
+    lines += ["rum", "run", "run resnt --tiny", "bench resnt", "plan", "score --offical", "data"]
+    code = f"import sys, mlperf_jax.cli as c; [c.main(line.split()) for line in {lines}]"
+    code += "; sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "did you mean 'resnet'?" in done.stderr
 
 
 # -- options -----------------------------------------------------------------------------------
@@ -168,16 +174,7 @@ def test_only_what_was_typed_is_passed_on(ran):
 
 
 def test_switches_targets_and_none(ran):
-    argv = [
-        "run",
-        "--tiny",
-        "resnet",
-        "--resume",
-        "--optimizer",
-        "adamw:1e-3",
-        "--clip-norm",
-        "none",
-    ]
+    argv = "run --tiny resnet --resume --optimizer adamw:1e-3 --clip-norm none".split()
     assert cli.main([*argv, "--targets", "accuracy>=0.9", "accuracy > 0.5"]) == 0
     assert ran == [
         {

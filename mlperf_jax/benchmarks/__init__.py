@@ -19,7 +19,6 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlperf_jax.core import python_file
-from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
 from mlperf_jax.core.fields import check
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError, did_you_mean
@@ -27,7 +26,11 @@ from mlperf_jax.input_pipelines import building
 from mlperf_jax.results import rules
 
 if TYPE_CHECKING:
+    from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
     from mlperf_jax.core.trained import Trained
+
+    # what stands for a benchmark: a name, "my_file.py:Wine", a class, or a configuration of one
+    Named = str | type[Benchmark] | Benchmark
 
 __all__ = [
     "Benchmark",
@@ -63,9 +66,14 @@ _REGISTERED: dict[str, type[Benchmark]] = {}
 # words of the commands that no field may be called by, beside those of `RunOptions`
 RESERVED = frozenset({"name", "tiny", "steps", "warmup", "input", "json"})
 
-# what stands for a benchmark: a name, "my_file.py:Wine", a class, or a configuration of one
-Named = str | type[Benchmark] | Benchmark
-B = TypeVar("B", bound=Benchmark)
+B = TypeVar("B", bound="Benchmark")
+
+
+def __getattr__(name: str) -> Any:
+    """The contract, which imports JAX: help and a mistyped name need not wait for it."""
+    if name not in ("Benchmark", "Target", "f32", "i32"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("mlperf_jax.core.benchmark"), name)
 
 
 def names() -> tuple[str, ...]:
@@ -83,6 +91,8 @@ def register(cls: type[B]) -> type[B]:
         UserError: it is no benchmark, or what it states cannot be used: its name is taken, a field has no
             value, …
     """
+    from mlperf_jax.core.benchmark import Benchmark
+
     if not (isinstance(cls, type) and issubclass(cls, Benchmark)):
         raise UserError(
             f"{cls!r} is no benchmark: give a class that inherits from mlperf_jax.benchmarks.Benchmark"
@@ -130,10 +140,10 @@ def benchmark_class(name: Named) -> type[Benchmark]:
     Raises:
         UserError: for an unknown name, with the nearest known one; as `register` for your own.
     """
-    if isinstance(name, Benchmark):
-        return register(type(name))
     if not isinstance(name, str):
-        return register(name)
+        from mlperf_jax.core.benchmark import Benchmark
+
+        return register(type(name) if isinstance(name, Benchmark) else name)
     if ":" in name or name.endswith(".py"):
         return register(python_file.load(name, "benchmark", "Wine"))
     if name in _REGISTERED:
@@ -164,7 +174,7 @@ def get(name: Named, *, tiny: bool = False, **fields: Any) -> Benchmark:
     tiny = check("tiny", tiny, bool)
     if "size" in fields:
         raise UserError("size is no setting of its own: say tiny=True for the small stand-in")
-    given = name if isinstance(name, Benchmark) else None
+    given = None if isinstance(name, str | type) else name
     benchmark = given or cls()  # type: ignore[call-arg]
     if tiny:
         return (benchmark if benchmark.is_tiny else benchmark.tiny()).replace(**fields)
@@ -344,6 +354,7 @@ def show(
     """
     from mlperf_jax import pictures
     from mlperf_jax.benchmarks import showing
+    from mlperf_jax.core.benchmark import Benchmark
 
     wanted = showing.Wanted(samples=samples, split=split, seed=seed, output=output)
     cls = benchmark_class(name)
@@ -431,6 +442,7 @@ def build_data(benchmark: Benchmark, folder: str, source: str | None = None) -> 
 
 def needs_folder(benchmark: Benchmark) -> bool:
     """Whether its data lie where only the user can say: not those of tiny, and not arrays in memory."""
+    from mlperf_jax.core.benchmark import Benchmark
     from mlperf_jax.input_pipelines.in_memory import InMemory  # imports Grain
 
     has_data = type(benchmark).data is not Benchmark.data

@@ -27,7 +27,7 @@ from mlperf_jax.input_pipelines import criteo
 from mlperf_jax.metrics import auc
 from mlperf_jax.models import dlrm as models
 from mlperf_jax.ops import embedding_plan
-from mlperf_jax.optimizers import adagrad, rows
+from mlperf_jax.optimizers import adagrad, rows, schedules
 
 DENSE = 13
 
@@ -140,8 +140,7 @@ class DlrmDcnV2(Benchmark):
 
     def eval_steps(self) -> Iterator[int]:
         """20 times in the one epoch, the last partial batch of which is dropped."""
-        every = max(1, self.train_samples // (20 * self.batch_size))
-        return itertools.count(every, every)
+        return schedules.every_steps(max(1, self.train_samples // (20 * self.batch_size)))
 
     @property
     def schedule_end(self) -> int:

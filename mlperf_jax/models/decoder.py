@@ -307,12 +307,12 @@ class Decoder(nnx.Module):
                 f"{config.max_positions} positions; shorten them, or raise max_positions."
             )
         keys = self._keys(key)
-        x = self.embed(tokens)
-        rope = None
+        at = jnp.arange(tokens.shape[1]) if positions is None else positions
+        x, rope = self.embed(tokens), None
         if self.positions is not None:
-            x = x + self.positions(jnp.arange(tokens.shape[1]) if positions is None else positions)
+            x = x + self.positions(at)
         else:
-            rope = self._rope(jnp.arange(tokens.shape[1]) if positions is None else positions)
+            rope = self._rope(at)
         x = shard(dropped(x, config.dropout, keys[0]), ROWS, _SEQUENCE, None)
         x = self.blocks(x, rope, segments, key=keys[1])
         return self.final_norm(x)

@@ -163,16 +163,8 @@ class DecoderConfig:
     @classmethod
     def llama2_70b(cls) -> Self:
         """Llama 2 70B without adapters. Reference: llama2_70b_lora."""
-        return cls(
-            layers=80,
-            width=8192,
-            heads=64,
-            kv_heads=8,
-            head_dim=128,
-            hidden=28672,
-            vocab=32_000,
-            remat="full",
-        )
+        sizes = {"layers": 80, "width": 8192, "heads": 64, "hidden": 28672, "vocab": 32_000}
+        return cls.llama31_8b().replace(**sizes, rope_theta=10_000.0, rope_scaling=None)
 
     @classmethod
     def gpt3_175b(cls) -> Self:
