@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from mlperf_jax.core import checkpoints as module
-from mlperf_jax.core.checkpoints import Checkpoints
+from mlperf_jax.core.checkpoints import Checkpoints, folder
 from mlperf_jax.errors import UserError
 
 IDENTITY = {"benchmark": "resnet", "config": "c0ffee", "optimizer": "(Count, Trace)"}
@@ -320,7 +320,7 @@ def test_a_full_disk_is_told_at_the_next_call_and_harms_nothing(two, make, mesh)
         two.save(30, state, {})
         with pytest.raises(
             UserError,
-            match=r"checkpoint of step 30 could not be written to .*: File too large.*unharmed",
+            match=r"checkpoint of step 30 could not be written to .*: (File too large|.* was cut short)\..*unharmed",
         ):
             two.wait()
     finally:
@@ -334,6 +334,28 @@ def test_a_full_disk_is_told_at_the_next_call_and_harms_nothing(two, make, mesh)
     restored, meta = two.restore(abstract(expected))
     assert meta["step"] == 40
     assert_equal(restored, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "INTERNAL: Error writing \"a\": write failed: No space left on device [os_error_code='28']",
+            "No space left on device",
+        ),
+        (
+            'OUT_OF_RANGE: Error writing "half/.zarray" in OCDBT database at local file "/x/": bytes',
+            "half/.zarray was cut short",
+        ),
+        (
+            'DATA_LOSS: Error reading "w/0.0" in OCDBT database at local file "/x/": checksum',
+            "DATA_LOSS reading w/0.0",
+        ),
+    ],
+)
+def test_the_store_says_briefly_what_it_stumbled_over(text, told):
+    assert folder.is_storage_error(ValueError(text))
+    assert folder.reason(ValueError(text)) == told
 
 
 def test_writers_that_go_on_after_a_failure_leave_nothing_behind(two, mesh, monkeypatch):

@@ -32,6 +32,7 @@ from mlperf_jax.core.checkpoints.folder import (
     absolute,
     is_storage_error,
     reason,
+    says_system_error,
     write_whole,
 )
 from mlperf_jax.core.state import State
@@ -336,8 +337,8 @@ class Checkpoints:
         if primary and errors:
             self._files.delete_for_good(place)
         self._barrier(number, "completed")
-        if errors:
-            raise errors[0]
+        if errors:  # the system's own words before those of what stumbled over the same later
+            raise min(errors, key=lambda error: not says_system_error(error))
         if not self._files.complete(place):
             raise OSError("process 0 could not complete it, and says why")
 

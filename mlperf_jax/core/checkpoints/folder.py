@@ -26,7 +26,7 @@ Meta = dict[str, Any]  # of a checkpoint, as JSON holds it
 FOLDER_NAME = re.compile(r"step_(\d+)(?:_(\d+))?")
 # TensorStore raises ValueError for all that goes wrong; these say that a disk or network did.
 STORAGE_CODES = re.compile(
-    r"os_error_code|OS error|\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DATA_LOSS|ABORTED)\b"
+    r"os_error_code|OS error|\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DATA_LOSS|ABORTED|OUT_OF_RANGE)\b"
 )
 
 
@@ -156,8 +156,13 @@ def is_storage_error(error: BaseException) -> bool:
     return isinstance(error, OSError) or bool(STORAGE_CODES.search(str(error)))
 
 
+def says_system_error(error: BaseException) -> bool:
+    """Returns whether the error holds the operating system's own words."""
+    return isinstance(error, OSError) or "os_error_code" in str(error)
+
+
 def reason(error: BaseException) -> str:
-    """Returns what went wrong first, briefly."""
+    """Returns what went wrong first, briefly: in the system's own words where it gave any."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
@@ -167,6 +172,8 @@ def reason(error: BaseException) -> str:
     if told:
         return told[1]
     told = re.search(r'^(\w+): .*?Error (\w+) "([^"]+)" in OCDBT', text)
+    if told and told[1] == "OUT_OF_RANGE":
+        return f"{told[3]} was cut short"
     if told:
         return f"{told[1]} {told[2]} {told[3]}"  # DATA_LOSS reading params.conv.kernel/0.0
     return text if len(text) <= 300 else text[:300] + " …"
