@@ -20,23 +20,6 @@ from mlperf_jax.ops import attention as attentions
 from mlperf_jax.ops.attention import attention
 
 
-@pytest.fixture
-def hopper(monkeypatch):
-    """As on an H200, with cuDNN's part taken by XLA; lists the keyword arguments of the calls."""
-    calls = []
-    plain = jax.nn.dot_product_attention
-
-    def stand_in(*args, implementation, **kwargs):
-        assert implementation == "cudnn"
-        calls.append(kwargs)
-        return plain(*args, implementation="xla", **kwargs)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    monkeypatch.setattr(attentions, "_cuda_capability", lambda: (9, 0))
-    monkeypatch.setattr(attentions, "platform", lambda: "gpu")
-    return calls
-
-
 @pytest.mark.parametrize(
     ("sizes", "causal", "segmented"),
     [
