@@ -1,7 +1,11 @@
-"""Writes tests/golden/<benchmark>.txt: what each leaf is, and where it lives on data=2, fsdp=4."""
+"""Writes tests/golden/<benchmark>.txt: what each leaf is, and where it lives on data=2, fsdp=4.
+
+python tests/make_golden.py [NAME …]   # all by default
+"""
 
 import os
 import pathlib
+import sys
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -34,8 +38,11 @@ def describe(of: Any) -> str:
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
+    sys.path.insert(0, str(HERE.parent))  # of this checkout, whatever is installed
     from mlperf_jax import benchmarks
 
     (HERE / "golden").mkdir(exist_ok=True)
-    for name in benchmarks.names():
-        (HERE / "golden" / f"{name}.txt").write_text(describe(assembly(name)))
+    for name in sys.argv[1:] or benchmarks.names():
+        file = HERE / "golden" / f"{name}.txt"
+        file.write_text(describe(assembly(name)))
+        print(f"wrote {file}")

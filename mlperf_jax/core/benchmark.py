@@ -118,6 +118,13 @@ class Benchmark:
         """Each target names a quality that the metric gives, and bounds that it can have."""
         if not hasattr(self, "metric"):
             return  # preflight names what is missing
+        for member in ("mode", "rows", "ranges", "result", "sums"):
+            needed = member != "sums" or not self.metric.rows
+            if needed and not hasattr(self.metric, member):
+                raise UserError(
+                    f"the metric {type(self.metric).__name__} has no {member}: see Metric in "
+                    "mlperf_jax/core/protocols.py"
+                )
         ranges = self.metric.ranges
         for target in self.targets:
             if target.name not in ranges:
@@ -404,7 +411,7 @@ class Benchmark:
 
     def tiny(self) -> Self:
         """The same code with small numbers; see DESIGN.md §4."""
-        raise NotImplementedError
+        raise UserError(f"{self.name} states no tiny(): write it, or train the full size")
 
     # -- helpers -------------------------------------------------------------------------------
 

@@ -117,6 +117,13 @@ class Evaluator:
                 raise UserError(
                     f"the metric gives {', '.join(sorted(quality))}, but a target wants {target.name}"
                 )
+        for name, (low, high) in self.metric.ranges.items():
+            slack = 1e-5 * max(1.0, abs(quality.get(name, low)))  # of sums in float32
+            if name in quality and (quality[name] < low - slack or quality[name] > high + slack):
+                raise UserError(
+                    f"the metric gives {name} {quality[name]:.6g}, and its ranges say from {low:g} to {high:g}: "
+                    "look at what predict gives"
+                )
         return quality
 
     def quality(self, state: State, number: int) -> Quality:

@@ -103,7 +103,12 @@ def loss_parts(
     if taken:
         raise UserError(f"a mean of the loss is called {taken.pop()!r}, which is taken: rename it")
     alone = lambda mean: Weighted(mean, jnp.ones((), mean.dtype))  # noqa: E731
-    return {n: m if isinstance(m, Weighted) else alone(m) for n, m in means.items()}, dict(scalars)
+    means = {n: m if isinstance(m, Weighted) else alone(m) for n, m in means.items()}
+    sizes = [(n, x) for n, m in means.items() for x in (m.total, m.weight)]
+    for name, given in [*sizes, *scalars.items()]:
+        if shape := jnp.shape(given):
+            raise UserError(f"loss gives {name!r} as {list(shape)}: it must be one number, a mean")
+    return means, dict(scalars)
 
 
 def _one(

@@ -262,7 +262,11 @@ class Loop:
 
     def _not_finite(self) -> Ended:
         self.finite = False
-        return Ended("aborted", "the loss is not finite; the last good checkpoint is kept")
+        saved = self.standing.saved
+        kept = (
+            f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was taken before"
+        )
+        return Ended("aborted", f"the loss is not finite: {kept}")
 
     def _check_limit(self) -> Ended | None:
         if not self._seen_all():

@@ -65,9 +65,11 @@ def make_mesh(text: str | None = None, devices: Sequence[Device] | None = None) 
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     wanted = math.prod(shape)
     if wanted > len(devices):
+        on_cpu = f"; or try it with XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
+        pretend = on_cpu if devices[0].platform == "cpu" else ""
         raise UserError(
             f"mesh {text} needs {wanted} devices and this machine has {len(devices)} "
-            f"({devices[0].device_kind}): make it smaller"
+            f"({devices[0].device_kind}): make it smaller{pretend}"
         )
     if wanted < len(devices) and jax.process_count() > 1:
         raise UserError(

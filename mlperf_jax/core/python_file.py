@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
+
 from mlperf_jax.errors import UserError, did_you_mean
 
 PACKAGE = __name__.partition(".")[0]
@@ -62,6 +64,7 @@ def _from_file(path: pathlib.Path, what: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    cloudpickle.register_pickle_by_value(module)  # worker processes have no module of this name
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     try:

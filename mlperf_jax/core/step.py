@@ -159,6 +159,11 @@ def jit_predict_step(assembly: states.Assembly, judges: Judges | None = None) ->
         batch = with_rows(assembly, view, batch)
         modules = [judges.module(own) for own in arrays if judges]
         outputs = benchmark.predict(assembly.eval_model(view), batch, key, *modules)
+        for shape in {leaf.shape for leaf in jax.tree.leaves(outputs)}:
+            if shape[:1] != mask.shape:
+                raise UserError(
+                    f"predict must give a row for each of a batch's {mask.size}, and gives {list(shape)}"
+                )
         return outputs if rows else benchmark.metric.sums(outputs, mask)
 
     where = meshes.batch_sharding(mesh) if rows else meshes.replicated(mesh)

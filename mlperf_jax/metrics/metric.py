@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlperf_jax.errors import UserError
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -38,6 +40,10 @@ class Mean:
         return {self.name: self.range}
 
     def sums(self, outputs: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        if outputs.shape != mask.shape:
+            raise UserError(
+                f"{self.name} is a mean over rows: predict must give [B], not {list(outputs.shape)}"
+            )
         dtype = jnp.promote_types(outputs.dtype, jnp.float32)
         return {
             "total": jnp.sum(jnp.where(mask, outputs.astype(dtype), 0)),

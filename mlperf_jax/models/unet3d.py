@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.models import importing
 from mlperf_jax.ops import conv as convs
 from mlperf_jax.ops.instance_norm import InstanceNorm
 
@@ -210,55 +208,3 @@ def flops_per_sample(filters: Sequence[int], classes: int, patch: Sequence[int])
         for layer in conv_layers(filters, classes)
     ]
     return 2 * (3 * sum(macs) - macs[0])
-
-
-def from_torch(state: Mapping[str, np.ndarray], filters: Sequence[int]) -> dict[str, np.ndarray]:
-    """The reference's weights by path in our state.
-
-    Args:
-      state: the reference's `state_dict` as NumPy arrays: convolutions [F, C, k, k, k], transposed
-        ones [C, F, 2, 2, 2].
-      filters: as the model's.
-
-    Returns:
-      Path ("params/down/0/conv1/kernel") -> array in our layout.
-
-    Raises:
-      UserError: names what is missing, unexpected or of another shape.
-    """
-    leaves = list(_leaves(filters, *np.shape(state.get("output.conv.bias", (0,)))))
-    if faults := importing.misfits(state, {leaf.name: leaf.shape for leaf in leaves}):
-        raise UserError(
-            f"unet3d: these are not the weights of the reference's 3D U-Net: {importing.some(faults, 6, '; ')}"
-        )
-    found = {}
-    for leaf in leaves:
-        value = importing.transposed(np.asarray(state[leaf.name]))
-        turned = leaf.path.endswith(
-            "double/kernel"
-        )  # torch's transposed ones begin with the inputs
-        found[f"params/{leaf.path}"] = value.swapaxes(-1, -2) if turned else value
-    return found
-
-
-def _leaves(filters: Sequence[int], classes: int) -> Iterator[importing.Leaf]:
-    def both(path: str, name: str, *shape: int, features: int, leaf: str = "kernel"):
-        yield importing.Leaf(f"{path}/{leaf}", f"{name}.weight", shape)
-        yield importing.Leaf(f"{path}/bias", f"{name}.bias", (features,))
-
-    def block(path: str, name: str, features_in: int, features: int):
-        for i, channels in ((1, features_in), (2, features)):
-            kernel = (features, channels, 3, 3, 3)
-            yield importing.Leaf(f"{path}/conv{i}/kernel", f"{name}.conv{i}.0.weight", kernel)
-            norm = f"{path}/norm{i}", f"{name}.conv{i}.1"
-            yield from both(*norm, features, features=features, leaf="scale")
-
-    yield from block("input", "input_block", 1, filters[0])
-    for i, (a, b) in enumerate(itertools.pairwise(filters)):
-        yield from block(f"down/{i}", f"downsample.{i}", a, b)
-    yield from block("bottleneck", "bottleneck", filters[-1], filters[-1])
-    for i, (a, b) in enumerate(itertools.pairwise([filters[-1], *reversed(filters)])):
-        names = f"up/{i}/double", f"upsample.{i}.upsample_conv.0"
-        yield from both(*names, a, b, 2, 2, 2, features=b)
-        yield from block(f"up/{i}/block", f"upsample.{i}", 2 * b, b)
-    yield from both("head", "output.conv", classes, filters[0], 1, 1, 1, features=classes)

@@ -17,7 +17,7 @@ from mlperf_jax.optimizers import every_epochs
 @dataclass(frozen=True, kw_only=True)
 class MyBenchmark(Benchmark):
     name = "my_benchmark"
-    metric = metrics.Mean("accuracy")  # of what predict returns
+    metric = metrics.Mean("accuracy", (0, 1))  # of what predict returns
     batch_size: int = 64
     learning_rate: float = 0.003
     hidden: int = 256  # a size: what tiny() shrinks

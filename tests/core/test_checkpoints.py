@@ -18,7 +18,8 @@ from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from mlperf_jax.core import checkpoints as module
-from mlperf_jax.core.checkpoints import Checkpoints, folder
+from mlperf_jax.core.checkpoints import Checkpoints
+from mlperf_jax.core.checkpoints.folder import is_storage_error, reason
 from mlperf_jax.errors import UserError
 
 IDENTITY = {"benchmark": "resnet", "config": "c0ffee", "optimizer": "(Count, Trace)"}
@@ -354,8 +355,8 @@ def test_a_full_disk_is_told_at_the_next_call_and_harms_nothing(two, make, mesh)
     ],
 )
 def test_the_store_says_briefly_what_it_stumbled_over(text, told):
-    assert folder.is_storage_error(ValueError(text))
-    assert folder.reason(ValueError(text)) == told
+    assert is_storage_error(ValueError(text))
+    assert reason(ValueError(text)) == told
 
 
 def test_writers_that_go_on_after_a_failure_leave_nothing_behind(two, mesh, monkeypatch):

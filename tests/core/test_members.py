@@ -2,12 +2,14 @@
 
 import itertools
 
+import jax.numpy as jnp
 import pytest
 import toys
 
 from mlperf_jax.core import members, preflight
-from mlperf_jax.core.benchmark import Benchmark, Target
+from mlperf_jax.core.benchmark import Benchmark, Target, Weighted
 from mlperf_jax.errors import UserError
+from mlperf_jax.metrics import Mean
 
 
 def without(name):
@@ -91,3 +93,57 @@ def test_start_weights_are_asked_for_before_the_run_has_a_folder(tmp_path):
     with pytest.raises(UserError, match="data/weights is missing"):
         preflight.preflight(Weightless(), toys.options(tmp_path / "output"), "data")
     assert not (tmp_path / "output").exists()
+
+
+# -- what its functions give, known once they are traced -------------------------------------------
+
+
+@pytest.mark.parametrize("member", ["mode", "ranges", "sums", "result"])
+def test_a_metric_lacks_nothing(member):
+    given = {"mode": "inline", "rows": False, "ranges": {"accuracy": (0, 1)}}
+    given |= {"sums": lambda self, outputs, mask: outputs, "result": lambda self, total: {}}
+    del given[member]
+    metric = type("R2", (), given)()
+    with pytest.raises(UserError, match=f"the metric R2 has no {member}: see Metric in"):
+        type("Wine", (toys.Plain,), {"metric": metric})()
+
+
+def test_tiny_is_asked_for_by_name():
+    with pytest.raises(UserError, match=r"resnet states no tiny\(\)"):
+        type("Wine", (toys.Plain,), {"tiny": Benchmark.tiny})().tiny()
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (lambda given: given[None], r"loss gives 'loss' as \[1\]: it must be one number"),
+        (lambda given: Weighted(given, jnp.ones(3)), r"loss gives 'loss' as \[3\]"),
+        (lambda given: {"a": given, "b": given[None]}, r"loss gives 'b' as \[1\]"),
+        (lambda given: (given, {"mae": jnp.ones(4)}), r"loss gives 'mae' as \[4\]"),
+    ],
+)
+def test_a_loss_and_its_scalars_are_single_numbers(loss, says):
+    own = {"loss": lambda self, *args: loss(toys.Plain.loss(self, *args))}
+    with pytest.raises(UserError, match=says):
+        toys.stepped(type("Wine", (toys.Plain,), own)(), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("predict", "says"),
+    [
+        (lambda right: right.mean(), r"a row for each of a batch's 32, and gives \[\]"),
+        (lambda right: {"a": right, "b": right[:5]}, r"a batch's 32, and gives \[5\]"),
+        (lambda right: right[:, None], r"accuracy is a mean over rows: .* \[B\], not \[32, 1\]"),
+    ],
+)
+def test_predictions_are_rows(predict, says, tmp_path):
+    own = {"predict": lambda self, *args: predict(toys.Plain.predict(self, *args))}
+    with pytest.raises(UserError, match=says):
+        toys.run(type("Wine", (toys.Plain,), own)(), tmp_path)
+
+
+def test_a_quality_lies_in_its_range(tmp_path):
+    own = {"metric": Mean("accuracy", (0, 1))}
+    own["predict"] = lambda self, *args: 3 + toys.Plain.predict(self, *args)
+    with pytest.raises(UserError, match=r"gives accuracy [34]\S*, and its ranges say from 0 to 1"):
+        toys.run(type("Wine", (toys.Plain,), own)(), tmp_path)

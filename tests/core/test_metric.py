@@ -80,7 +80,8 @@ def test_references_are_read_once_when_the_first_evaluation_is_due(cls, folder):
     _, result = run(cls, folder, max_samples=32 * 25)
     ((where, keys),) = READ
     assert where == str(folder / "data")
-    assert keys[-1] == "eval_start" and keys.count("eval_start") == 1
+    assert keys.count("eval_start") == 1
+    assert keys[-1] in ("eval_start", "block_start")[: 1 + (cls is ScoredBeside)]  # a thread's time
     assert toys.keys(folder / "output").count("eval_accuracy") == 2
     plain = toys.run(toys.Toy(targets=HARD), folder / "plain", max_samples=32 * 25)
     assert result.quality == plain.quality and 0 < plain.quality["accuracy"] < 1

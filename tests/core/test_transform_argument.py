@@ -193,6 +193,14 @@ def test_worker_processes_and_devices_change_nothing(tmp_path):
     assert workers.parameters_sha256 == whole.parameters_sha256
 
 
+def test_worker_processes_know_what_stands_in_a_file(tmp_path):
+    (tmp_path / "mine.py").write_text(FILE)
+    given = {"transform": f"{tmp_path}/mine.py:make", **SHORT}
+    here = toys.run(toys.Toy(targets=HARD), tmp_path / "a", **given)
+    there = toys.run(toys.Toy(targets=HARD), tmp_path / "b", workers=1, **given)
+    assert there.parameters_sha256 == here.parameters_sha256
+
+
 def test_it_may_come_from_a_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FILE)

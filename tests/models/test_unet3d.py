@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ import pytest
 from flax import nnx
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.models import unet3d
+from mlperf_jax.models import importing, unet3d
 from mlperf_jax.ops.dice import dice_xent
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiled once and run once: LLVM need not try hard
@@ -58,10 +60,62 @@ def stored():
     return dict(np.load(reference.OUTPUT))
 
 
+def from_torch(state: Mapping[str, np.ndarray], filters: Sequence[int]) -> dict[str, np.ndarray]:
+    """The reference's weights by path in our state.
+
+    Args:
+      state: the reference's `state_dict` as NumPy arrays: convolutions [F, C, k, k, k], transposed
+        ones [C, F, 2, 2, 2].
+      filters: as the model's.
+
+    Returns:
+      Path ("params/down/0/conv1/kernel") -> array in our layout.
+
+    Raises:
+      UserError: names what is missing, unexpected or of another shape.
+    """
+    leaves = list(_leaves(filters, *np.shape(state.get("output.conv.bias", (0,)))))
+    if faults := importing.misfits(state, {leaf.name: leaf.shape for leaf in leaves}):
+        raise UserError(
+            f"unet3d: these are not the weights of the reference's 3D U-Net: {importing.some(faults, 6, '; ')}"
+        )
+    found = {}
+    for leaf in leaves:
+        value = importing.transposed(np.asarray(state[leaf.name]))
+        turned = leaf.path.endswith(
+            "double/kernel"
+        )  # torch's transposed ones begin with the inputs
+        found[f"params/{leaf.path}"] = value.swapaxes(-1, -2) if turned else value
+    return found
+
+
+def _leaves(filters: Sequence[int], classes: int) -> Iterator[importing.Leaf]:
+    def both(path: str, name: str, *shape: int, features: int, leaf: str = "kernel"):
+        yield importing.Leaf(f"{path}/{leaf}", f"{name}.weight", shape)
+        yield importing.Leaf(f"{path}/bias", f"{name}.bias", (features,))
+
+    def block(path: str, name: str, features_in: int, features: int):
+        for i, channels in ((1, features_in), (2, features)):
+            kernel = (features, channels, 3, 3, 3)
+            yield importing.Leaf(f"{path}/conv{i}/kernel", f"{name}.conv{i}.0.weight", kernel)
+            norm = f"{path}/norm{i}", f"{name}.conv{i}.1"
+            yield from both(*norm, features, features=features, leaf="scale")
+
+    yield from block("input", "input_block", 1, filters[0])
+    for i, (a, b) in enumerate(itertools.pairwise(filters)):
+        yield from block(f"down/{i}", f"downsample.{i}", a, b)
+    yield from block("bottleneck", "bottleneck", filters[-1], filters[-1])
+    for i, (a, b) in enumerate(itertools.pairwise([filters[-1], *reversed(filters)])):
+        names = f"up/{i}/double", f"upsample.{i}.upsample_conv.0"
+        yield from both(*names, a, b, 2, 2, 2, features=b)
+        yield from block(f"up/{i}/block", f"upsample.{i}", 2 * b, b)
+    yield from both("head", "output.conv", classes, filters[0], 1, 1, 1, features=classes)
+
+
 def imported(dtype):
     """The small network with the reference's weights."""
     model = nnx.eval_shape(lambda: build(reference.FILTERS, dtype))
-    weights = unet3d.from_torch(reference.weights(), reference.FILTERS)
+    weights = from_torch(reference.weights(), reference.FILTERS)
     graph, state = nnx.split(model)
     assert {f"params/{path}" for path in flat(state)} == set(weights)
 
@@ -182,12 +236,12 @@ def test_loss_and_gradients_equal_torchs_in_float64():
     for name in reference.shapes(reference.FILTERS, reference.CLASSES):
         marked = {n: np.zeros(s) for n, s in reference.shapes(reference.FILTERS, 3).items()}
         marked[name] = np.ones_like(marked[name])
-        (path,) = [p for p, v in unet3d.from_torch(marked, reference.FILTERS).items() if v.any()]
+        (path,) = [p for p, v in from_torch(marked, reference.FILTERS).items() if v.any()]
         norm = np.linalg.norm(grads[path])
         np.testing.assert_allclose(norm, stored()[f"grad_norm/{name}"], rtol=1e-7, atol=1e-12)
     zeros = {n: np.zeros(s) for n, s in reference.shapes(reference.FILTERS, 3).items()}
     theirs = {n.removeprefix("grad/"): v for n, v in stored().items() if n.startswith("grad/")}
-    carried = unet3d.from_torch({**zeros, **theirs}, reference.FILTERS)
+    carried = from_torch({**zeros, **theirs}, reference.FILTERS)
     compared = 0
     for path, value in carried.items():
         if value.any():
@@ -199,7 +253,7 @@ def test_loss_and_gradients_equal_torchs_in_float64():
 def test_importer_takes_the_full_network():
     shapes = reference.shapes(FULL, 3)
     broadcast = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    found = unet3d.from_torch(broadcast, FULL)
+    found = from_torch(broadcast, FULL)
     wanted = flat(nnx.state(nnx.eval_shape(lambda: build(FULL))))
     assert {path: v.shape for path, v in found.items()} == {
         f"params/{path}": v.shape for path, v in wanted.items()
@@ -222,7 +276,7 @@ def test_importer_names_what_is_wrong(change, said):
     state = reference.weights()
     change(state)
     with pytest.raises(UserError, match=said):
-        unet3d.from_torch(state, reference.FILTERS)
+        from_torch(state, reference.FILTERS)
 
 
 # -- the module --------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_chosen_sets_are_compared_with_what_the_rules_want_said(page):
 def test_findings_are_listed(page, written):
     listed = page.value("document.getElementById('finding-list').textContent")
     for finding in written.findings:
-        assert finding.text in listed
+        assert finding.expected in listed
 
 
 def test_pointing_at_a_curve_names_its_run(page):
