@@ -177,7 +177,10 @@ def get(name: Named, *, tiny: bool = False, **fields: Any) -> Benchmark:
     given = None if isinstance(name, str | type) else name
     benchmark = given or cls()  # type: ignore[call-arg]
     if tiny:
-        return (benchmark if benchmark.is_tiny else benchmark.tiny()).replace(**fields)
+        small = benchmark if benchmark.is_tiny else benchmark.tiny()
+        if type(small) is not type(benchmark) or not small.is_tiny:
+            raise UserError(f'{cls.__name__}.tiny() must give a {cls.__name__} of size "tiny"')
+        return small.replace(**fields)
     recipes, batch_size = cls.recipes(), fields.get("batch_size")
     if recipes and batch_size is not None and not given:
         benchmark = recipes[_official_below(recipes, batch_size)]

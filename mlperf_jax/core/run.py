@@ -59,6 +59,7 @@ class Run:
         self.scalars: Scalars | None = None
         self.standing = Standing()
         self.resumed = 0
+        left = None if plan.options.resume else RunSet(self.root).unfinished()
         with contextlib.ExitStack() as last_first:  # each is closed though another may fail
             self.folder, self.started, self.seed, self.trained = self._open_folder(last_first)
             last_first.callback(lambda: self.scalars and self.scalars.close())
@@ -82,6 +83,8 @@ class Run:
             last_first.callback(self.trace.close)
             for note in notes:
                 self.progress.say(note)
+            if left is not None:
+                self.progress.say(f"note: {left.path} is unfinished, and --resume would take it up")
             self._closing = last_first.pop_all()
 
     def __enter__(self) -> Run:

@@ -270,7 +270,14 @@ class Batches:
         for transform in self._batched:
             for a, b in runs:
                 rows: Any = dict(part.views(first + a, first + b, begin))
-                self._store(part, first + a, transform.map(rows))  # type: ignore[union-attr]
+                made: Any = transform.map(rows)  # type: ignore[union-attr]
+                for name, given in made.items():
+                    if len(given) != b - a:
+                        raise UserError(
+                            f"{type(transform).__name__} gives {len(given)} rows of {name!r} for {b - a}: it "
+                            "must give as many as it gets"
+                        )
+                self._store(part, first + a, made)
 
     def _store(self, part: Part, first: int, rows: Mapping[str, np.ndarray]) -> None:
         """Copies rows, arrays [rows, …], to row `first` and on; nothing where all are padding."""

@@ -360,3 +360,17 @@ def test_a_set_with_several_runs_goes_on_where_it_was_interrupted(tmp_path, monk
     assert sorted(p.name for p in tmp_path.glob("run_*")) == ["run_0", "run_1", "run_2"]
     with pytest.raises(UserError, match="no unfinished run"):
         toys.run(toys.Plain(**short), tmp_path, runs=3, max_samples=320, resume=True)
+
+
+def test_a_run_that_begins_beside_an_unfinished_one_says_so(tmp_path, capfd):
+    class Stopped(toys.Plain):
+        def train_data(self, data_dir):
+            data = super().train_data(data_dir)
+            return data if (tmp_path / "run_1").exists() else toys.asks_to_stop(data, 2)
+
+    with pytest.raises(Interrupted):
+        toys.run(Stopped(targets=HARD), tmp_path, max_samples=320, show="plain")
+    assert "unfinished" not in "".join(capfd.readouterr())
+    toys.run(Stopped(targets=HARD), tmp_path, max_samples=320, show="plain")
+    said = "".join(capfd.readouterr())
+    assert f"note: {tmp_path / 'run_0'} is unfinished, and --resume would take it up" in said

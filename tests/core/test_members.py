@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 import toys
 
+from mlperf_jax import benchmarks
 from mlperf_jax.core import members, preflight
 from mlperf_jax.core.benchmark import Benchmark, Target, Weighted
 from mlperf_jax.errors import UserError
@@ -111,6 +112,13 @@ def test_a_metric_lacks_nothing(member):
 def test_tiny_is_asked_for_by_name():
     with pytest.raises(UserError, match=r"resnet states no tiny\(\)"):
         type("Wine", (toys.Plain,), {"tiny": Benchmark.tiny})().tiny()
+
+
+@pytest.mark.parametrize("tiny", [lambda self: self, lambda self: toys.Toy(size="tiny")])
+def test_tiny_is_the_same_benchmark_made_small(tiny):
+    wine = type("Wine", (toys.Plain,), {"tiny": tiny, "name": "wine", "ruleset": ""})
+    with pytest.raises(UserError, match=r'Wine\.tiny\(\) must give a Wine of size "tiny"'):
+        benchmarks.get(wine(), tiny=True)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,18 @@ def test_a_transform_may_not_change_the_form_of_some_rows():
         take(split, 2)
 
 
+def test_a_transform_of_many_rows_keeps_their_number():
+    class Shorter(grain.transforms.Map):
+        batched = True
+
+        def map(self, element):
+            return {name: rows[:-1] for name, rows in element.items()}
+
+    split = pipeline.training(source(), shuffle=False).transformed([Shorter()])
+    with pytest.raises(UserError, match=r"Shorter gives 3 rows of 'x' for 4: it must give as many"):
+        split.batched(4)[0]
+
+
 # -- worker processes --------------------------------------------------------------------------
 
 
