@@ -38,7 +38,7 @@ class ClickLog:
     parts: tuple[Part, ...]
     rows: tuple[int, ...]
     bags: tuple[int, ...]
-    rows_at_once: int = _CHUNK_ROWS
+    rows_at_once: int = 4 * _CHUNK_ROWS
 
     def __post_init__(self) -> None:
         if len(self.rows) != len(self.bags):
