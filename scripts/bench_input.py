@@ -22,8 +22,7 @@ import numpy as np
 from bench_decode import photograph
 
 from mlperf_jax.input_pipelines.kits19 import patches as kits19_patches
-from mlperf_jax.input_pipelines.openimages import data_set as openimages
-from mlperf_jax.input_pipelines.openimages import files
+from mlperf_jax.input_pipelines.openimages import data_set as openimages, files
 
 SECONDS = 8.0
 

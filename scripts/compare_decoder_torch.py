@@ -34,9 +34,7 @@ import decoder_twin
 import jax
 import torch
 
-from mlperf_jax.core import bench, loop
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
+from mlperf_jax.core import bench, loop, mesh as meshes, state as states
 from mlperf_jax.models.decoder_config import DecoderConfig, RopeScaling
 from mlperf_jax.optimizers.tree import ParamTree
 

@@ -42,8 +42,7 @@ import numpy as np
 from flax import nnx
 
 from mlperf_jax import metrics
-from mlperf_jax.core import evaluation, loop, preemption, preflight, step
-from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import evaluation, loop, mesh as meshes, preemption, preflight, step
 from mlperf_jax.core.benchmark import Benchmark, Target, f32
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.run import Run

@@ -18,8 +18,7 @@ HERE = pathlib.Path(__file__).parent
 def assembly(name: str) -> Any:
     """The full-size program on that mesh."""
     from mlperf_jax import benchmarks
-    from mlperf_jax.core import mesh as meshes
-    from mlperf_jax.core import preflight, state
+    from mlperf_jax.core import mesh as meshes, preflight, state
 
     benchmark = preflight.resolve_dtype(benchmarks.get(name))
     return state.assemble(benchmark, meshes.make_mesh("data=2,fsdp=4"))

@@ -17,13 +17,10 @@ import numpy as np
 import pytest
 
 from mlperf_jax import benchmarks
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state, step
+from mlperf_jax.core import mesh as meshes, state, step
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import compliance, runs
-from mlperf_jax.results import log as logs
-from mlperf_jax.testing import checks
-from mlperf_jax.testing import runs as harness
+from mlperf_jax.results import compliance, log as logs, runs
+from mlperf_jax.testing import checks, runs as harness
 
 pytestmark = [pytest.mark.parametrize("name", benchmarks.names()), pytest.mark.whole]
 

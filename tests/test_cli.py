@@ -16,8 +16,7 @@ from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.preemption import Interrupted
 from mlperf_jax.errors import UserError
 from mlperf_jax.options import Option
-from mlperf_jax.results import log as logs
-from mlperf_jax.results import rules
+from mlperf_jax.results import log as logs, rules
 
 
 @pytest.fixture(scope="module")

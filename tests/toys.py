@@ -17,10 +17,7 @@ from flax import nnx
 from toy_data import Altered, InMemory, arrays, asks_to_stop, failing, fails, poisoned  # noqa: F401 (tests know them from here)
 
 from mlperf_jax import metrics
-from mlperf_jax.core import launch
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
-from mlperf_jax.core import step as train
+from mlperf_jax.core import launch, mesh as meshes, state as states, step as train
 from mlperf_jax.core.benchmark import (
     Benchmark,
     Parts,
@@ -36,8 +33,7 @@ from mlperf_jax.ops import shard
 from mlperf_jax.ops.norm import BatchNorm
 from mlperf_jax.ops.stack import Stack
 from mlperf_jax.optimizers import rows, sgd
-from mlperf_jax.results import log as logs
-from mlperf_jax.results import runs
+from mlperf_jax.results import log as logs, runs
 
 FEATURES, CLASSES, ROWS = 6, 3, 32
 TRUTH = np.random.default_rng(0).normal(size=(FEATURES, CLASSES))

@@ -22,8 +22,7 @@ from mlperf_jax.input_pipelines import images
 from mlperf_jax.input_pipelines.openimages import OpenImages
 from mlperf_jax.metrics import coco
 from mlperf_jax.models import retinanet as models
-from mlperf_jax.ops import anchors as anchorlib
-from mlperf_jax.ops import detections
+from mlperf_jax.ops import anchors as anchorlib, detections
 from mlperf_jax.optimizers import schedules
 from mlperf_jax.pictures import detection
 

@@ -25,9 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mlperf_jax.core import evaluation, feed, launch, loop, peaks, preflight, profiling
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
+from mlperf_jax.core import (
+    evaluation,
+    feed,
+    launch,
+    loop,
+    mesh as meshes,
+    peaks,
+    preflight,
+    profiling,
+    state as states,
+)
 from mlperf_jax.core.bench_report import BenchReport
 from mlperf_jax.core.benchmark import Benchmark, Bucket
 from mlperf_jax.core.fields import Count, Whole, check

@@ -29,24 +29,24 @@ from mlperf_jax.core.fields import (
 )
 from mlperf_jax.core.mesh import Rules
 from mlperf_jax.core.protocols import DataSet, Metric, Split
-from mlperf_jax.core.terms import (  # noqa: F401 - all that a benchmark states is known from here
-    Absence,
-    Array,
-    Batch,
-    Bucket,
-    Example,
-    Games,
-    Generated,
-    Loss,
-    Parts,
-    Reader,
-    Shape,
-    Start,
-    Table,
-    Target,
-    Weighted,
-    f32,
-    i32,
+from mlperf_jax.core.terms import (
+    Absence as Absence,
+    Array as Array,
+    Batch as Batch,
+    Bucket as Bucket,
+    Example as Example,
+    Games as Games,
+    Generated as Generated,
+    Loss as Loss,
+    Parts as Parts,
+    Reader as Reader,
+    Shape as Shape,
+    Start as Start,
+    Table as Table,
+    Target as Target,
+    Weighted as Weighted,
+    f32 as f32,
+    i32 as i32,
 )
 from mlperf_jax.errors import UserError, did_you_mean
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import preflight, step
-from mlperf_jax.core import state as states
+from mlperf_jax.core import mesh as meshes, preflight, state as states, step
 from mlperf_jax.core.benchmark import Benchmark
 
 

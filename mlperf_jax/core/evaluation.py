@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mlperf_jax.core import feed, processes, step
-from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import feed, mesh as meshes, processes, step
 from mlperf_jax.core.benchmark import Shape
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.protocols import Batches, Metric
@@ -31,6 +30,7 @@ from mlperf_jax.errors import UserError
 Quality = dict[str, float]
 Outputs = Any  # a tree of arrays: sums, or rows
 ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]  # what tells bucket shapes apart
+ROUNDING = 1e-5  # of float32 sums: so far beyond its range may a quality lie
 IN_FLIGHT = 8  # batches the host may be ahead of the device: each holds its input in memory
 
 
@@ -118,11 +118,11 @@ class Evaluator:
                     f"the metric gives {', '.join(sorted(quality))}, but a target wants {target.name}"
                 )
         for name, (low, high) in self.metric.ranges.items():
-            slack = 1e-5 * max(1.0, abs(quality.get(name, low)))  # of sums in float32
-            if name in quality and (quality[name] < low - slack or quality[name] > high + slack):
+            value = quality.get(name, low)
+            if value < low - ROUNDING or value > high + ROUNDING:  # NaN is neither
                 raise UserError(
-                    f"the metric gives {name} {quality[name]:.6g}, and its ranges say from {low:g} to {high:g}: "
-                    "look at what predict gives"
+                    f"the metric gives {name} {value:.6g}, and its ranges say from {low:g} to {high:g}: look at "
+                    "what predict gives"
                 )
         return quality
 

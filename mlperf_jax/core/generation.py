@@ -27,10 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from mlperf_jax.core import feed, processes
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
-from mlperf_jax.core import step as steps
+from mlperf_jax.core import feed, mesh as meshes, processes, state as states, step as steps
 from mlperf_jax.core.benchmark import Batch, Bucket, Games, Generated
 from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.standing import Ended

@@ -13,8 +13,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
+from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.core.benchmark import Benchmark, Shape
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees

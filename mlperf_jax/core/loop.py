@@ -14,10 +14,15 @@ from dataclasses import dataclass
 
 import jax
 
-from mlperf_jax.core import evaluation, feed, preflight, step
-from mlperf_jax.core import generation as generations
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
+from mlperf_jax.core import (
+    evaluation,
+    feed,
+    generation as generations,
+    mesh as meshes,
+    preflight,
+    state as states,
+    step,
+)
 from mlperf_jax.core.evaluation import ShapeKey
 from mlperf_jax.core.preemption import Interrupted, Preemption
 from mlperf_jax.core.run import Run

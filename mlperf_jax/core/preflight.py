@@ -15,9 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import processes
-from mlperf_jax.core import state as states
+from mlperf_jax.core import mesh as meshes, processes, state as states
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.members import EVALUATIONS, check_members, check_samples, full_log

@@ -12,10 +12,17 @@ from typing import Any
 
 import jax
 
-from mlperf_jax.core import feed, generation, peaks, processes, profiling, python_file
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import progress as displays
-from mlperf_jax.core import state as states
+from mlperf_jax.core import (
+    feed,
+    generation,
+    mesh as meshes,
+    peaks,
+    processes,
+    profiling,
+    progress as displays,
+    python_file,
+    state as states,
+)
 from mlperf_jax.core.checkpoints import Checkpoints, checksums
 from mlperf_jax.core.members import full_log
 from mlperf_jax.core.preflight import Plan
@@ -23,8 +30,7 @@ from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.standing import Ended, Standing
 from mlperf_jax.core.trained import with_untrained
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import durable, keys, rules
-from mlperf_jax.results import log as logs
+from mlperf_jax.results import durable, keys, log as logs, rules
 from mlperf_jax.results.header import header
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import Result, config_hash, run_name, versions
@@ -42,6 +48,7 @@ class Run:
 
     Attributes:
         standing: where the run stands; the loop moves it on.
+        notes: lines for the display, before its first step.
         trained: what an offline run noted when its training ended, or None before that.
     """
 
@@ -59,7 +66,7 @@ class Run:
         self.scalars: Scalars | None = None
         self.standing = Standing()
         self.resumed = 0
-        left = None if plan.options.resume else RunSet(self.root).unfinished()
+        self.notes = list(notes)
         with contextlib.ExitStack() as last_first:  # each is closed though another may fail
             self.folder, self.started, self.seed, self.trained = self._open_folder(last_first)
             last_first.callback(lambda: self.scalars and self.scalars.close())
@@ -81,10 +88,8 @@ class Run:
             profile = self.folder.path / "profile" if plan.options.profile else None
             self.trace = profiling.Trace(profile)
             last_first.callback(self.trace.close)
-            for note in notes:
+            for note in self.notes:
                 self.progress.say(note)
-            if left is not None:
-                self.progress.say(f"note: {left.path} is unfinished, and --resume would take it up")
             self._closing = last_first.pop_all()
 
     def __enter__(self) -> Run:
@@ -130,6 +135,9 @@ class Run:
         more = options.runs > 1 and len(runs.runs()) < options.runs
         if options.resume and not more:
             raise UserError(f"{self.root} holds no unfinished run: leave --resume out to begin one")
+        left = runs.unfinished()
+        if left is not None and not (left.path / TRAINED).exists():
+            self.notes.append(f"note: {left.path} is unfinished, and --resume would take it up")
         return runs.create(self.config, about)
 
     def _seed(self, folder: RunFolder) -> int:

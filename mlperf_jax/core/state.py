@@ -26,14 +26,12 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import KeyPath
 
-from mlperf_jax.core import compiling
-from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import compiling, mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark, Reader, Shape, Start
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding, embedding_plan
 from mlperf_jax.ops.embedding_plan import Store
-from mlperf_jax.optimizers import clipping
-from mlperf_jax.optimizers import tree as trees
+from mlperf_jax.optimizers import clipping, tree as trees
 
 State = dict[str, Any]
 Source = np.ndarray | Reader

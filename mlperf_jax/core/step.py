@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
+from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.core.benchmark import Batch, Benchmark, Bucket, Shape, Table
 from mlperf_jax.core.gradients import gradients
 from mlperf_jax.core.judges import Judges

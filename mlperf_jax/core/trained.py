@@ -22,10 +22,7 @@ import jax
 import optax
 from flax import nnx
 
-from mlperf_jax.core import evaluation, preflight
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
-from mlperf_jax.core import step as steps
+from mlperf_jax.core import evaluation, mesh as meshes, preflight, state as states, step as steps
 from mlperf_jax.core.benchmark import Batch, Benchmark
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.judges import Judges, judges_of

@@ -169,7 +169,8 @@ class Batches:
             if not 0 <= lo < hi <= b:
                 raise UserError(f"rows ({lo}, {hi}) do not lie within a batch of {b}")
         self._masked = split.plan is not None or split.last_batch == "keep"
-        self._batched = [t for t in split.added if getattr(t, "batched", False)]
+        maps = [t for t in split.added if isinstance(t, grain.transforms.Map)]
+        self._batched = [t for t in maps if getattr(t, "batched", False)]
         by_row = [t for t in split.added if t not in self._batched]
         self._sources = [_made_for(source, "for_bucket", b) for b in range(len(self.spans))]
         self._in_runs = isinstance(source, BatchSource) and not by_row
@@ -270,7 +271,7 @@ class Batches:
         for transform in self._batched:
             for a, b in runs:
                 rows: Any = dict(part.views(first + a, first + b, begin))
-                made: Any = transform.map(rows)  # type: ignore[union-attr]
+                made: Any = transform.map(rows)
                 for name, given in made.items():
                     if len(given) != b - a:
                         raise UserError(

@@ -7,13 +7,14 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import io
 import json
 import os
 import pathlib
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building, records
@@ -107,11 +108,11 @@ def _sentencepiece(path: str) -> Tokenizer:
 
 
 @contextlib.contextmanager
-def opened(path: str, line: Callable[[], int]) -> Iterator[IO[bytes]]:
+def opened(path: str, line: Callable[[], int]) -> Iterator[gzip.GzipFile | io.BufferedReader]:
     """A file of lines, gzipped if its name says so; a UserError says after which `line()` it is damaged."""
     try:
         with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-            yield file  # type: ignore[misc]
+            yield file
     except FileNotFoundError:
         raise UserError(f"{path} is missing; fetch it, or name another") from None
     except (OSError, EOFError, zlib.error) as error:

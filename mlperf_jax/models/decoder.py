@@ -26,8 +26,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.models.decoder_config import DecoderConfig, Lora, RopeScaling
 from mlperf_jax.models.lora import FROZEN, LoraBranch
 from mlperf_jax.models.quantised import QuantisedLinear
-from mlperf_jax.ops import attention as attentions
-from mlperf_jax.ops import dense, stack
+from mlperf_jax.ops import attention as attentions, dense, stack
 from mlperf_jax.ops.dropout import dropped
 from mlperf_jax.ops.shard import ROWS, Axes, platform, shard
 

@@ -19,8 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import importing
-from mlperf_jax.ops import conv as convs
-from mlperf_jax.ops import norm as norms
+from mlperf_jax.ops import conv as convs, norm as norms
 
 EXPANSION = 4  # a bottleneck ends with four times the width of its stage
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

@@ -21,10 +21,7 @@ from flax import nnx
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import importing, resnext
 from mlperf_jax.models.fpn import FeaturePyramid
-from mlperf_jax.ops import anchors as anchorlib
-from mlperf_jax.ops import boxes as boxlib
-from mlperf_jax.ops import conv as convs
-from mlperf_jax.ops import focal, matching
+from mlperf_jax.ops import anchors as anchorlib, boxes as boxlib, conv as convs, focal, matching
 
 ANCHORS = 9  # of a cell: three sizes, three ratios
 PRIOR = 0.01  # score of every class at the start

@@ -30,8 +30,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.ops import attention_backends as backends
-from mlperf_jax.ops import splash
+from mlperf_jax.ops import attention_backends as backends, splash
 from mlperf_jax.ops.pretend import pretended
 from mlperf_jax.ops.shard import free_axes, platform
 

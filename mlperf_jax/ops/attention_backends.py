@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from mlperf_jax.ops import dropout
-from mlperf_jax.ops import splash as kernels
+from mlperf_jax.ops import dropout, splash as kernels
 from mlperf_jax.ops.shard import ROWS, row_axes, shard
 
 

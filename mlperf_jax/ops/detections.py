@@ -17,8 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from mlperf_jax.ops import boxes as boxlib
-from mlperf_jax.ops import nms
+from mlperf_jax.ops import boxes as boxlib, nms
 from mlperf_jax.ops.shard import free_axes, row_axes
 
 

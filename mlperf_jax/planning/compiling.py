@@ -18,8 +18,7 @@ from typing import Any
 from mlperf_jax.core import python_file
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
-from mlperf_jax.planning import devices as names
-from mlperf_jax.planning import store
+from mlperf_jax.planning import devices as names, store
 from mlperf_jax.planning.programs import Program
 
 Say = Callable[[str], None]

@@ -15,8 +15,7 @@ from mlperf_jax import benchmarks
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError, did_you_mean
-from mlperf_jax.planning import compiling, convergence, searching, timing
-from mlperf_jax.planning import devices as names
+from mlperf_jax.planning import compiling, convergence, devices as names, searching, timing
 from mlperf_jax.planning.report import Plan
 
 DTYPE = "bfloat16"  # what `dtype="auto"` means on every device that can be planned for

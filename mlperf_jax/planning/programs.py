@@ -19,15 +19,19 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from mlperf_jax.core import compiling, evaluation, loop, preflight
-from mlperf_jax.core import generation as generations
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
+from mlperf_jax.core import (
+    compiling,
+    evaluation,
+    generation as generations,
+    loop,
+    mesh as meshes,
+    preflight,
+    state as states,
+)
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import pretend
-from mlperf_jax.planning import devices as names
-from mlperf_jax.planning import hlo, messages, store, work
+from mlperf_jax.planning import devices as names, hlo, messages, store, work
 
 PARTS = {"params": "parameters", "opt": "optimizer"}  # the rest of the state is "other"
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import jax
 
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
+from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.shard import ROWS
-from mlperf_jax.planning import compiling, timing
-from mlperf_jax.planning import devices as names
+from mlperf_jax.planning import compiling, devices as names, timing
 from mlperf_jax.planning.programs import mesh_text, worst
 from mlperf_jax.planning.report import Candidate, gib
 

@@ -44,8 +44,7 @@ def answer(request: dict[str, Any], send: Send) -> None:
     """Compiles the programs of one request, or takes them from the store."""
     from mlperf_jax.core import compiling, python_file
     from mlperf_jax.core.optimizer_argument import load_optimizer
-    from mlperf_jax.planning import devices as names
-    from mlperf_jax.planning import programs, searching, store
+    from mlperf_jax.planning import devices as names, programs, searching, store
 
     devices = names.parse(request["devices"])
     benchmark = python_file.load(request["class"], "benchmark", "Wine").from_config(

@@ -12,12 +12,10 @@ from typing import Any, get_args
 import numpy as np
 
 from mlperf_jax import benchmarks
-from mlperf_jax.core import evaluation, feed, preflight, state
-from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import evaluation, feed, mesh as meshes, preflight, state
 from mlperf_jax.core.benchmark import Absence, Benchmark
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import log as logs
-from mlperf_jax.results import rules
+from mlperf_jax.results import log as logs, rules
 from mlperf_jax.results.runs import Scalars
 from mlperf_jax.testing import runs
 

@@ -10,10 +10,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.dlrm_dcnv2 import DlrmDcnV2
-from mlperf_jax.core import checkpoints, preflight
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
-from mlperf_jax.core import step as train
+from mlperf_jax.core import checkpoints, mesh as meshes, preflight, state as states, step as train
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding_plan import bytes_per_device
 from mlperf_jax.optimizers import tree as trees

@@ -7,8 +7,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.gpt3 import Gpt3
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import preflight, state
+from mlperf_jax.core import mesh as meshes, preflight, state
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.tokens import megatron
 from mlperf_jax.models import decoder_paxml

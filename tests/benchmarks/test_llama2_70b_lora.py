@@ -9,8 +9,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.llama2_70b_lora import Llama2Lora
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import preflight, state
+from mlperf_jax.core import mesh as meshes, preflight, state
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import decoder_huggingface
 from mlperf_jax.optimizers import tree

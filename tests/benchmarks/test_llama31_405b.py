@@ -5,8 +5,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.llama31_405b import Llama31_405B
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import preflight, state
+from mlperf_jax.core import mesh as meshes, preflight, state
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import decoder_huggingface
 from mlperf_jax.optimizers import tree

@@ -12,8 +12,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.retinanet import BACKBONE, RetinaNet
-from mlperf_jax.core import evaluation, preflight, state, step
-from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import evaluation, mesh as meshes, preflight, state, step
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import resnext, retinanet

@@ -9,9 +9,7 @@ import pytest
 
 from mlperf_jax import benchmarks, cli, pictures, show_command
 from mlperf_jax.benchmarks import showing
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
-from mlperf_jax.core import trained
+from mlperf_jax.core import mesh as meshes, state as states, trained
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import images

@@ -9,8 +9,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.unet3d import UNet3D
-from mlperf_jax.core import evaluation, preflight, state
-from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import evaluation, mesh as meshes, preflight, state
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline
 from mlperf_jax.input_pipelines.sources import Arrays

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import toys
 
-from mlperf_jax.core import bench as benches
-from mlperf_jax.core import loop, peaks
-from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import bench as benches, loop, mesh as meshes, peaks
 from mlperf_jax.core.bench import bench
 from mlperf_jax.core.benchmark import f32, i32
 from mlperf_jax.core.options import RunOptions

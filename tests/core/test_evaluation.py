@@ -13,8 +13,7 @@ from mlperf_jax import metrics
 from mlperf_jax.core import evaluation
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import compliance
-from mlperf_jax.results import log as logs
+from mlperf_jax.results import compliance, log as logs
 
 HARD = (Target("accuracy", above=1.0),)
 SECONDS = 60  # for what must happen: a test that waits this long has failed

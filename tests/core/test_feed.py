@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mlperf_jax.core import feed
-from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import feed, mesh as meshes
 from mlperf_jax.core.benchmark import Bucket, f32, i32
 from mlperf_jax.errors import UserError
 

@@ -15,13 +15,11 @@ import playing_toys
 import pytest
 import toys
 
-from mlperf_jax.core import evaluation, generation
-from mlperf_jax.core import state as states
+from mlperf_jax.core import evaluation, generation, state as states
 from mlperf_jax.core.benchmark import Parts, Target
 from mlperf_jax.core.preemption import Interrupted
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import compliance
-from mlperf_jax.results import log as logs
+from mlperf_jax.results import compliance, log as logs
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "toy_run.py"
 HARD = (Target("accuracy", above=1.0),)

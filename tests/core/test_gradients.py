@@ -8,8 +8,7 @@ import optax
 import pytest
 import toys
 
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import step as train
+from mlperf_jax.core import mesh as meshes, step as train
 from mlperf_jax.core.benchmark import Weighted
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.runs import Scalars

@@ -11,8 +11,7 @@ import toys
 from flax import nnx
 
 from mlperf_jax import benchmarks
-from mlperf_jax.core import evaluation, judges, preflight
-from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import evaluation, judges, mesh as meshes, preflight
 from mlperf_jax.core.bench import bench
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.options import RunOptions

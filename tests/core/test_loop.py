@@ -21,8 +21,7 @@ from mlperf_jax.core.run import Run
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline
 from mlperf_jax.input_pipelines.sources import Arrays
-from mlperf_jax.results import compliance
-from mlperf_jax.results import log as logs
+from mlperf_jax.results import compliance, log as logs
 from mlperf_jax.results.runs import RunFolder, Scalars
 
 HARD = (Target("accuracy", above=1.0),)  # out of reach

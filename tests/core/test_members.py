@@ -150,8 +150,10 @@ def test_predictions_are_rows(predict, says, tmp_path):
         toys.run(type("Wine", (toys.Plain,), own)(), tmp_path)
 
 
-def test_a_quality_lies_in_its_range(tmp_path):
+@pytest.mark.parametrize("given", [3, float("inf")])
+def test_a_quality_lies_in_its_range(given, tmp_path):
     own = {"metric": Mean("accuracy", (0, 1))}
-    own["predict"] = lambda self, *args: 3 + toys.Plain.predict(self, *args)
-    with pytest.raises(UserError, match=r"gives accuracy [34]\S*, and its ranges say from 0 to 1"):
+    own["predict"] = lambda self, *args: given + toys.Plain.predict(self, *args)
+    says = rf"gives accuracy ({given}|3\S*|4), and its ranges say from 0 to 1"
+    with pytest.raises(UserError, match=says):
         toys.run(type("Wine", (toys.Plain,), own)(), tmp_path)

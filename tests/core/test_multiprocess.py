@@ -19,8 +19,7 @@ from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import compliance
-from mlperf_jax.results import log as logs
+from mlperf_jax.results import compliance, log as logs
 from mlperf_jax.results.result import Result
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "toy_run.py"

@@ -12,8 +12,7 @@ from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.run import Run
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import compliance
-from mlperf_jax.results import log as logs
+from mlperf_jax.results import compliance, log as logs
 from mlperf_jax.results.runs import RunFolder
 
 HARD = (Target("accuracy", above=1.0),)

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import toys
 
-from mlperf_jax.core import loop as loops
-from mlperf_jax.core import preflight
+from mlperf_jax.core import loop as loops, preflight
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.preemption import Preemption
 from mlperf_jax.core.run import Run

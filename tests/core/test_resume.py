@@ -12,8 +12,7 @@ import toys
 
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import compliance
-from mlperf_jax.results import log as logs
+from mlperf_jax.results import compliance, log as logs
 from mlperf_jax.results.runs import RunFolder
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "toy_run.py"

@@ -8,14 +8,11 @@ import pytest
 import toys
 from jax.sharding import PartitionSpec as P
 
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
-from mlperf_jax.core import step as train
+from mlperf_jax.core import mesh as meshes, state as states, step as train
 from mlperf_jax.core.benchmark import Start, Table
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding_plan import Bag, make_plan
-from mlperf_jax.optimizers import per_layer, rows
-from mlperf_jax.optimizers import tree as trees
+from mlperf_jax.optimizers import per_layer, rows, tree as trees
 from mlperf_jax.planning import programs
 
 MESH = "data=2,fsdp=4"

@@ -10,14 +10,10 @@ import optax
 import pytest
 import toys
 
-from mlperf_jax.core import gradients
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
-from mlperf_jax.core import step as train
+from mlperf_jax.core import gradients, mesh as meshes, state as states, step as train
 from mlperf_jax.core.benchmark import Table
 from mlperf_jax.ops.shard import ROWS
-from mlperf_jax.optimizers import rows
-from mlperf_jax.optimizers import tree as trees
+from mlperf_jax.optimizers import rows, tree as trees
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from mlperf_jax.input_pipelines.criteo import (
     Criteo,
     builder,
     click_log,
+    data_set as criteo,
     files,
     multi_hot,
     numbering,
     raw_logs,
+    tiny as criteo_tiny,
 )
-from mlperf_jax.input_pipelines.criteo import data_set as criteo
-from mlperf_jax.input_pipelines.criteo import tiny as criteo_tiny
 
 TINY = Criteo(criteo.TINY_ROWS, criteo.TINY_BAGS, tiny=True)
 ROWS, BAGS = (50, 9, 200, 4), (3, 1, 8, 1)

@@ -10,9 +10,15 @@ import pytest
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building
-from mlperf_jax.input_pipelines.criteo import Criteo, builder, files, numbering, raw_logs
-from mlperf_jax.input_pipelines.criteo import data_set as criteo
-from mlperf_jax.input_pipelines.criteo import plan as criteo_plan
+from mlperf_jax.input_pipelines.criteo import (
+    Criteo,
+    builder,
+    data_set as criteo,
+    files,
+    numbering,
+    plan as criteo_plan,
+    raw_logs,
+)
 
 DAYS = criteo_logs.DAYS
 

@@ -12,9 +12,14 @@ from photographs import photograph
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building, images, records
-from mlperf_jax.input_pipelines.openimages import OpenImages, coco_labels, files, tiny
-from mlperf_jax.input_pipelines.openimages import builder as openimages_builder
-from mlperf_jax.input_pipelines.openimages import data_set as openimages
+from mlperf_jax.input_pipelines.openimages import (
+    OpenImages,
+    builder as openimages_builder,
+    coco_labels,
+    data_set as openimages,
+    files,
+    tiny,
+)
 
 LABELS = "labels/openimages-mlperf.json"
 COUNTS = {"train": 5, "validation": 3}

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
+from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import decoder
 from mlperf_jax.models.decoder import Decoder, DecoderConfig, Lora, RopeScaling

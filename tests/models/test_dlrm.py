@@ -9,9 +9,7 @@ import pytest
 from flax import nnx
 
 from mlperf_jax.benchmarks.dlrm_dcnv2 import DlrmDcnV2
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
-from mlperf_jax.core import step as train
+from mlperf_jax.core import mesh as meshes, state as states, step as train
 from mlperf_jax.models import dlrm
 from mlperf_jax.optimizers import tree as trees
 

@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
+from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.core.benchmark import Start
 from mlperf_jax.errors import UserError
-from mlperf_jax.models import decoder, quantised
-from mlperf_jax.models import decoder_huggingface as huggingface
-from mlperf_jax.models import lora as loras
+from mlperf_jax.models import decoder, decoder_huggingface as huggingface, lora as loras, quantised
 from mlperf_jax.models.decoder import Decoder, DecoderConfig, Lora
 from mlperf_jax.optimizers.tree import flatten_paths, unflatten
 

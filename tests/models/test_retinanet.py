@@ -13,8 +13,7 @@ from flax import nnx
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import resnext, retinanet
 from mlperf_jax.models.fpn import upsample
-from mlperf_jax.ops import anchors as anchorlib
-from mlperf_jax.ops import detections, matching
+from mlperf_jax.ops import anchors as anchorlib, detections, matching
 
 ROOT = pathlib.Path(__file__).parents[2]
 FULL = dict(stages=(3, 4, 6, 3), width=64, groups=32, pyramid_width=256, head_depth=4, classes=264)

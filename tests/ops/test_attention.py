@@ -23,9 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.ops import attention as attentions
-from mlperf_jax.ops import attention_backends as backends
-from mlperf_jax.ops import splash
+from mlperf_jax.ops import attention as attentions, attention_backends as backends, splash
 from mlperf_jax.ops.attention import attention
 
 

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from mlperf_jax.ops import cross_entropy
 from mlperf_jax.ops.cross_entropy import IGNORE, chunked_xent, sequence_xent

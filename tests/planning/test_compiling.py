@@ -8,8 +8,7 @@ import pytest
 from planning_toys import Decoder
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.planning import compiling, store
-from mlperf_jax.planning import devices as names
+from mlperf_jax.planning import compiling, devices as names, store
 from mlperf_jax.planning.programs import Program
 
 H100 = names.parse("h100:2")

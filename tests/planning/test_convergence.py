@@ -7,8 +7,7 @@ from planning_toys import Decoder
 
 from mlperf_jax import benchmarks
 from mlperf_jax.errors import UserError
-from mlperf_jax.planning import convergence
-from mlperf_jax.planning import devices as names
+from mlperf_jax.planning import convergence, devices as names
 from mlperf_jax.planning.timing import StepTime
 from mlperf_jax.results import rcp, rules
 

@@ -8,12 +8,9 @@ import pytest
 import toys
 from planning_toys import Decoder
 
-from mlperf_jax.core import mesh as meshes
-from mlperf_jax.core import state as states
-from mlperf_jax.core import step as steps
+from mlperf_jax.core import mesh as meshes, state as states, step as steps
 from mlperf_jax.errors import UserError
-from mlperf_jax.planning import devices as names
-from mlperf_jax.planning import hlo, programs, searching
+from mlperf_jax.planning import devices as names, hlo, programs, searching
 
 H100 = names.parse("h100:8")
 

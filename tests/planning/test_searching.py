@@ -6,8 +6,7 @@ import pytest
 from planning_toys import Decoder
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.planning import compiling, searching, timing
-from mlperf_jax.planning import devices as names
+from mlperf_jax.planning import compiling, devices as names, searching, timing
 from mlperf_jax.planning.compiling import Compiled
 from mlperf_jax.planning.programs import Program
 

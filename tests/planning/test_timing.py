@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 from planning_toys import Decoder
 
-from mlperf_jax.planning import devices as names
-from mlperf_jax.planning import timing
+from mlperf_jax.planning import devices as names, timing
 from mlperf_jax.planning.programs import Program
 
 V5P = names.parse("v5p:4x4x4")

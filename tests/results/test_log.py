@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import durable
-from mlperf_jax.results import log as log_module
+from mlperf_jax.results import durable, log as log_module
 from mlperf_jax.results.log import RESERVED, Log, read
 
 official = pytest.importorskip("mlperf_logging.compliance_checker.mlp_parser")

@@ -18,8 +18,7 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline, records
-from mlperf_jax.input_pipelines.criteo import files
-from mlperf_jax.input_pipelines.criteo import tiny as criteo_tiny
+from mlperf_jax.input_pipelines.criteo import files, tiny as criteo_tiny
 from mlperf_jax.input_pipelines.criteo.click_log import ClickLog
 
 NAME, TINY_NAME, VERSION = "criteo_multihot", "criteo_tiny", "1.0.0"

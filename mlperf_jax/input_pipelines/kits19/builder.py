@@ -23,8 +23,7 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building
-from mlperf_jax.input_pipelines.kits19 import files, patches
-from mlperf_jax.input_pipelines.kits19 import tiny as tiny_cases
+from mlperf_jax.input_pipelines.kits19 import files, patches, tiny as tiny_cases
 
 SPACING = (1.6, 1.2, 1.2)  # millimetres between voxels, after resampling
 CLIP = (-79.0, 304.0)  # Hounsfield units
