@@ -215,9 +215,10 @@ def test_all_targets_must_be_met_at_once(tmp_path):
     assert not toys.run(toys.Toy(targets=both), tmp_path, max_samples=320).reached
 
 
-def test_loss_that_is_not_finite_aborts_and_keeps_the_last_good_checkpoint(tmp_path):
+def test_loss_that_is_not_finite_aborts_and_keeps_the_last_good_checkpoint(tmp_path, capfd):
     benchmark = toys.Toy(targets=HARD, poisoned=(13,))
-    result = toys.run(benchmark, tmp_path, checkpoint_every=4, log_every=2)
+    result = toys.run(benchmark, tmp_path, checkpoint_every=4, log_every=2, show="plain")
+    assert "not finite: the checkpoint of step 12 is kept" in "".join(capfd.readouterr())
     assert result.status == "aborted" and not result.reached
     assert toys.keys(tmp_path)[-1] == "run_stop"
     assert lines(tmp_path)[-1].metadata["status"] == "aborted"
@@ -227,7 +228,7 @@ def test_loss_that_is_not_finite_aborts_and_keeps_the_last_good_checkpoint(tmp_p
     assert unfit[-1] <= 18, "it is noticed while training, a few lines of scalars later"
 
 
-def test_weights_destroyed_under_a_finite_loss_are_not_saved(tmp_path):
+def test_weights_destroyed_under_a_finite_loss_are_not_saved(tmp_path, capfd):
     class Root(toys.Plain):
         """Its loss at the weights it begins with is finite, and its gradient is not."""
 
@@ -235,7 +236,8 @@ def test_weights_destroyed_under_a_finite_loss_are_not_saved(tmp_path):
             bias = model.head.bias[...]
             return super().loss(model, batch, key) + jnp.sqrt(jnp.abs(bias)).sum()
 
-    result = toys.run(Root(targets=HARD), tmp_path, checkpoint_every=1)
+    result = toys.run(Root(targets=HARD), tmp_path, checkpoint_every=1, show="plain")
+    assert "not finite: no checkpoint was taken before" in "".join(capfd.readouterr())
     assert result.status == "aborted" and result.samples == 32
     assert not list((tmp_path / "run_0").glob("checkpoints/*/meta.json"))
 

@@ -227,9 +227,11 @@ def test_scoring_that_broke_off_scores_and_writes_nothing_twice(
     assert len(lines(tmp_path, "run_stop")) == 1
 
 
-def test_every_trained_run_of_a_set_is_scored(tmp_path):
-    assert (
-        toys.run(toys.Offline(), tmp_path, runs=2, max_samples=640, data_dir="data") == [None] * 2
+def test_every_trained_run_of_a_set_is_scored(tmp_path, capfd):
+    given = dict(runs=2, max_samples=640, data_dir="data", show="plain")
+    assert toys.run(toys.Offline(), tmp_path, **given) == [None] * 2
+    assert "unfinished" not in "".join(capfd.readouterr()), (
+        "a trained run waits for its score alone"
     )
     results = benchmarks.evaluate(tmp_path)
     assert [result.log for result in results] == [str(tmp_path / f"result_{i}.txt") for i in (0, 1)]
