@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ os.environ.setdefault(
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+from mlperf_jax import benchmarks
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 
@@ -50,6 +53,13 @@ def compiled_anew(request: pytest.FixtureRequest) -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
+@pytest.fixture(autouse=True)
+def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's own benchmarks, and the folders they are looked for in, end with it."""
+    monkeypatch.setattr(benchmarks, "_REGISTERED", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 # -- the battery -----------------------------------------------------------------------------------
 
 
@@ -73,8 +83,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if told is not None or config.getoption("--battery") == "all":
         return
     import selection
-
-    from mlperf_jax import benchmarks
 
     modules = {n: benchmarks.benchmark_class(n).__module__ for n in benchmarks.names()}
     try:
@@ -132,8 +140,6 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     folder, made = str(tmp_path_factory.mktemp("data")), set()
 
     def get(name: str) -> str:
-        from mlperf_jax import benchmarks
-
         if name not in made:
             benchmarks.build_data(benchmarks.get(name, tiny=True), folder)
             made.add(name)
@@ -174,7 +180,6 @@ def tiny_runs(
     made: dict[str, Any] = {}
 
     def get(name: str) -> Any:
-        from mlperf_jax import benchmarks
         from mlperf_jax.testing import runs
 
         if name not in made:

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import sys
 
 import pytest
 
@@ -18,12 +17,6 @@ from mlperf_jax.results.score import score
 
 WINE = pathlib.Path(__file__).parent / "wine.py"
 QUIET = {"show": "none", "seed": 1, "mesh": "data=1"}
-
-
-@pytest.fixture(autouse=True)
-def nothing_registered(monkeypatch):
-    monkeypatch.setattr(benchmarks, "_REGISTERED", {})
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.fixture

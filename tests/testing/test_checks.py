@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pytest
@@ -212,12 +211,6 @@ def test_a_child_that_fails_says_why(tmp_path):
 # -- the whole battery -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def none_registered(monkeypatch):
-    monkeypatch.setattr(benchmarks, "_REGISTERED", {})
-    monkeypatch.setattr(sys, "path", [*sys.path])
-
-
 WINE = pathlib.Path(__file__).parents[1] / "benchmarks" / "wine.py"
 TEMPLATE = pathlib.Path(mlperf_jax.__file__).parent / "template" / "my_benchmark.py"
 
@@ -225,11 +218,11 @@ TEMPLATE = pathlib.Path(mlperf_jax.__file__).parent / "template" / "my_benchmark
 @pytest.mark.parametrize(
     "place", [f"{WINE}:Wine", f"{TEMPLATE}:MyBenchmark"], ids=["wine", "template"]
 )
-def test_a_benchmark_of_ones_own_passes_the_battery(place, none_registered):
+def test_a_benchmark_of_ones_own_passes_the_battery(place):
     check_benchmark(place)
 
 
-def test_a_class_that_no_process_can_load(none_registered):
+def test_a_class_that_no_process_can_load():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Local(Fair):
         name = "local"
