@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-all test-aot lint format clean help
+.PHONY: demo test test-all test-aot durations lint format clean help
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -18,11 +18,14 @@ help:  ## this list
 demo: $(VENV)/.installed  ## train ResNet-50's small stand-in to its target
 	$(BIN)/mlperf-jax run resnet --tiny
 
-test: $(VENV)/.installed-test  ## the tests that CI runs; the whole battery of what changed
+test: $(VENV)/.installed-test  ## the tests that CI runs: of what changed, and some of the rest
 	$(PYTEST) $(TWO) --battery=changed -m "not slow and not aot and not gpu"
 
 test-all: $(VENV)/.installed-test  ## every test but the ahead-of-time compiles and those for an accelerator
 	$(PYTEST) $(TWO) -m "not aot and not gpu"
+
+durations: $(VENV)/.installed-test  ## as test-all, and keep what each part of the suite costs
+	$(PYTEST) $(TWO) -m "not aot and not gpu" --measure tests/durations.json
 
 test-aot: $(VENV)/.installed-aot  ## full-size ahead-of-time compiles for TPUs, in one process
 	TPU_SKIP_MDS_QUERY=1 $(PYTEST) -m aot -s

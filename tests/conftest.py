@@ -16,8 +16,10 @@ os.environ.setdefault(
     "--xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_cpu_collective_timeout_seconds=300",
 )
 
+import costs
 import jax
 import pytest
+import selection
 from jax.experimental.compilation_cache import compilation_cache
 
 from mlperf_jax import benchmarks
@@ -68,70 +70,79 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--battery",
         choices=("all", "changed"),
         default="all",
-        help="whole battery for all benchmarks, or for those a change can have touched (selection.py)",
+        help="all tests, or those that a change can have touched (selection.py)",
     )
+    parser.addoption("--measure", metavar="FILE", help="write what each part costs (costs.py)")
 
 
-WHOLE = pytest.StashKey[tuple[str, ...] | None]()  # names, None for all
+CHOSEN = pytest.StashKey[frozenset[str] | None]()  # names of parts, None for all
 REASON = pytest.StashKey[str]()
+LEFT_OUT = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Chooses the benchmarks whose battery is whole; under xdist the workers are told."""
-    told = getattr(config, "workerinput", None)
-    config.stash[WHOLE], config.stash[REASON] = (told or {}).get("whole"), ""
-    if told is not None or config.getoption("--battery") == "all":
+    """Chooses the parts of the suite that run; under xdist the workers are told."""
+    told = getattr(config, "workerinput", {})
+    config.stash[REASON], config.stash[LEFT_OUT] = "", set()
+    config.stash[CHOSEN] = None if told.get("chosen") is None else frozenset(told["chosen"])
+    if file := config.getoption("--measure"):
+        config.pluginmanager.register(costs.Costs(file))
+    if told or config.getoption("--battery") == "all":
         return
-    import selection
-
     modules = {n: benchmarks.benchmark_class(n).__module__ for n in benchmarks.names()}
     try:
-        config.stash[WHOLE], config.stash[REASON] = selection.selected(modules)
+        config.stash[CHOSEN], config.stash[REASON] = selection.selected(modules)
     except selection.NoBase as error:
         raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    node.workerinput["whole"] = node.config.stash[WHOLE]
+    chosen = node.config.stash[CHOSEN]
+    node.workerinput["chosen"] = None if chosen is None else sorted(chosen)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    whole = config.stash[WHOLE]
-    if whole is None:
+    chosen = config.stash[CHOSEN]
+    if chosen is None:
         return []
-    return [f"whole battery: {', '.join(whole) or 'none'} ({config.stash[REASON]})"]
+    return [f"{config.stash[REASON]}: {selection.summary(chosen, selection.measured())}"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the whole battery of what did not change; keeps together what shares fixtures.
+    """Leaves out what was not chosen; keeps together what shares fixtures.
 
     Under xdist a benchmark's battery runs in one process, so that its tiny run is made once, and so does
     each other file; the longest come first.
     """
-    whole = config.stash[WHOLE]
-    left_out = [
-        item for item in items if whole is not None and _is_whole(item) and _name(item) not in whole
-    ]
-    if left_out:
+    chosen = config.stash[CHOSEN]
+    if chosen is not None:
+        left_out = [item for item in items if selection.part(item) not in chosen]
+        config.stash[LEFT_OUT] |= {selection.part(item) for item in left_out}
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        items[:] = [item for item in items if selection.part(item) in chosen]
     if config.pluginmanager.has_plugin("xdist"):
-        long = {_name(item) for item in items if _is_whole(item)}
-        items.sort(key=lambda item: (not _name(item), _name(item) not in long))
+        name = selection.benchmark_of
+        long = {name(item) for item in items if selection.part(item).startswith(selection.LONG)}
+        items.sort(key=lambda item: (not name(item), name(item) not in long))
         for item in items:
-            item.add_marker(pytest.mark.xdist_group(_name(item) or item.nodeid.partition("::")[0]))
+            item.add_marker(pytest.mark.xdist_group(name(item) or selection.part(item)))
 
 
-def _is_whole(item: pytest.Item) -> bool:
-    return item.get_closest_marker("whole") is not None
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT] |= set(getattr(node, "workeroutput", {}).get("left_out", ()))
 
 
-def _name(item: pytest.Item) -> str:
-    """The benchmark, if it is a test of the battery."""
-    if not item.path.name.startswith("test_battery"):
-        return ""
-    return item.callspec.params["name"]  # type: ignore[attr-defined]
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = sorted(session.config.stash[LEFT_OUT])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if left_out := config.stash[LEFT_OUT]:
+        said = selection.summary(left_out, selection.measured())
+        terminalreporter.write_line(f"left out: {said}; `make test-all` leaves nothing out")
 
 
 @pytest.fixture(scope="session")

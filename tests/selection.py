@@ -1,39 +1,49 @@
-"""Which benchmarks a change can have touched: the battery is whole for those and short for the rest.
+"""Which tests a change can have touched, so that `make test` takes minutes with any number of benchmarks.
 
-A benchmark's *own* files are those of the package that its file imports, directly or not, except what
-every benchmark has: the core and all that the core imports. Imports are read from the syntax tree, so one
-inside a function counts too, and are followed through the packages' `__init__.py` to where a name is defined.
+The suite has parts: a file of tests is one, and each benchmark has three in the battery: "short NAME", which
+always runs, "steps NAME", its three steps in float64, and "long NAME", what trains to the target. A part
+*reaches* the files that its tests or its benchmark import, directly or not; imports are read from the syntax tree,
+so one inside a function counts too, and are followed through `__init__.py` to where a name is defined. What
+every benchmark needs, the core and all that it imports, is *shared*.
 
-* The battery is whole for each benchmark with an own file that differs from the base commit, and for two
-  that stand for all when a shared file does. Were it more than `MOST`, those are taken that together reach
-  most of what changed; between equals a hash of commit and name decides, so that commits take turns.
-* The base is `MLPERF_JAX_BASE`, else where this branch left origin/main, else (on main itself) the commit
-  `RECENT` commits ago; where history does not go back that far, all counts as changed.
-* `pytest --battery=all`, the default and what `make test-all` does, leaves nothing out.
+A part runs
+
+* if it reaches a file that differs from the base commit; of shared files alone that touches every short
+  part, and the long parts of a third of the benchmarks;
+* else if it is its turn: one of every four parts, another one with every commit;
+* as far as the time goes: tests/durations.json has the core-seconds of each part, and what is touched most
+  directly comes first. What reaches nothing of the package always runs.
+
+The base is `MLPERF_JAX_BASE`, else where this branch left origin/main, else (on main itself) the commit
+`RECENT` commits ago; where history does not go back that far, all counts as changed. `pytest --battery=all`, the
+default and what `make test-all` does, leaves nothing out.
+
+`python tests/selection.py [FILE …]` prints what would run if those files were changed, and `--times 4` what if
+there were each benchmark four times.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
+import dataclasses
 import functools
 import hashlib
+import json
 import os
 import pathlib
+import re
 import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = "mlperf_jax"
 RECENT = 10  # commits, about a day's
-MOST = 4  # whole batteries that fit into 20 minutes on two cores, beside all other tests
-STAND_FOR_ALL = (
-    "resnet",
-    "llama31_8b",
-)  # images and batch norm; tokens, attention and stacked layers
-# outside of the package, what the battery itself depends on
-HARNESS = {"pyproject.toml"}
-HARNESS |= {f"tests/{name}.py" for name in ("battery", "conftest", "test_battery_whole")}
-HARNESS |= {f"{PACKAGE}/testing/{name}.py" for name in ("checks", "child", "runs")}
 
 MERGE_BASE = ["merge-base", "HEAD", "origin/main"]
 
@@ -44,8 +54,8 @@ Files = frozenset[pathlib.Path]
 
 
 def file_of(name: str, root: pathlib.Path = ROOT) -> pathlib.Path | None:
-    """The file of a module or package of ours, if there is one of this name."""
-    path = root.joinpath(*name.split("."))
+    """The file of a module or package of ours, or of what tests share, if there is one of this name."""
+    path = helpers(root).get(name) or root.joinpath(*name.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.is_file():
             return candidate
@@ -53,9 +63,16 @@ def file_of(name: str, root: pathlib.Path = ROOT) -> pathlib.Path | None:
 
 
 @functools.cache
+def helpers(root: pathlib.Path) -> Mapping[str, pathlib.Path]:
+    """What lies beside tests and is imported by its bare name."""
+    found = (root / "tests").rglob("*.py")
+    return {path.stem: path for path in found if not path.name.startswith("test_")}
+
+
+@functools.cache
 def imported(path: pathlib.Path) -> Mapping[str, str]:
-    """Local name -> full name of what a file imports of ours: {"sgd": "mlperf_jax.optimizers.sgd"}."""
-    found = {}
+    """Local name -> full name of what a file imports: {"sgd": "mlperf_jax.optimizers.sgd"}."""
+    found: dict[str, str] = {}
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             pairs = [(alias.asname or alias.name, alias.name) for alias in node.names]
@@ -63,7 +80,7 @@ def imported(path: pathlib.Path) -> Mapping[str, str]:
             pairs = [(a.asname or a.name, f"{node.module}.{a.name}") for a in node.names]
         else:
             continue
-        found |= {here: name for here, name in pairs if name.split(".")[0] == PACKAGE}
+        found |= dict(pairs)
     return found
 
 
@@ -126,13 +143,6 @@ def shared(root: pathlib.Path = ROOT) -> Files:
     return reached([*package.glob("core/*.py"), package / "benchmarks" / "__init__.py"], root)
 
 
-def own(module: str, root: pathlib.Path = ROOT) -> Files:
-    """What a benchmark needs beyond that, from the full name of its module."""
-    start = file_of(module, root)
-    assert start is not None, f"{module} is no module below {root}"
-    return reached([start], root, beyond=shared(root))
-
-
 # -- what changed ----------------------------------------------------------------------------------
 
 
@@ -173,52 +183,162 @@ def changed_since(commit: str, root: pathlib.Path = ROOT) -> Files:
     return frozenset(root / name for name in f"{edited}\n{new}".split("\n") if name)
 
 
+# -- the parts of the suite ------------------------------------------------------------------------
+
+SHORT, STEPS, LONG = "short", "steps", "long"
+# core-seconds of a part that no run has measured: what it may cost at most
+EXPECTED = {SHORT: 10.0, STEPS: 25.0, LONG: 110.0, "": 40.0}
+TURNS = 4  # commits until each part has run
+LONG_TURNS = 3  # the same of the long parts, while commits change what all benchmarks share
+# core-seconds: of 25 minutes on two cores, and of 50 after a change to what is shared, as much as two
+# processes fill
+BUDGET, SHARED_BUDGET = 2400.0, 4800.0
+# outside of the package, what concerns all tests
+HARNESS = {"pyproject.toml", "tests/conftest.py", "tests/battery.py"}
+HARNESS |= {f"{PACKAGE}/testing/{name}.py" for name in ("checks", "child", "runs")}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the suite.
+
+    Attributes:
+        name: "long resnet", "tests/ops/test_conv.py".
+        own: files that it reaches and that not all benchmarks share, those of its tests among them.
+        shared: whether it reaches shared ones too.
+    """
+
+    name: str
+    own: Files
+    shared: bool = True
+
+    @property
+    def kind(self) -> str:
+        """ "short", "steps" or "long"; "" of a file of tests."""
+        first, _, benchmark = self.name.partition(" ")
+        return first if benchmark else ""
+
+
+def part(item: pytest.Item) -> str:
+    """The name of the part that a test belongs to."""
+    file = item.nodeid.partition("::")[0]
+    if not item.path.name.startswith("test_battery"):
+        return file
+    long = item.get_closest_marker("whole") is not None
+    steps = "few_steps" in item.fixturenames  # type: ignore[attr-defined]
+    return f"{LONG if long else STEPS if steps else SHORT} {benchmark_of(item)}"
+
+
+def benchmark_of(item: pytest.Item) -> str:
+    """The benchmark, if it is a test of the battery."""
+    battery = item.path.name.startswith("test_battery")
+    return item.callspec.params["name"] if battery else ""  # type: ignore[attr-defined]
+
+
+def parts(modules: Mapping[str, str], root: pathlib.Path = ROOT) -> list[Part]:
+    """All parts, by name.
+
+    Args:
+        modules: benchmark name -> full name of its module.
+        root: of the repository.
+    """
+    common = shared(root)
+    found = []
+    for name, module in modules.items():
+        start = file_of(module, root)
+        assert start is not None, f"{module} is no module below {root}"
+        own = reached([start], root, beyond=common) - common
+        found += [Part(f"{kind} {name}", own) for kind in (SHORT, STEPS, LONG)]
+    for path in (root / "tests").rglob("test_*.py"):
+        if not path.name.startswith("test_battery"):
+            reaches = reached([path], root)
+            name = path.relative_to(root).as_posix()
+            found.append(Part(name, reaches - common, bool(reaches & common)))
+    return sorted(found, key=lambda part: part.name)
+
+
 # -- the choice ------------------------------------------------------------------------------------
 
 
 def choose(
-    own_of: Mapping[str, Files],
+    parts: Iterable[Part],
     changed: Files | None,
     common: Files,
-    turn: str = "",
+    costs: Mapping[str, float],
+    turn: int = 0,
     root: pathlib.Path = ROOT,
-) -> tuple[str, ...]:
-    """The names whose battery is whole.
+) -> frozenset[str]:
+    """The names of the parts that run.
 
     Args:
-        own_of: name -> own files.
+        parts: of the suite.
         changed: files that differ from the base; None for all.
         common: the files of `shared`.
-        turn: text that the hash takes beside the name, such as the commit.
+        costs: name -> core-seconds, as measured.
+        turn: a number that the next commit has one more of.
         root: of the repository.
     """
-    everything = changed is None
-    changed = frozenset().union(*own_of.values()) if changed is None else changed
-    left = sorted((n for n in own_of if own_of[n] & changed), key=lambda name: hashed(turn, name))
-    chosen: list[str] = []
-    if everything or any(concerns_all(path, common, root) for path in changed):
-        chosen = [name for name in STAND_FOR_ALL if name in own_of]
-    while left and len(chosen) < MOST:
-        reached_already = frozenset().union(*(own_of[name] for name in chosen))
-        best = max(left, key=lambda name: len((own_of[name] & changed) - reached_already))
-        left.remove(best)
-        chosen += [best] if best not in chosen else []
-    return tuple(sorted(chosen))
+    for_all = changed is None or any(concerns_all(path, common, root) for path in changed)
+    rooms = _rooms(changed or (), root)
+
+    def urgency(number: int, part: Part) -> int | None:
+        """0 for what always runs, the greater the later; None for what is not to run."""
+        reaches_package = part.shared or any(PACKAGE in p.relative_to(root).parts for p in part.own)
+        if part.kind == SHORT or not reaches_package:
+            return 0
+        if changed and (part.own & changed or part.name.rpartition("/")[0] in rooms):
+            return 1
+        if part.kind == LONG:
+            return 2 if for_all and (number + turn) % LONG_TURNS == 0 else None
+        if for_all and part.shared:
+            return 3
+        return 4 if (number + turn) % TURNS == 0 else None
+
+    numbers: dict[str, int] = {}  # those of a kind take turns among themselves
+    queue = []
+    for part in parts:
+        number = numbers[part.kind] = numbers.get(part.kind, -1) + 1
+        if (when := urgency(number, part)) is not None:
+            queue.append((when, hashed(turn, part.name), part))
+    left, chosen = SHARED_BUDGET if for_all else BUDGET, set()
+    for when, _, part in sorted(queue, key=lambda entry: entry[:2]):
+        cost = cost_of(part, costs)
+        if when == 0 or cost <= left:
+            chosen.add(part.name)
+            left -= cost
+    return frozenset(chosen)
 
 
-def hashed(turn: str, name: str) -> str:
+def _rooms(changed: Iterable[pathlib.Path], root: pathlib.Path) -> set[str]:
+    """Folders of tests whose data changed: "tests/ops" of tests/ops/data/values.npz."""
+    inside = (path.relative_to(root).parts for path in changed if path.suffix != ".py")
+    return {"/".join(p[:2]) for p in inside if p[0] == "tests" and len(p) > 2}
+
+
+def hashed(turn: int, name: str) -> str:
     return hashlib.sha256(f"{turn} {name}".encode()).hexdigest()
 
 
 def concerns_all(path: pathlib.Path, common: Files, root: pathlib.Path = ROOT) -> bool:
-    """Whether a changed file is shared code, data of the package, or the battery's own."""
+    """Whether a changed file is shared code, data of the package, or what runs the tests."""
     inside = path.relative_to(root)
     data = inside.parts[0] == PACKAGE and path.suffix != ".py"
     return path in common or data or inside.as_posix() in HARNESS
 
 
-def selected(modules: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    """The names whose battery is whole in this checkout, and the reason.
+def cost_of(part: Part, costs: Mapping[str, float]) -> float:
+    """Core-seconds; of a copy that `repeated` made those of the original."""
+    return costs.get(re.sub(r"\.\d+$", "", part.name), EXPECTED[part.kind])
+
+
+def measured(root: pathlib.Path = ROOT) -> dict[str, float]:
+    """Core-seconds by part, as `make durations` left them."""
+    file = root / "tests" / "durations.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def selected(modules: Mapping[str, str]) -> tuple[frozenset[str], str]:
+    """The names of the parts that run in this checkout, and the reason.
 
     Args:
         modules: benchmark name -> full name of its module.
@@ -227,10 +347,57 @@ def selected(modules: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
         NoBase: `MLPERF_JAX_BASE` is set and no commit.
     """
     base = base_commit()
-    names = choose(
-        {name: own(module) for name, module in modules.items()},
-        changed_since(base) if base else None,
-        shared(),
-        git("rev-parse", "HEAD") or "",
-    )
+    turn = int(git("rev-list", "--count", "HEAD") or 0)
+    changed = changed_since(base) if base else None
+    names = choose(parts(modules), changed, shared(), measured(), turn)
     return names, f"changed since {base[:10]}" if base else "no base commit known"
+
+
+def summary(names: Collection[str], costs: Mapping[str, float]) -> str:
+    """Parts in a few words: "long resnet, unet3d; steps resnet; 12 files of tests; 340 core-seconds"."""
+    said = []
+    for kind in (SHORT, STEPS, LONG):
+        if those := sorted(n.partition(" ")[2] for n in names if n.startswith(f"{kind} ")):
+            said.append(f"{kind} {', '.join(those)}")
+    files = [name for name in names if "/" in name]
+    said += [f"{len(files)} files of tests"] * bool(files)
+    known = sum(costs.get(name, 0) for name in names)
+    return "; ".join([*said, f"{known:.0f} core-seconds"])
+
+
+def repeated(parts: Iterable[Part], common: Files, times: int) -> list[Part]:
+    """The parts as if there were each benchmark so many times, with files and tests of its own.
+
+    A file of tests is one benchmark's own if all that it reaches is shared or some benchmark's own.
+    """
+    parts = list(parts)
+    of_benchmarks = frozenset().union(*(part.own for part in parts if part.kind))
+    found = list(parts)
+    for copy in range(2, times + 1):
+        for part in parts:
+            ours = {path for path in part.own if "tests" not in path.parts} - common
+            if part.kind or (ours and ours <= of_benchmarks):
+                own = frozenset(path.with_suffix(f".{copy}.py") for path in part.own)
+                found.append(dataclasses.replace(part, name=f"{part.name}.{copy}", own=own))
+    return sorted(found, key=lambda part: part.name)
+
+
+def main() -> None:
+    """Prints what `make test` would run."""
+    from mlperf_jax import benchmarks
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("files", nargs="*", metavar="FILE", help="changed since the base")
+    parser.add_argument("--times", type=int, default=1, help="how often there is each benchmark")
+    given = parser.parse_args()
+    modules = {n: benchmarks.benchmark_class(n).__module__ for n in benchmarks.names()}
+    everything = repeated(parts(modules), shared(), given.times)
+    costs = {part.name: cost_of(part, measured()) for part in everything}
+    changed = frozenset(ROOT / name for name in given.files)
+    chosen = choose(everything, changed, shared(), costs)
+    print("runs:", summary(chosen, costs))
+    print("left out:", summary(costs.keys() - chosen, costs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The battery is whole for the benchmarks whose imports changed."""
+"""What a change can have touched runs, and what has its turn, as far as the time goes."""
 
 import pathlib
 import subprocess
@@ -43,11 +43,16 @@ def inside(files: selection.Files, root: pathlib.Path) -> set[str]:
     return {path.relative_to(root / "mlperf_jax").as_posix() for path in files}
 
 
+def own(root: pathlib.Path, module: str) -> set[str]:
+    """What a benchmark reaches beyond what is shared."""
+    (part, *_) = selection.parts({"it": f"mlperf_jax.benchmarks.{module}"}, root)
+    return inside(part.own, root)
+
+
 def test_own_files_are_followed_past_packages_and_into_functions(root: pathlib.Path) -> None:
-    one = inside(selection.own("mlperf_jax.benchmarks.one", root), root)
+    one = own(root, "one")
     assert one == {"benchmarks/one.py", "metrics/mean.py", "ops/norm.py", "ops/sums.py"}
-    two = inside(selection.own("mlperf_jax.benchmarks.two", root), root)
-    assert two == {"benchmarks/two.py", "metrics/area.py", "ops/lookup.py"}
+    assert own(root, "two") == {"benchmarks/two.py", "metrics/area.py", "ops/lookup.py"}
 
 
 def test_shared_files_are_the_core_and_what_it_imports(root: pathlib.Path) -> None:
@@ -59,68 +64,152 @@ def test_a_package_used_as_a_whole_counts_as_a_whole(root: pathlib.Path) -> None
     file = root / "mlperf_jax" / "benchmarks" / "one.py"
     file.write_text("from mlperf_jax import metrics\nfound = getattr(metrics, 'Me' + 'an')")
     selection.imported.cache_clear()
-    own = inside(selection.own("mlperf_jax.benchmarks.one", root), root)
-    assert {"metrics/mean.py", "metrics/area.py", "ops/lookup.py"} <= own
+    assert {"metrics/mean.py", "metrics/area.py", "ops/lookup.py"} <= own(root, "one")
 
 
-def known(root: pathlib.Path, **more: str) -> dict[str, selection.Files]:
-    """The own files of resnet, which is `one`, of bert, which is `two`, and of others as said."""
-    modules = {"resnet": "one", "bert": "two", **more}
-    return {n: selection.own(f"mlperf_jax.benchmarks.{m}", root) for n, m in modules.items()}
+# -- the choice ------------------------------------------------------------------------------------
+
+MODULES = {"resnet": "mlperf_jax.benchmarks.one", "bert": "mlperf_jax.benchmarks.two"}
+TESTS = {
+    "tests/core/test_loop.py": "from mlperf_jax.core import loop",
+    "tests/ops/test_norm.py": "import toy\nfrom mlperf_jax.ops import norm",
+    "tests/ops/test_sums.py": "from mlperf_jax.ops import sums",
+    "tests/metrics/test_area.py": "from mlperf_jax.metrics import area",
+    "tests/test_text.py": "import re",
+    "tests/toy.py": "",
+}
+
+
+@pytest.fixture
+def tested(root: pathlib.Path) -> pathlib.Path:
+    for name, text in TESTS.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def choose(
+    root: pathlib.Path, changed: str | None, turn: int = 0, modules: dict[str, str] = MODULES
+) -> set[str]:
+    """What runs of a suite whose `tests/test_text.py` and short parts always do, without these."""
+    parts = selection.parts(modules, root)
+    files = None if changed is None else frozenset(root / name for name in changed.split())
+    found = set(selection.choose(parts, files, selection.shared(root), {}, turn, root))
+    always = {"tests/test_text.py", *(f"short {name}" for name in modules)}
+    assert always <= found
+    return found - always
+
+
+@pytest.fixture
+def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "TURNS", 10**9)
+    monkeypatch.setattr(selection, "LONG_TURNS", 10**9)
+
+
+FILES_OF_PACKAGE = {name for name in TESTS if "test_" in name} - {"tests/test_text.py"}
 
 
 @pytest.mark.parametrize(
-    ("changed", "whole"),
+    ("changed", "wanted"),
     [
-        ("", ()),
-        ("mlperf_jax/ops/sums.py", ("resnet",)),
-        ("mlperf_jax/metrics/area.py", ("bert",)),
-        ("mlperf_jax/cli.py", ()),
-        ("README.md tests/ops/test_norm.py", ()),
-        ("mlperf_jax/core/loop.py", ("resnet",)),  # it stands for all
-        ("mlperf_jax/core/loop.py mlperf_jax/ops/lookup.py", ("bert", "resnet")),
-        ("mlperf_jax/results/data/rules.toml", ("resnet",)),
-        ("pyproject.toml", ("resnet",)),
-        ("tests/test_battery_whole.py", ("resnet",)),
+        ("README.md", set()),
+        ("mlperf_jax/cli.py", set()),
+        (
+            "mlperf_jax/ops/sums.py",
+            {"steps resnet", "long resnet", "tests/ops/test_sums.py", "tests/ops/test_norm.py"},
+        ),
+        ("mlperf_jax/metrics/area.py", {"steps bert", "long bert", "tests/metrics/test_area.py"}),
+        ("mlperf_jax/benchmarks/two.py", {"steps bert", "long bert"}),
+        ("mlperf_jax/core/loop.py", {"steps bert", "steps resnet", "tests/core/test_loop.py"}),
+        ("tests/ops/test_sums.py", {"tests/ops/test_sums.py"}),
+        ("tests/toy.py", {"tests/ops/test_norm.py"}),
+        ("tests/ops/data/values.npz", {"tests/ops/test_norm.py", "tests/ops/test_sums.py"}),
     ],
 )
-def test_what_a_change_selects(root: pathlib.Path, changed: str, whole: tuple[str, ...]) -> None:
-    files = frozenset(root / name for name in changed.split())
-    assert selection.choose(known(root), files, selection.shared(root), "", root) == whole
+def test_what_a_change_selects(
+    tested: pathlib.Path, no_turns: None, changed: str, wanted: set[str]
+) -> None:
+    # of the parts that reach shared files, the first has turn 0 for ever
+    found = choose(tested, changed, turn=10**6)
+    assert found == wanted
 
 
-OTHERS = {f"other{number}": "one" for number in range(9)}
+@pytest.mark.parametrize(
+    "changed", [None, "mlperf_jax/results/data/rules.toml", "pyproject.toml", "tests/conftest.py"]
+)
+def test_what_concerns_all_touches_all_but_long_parts(
+    tested: pathlib.Path, no_turns: None, changed: str | None
+) -> None:
+    found = choose(tested, changed, turn=10**6)
+    assert {"steps bert", "steps resnet", "tests/core/test_loop.py"} <= found
+    assert not {name for name in found if name.startswith("long")}
 
 
-def test_no_more_than_fit_are_selected_and_they_reach_all_that_changed(root: pathlib.Path) -> None:
-    changed = frozenset(root / "mlperf_jax" / name for name in ("ops/sums.py", "metrics/area.py"))
-    turns = set()
-    for turn in "abcdefgh":
-        own = known(root, **OTHERS)
-        whole = selection.choose(own, changed, selection.shared(root), turn, root)
-        assert len(whole) == selection.MOST
-        assert "bert" in whole, "no other reaches metrics/area.py"
-        turns.add(whole)
-    assert len(turns) > 1, "commits take turns"
+def test_parts_take_turns(tested: pathlib.Path) -> None:
+    """Four commits in a row run all but the long parts, each something else."""
+    runs = [choose(tested, "README.md", turn) for turn in range(selection.TURNS)]
+    assert set().union(*runs) == {"steps bert", "steps resnet", *FILES_OF_PACKAGE}
+    assert sum(map(len, runs)) == len(set().union(*runs))
 
 
-def test_without_a_base_all_counts_as_changed(root: pathlib.Path) -> None:
-    own = known(root, **OTHERS)
-    whole = selection.choose(own, None, selection.shared(root), "", root)
-    assert len(whole) == selection.MOST
-    assert {"resnet", "bert"} <= set(whole)
+def test_long_parts_take_turns_while_shared_files_change(tested: pathlib.Path) -> None:
+    modules = {f"name{number}": MODULES["resnet"] for number in range(6)}
+    runs = [choose(tested, "mlperf_jax/core/loop.py", turn, modules) for turn in range(3)]
+    long = [{name for name in run if name.startswith("long")} for run in runs]
+    assert [len(each) for each in long] == [2, 2, 2]
+    assert len(set().union(*long)) == 6
+
+
+def test_no_more_is_chosen_than_there_is_time_for(
+    tested: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What always runs does so all the same, and what is touched comes before what has its turn."""
+    modules = MODULES | {f"name{number}": MODULES["bert"] for number in range(9)}
+    monkeypatch.setattr(
+        selection, "BUDGET", 11 * 10 + 40 + 110 + 25 + 80
+    )  # short, text, resnet, two files
+    found = choose(tested, "mlperf_jax/ops/sums.py", 1, modules)
+    assert found == {
+        "steps resnet",
+        "long resnet",
+        "tests/ops/test_sums.py",
+        "tests/ops/test_norm.py",
+    }
 
 
 def test_our_benchmarks_reach_their_own_models_and_not_the_core() -> None:
-    own = {}
-    for name in benchmarks.names():
-        files = selection.own(benchmarks.benchmark_class(name).__module__)
-        own[name] = {path.relative_to(selection.ROOT).as_posix() for path in files}
-        assert not {file for file in own[name] if file.startswith("mlperf_jax/core/")}
-        assert any(file.startswith("mlperf_jax/models/") for file in own[name])
+    modules = {n: benchmarks.benchmark_class(n).__module__ for n in benchmarks.names()}
+    own = {
+        part.name.partition(" ")[2]: {p.relative_to(selection.ROOT).as_posix() for p in part.own}
+        for part in selection.parts(modules)
+        if part.kind == selection.LONG
+    }
+    assert own.keys() == set(benchmarks.names())
+    for files in own.values():
+        assert not {file for file in files if file.startswith("mlperf_jax/core/")}
+        assert any(file.startswith("mlperf_jax/models/") for file in files)
     assert {f"mlperf_jax/{f}.py" for f in ("models/resnet", "optimizers/lars")} <= own["resnet"]
     assert "mlperf_jax/models/decoder.py" not in own["resnet"]
-    assert set(selection.STAND_FOR_ALL) <= set(benchmarks.names())
+
+
+def test_thirty_two_benchmarks_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a change to any two of them or to the core touches, by the durations that were measured."""
+    modules = {n: benchmarks.benchmark_class(n).__module__ for n in benchmarks.names()}
+    costs, common = selection.measured(), selection.shared()
+    parts = selection.repeated(selection.parts(modules), common, 4)
+    long = [part for part in parts if part.kind == selection.LONG]
+    assert len(long) == 4 * len(modules)
+    costly = sorted(modules, key=lambda name: -costs.get(f"long {name}", 0))
+    pair = frozenset(selection.file_of(modules[name]) for name in costly[:2])
+    core = frozenset({selection.ROOT / "mlperf_jax/core/loop.py"})
+    budgets = selection.BUDGET, selection.SHARED_BUDGET
+    for name in ("BUDGET", "SHARED_BUDGET"):
+        monkeypatch.setattr(selection, name, float("inf"))
+    for changed, budget in zip((pair, core), budgets):
+        for turn in range(12):
+            chosen = selection.choose(parts, changed, common, costs, turn)
+            assert sum(selection.cost_of(p, costs) for p in parts if p.name in chosen) <= budget
 
 
 # -- git -------------------------------------------------------------------------------------------

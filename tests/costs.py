@@ -1,0 +1,60 @@
+"""What tests cost: core-seconds of processor time, in all threads and in the processes they began.
+
+`pytest --measure FILE` adds up the cost of each part of the suite (selection.py says what a part is) and writes
+it as JSON; `make durations` does so for all tests and keeps tests/durations.json, from which `make test`
+plans. Processor time, as other work on the machine disturbs it little.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import selection
+
+START = "start"  # of the processes that run tests: imports and collection
+
+
+def spent() -> float:
+    """Core-seconds of this process so far, and of those of its children that have ended."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, whose))
+
+
+class Costs:
+    """A plugin of pytest: in each process that runs tests it measures, in the first it adds up and writes."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.of_parts: collections.Counter[str] = collections.Counter()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        begin = spent()
+        try:
+            return (yield)
+        finally:
+            self.of_parts[selection.part(item)] += spent() - begin
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        tested = sum(self.of_parts.values())
+        self.of_parts[START] += max(0.0, spent() - tested) * (not self.is_above(session.config))
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["costs"] = dict(self.of_parts)
+        else:
+            costs = {name: round(cost, 1) for name, cost in sorted(self.of_parts.items())}
+            pathlib.Path(self.file).write_text(json.dumps(costs, indent=1) + "\n")
+
+    @staticmethod
+    def is_above(config: pytest.Config) -> bool:
+        """Whether other processes run the tests; what they cost is known by them."""
+        return bool(config.getoption("numprocesses", None))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.of_parts.update(getattr(node, "workeroutput", {}).get("costs", {}))
