@@ -30,10 +30,11 @@ durations: $(VENV)/.installed-test  ## as test-all, and keep what each part of t
 test-aot: $(VENV)/.installed-aot  ## full-size ahead-of-time compiles for TPUs, in one process
 	TPU_SKIP_MDS_QUERY=1 $(PYTEST) -m aot -s
 
-lint: $(VENV)/.installed-dev  ## ruff's checks, its format, and the types
+lint: $(VENV)/.installed-dev  ## ruff's checks, its format, the types, and no third copy of ten lines
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python scripts/count_duplicates.py --third mlperf_jax tests scripts
 
 format: $(VENV)/.installed-dev  ## apply ruff's format and its safe fixes
 	$(BIN)/ruff format .

@@ -53,3 +53,43 @@ def test_what_is_passed_over(pairs):
 
 def test_a_run_of_equal_lines_is_no_pair_with_itself(pairs):
     assert pairs(a="x += 1\n" * 8) == []
+
+
+# -- third copies ----------------------------------------------------------------------------------
+
+TEN = "\n".join(f"total += weight[{number}]" for number in range(12))
+
+
+@pytest.fixture
+def third(tmp_path):
+    """Text by file name -> the third copies found."""
+
+    def found(**files):
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        return count_duplicates.third_copies([tmp_path], tmp_path)
+
+    return found
+
+
+def test_two_copies_are_allowed(third):
+    assert third(a=TEN, b=f"x = 1\n{TEN}") == []
+
+
+def test_a_third_copy_is_told_once_and_where_it_begins(third):
+    assert third(a=TEN, b=f"x = 1\n{TEN}\ny = 2\n{TEN}") == ["a.py:1 b.py:2 b.py:15"]
+
+
+def test_nine_lines_may_stand_any_number_of_times(third):
+    nine = "\n".join(TEN.splitlines()[:9])
+    assert third(a=nine, b=nine, c=nine) == []
+
+
+def test_the_lint_refuses_it():
+    lint = (
+        (count_duplicates.ROOT / "Makefile")
+        .read_text()
+        .partition("\nlint:")[2]
+        .partition("\n\n")[0]
+    )
+    assert "count_duplicates.py --third mlperf_jax tests scripts" in lint

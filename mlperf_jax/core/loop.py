@@ -59,7 +59,7 @@ class Programs:
     """What a run executes.
 
     Attributes:
-        train, predict: the steps by batch shape; a run that is scored afterwards does not predict.
+        train, predict: the steps by batch shape; a run that computes no quality does not predict.
         all_finite: whether a state is worth keeping.
         generate: plays a part of the data that the model makes, if it makes any.
     """
@@ -74,10 +74,11 @@ def initialise(run: Run) -> tuple[Programs, states.State]:
     """`init_start` … `init_stop`: compile on shapes alone, make or restore the state. No data is read."""
     run.begin_init()
     assembly, benchmark = run.assembly, run.benchmark
+    evaluates = preflight.evaluates(benchmark, run.options)
     finite = jax.jit(lambda state: states.all_finite(assembly.kept(state)))
     programs = Programs(
         train=compile_train(assembly),
-        predict=evaluation.compile_predict(assembly) if benchmark.metric.mode != "offline" else {},
+        predict=evaluation.compile_predict(assembly) if evaluates else {},
         all_finite=assembly.compile(finite, assembly.abstract),
         generate=generations.compile_generate(assembly) if benchmark.generate else None,
     )

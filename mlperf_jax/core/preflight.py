@@ -147,6 +147,14 @@ def last_step(benchmark: Benchmark, options: RunOptions) -> int | None:
     return benchmark.step_of(min(limits)) if limits else None
 
 
+def evaluates(benchmark: Benchmark, options: RunOptions) -> bool:
+    """Whether a quality is computed while the run goes on, and not only afterwards or after its end."""
+    last = last_step(benchmark, options)
+    if benchmark.metric.mode == "offline":
+        return False
+    return last is None or benchmark.evaluates_generations or next(benchmark.eval_steps()) <= last
+
+
 def check_offline(benchmark: Benchmark, options: RunOptions) -> None:
     """A run that is scored afterwards ends by itself, and not before its second checkpoint."""
     if benchmark.metric.mode != "offline":
