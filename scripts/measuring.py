@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import os
 import pathlib
 import platform
@@ -119,7 +120,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     """The median with the range.
 
     >>> spread([1.5, 1.0, 4.0])
-    '1.5 (1 … 4)'
+    '1.50 (1.00 … 4.00)'
     """
     return "{} ({} … {})".format(
         *(number(v, digits) for v in (statistics.median(values), min(values), max(values)))
@@ -127,8 +128,13 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """With so many digits that say something, and never in powers of ten."""
-    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+    """With so many digits that say something, and never in powers of ten.
+
+    >>> number(12345.6), number(1.0), number(0.00123456)
+    ('12,346', '1.00', '0.00123')
+    """
+    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(0, decimals)}f}"
 
 
 def report(spent: Spent, reference: str, what: str, per: float = 1, *, long: bool = False) -> None:
