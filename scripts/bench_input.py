@@ -5,8 +5,8 @@
 
 `planning` takes `records_per_core` from here. Rates are by processor time, yet they are those of one machine
 on one day: its load alone moves them by half. So two fixed pieces of work take turns with each pipeline, and a
-rate is said in theirs too: a "JPEG" is one photograph of 500 x 375 decoded by simplejpeg, a "copy" is 64 MiB
-copied by NumPy. "supports" is the least rate of all rounds, cut to two digits.
+record's time is said in theirs too: a "JPEG" is one photograph of 500 x 375 decoded by simplejpeg, a "copy" is
+64 MiB copied by NumPy. "supports" is the least rate of all rounds, cut to two digits.
 
 resnet: such photographs to training crops of 224. retinanet: photographs of 1024 x 768 with seven boxes (Open
 Images' usual size and mean). unet3d: patches of memory-mapped volumes of 200 x 344 x 344 voxels. dlrm: day
@@ -128,10 +128,10 @@ def main() -> None:
             f"{kind}: {measuring.spread(rates)} records/s per core, supports {supported(min(rates)):,}"
         )
         for name in yardsticks():
-            made = [records * times for times in measuring.ratios(spent, kind, name)]
+            took = [value / records for value in measuring.ratios(spent, name, kind)]
             each = measuring.spread([1e6 * value for value in spent[name]])
             print(
-                f"  {measuring.spread(made)} records in the time of a {name}, {each} us", flush=True
+                f"  a record takes {measuring.spread(took)} times a {name} of {each} us", flush=True
             )
 
 
