@@ -143,7 +143,7 @@ def score_command(words: Sequence[str]) -> int:
     own = [
         Option("ruleset", help="the round whose rules apply; by default what the runs say"),
         Option("scaling", str, "rcp", "rcp: by the reference; file: by scaling.json; none"),
-        Option("official", bool, help="also run the official checker on every log (0.1 s each)"),
+        Option("official", bool, help="also run the official checker on every log (slower)"),
         Option("bert_train_samples", bool, help="bert's samples are in its train_samples lines"),
         Option("json", help="write the scores as JSON to this file, - for the output"),
     ]

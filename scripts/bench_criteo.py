@@ -1,23 +1,25 @@
-"""Criteo's click logs: samples a second that are read per core, and what a linear model makes of tiny's.
+"""Criteo's click logs: what reading costs beside plain copying, and what a linear model makes of tiny's.
 
-    python scripts/bench_criteo.py                 # half a minute, 1 GB of disk in the temporary folder
+    python scripts/bench_criteo.py --cores 1       # half a minute, 1 GB of disk in the temporary folder
     python scripts/bench_criteo.py --regression    # area under the ROC curve of a logistic regression
 
 The first writes random samples of the official bag sizes (214 ids, 912 bytes) as day files and as records,
-reads them once so that they lie in the page cache, and then reads batches of 65,536. "per core" is samples
-per second of processor time, in all threads, so that other work on the machine disturbs it little.
+reads them once so that they lie in the page cache, and then reads batches of 65,536 in turns with a copy of as
+many bytes from memory to memory. Samples a second, as planning takes them, are bench_input.py's to say.
 The second fits scikit-learn's logistic regression to the tiny data set, once on the one-hot ids and once on
 how often each id is in a bag, with the dense features each time: a target must lie well above.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import pathlib
 import tempfile
-import time
 from collections.abc import Iterator
+
+import measuring
+
+# isort: split
 
 import numpy as np
 
@@ -47,33 +49,28 @@ def write(folder: pathlib.Path, samples: int) -> tuple[ClickLog, ClickLog]:
     return days, ClickLog((part,), criteo.ROWS, criteo.BAGS)
 
 
-def bench(samples: int, seconds: float) -> None:
+def stream(log: ClickLog, threads: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Its batches, from the second epoch on: the first brought the files into the page cache."""
+    data = pipeline.training(log, shuffle=False)
+    batches = data.batched(BATCH).stream(threads=threads)
+    for _ in itertools.islice(batches, data.steps_per_epoch(BATCH)):
+        pass
+    return batches
+
+
+def bench(samples: int, rounds: int, seconds: float) -> None:
+    print(measuring.header())
     with tempfile.TemporaryDirectory() as folder:
         logs = dict(zip(("day files", "records"), write(pathlib.Path(folder), samples)))
-        for name, log in logs.items():
-            for threads in (0, 1, 2):
-                data = pipeline.training(log, shuffle=False)
-                batches = data.batched(BATCH).stream(threads=threads)
-                for _ in itertools.islice(batches, data.steps_per_epoch(BATCH)):
-                    pass
-                rates = sorted(_rates(batches, seconds))
-                cpu, wall = rates[-1]
-                middle = rates[len(rates) // 2][0]
-                print(
-                    f"{name:10} {threads} threads: {cpu / 1e6:6.2f} M samples/s/core at best, "
-                    f"{middle / 1e6:.2f} median of {len(rates)} passes, {wall / 1e6:6.2f} M/s of wall time, "
-                    f"{912 * cpu / 1e9:.1f} GB/s/core"
-                )
-
-
-def _rates(batches: Iterator, seconds: float, count: int = 4) -> Iterator[tuple[float, float]]:
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in itertools.islice(batches, count):
-            pass
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        yield count * BATCH / cpu, count * BATCH / wall
+        read = {name: stream(log) for name, log in logs.items()}
+        source = np.ones((BATCH, 228), np.float32)
+        target = np.zeros_like(source)
+        sides = {name: lambda batches=batches: next(batches) for name, batches in read.items()}
+        spent = measuring.in_turns(
+            {"a copy": lambda: np.copyto(target, source), **sides}, rounds, seconds
+        )
+    print(f"batches of {BATCH:,} samples of 912 bytes:")
+    measuring.report(spent, "a copy", "a sample", BATCH, long=True)
 
 
 def regression() -> None:
@@ -104,15 +101,14 @@ def _inputs(batch: dict[str, np.ndarray], counted: bool) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--samples", type=int, default=500_000)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement")
+    parser = measuring.parser(__doc__, rounds=9)
+    parser.add_argument("--samples", type=int, default=400_000)
     parser.add_argument("--regression", action="store_true")
     options = parser.parse_args()
     if options.regression:
         regression()
     else:
-        bench(options.samples, options.seconds)
+        bench(options.samples, options.rounds, options.seconds)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,28 @@
-"""Images a second per core: JPEG decoders alone, our training pipeline, and a PyTorch DataLoader.
+"""JPEG to training example beside a PyTorch DataLoader, and decoders beside each other.
 
-    python scripts/bench_decode.py                 # about two minutes on two cores
-    python scripts/bench_decode.py --images 512
+    python scripts/bench_decode.py --cores 1                # two minutes
+    python scripts/bench_decode.py --cores 2 --readers 2    # two threads of ours, two worker processes
 
-Everything runs on the same synthetic photographs (500 x 375, 4:2:0, quality 90, about 112 KB, the size
-of ImageNet's), in one process after another. "per core" is images per second of processor time, in all
-threads and worker processes, so that other work on the machine disturbs it little. The DataLoader does
-what torchvision does (RandomResizedCrop, flip, ToTensor, Normalize on Pillow images), written out here
-because torchvision is not needed for anything else. Decoders and torch that are not installed are
-left out.
+Everything runs on the same synthetic photographs (500 x 375, 4:2:0, quality 90, about 112 KB, the size of
+ImageNet's), by processor time in all threads and worker processes. The DataLoader does what torchvision does
+(RandomResizedCrop, flip, ToTensor, Normalize on Pillow images), written out here because torchvision is not
+needed for anything else. Decoders and torch that are not installed are left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import io
 import itertools
 import math
 import pathlib
-import resource
 import tempfile
-import time
 from collections.abc import Callable
+from typing import Any
+
+import measuring
+
+# isort: split
 
 import cv2
 import numpy as np
@@ -79,44 +79,10 @@ def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
     return found
 
 
-def processor_seconds() -> float:
-    usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in usage)
-
-
-def line(name: str, count: int, wall: float, cpu: float) -> float:
-    print(f"  {name:<42}{count / wall:>9.0f} images/s {count / cpu:>9.0f} per core")
-    return count / cpu
-
-
-def best(name: str, count: int, run: Callable[[], None], repeats: int = 3) -> float:
-    timings = []
-    for _ in range(repeats):
-        wall, cpu = time.perf_counter(), processor_seconds()
-        run()
-        timings.append((processor_seconds() - cpu, time.perf_counter() - wall))
-    cpu, wall = min(timings)
-    return line(name, count, wall, cpu)
-
-
-def bench_decoders(files: list[bytes]) -> dict[str, float]:
-    print("decode one image after another:")
-    return {
-        name: best(name, len(files), lambda d=decode: [d(f) for f in files] and None)
-        for name, decode in decoders().items()
-    }
-
-
-def bench_ours(folder: str, count: int, threads: int) -> float:
-    batches = ImageNet().train(folder).batched(BATCH).stream(threads=threads)
-    for _ in itertools.islice(batches, 2):  # opens the files, fills the pipeline
-        pass
-
-    def run() -> None:
-        for _ in itertools.islice(batches, count // BATCH):
-            pass
-
-    return best(f"ours, {threads} threads", count // BATCH * BATCH, run)
+def passes(folder: str, count: int, threads: int) -> Callable[[], Any]:
+    """A call reads so many images of ours, with threads that end with the call as DataLoader's workers do."""
+    batches = ImageNet().train(folder).batched(BATCH)
+    return lambda: [None for _ in itertools.islice(batches.stream(threads=threads), count // BATCH)]
 
 
 def torch_dataset(paths: list[pathlib.Path]):
@@ -155,18 +121,18 @@ def random_box(width: int, height: int, rand: Callable) -> tuple[int, int, int, 
     return 0, 0, width, height
 
 
-def bench_torch(paths: list[pathlib.Path], workers: int) -> float:
+def torch_passes(paths: list[pathlib.Path], workers: int) -> Callable[[], Any]:
+    """The same of a DataLoader: worker processes start anew each time; their time counts once they ended."""
     import torch
 
     torch.set_num_threads(1)
     data = torch_dataset(paths)
 
-    def run() -> None:  # worker processes start anew each time; their time counts once they ended
-        loader = torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=workers)
-        for _ in loader:
+    def run() -> None:
+        for _ in torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=workers):
             pass
 
-    return best(f"PyTorch DataLoader, num_workers={workers}", len(paths), run)
+    return run
 
 
 def write(files: list[bytes], folder: str) -> list[pathlib.Path]:
@@ -185,32 +151,37 @@ def write(files: list[bytes], folder: str) -> list[pathlib.Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = measuring.parser(__doc__, rounds=7, seconds=0.5)
     parser.add_argument("--images", type=int, default=256)
-    count = parser.parse_args().images
+    parser.add_argument("--readers", type=int, default=0, help="threads of ours, workers of theirs")
+    options = parser.parse_args()
+    count = options.images // BATCH * BATCH
     cv2.setNumThreads(1)
     rng = np.random.default_rng(0)
     files = [photograph(rng) for _ in range(count)]
-    print(
-        f"{count} images of {np.mean([len(f) for f in files]) / 1e3:.0f} KB, OpenCV {cv2.__version__}"
+    size = np.mean([len(file) for file in files]) / 1e3
+    sides = {
+        name: lambda decode=decode: [decode(file) for file in files[:BATCH]]
+        for name, decode in decoders().items()
+    }
+    print(f"{measuring.header()}\ndecode one of {count} images of {size:.0f} KB after another:")
+    spent = measuring.in_turns(sides, options.rounds, options.seconds)
+    measuring.report(
+        spent, next(name for name in ("simplejpeg", "OpenCV") if name in sides), "an image", BATCH
     )
-    alone = bench_decoders(files)
     with tempfile.TemporaryDirectory() as folder:
         paths = write(files, folder)
-        print("read, decode, crop, flip, resize to 224, normalise, batch of 64:")
-        ours = {t: bench_ours(f"{folder}/prepared", 2 * count, t) for t in (0, 1, 2)}
-        plain = bench_ours(f"{folder}/raw", 2 * count, 2)
+        sides = {
+            "ours, prepared": passes(f"{folder}/prepared", count, options.readers),
+            "ours, class folders": passes(f"{folder}/raw", count, options.readers),
+        }
         try:
-            theirs = {w: bench_torch(paths, w) for w in (0, 2)}
+            sides = {"DataLoader": torch_passes(paths, options.readers), **sides}
         except ImportError:
             print("  (torch is not installed)")
-            return
-    limit = alone["ours, down to the crop"]
-    print(
-        f"ours / DataLoader per core: {ours[2] / max(theirs.values()):.2f} (prepared), "
-        f"{plain / max(theirs.values()):.2f} (class folders)"
-    )
-    print(f"ours / its decoder alone: {ours[2] / limit:.2f}")
+        spent = measuring.in_turns(sides, options.rounds, 0, settle=False)
+    print(f"read, decode, crop, flip, resize to 224, normalise, {options.readers} readers:")
+    measuring.report(spent, next(iter(sides)), "an image", count)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ do the same work: loss, gradients, clipping, AdamW over float32 parameters; MFU 
     JAX_PLATFORMS=cpu python scripts/bench_decoder_gpu.py --shape tiny       # both halves run, anywhere
 
 The halves run one after the other, each in a process of its own, as one framework's memory pool leaves
-the other no room; they take turns `--repeats` times. On one H200 the bars are 45 % MFU and 1.0 times
-PyTorch: the exit code is 1 when a GPU misses one.
+the other no room; they take `--rounds` turns, by the clock, as a GPU's work takes no processor time. On one
+H200 the bars are 45 % MFU and 1.0 times PyTorch: the exit code is 1 when a GPU misses one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sys
 import time
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import measuring
 
 from mlperf_jax.core import peaks
 from mlperf_jax.models.decoder_config import DecoderConfig, RopeScaling
@@ -166,7 +166,9 @@ def summary(arguments: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]
             "tokens_per_second": rate * tokens,
             "mfu": peaks.utilisation(flops, rate, device, 1, arguments.dtype),
         }
-    report["ratio"] = report["torch"]["step_seconds"] / report["ours"]["step_seconds"]
+    spent = {half: [run["step_seconds"] for run in found] for half, found in runs.items()}
+    report["ratios"] = measuring.ratios(spent, "ours", "torch")
+    report["ratio"] = statistics.median(report["ratios"])
     return report
 
 
@@ -185,16 +187,16 @@ def table(report: dict[str, Any]) -> str:
             f"{half:6}{1e3 * row['step_seconds']:12.2f}{row['tokens_per_second']:12,.0f}{mfu:>8}"
             f"{memory:>8}{row['compile_seconds']:9.1f}"
         )
-    return "\n".join([*lines, f"ratio {report['ratio']:.2f} times PyTorch"])
+    return "\n".join([*lines, f"{measuring.spread(report['ratios'])} times as fast as PyTorch"])
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = measuring.parser(__doc__)
     parser.add_argument("--shape", choices=tuple(shapes()), default="1b")
     parser.add_argument("--batch", type=int, default=1, help="sequences of a step")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--remat", choices=("none", "attention", "full"), default="attention")
-    for name, value in (("steps", 10), ("warmup", 3), ("repeats", 2)):
+    for name, value in (("steps", 10), ("warmup", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
     parser.add_argument("--json", type=pathlib.Path, help="where the report is written too")
@@ -210,9 +212,8 @@ def main() -> None:
         return
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "torch": []}
-    for _ in range(arguments.repeats):
-        for half in runs:
-            runs[half].append(measured(half))
+    for _, half in measuring.turns(tuple(runs), arguments.rounds):
+        runs[half].append(measured(half))
     report = summary(arguments, runs)
     print(table(report))
     print(json.dumps(report))

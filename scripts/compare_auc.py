@@ -1,11 +1,11 @@
 """Exact area under the ROC curve: our time, memory and value beside scikit-learn's.
 
-    python scripts/compare_auc.py                      # 20 M scores, a minute on two cores
+    python scripts/compare_auc.py --cores 1            # 5 M scores, two minutes
     python scripts/compare_auc.py --samples 89137319 --ours    # Criteo's validation set
 
-Both take the same float32 scores and int32 labels. Each measurement runs in a process of its own, one
-after another; memory is what the process needed at its peak beyond the arrays it was given. Three kinds
-of scores: clicks as rare as Criteo's, as many clicks as others, and scores of three decimals (ties).
+Both take the same float32 scores and int32 labels. Memory is what a process of its own needed at its peak
+beyond the arrays it was given. Three kinds of scores: clicks as rare as Criteo's, as many clicks as others, and
+scores of three decimals (ties).
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
+from functools import partial
+
+import measuring
+
+# isort: split
 
 import numpy as np
 
@@ -33,19 +38,22 @@ def make(kind: str, samples: int) -> tuple[np.ndarray, np.ndarray]:
     return (np.round(scores, 3) if kind == "ties" else scores), labels
 
 
-def measure(folder: str, method: str) -> None:
-    """Prints {"seconds", "cpu", "bytes", "area"} of one computation on the arrays in a folder."""
+def area_of(method: str) -> Callable[[np.ndarray, np.ndarray], float]:
     if method == "ours":
         from mlperf_jax.metrics.auc import roc_auc as area
     else:
         from sklearn.metrics import roc_auc_score as area
+    return area
+
+
+def measure(folder: str, method: str) -> None:
+    """Prints {"bytes", "area"} of one computation on the arrays in a folder."""
+    area = area_of(method)
     scores, labels = (np.load(f"{folder}/{name}.npy") for name in ("scores", "labels"))
     area(labels[:1000], scores[:1000])  # loads what is loaded late
     before = peak_bytes()
-    start, cpu = time.perf_counter(), time.process_time()
     value = float(area(labels, scores))
-    times = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
-    print(json.dumps({**times, "bytes": peak_bytes() - before, "area": value}))
+    print(json.dumps({"bytes": peak_bytes() - before, "area": value}))
 
 
 def peak_bytes() -> int:
@@ -60,32 +68,29 @@ def child(folder: str, method: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--samples", type=int, default=20_000_000)
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--samples", type=int, default=5_000_000)
     parser.add_argument("--ours", action="store_true", help="leave scikit-learn out")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         measure(*options.measure)
         return
+    methods = ("ours",) if options.ours else ("scikit-learn", "ours")
+    print(measuring.header())
     for kind in KINDS:
+        scores, labels = make(kind, options.samples)
         with tempfile.TemporaryDirectory() as folder:
-            for name, array in zip(("scores", "labels"), make(kind, options.samples)):
+            for name, array in (("scores", scores), ("labels", labels)):
                 np.save(pathlib.Path(folder, name), array)
-            methods = ("ours",) if options.ours else ("ours", "scikit-learn")
             found = {method: child(folder, method) for method in methods}
-        for method, f in found.items():
+        sides = {method: partial(area_of(method), labels, scores) for method in methods}
+        spent = measuring.in_turns(sides, options.rounds, 0, settle=False)
+        print(f"{kind}, {options.samples:,} scores:")
+        measuring.report(spent, methods[0], "a score", options.samples)
+        for method, one in found.items():
             print(
-                f"{kind:5} {options.samples:,} {method:13}{f['seconds']:7.2f} s "
-                f"({f['cpu']:6.2f} s of processors) {f['bytes'] / 2**20:8.0f} MiB   {f['area']:.12f}"
-            )
-        if not options.ours:
-            ours, theirs = found["ours"], found["scikit-learn"]
-            print(
-                f"      {theirs['seconds'] / ours['seconds']:.1f} times as fast "
-                f"({theirs['cpu'] / ours['cpu']:.1f} in processor time), "
-                f"{ours['bytes'] / theirs['bytes']:.2f} of the memory, "
-                f"apart by {abs(ours['area'] - theirs['area']):.1e}"
+                f"  {method:13} {one['bytes'] / options.samples:.1f} bytes a score, area {one['area']:.12f}"
             )
 
 

@@ -1,38 +1,28 @@
 """Times the tiny decoder's train step beside the same model in PyTorch eager, on a CPU.
 
 Both halves hold the same weights, take the same batch and do the same work: loss, gradients, clipping,
-AdamW, all in float32. Ours is the step that `run` compiles. The halves take turns, so that whatever
-else the machine does hits both. Each turn begins with a step that is not counted, in which the other
-half's threads come to rest.
+AdamW, all in float32. Ours is the step that `run` compiles.
 
-    python scripts/compare_decoder_torch.py [--kind llama] [--steps 10] [--repeats 9] [--cores 1]
+    python scripts/compare_decoder_torch.py --cores 1                     # a Llama of 3 layers, width 128
+    python scripts/compare_decoder_torch.py --cores 1 --kind gpt3 --layers 2 --width 96 --tokens 64
 
-On a machine with other work only `--cores 1` and processor time say something: PyTorch's threads wait
-for each other after every operation, and those of a busy machine wait long. Ends with exit code 1 when
-ours is slower than PyTorch, by the median of the turns' ratios.
+Ends with exit code 1 when ours is slower than PyTorch, by the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import pathlib
-import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import measuring
 
-if "--cores" in sys.argv:  # before either half starts its threads
-    os.sched_setaffinity(0, range(int(sys.argv[sys.argv.index("--cores") + 1])))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import decoder_twin
 import jax
-import torch
 
 from mlperf_jax.core import bench, loop, mesh as meshes, state as states
 from mlperf_jax.models.decoder_config import DecoderConfig, RopeScaling
@@ -88,41 +78,12 @@ class Ours:
         jax.block_until_ready(self.stepper.state)
 
 
-def milliseconds(
-    step: Callable[[], Any], wait: Callable[[], None], steps: int
-) -> tuple[float, float]:
-    """Of one step, by the clock and on all processors; the mean of `steps` after one not counted."""
-    step()
-    wait()
-    begin = time.perf_counter(), time.process_time()
-    for _ in range(steps):
-        step()
-    wait()
-    end = time.perf_counter(), time.process_time()
-    return (end[0] - begin[0]) / steps * 1e3, (end[1] - begin[1]) / steps * 1e3
-
-
-def report(what: str, found: dict[str, list[tuple[float, float]]], kind: int) -> float:
-    """Prints one kind of time of both halves; returns how many times as fast ours is."""
-    ours, theirs = ([times[kind] for times in found[name]] for name in ("ours", "torch"))
-    ratios = [b / a for a, b in zip(ours, theirs)]
-    print(what)
-    for name, values, unit in (
-        ("ours", ours, "ms a step"),
-        ("torch", theirs, "ms a step"),
-        ("ratio", ratios, "times as fast as PyTorch eager"),
-    ):
-        middle = statistics.median(values)
-        print(f"  {name:6} {middle:8.2f} {unit} ({min(values):.2f} … {max(values):.2f})")
-    return statistics.median(ratios)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = measuring.parser(__doc__, rounds=9)
     parser.add_argument("--kind", choices=("llama", "gpt3"), default="llama")
     for name, value in (("layers", 3), ("width", 128), ("heads", 4), ("vocab", 1024)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    for name, value in (("tokens", 128), ("batch", 16), ("steps", 10), ("repeats", 9)):
+    for name, value in (("tokens", 128), ("batch", 16)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument(
         "--remat",
@@ -130,7 +91,6 @@ def main() -> None:
         default="full",
         help="what ours recomputes; new memory for what is kept costs a CPU more than that",
     )
-    parser.add_argument("--cores", type=int, help="take only so many; default all")
     arguments = parser.parse_args()
     config = decoder(arguments)
 
@@ -144,26 +104,23 @@ def main() -> None:
     placed = theirs.place(batch)
     assert ours.parameters == theirs.parameters, (ours.parameters, theirs.parameters)
     print(
-        f"python {platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
-        f"{len(os.sched_getaffinity(0))} cores\n"
-        f"{arguments.kind}, {config.layers} layers of {config.width}, {config.vocab} vocabulary rows, "
-        f"{arguments.batch} x {arguments.tokens} tokens, float32: {ours.parameters:,} parameters in both"
+        f"{measuring.header()}\n{arguments.kind}, {config.layers} layers of {config.width}, "
+        f"{config.vocab} vocabulary rows, {arguments.batch} x {arguments.tokens} tokens, "
+        f"remat {config.remat}, float32: {ours.parameters:,} parameters in both"
     )
     for number in range(3):  # the same weights, and the same ones again after each update
         pair = float(ours.step()), float(theirs.step(placed))
         print(f"loss of step {number}: ours {pair[0]:.6f}, torch {pair[1]:.6f}")
         assert abs(pair[0] - pair[1]) < SAME, "the two halves do not compute the same"
 
-    found: dict[str, list[tuple[float, float]]] = {"ours": [], "torch": []}
-    for repeat in range(-1, arguments.repeats):  # the first turn warms up
-        times = {
-            "ours": milliseconds(ours.step, ours.wait, arguments.steps),
-            "torch": milliseconds(lambda: theirs.step(placed), theirs.wait, arguments.steps),
-        }
-        for name in found if repeat >= 0 else ():
-            found[name].append(times[name])
-    report("processor time", found, 1)
-    sys.exit(report("by the clock", found, 0) < 1)
+    def our_step() -> None:
+        ours.step()
+        ours.wait()
+
+    sides = {"PyTorch eager": lambda: theirs.step(placed), "ours": our_step}
+    spent = measuring.in_turns(sides, arguments.rounds, arguments.seconds)
+    measuring.report(spent, "PyTorch eager", "a step")
+    sys.exit(statistics.median(measuring.ratios(spent, "ours", "PyTorch eager")) < 1)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@
     python scripts/compare_loaders.py tokens criteo
     python scripts/compare_loaders.py jpeg --batch 1024 --rounds 7
 
-"pipeline" is `Split.batched(…).stream`, "grain" Grain's own `batch` over the very same
-rows. They take turns in one process, a few batches each, and each turn is measured by processor time in
-all threads, so that other work on the machine disturbs it little; what counts is the median of the ratios
-to the first loader. The first batch (wall and processor time) and the most memory of the first four are of a
-fresh process for each loader, again in turns.
+"pipeline" is `Split.batched(…).stream`, "grain" Grain's own `batch` over the very same rows. They take turns
+in one process, a few batches each. The first batch (wall and processor time) and the most memory of the first
+four are of a fresh process for each loader, again in turns.
 
 jpeg: synthetic photographs (bench_decode.py), training crops of 224. tokens: windows of 8,192 of a Megatron
 file, shuffled as Llama 3.1's. criteo: random clicks of the official bag sizes (bench_criteo.py).
@@ -20,13 +18,16 @@ import argparse
 import itertools
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import measuring
+
+# isort: split
 
 import bench_criteo
 import bench_decode
@@ -74,7 +75,7 @@ def opened(kind: str, folder: pathlib.Path) -> pipeline.Split:
 
 
 def loaders(kind: str, folder: pathlib.Path) -> dict[str, Loader]:
-    """By name; the first is what the others are compared with."""
+    """By name."""
     data = opened(kind, folder)
     return {
         "pipeline": lambda b, t: data.batched(b).stream(threads=t),
@@ -91,46 +92,36 @@ def _grain(batches: pipeline.Batches, rows: int, threads: int) -> Iterator[Any]:
 # -- in turns --------------------------------------------------------------------------------------
 
 
-def turns(kind: str, folder: pathlib.Path, options: argparse.Namespace) -> None:
+def compare(kind: str, folder: pathlib.Path, options: argparse.Namespace) -> None:
     rows, threads = options.batch or KINDS[kind], options.threads
     started = {name: make(rows, threads) for name, make in loaders(kind, folder).items()}
-    spent: dict[str, list[float]] = {name: [] for name in started}
-    for number in range(-1, options.rounds):  # the first turn opens files and fills buffers
-        for name, batches in started.items():
-            begin, done = time.process_time(), 0
-            while not done or time.process_time() - begin < options.seconds:
-                next(batches)
-                done += rows
-            if number >= 0:
-                spent[name].append((time.process_time() - begin) / done * 1e6)
-    first = next(iter(spent.values()))
-    print(f"{kind}: processor time a row, {rows} rows a batch, {threads} threads")
-    for name, each in spent.items():
-        ratios = [a / b for a, b in zip(each, first)]
-        print(
-            f"  {name:10} {statistics.median(each):10.2f} us ({min(each):.2f} … {max(each):.2f})"
-            f"   {statistics.median(ratios):6.3f} times ({min(ratios):.3f} … {max(ratios):.3f})"
-        )
+    sides = {name: lambda batches=batches: next(batches) for name, batches in started.items()}
+    spent = measuring.in_turns(sides, options.rounds, options.seconds)
+    print(f"{kind}: {rows} rows a batch, {threads} threads")
+    measuring.report(spent, "grain", "a row", rows)
 
 
 def fresh(kind: str, folder: pathlib.Path, options: argparse.Namespace) -> None:
     rows = options.batch or KINDS[kind]
-    found: dict[str, list[dict[str, float]]] = {}
-    for _ in range(options.rounds):
-        for name in loaders(kind, folder):
-            words = ["--child", name, "--folder", str(folder), "--batch", str(rows)]
-            words += ["--threads", str(options.threads), kind]
-            said = subprocess.run(
-                [sys.executable, __file__, *words], check=True, capture_output=True, text=True
-            )
-            found.setdefault(name, []).append(json.loads(said.stdout.splitlines()[-1]))
-    print(f"{kind}: of a fresh process, medians of {options.rounds}")
-    for name, each in found.items():
-        wall, cpu, memory = (statistics.median(x[key] for x in each) for key in each[0])
-        print(
-            f"  {name:10} first batch after {wall:6.2f} s ({cpu:.2f} s of processor time), "
-            f"{memory:7.0f} MB more at most for four"
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in loaders(kind, folder)}
+    for _, name in measuring.turns(tuple(found), options.rounds):
+        words = ["--child", name, "--folder", str(folder), "--batch", str(rows)]
+        words += ["--threads", str(options.threads), kind]
+        said = subprocess.run(
+            [sys.executable, __file__, *words], check=True, capture_output=True, text=True
         )
+        found[name].append(json.loads(said.stdout.splitlines()[-1]))
+    print(f"{kind}: of a fresh process")
+    for key, what in (
+        ("wall", "s to the first batch by the clock"),
+        ("cpu", "s of processor time to it"),
+        ("memory", "MB more at most for four"),
+    ):
+        spent = {name: [each[key] for each in every] for name, every in found.items()}
+        for name, values in spent.items():
+            print(f"  {name:10} {measuring.spread(values):>24} {what}")
+        less = measuring.spread(measuring.ratios(spent, "pipeline", "grain"))
+        print(f"  grain / pipeline {less}", flush=True)
 
 
 def child(kind: str, options: argparse.Namespace) -> None:
@@ -153,25 +144,22 @@ def memory(what: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = measuring.parser(__doc__)
     parser.add_argument("kinds", nargs="+", choices=KINDS)
     parser.add_argument("--batch", type=int, help="rows of a batch; each kind has its own default")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--seconds", type=float, default=1.0, help="of processor time for each turn"
-    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    if options.child:
+        child(options.kinds[0], options)
+        return
+    print(measuring.header())
     for kind in options.kinds:
-        if options.child:
-            child(kind, options)
-            continue
         with tempfile.TemporaryDirectory() as name:
             write(kind, pathlib.Path(name))
-            turns(kind, pathlib.Path(name), options)
+            compare(kind, pathlib.Path(name), options)
             fresh(kind, pathlib.Path(name), options)
 
 

@@ -5,8 +5,7 @@
 The folder holds `<org>/results/<system>/<benchmark>/result_*.txt` and `<org>/systems/*.json`, as the
 repositories of the rounds do; nothing in it is changed. Minutes are those of the official summary
 (which multiplies by `scaling.json`), verdicts those of the official checker, both from the installed
-mlperf-logging. The official side takes some 0.2 s per log: keep it with --keep and the next comparison
-is a matter of seconds. Exits with 1 when anything differs.
+mlperf-logging. The official side takes most of the time: keep it with --keep for the next comparison. Exits with 1 when anything differs.
 """
 
 import argparse

@@ -1,40 +1,33 @@
-"""Measures what the training loop itself costs on the host, in microseconds a step.
+"""Measures what the training loop itself costs on the host, by processor time, beside the step's bare call.
 
 The real `core.loop.Loop` runs steps that do nothing, on a constant batch, with its log, scalars and
-signal handlers in place, as in a run (evaluation and checkpoints left out). Two figures for each size
-of state:
+signal handlers in place, as in a run (evaluation and checkpoints left out). For each size of state:
 
+    bare     a compiled step that changes nothing but the count, called in a plain `for`.
     python   the compiled step replaced by a Python function that returns the same arrays: all that is
              left is the loop's own Python. This is the figure with the bar of 300 microseconds.
-    beyond   a compiled step that changes nothing but the count, in the loop, less the same compiled
-             step called bare in a `for`: negative when the loop's Python hides behind the device.
+    loop     the compiled step in the loop.
+    fed      the same, with a host batch that the feed's thread puts on the device, as in a real run.
 
-`constant` takes the batch from memory on the device; `feed` puts a host batch there in the feed's
-thread, which competes for the interpreter, as in a real run.
-
-    python scripts/measure_overhead.py [--steps 2000] [--repeats 5] [--profile]
+    python scripts/measure_overhead.py --cores 1 [--steps 2000] [--profile]
 """
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import dataclasses
 import itertools
 import os
-import pathlib
-import platform
 import pstats
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import measuring
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp
@@ -164,12 +157,6 @@ def compiled_nothing(assembly: Any) -> Any:
     return jitted.lower(assembly.abstract, batch, key).compile()
 
 
-def microseconds(work: Callable[[], Any], steps: int) -> float:
-    begin = time.perf_counter()
-    work()
-    return (time.perf_counter() - begin) / steps * 1e6
-
-
 def bare(program: Any, state: Any, batch: Any, key: Any, steps: int) -> Any:
     """The same calls with nothing around them."""
     for _ in range(steps):
@@ -178,11 +165,10 @@ def bare(program: Any, state: Any, batch: Any, key: Any, steps: int) -> Any:
     return state
 
 
-def measure(arrays: int, steps: int, repeats: int, profile: bool) -> dict[str, list[float]]:
-    """Microseconds a step by name, one value per repeat."""
+def measure(arrays: int, steps: int, rounds: int, profile: bool) -> measuring.Spent:
+    """Processor seconds of so many steps by side."""
     options = RunOptions(output=tempfile.mkdtemp(), seed=0, show="none")
     plan = preflight.preflight(Nothing(arrays=arrays), options, "")
-    found: dict[str, list[float]] = {}
     with Run(plan) as run, preemption.Preemption() as signals:
         programs, state = loop.initialise(run)
         run.begin_run()
@@ -196,53 +182,48 @@ def measure(arrays: int, steps: int, repeats: int, profile: bool) -> dict[str, l
         the = loop.Loop(run, signals, programs, state)
         run.log_block_start(the.next_eval)
 
-        def looped(step_program: Any, batches: Any) -> float:
+        def looped(step_program: Any, batches: Any) -> None:
             the.programs = dataclasses.replace(programs, train={shape: step_program})
             the._batches = batches
-            return microseconds(lambda: the._steps(the.standing.step + steps), steps)
+            the._steps(the.standing.step + steps)
 
-        def note(name: str, value: float) -> None:
-            found.setdefault(name, []).append(value)
-
-        for repeat in range(-1, repeats):  # the first one warms up
-            if repeat == 0:
-                found.clear()
-            with the._train_batches() as feed:
-                note("feed: loop", looped(program, feed))
-            note("constant: loop", looped(program, Held(batch)))
-            begin = time.perf_counter()
+        def alone() -> None:
             the.state = bare(program, the.state, batch, the.key, steps)
-            note("constant: bare call", (time.perf_counter() - begin) / steps * 1e6)
-            note("constant: beyond", found["constant: loop"][-1] - found["constant: bare call"][-1])
-            note("feed: beyond", found["feed: loop"][-1] - found["constant: bare call"][-1])
+
+        def python() -> None:
             same = (the.state, {"loss": jnp.zeros(()), "finite": jnp.ones((), bool)})
-            note("constant: python", looped(lambda *_, same=same: same, Held(batch)))
+            looped(lambda *_: same, Held(batch))
+
+        def fed() -> None:
             with the._train_batches() as feed:
-                note("feed: python", looped(lambda *_, same=same: same, feed))
+                looped(program, feed)
+
+        sides: dict[str, Callable[[], None]] = {
+            "bare": alone,
+            "python": python,
+            "loop": lambda: looped(program, Held(batch)),
+            "fed": fed,
+        }
+        spent = measuring.in_turns(sides, rounds, 0, settle=False)
         if profile:
             with cProfile.Profile() as profiler:
-                looped(lambda *_: same, Held(batch))
+                python()
             pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
-    return found
+    return spent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = measuring.parser(__doc__, rounds=7)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
-    print(
-        f"python {platform.python_version()}, jax {jax.__version__}, {os.cpu_count()} cores, "
-        f"{arguments.steps} steps x {arguments.repeats}; microseconds a step: median (min … max)"
-    )
+    print(measuring.header())
     for arrays in (4, 161):  # a toy, and as many as ResNet-50 trains
-        found = measure(arrays, arguments.steps, arguments.repeats, arguments.profile)
-        print(f"\n{arrays} trained arrays")
-        for name, values in sorted(found.items()):
-            low, middle, high = min(values), statistics.median(values), max(values)
-            bar = f"  bar {BAR}" if name == "constant: python" else ""
-            print(f"  {name:22} {middle:8.1f}  ({low:.1f} … {high:.1f}){bar}")
+        spent = measure(arrays, arguments.steps, arguments.rounds, arguments.profile)
+        print(f"\n{arrays} trained arrays, {arguments.steps} steps a turn, bar of python {BAR} us")
+        measuring.report(spent, "bare", "a step", arguments.steps, long=True)
+        if statistics.median(spent["python"]) / arguments.steps * 1e6 > BAR:
+            print("  above the bar")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class DlrmDcnV2(Benchmark):
     metric = metrics.Auc("auc")
     parameters = 26_151_671_809
     absent = ("pictures",)
-    records_per_core = 3_600_000  # scripts/bench_criteo.py: 3.6 to 4.1 million, from the page cache
+    records_per_core = 1_100_000  # scripts/bench_input.py: 1,287,959 (1,143,884 … 1,398,433)
 
     # hyperparameters; of these the rules leave only batch size and learning rate free
     batch_size: Samples = 55_296

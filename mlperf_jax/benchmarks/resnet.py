@@ -38,7 +38,7 @@ class ResNet50(Benchmark):
     metric = metrics.Mean("accuracy", range=(0, 1))
     parameters = 25_557_032
     pictured = 32
-    records_per_core = 400  # scripts/bench_decode.py: 300 to 500
+    records_per_core = 360  # scripts/bench_input.py: 416 (368 … 433)
 
     # hyperparameters
     batch_size: Samples = 3264

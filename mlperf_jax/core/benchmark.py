@@ -79,7 +79,7 @@ class Benchmark:
     own_code: ClassVar[str] = ""
     # samples of a picture when nobody says how many
     pictured: ClassVar[int] = 6
-    # training records that a core makes a second at full size, as measured; None: nobody has measured
+    # training records that a core makes a second at full size, the least measured; None: nobody has
     records_per_core: ClassVar[int | None] = None
 
     # fields every benchmark has; what each may hold stands in its annotation, see `core.fields`

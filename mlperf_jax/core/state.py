@@ -120,8 +120,8 @@ class Assembly:
 
     def _made(self, part: Callable[[State], State], seed: int) -> State:
         """A part of the initial state, each leaf created on the devices that hold it."""
-        # Runs once, so on CPU compiling it well costs more than it gains: 2.3 s instead of 7.7 s of
-        # compile time for the tiny ResNet's initialisation at LLVM's level 0.
+        # Runs once, so on CPU compiling it well costs more than it gains; LLVM's level 0 is quick
+        # (`scripts/measure_notes.py initialise`).
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         options = {"xla_backend_optimization_level": 0} if on_cpu else None
         with jax.set_mesh(self.mesh):

@@ -5,9 +5,9 @@ it, and an order, which Grain takes for a source of numbers, holds the record th
 over global batches.
 
 Why not Grain's `shuffle`: it needs no table, but walks a cycle of 65,536 numbers to find the next one below N,
-which takes 0.2 ms a row of 1,000 records and 23 ms of five; of ImageNet's 1,281,167 it is quick, 7 us with all
-around it, but neighbours in the order have correlated ranks (0.02 to 0.04; a batch of 256 holds 225.0 of a
-sorted data set's 1,000 classes, and 225.8 of a true permutation's). A table takes 80 ms and 10 MB an epoch.
+which takes 3.48 times as long a row of 1,000 records as of ImageNet's 1,281,167, and 417 times of five; of many
+it is quick, but neighbours in the order have correlated ranks (0.02 to 0.04; a batch of 256 holds 225.0 of a
+sorted data set's 1,000 classes, 225.8 of a true permutation's). A table takes as long as 2,800 such rows, an epoch.
 
 Shape legend: B rows of a global batch, N records.
 """

@@ -7,7 +7,7 @@ change only who does the work. So the whole position in the data is one integer,
 Rows are a `grain.MapDataset`: `source(…).seed(s)`, their order, then transforms of `grain.transforms`. What Grain
 lacks is here: the order of reproducible global batches, an epoch's last batch and planned batches (in
 `orders`), and chunks of at most 32 rows that threads write straight into the batch. Grain's own `batch`
-has each thread build a whole one: for 3,264 images twice the memory, and the first batch after twice the time.
+has each thread build a whole one: more memory, and a later first batch (`scripts/compare_loaders.py`).
 
 Shape legend: B rows of a global batch, N records, lo..hi the rows that are read here.
 """
@@ -87,8 +87,8 @@ class Split:
         """The split with more transforms behind its own, from one example to one of the same arrays.
 
         A `Map` with the attribute `batched = True` is given rows as they lie in the batch, arrays [rows, …] of any
-        number of rows, after all others. Any other has a `BatchSource` read row by row, which costs some
-        30 us a row.
+        number of rows, after all others. Any other has a `BatchSource` read row by row, a call of Python
+        for each.
         """
         return dataclasses.replace(self, added=(*self.added, *transforms))
 
@@ -431,7 +431,7 @@ class _Chunks(grain.MapDataset[Any]):
         self._batches, self._start, self._travel = batches, start, travel
         self._stop: threading.Event | None = stop
         # Small enough that all readers work on the first batch, large enough that Grain's cost for an
-        # element (some 50 microseconds) stays below one per cent.
+        # element says little beside it.
         most = max(hi - lo for lo, hi in batches.spans)
         self.per_batch = -(-most // max(1, min(batches.rows_at_once, most // max(1, 2 * readers))))
         self.parts: dict[int, Part] = {}

@@ -34,7 +34,7 @@ class Source(Protocol):
 class BatchSource(Protocol):
     """Rows of under 100 us (tokens, clicks), which are read many at a time, straight into the batch.
 
-    A call of Python for each would cost as much as the rows: some 30 us through Grain's transforms.
+    A call of Python for each would cost more: with one of Grain's maps a row takes 6.85 times its copying.
 
     Attributes:
         rows_at_once: most rows of one call of `read`; a thread stops only between two.

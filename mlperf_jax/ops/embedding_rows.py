@@ -64,7 +64,7 @@ def _bags(rows: jax.Array, ids: jax.Array) -> jax.Array:
         return rows.at[ids].get(mode="promise_in_bounds").sum(2)
     if ids.shape[2] == 1:
         return one(0)
-    # XLA:CPU gathers into a new array before it sums: 4 times slower for a bag of 27
+    # XLA:CPU gathers into a new array before it sums: 3.74 times as long for a bag of 27
     return lax.fori_loop(1, ids.shape[2], lambda k, total: total + one(k), one(0))
 
 

@@ -266,7 +266,7 @@ def smallest_mean(mean: float, std: float, reference_runs: int, runs: int) -> fl
         reference_runs: how many runs the reference's mean is over.
         runs: how many runs make a score.
     """
-    from scipy.special import stdtrit  # 30 ms that only those wait for who need it
+    from scipy.special import stdtrit  # slow to import: only those wait who need it
 
     count = runs - 2
     quantile = float(stdtrit(reference_runs + count - 2, 0.95))

@@ -74,7 +74,7 @@ def score(
             "file" what the folder's `scaling.json` says, "none" nothing.
         official: also run the official compliance checker on every log; one that fails counts as not
             converged, as in the official summary. Without it only the flaws we look for ourselves do
-            (status, target, time of initialisation, unreadable lines). About 0.1 s per log.
+            (status, target, time of initialisation, unreadable lines), which is faster.
         bert_train_samples: take bert's samples to the target from `train_samples`, as some submitters
             log them, instead of from the evaluation.
         settings: keep in the runs' logs what else they were set up with.

@@ -30,7 +30,7 @@ def array_handler() -> ocp.PyTreeCheckpointHandler:
     """Returns Orbax's writer and reader of trees of arrays, as we use it.
 
     Whole shards are written, from their first replica, out of plain host memory: the host copies that
-    the checksums run over. Compression would save 11 % of f32 weights and take five times as long.
+    the checksums run over. Compression would save 8 % of f32 weights and take 1.52 times as long.
     """
     _hide_aftermath()
     whole_shards = type_handlers.ArrayHandler(

@@ -133,7 +133,7 @@ class ImageNet:
         Raises:
             UserError: nothing to build from, or not enough room on the disk.
         """
-        # imports tensorflow-datasets: 0.4 s
+        # imports tensorflow-datasets, which takes its time
         from mlperf_jax.input_pipelines.imagenet import builder
 
         name = files.TINY_NAME if self.tiny else files.NAME

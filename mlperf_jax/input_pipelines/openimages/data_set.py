@@ -179,7 +179,7 @@ class OpenImages:
         Raises:
             UserError: nothing to build from, labels that do not fit, or not enough room on the disk.
         """
-        # imports tensorflow-datasets: 0.4 s
+        # imports tensorflow-datasets, which takes its time
         from mlperf_jax.input_pipelines.openimages import builder
 
         target = files.prepared_folder(records.local(folder), self.tiny)
