@@ -46,16 +46,7 @@ MAY_IMPORT = {
     "template": {"benchmarks", "input_pipelines", "metrics", "ops", "optimizers", "testing"},
 }
 # they may import everything
-DOORS = {
-    "__init__",
-    "__main__",
-    "cli",
-    "new_command",
-    "options",
-    "plan_commands",
-    "result_commands",
-    "show_command",
-}
+DOORS = {"__init__", "__main__", "cli"}
 NO_JAX = {"errors", "input_pipelines", "pictures", "results"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 

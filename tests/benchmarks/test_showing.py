@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from mlperf_jax import benchmarks, cli, pictures, show_command
+from mlperf_jax import benchmarks, cli, pictures
 from mlperf_jax.benchmarks import showing
+from mlperf_jax.cli import show as show_command
 from mlperf_jax.core import mesh as meshes, state as states, trained
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mlperf_jax import plan_commands
+from mlperf_jax.cli import planning as plan_commands
 from mlperf_jax.errors import UserError
 from mlperf_jax.planning import compiling, plan, searching
 from mlperf_jax.planning.compiling import Compiled

@@ -49,7 +49,7 @@ def test_the_scripts_repeat_the_runs(rehearsal, unjudged, tmp_path):
 
 def test_the_command_is_read_back_by_the_command_line(rehearsal, unjudged, tmp_path):
     from mlperf_jax import benchmarks, cli
-    from mlperf_jax.options import parse_benchmark
+    from mlperf_jax.cli.options import parse_benchmark
 
     config = json.loads(json.dumps(benchmarks.get("resnet", batch_size=4096).config()))
     config.pop("benchmark")

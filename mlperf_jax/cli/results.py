@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mlperf_jax import options
+from mlperf_jax.cli import options
+from mlperf_jax.cli.options import Option
 from mlperf_jax.errors import UserError
-from mlperf_jax.options import Option
 
 PROG = "mlperf-jax"
 

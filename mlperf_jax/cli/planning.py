@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlperf_jax import options
+from mlperf_jax.cli import options
+from mlperf_jax.cli.options import Option
 from mlperf_jax.errors import UserError
-from mlperf_jax.options import Option
 
 PLAN_OPTIONS = [
     Option("on", help="the devices: v5p:8x8x16, 2xv6e:16x16, h100:8x4 …", metavar="DEVICES"),

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 import mlperf_jax
-from mlperf_jax import benchmarks, cli, options, result_commands
+from mlperf_jax import benchmarks, cli
+from mlperf_jax.cli import options, results as result_commands
+from mlperf_jax.cli.options import Option
 from mlperf_jax.core import bench
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.preemption import Interrupted
 from mlperf_jax.errors import UserError
-from mlperf_jax.options import Option
 from mlperf_jax.results import log as logs, rules
 
 

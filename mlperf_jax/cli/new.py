@@ -9,9 +9,9 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from mlperf_jax import options
+from mlperf_jax.cli import options
+from mlperf_jax.cli.options import Option
 from mlperf_jax.errors import UserError
-from mlperf_jax.options import Option
 
 ABOUT = "write a benchmark of your own to begin with, and its test"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlperf_jax import options
-from mlperf_jax.options import Option
+from mlperf_jax.cli import options
+from mlperf_jax.cli.options import Option
 
 SHOW_OPTIONS = [
     Option(

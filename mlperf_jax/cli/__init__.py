@@ -14,10 +14,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlperf_jax
-from mlperf_jax import new_command, options, plan_commands, result_commands, show_command
+from mlperf_jax.cli import (
+    new as new_command,
+    options,
+    planning as plan_commands,
+    results as result_commands,
+    show as show_command,
+)
+from mlperf_jax.cli.options import Option
 from mlperf_jax.core.fields import Count, Whole
 from mlperf_jax.errors import UserError, did_you_mean
-from mlperf_jax.options import Option
 
 PROG = "mlperf-jax"
 METAVARS = {
