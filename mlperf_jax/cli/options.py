@@ -7,10 +7,8 @@ Every word is read here, so that a wrong one is a `UserError` that names its opt
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
-import inspect
 import math
 import re
 import types
@@ -18,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
-from mlperf_jax.core.fields import allowed, check, hints_of, is_union, limits
+from mlperf_jax.core.fields import allowed, check, helps_of, hints_of, is_union, limits
 from mlperf_jax.errors import UserError, did_you_mean
 
 Reader = Callable[[str], Any]
@@ -58,12 +56,11 @@ def options_of(cls: type, defaults: Any = None, leave_out: Iterable[str] = ()) -
     """The options that the fields of a dataclass are.
 
     Args:
-        cls: its fields give names and types; its docstring's `Attributes:` and the comments behind its
-            fields give the help.
+        cls: its fields give names, and their annotations types and help.
         defaults: an instance whose values are shown; the fields' own defaults otherwise.
         leave_out: names of fields that are not for the command line.
     """
-    hints, texts = hints_of(cls), field_texts(cls)
+    hints, texts = hints_of(cls), helps_of(cls)
     found = []
     for field in dataclasses.fields(cls):
         if field.name in leave_out or not readable(hints[field.name]):
@@ -72,21 +69,6 @@ def options_of(cls: type, defaults: Any = None, leave_out: Iterable[str] = ()) -
         default = own if defaults is None else getattr(defaults, field.name)
         found.append(Option(field.name, hints[field.name], default, texts.get(field.name, "")))
     return found
-
-
-def field_texts(cls: type) -> dict[str, str]:
-    """Help by field: the comment behind it, or its lines under `Attributes:`."""
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        with contextlib.suppress(OSError, TypeError):
-            source = inspect.getsource(base)
-            texts |= dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, re.MULTILINE))
-        section = (inspect.getdoc(base) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-        for names, text in re.findall(
-            r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", section, re.MULTILINE
-        ):
-            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    return texts
 
 
 # -- reading words -----------------------------------------------------------------------------
