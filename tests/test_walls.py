@@ -264,6 +264,21 @@ def test_no_file_over_500_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
 
 
+def sentence(node: ast.expr) -> str:
+    """The text of an expression; "…" stands for what is only known when it runs."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    parts = node.values if isinstance(node, ast.JoinedStr) else []
+    return "".join(map(sentence, parts)) or "…"
+
+
+@by_name(FILES)
+def test_what_a_user_can_mend_is_said_in_one_sentence_without_a_full_stop(path):
+    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and node.args]
+    said = [sentence(c.args[0]) for c in calls if ast.unparse(c.func).endswith("UserError")]
+    assert not [text for text in said if text.endswith(".") or re.search(r"\. [A-Z]", text)]
+
+
 def tracked() -> list[pathlib.Path]:
     """The files of the repository, those not yet added too; ignored ones not."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
