@@ -108,7 +108,3 @@ def overview() -> str:
 
   {PROG} COMMAND --help shows a command's options; run NAME --help also the benchmark's.
   First try: {PROG} run resnet --tiny"""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

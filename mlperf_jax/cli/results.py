@@ -18,7 +18,7 @@ def check(about: str, words: Sequence[str]) -> int:
     """Prints the official checker's findings; exit code 1 when a log does not pass."""
     own = [
         Option(
-            "ruleset", help="the rules to apply, such as 4.0.0; default: the last round that ran it"
+            "ruleset", help="the rules, such as 4.0.0; by default of the last round that ran it"
         ),
         Option("division", DIVISION, help="the one that the log must be of"),
     ]
