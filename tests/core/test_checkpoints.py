@@ -320,7 +320,7 @@ def test_a_full_disk_is_told_at_the_next_call_and_harms_nothing(two, make, mesh)
         two.save(30, state, {})
         with pytest.raises(
             UserError,
-            match=r"checkpoint of step 30 could not be written to .*: (File too large|.* was cut short)\..*unharmed",
+            match=r"checkpoint of step 30 could not be written to .*: (File too large|.* was cut short); .*unharmed",
         ):
             two.wait()
     finally:
