@@ -1,4 +1,4 @@
-"""The one exception a user may see without a traceback, and a hint that many of its sentences end in."""
+"""What a user may see without a traceback, and a hint that many of its sentences end in."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,9 +8,17 @@ class UserError(Exception):
     """Something the user can mend: a name, an option, a file, a record, a device count.
 
     The message is one sentence that names what is wrong and says what to do. The command line prints
-    it alone and exits with code 2; in Python it is raised as it is. Anything else that escapes is a
-    defect of ours and keeps its traceback.
+    it alone and exits with code 2; in Python it is raised as it is. Anything else that escapes, but for
+    `Interrupted`, is a defect of ours and keeps its traceback.
     """
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by a signal; its checkpoint is on the disk and `--resume` takes it up."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -149,9 +149,9 @@ def benchmark_class(name: Named) -> type[Benchmark]:
     if name in _REGISTERED:
         return _REGISTERED[name]
     if name not in _BENCHMARKS:
-        raise UserError(
-            f"no benchmark {name!r}{did_you_mean(name, names())}; or give one of your own: my_file.py:Wine"
-        )
+        hint = did_you_mean(name, names())
+        own = "" if hint.endswith("?") else "; or give one of your own: my_file.py:Wine"
+        raise UserError(f"no benchmark {name!r}{hint}{own}")
     module, _, attribute = _BENCHMARKS[name].partition(":")
     return getattr(importlib.import_module(f"mlperf_jax.benchmarks.{module}"), attribute)
 

@@ -12,7 +12,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core import brief
@@ -42,7 +42,7 @@ class Gpt3(language_model.Pretraining):
     end_lr_factor: Share = 0.1
     warmup_samples: Whole = 265 * 1536
     schedule_samples: Samples = 108_600 * 1536
-    start_samples: Whole = 4000 * 1536  # where in the schedule the checkpoint stands
+    start_samples: Annotated[Whole, "where in the schedule the checkpoint stands"] = 4000 * 1536
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.95
     epsilon: Positive = 1e-8
@@ -54,11 +54,11 @@ class Gpt3(language_model.Pretraining):
     # sizes: what tiny() shrinks
     sequence_length: language_model.Tokens = 2048
     max_positions: language_model.Tokens = 2048
-    init_std: Rate = _GPT3.init_std  # of random weights, which only a training from scratch has
-    weights: str = "checkpoint_00004000"  # folder of paxml's arrays below the data's
+    init_std: Annotated[Rate, "of random weights, in a training from scratch"] = _GPT3.init_std
+    weights: Annotated[str, "folder of paxml's arrays in the data's"] = "checkpoint_00004000"
     train_samples: Samples = 108_600 * 1536
-    eval_samples: Samples = 5662  # windows of 2,048 tokens
-    eval_documents: Count = 24_567  # what accepted logs state as eval_samples
+    eval_samples: Annotated[Samples, "windows of 2,048 tokens"] = 5662
+    eval_documents: Annotated[Count, "what accepted logs state as eval_samples"] = 24_567
     train_files: Several[str] = (
         "c4_en_6_c4_spm_text_document",
         "c4_en_7_c4_spm_text_document",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from mlperf_jax import metrics
 from mlperf_jax.benchmarks import language_model
@@ -39,8 +39,8 @@ class Llama2Lora(language_model.LanguageModel):
     # hyperparameters
     batch_size: Samples = 8
     base_lr: Rate = 4e-4
-    warmup_ratio: Share = 0.0  # of the training steps
-    training_steps: Count = 1024  # of the cosine, whatever the batch size
+    warmup_ratio: Annotated[Share, "of the training steps"] = 0.0
+    training_steps: Annotated[Count, "of the cosine, whatever the batch size"] = 1024
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     epsilon: Positive = 1e-8
@@ -49,11 +49,11 @@ class Llama2Lora(language_model.LanguageModel):
     lora_rank: Count = 16
     lora_alpha: Count = 32
     lora_dropout: Fraction = 0.1
-    base_bits: Literal[8] | None = None  # 8: the base in int8, by blocks (open division)
+    base_bits: Annotated[Literal[8] | None, "8: the base in int8, by blocks (open division)"] = None
     eval_every: Samples = 384
     # sizes: what tiny() shrinks
     sequence_length: language_model.Tokens = 8192
-    weights: str = "llama2-70b-fused-qkv-mlperf"  # folder of safetensors below the data's
+    weights: Annotated[str, "folder of safetensors in the data's"] = "llama2-70b-fused-qkv-mlperf"
     train_samples: Samples = 3901
     eval_samples: Samples = 173
     targets: Several[Target] = (Target("eval_loss", at_most=0.925),)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
@@ -40,10 +40,10 @@ class Llama31_405B(language_model.Pretraining):
     # hyperparameters
     batch_size: Samples = 1152
     reference_batch: Samples = 1152
-    reference_lr: Rate = 8e-5  # at the reference batch; grows in proportion to the batch
+    reference_lr: Annotated[Rate, "at the reference batch; grows in proportion to the batch"] = 8e-5
     end_lr: Rate = 8e-7
     warmup_samples: Whole = 8000 * 1152
-    schedule_samples: Samples = 1_200_000 * 1152  # also of the order of the samples
+    schedule_samples: Annotated[Samples, "also of the order of the samples"] = 1_200_000 * 1152
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.95
     epsilon: Positive = 1e-5
@@ -55,8 +55,8 @@ class Llama31_405B(language_model.Pretraining):
     skip_per_sample: Rate = 0.0026
     # sizes: what tiny() shrinks
     sequence_length: language_model.Tokens = 8192
-    weights: str = "Llama-3.1-405B"  # folder of safetensors below the data's
-    train_samples: Samples = 1_574_207_408  # as accepted logs state it
+    weights: Annotated[str, "folder of safetensors in the data's"] = "Llama-3.1-405B"
+    train_samples: Annotated[Samples, "as accepted logs state it"] = 1_574_207_408
     eval_samples: Samples = 5760
     train_files: Several[str] = ("c4-train.en_6_text_document", "c4-train.en_7_text_document")
     validation_file: str = "c4-validation-91205-samples.en_text_document"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Target
@@ -33,7 +33,7 @@ class Llama31_8B(language_model.Pretraining):
     base_lr: Rate = 4e-4
     end_lr_factor: Share = 0.1
     warmup_samples: Whole = 256
-    max_steps: Count = 1_200_000  # of the schedule and of the order of the samples
+    max_steps: Annotated[Count, "of the schedule and of the order of the samples"] = 1_200_000
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.95
     epsilon: Positive = 1e-5
@@ -42,7 +42,7 @@ class Llama31_8B(language_model.Pretraining):
     eval_every: Samples = 12_288
     # sizes: what tiny() shrinks
     sequence_length: language_model.Tokens = 8192
-    train_samples: Samples = 1_574_207_408  # as accepted logs state it
+    train_samples: Annotated[Samples, "as accepted logs state it"] = 1_574_207_408
     eval_samples: Samples = 1024
     train_files: Several[str] = ("c4-train.en_6_text_document",)
     validation_file: str = "c4-validation-91205-samples.en_text_document"

@@ -45,7 +45,7 @@ class ResNet50(Benchmark):
     opt_name: Literal["lars", "sgd"] = "lars"
     base_lr: Rate = 10.5
     warmup_epochs: Whole = 2
-    lr_epochs: Count = 37  # warm-up included
+    lr_epochs: Annotated[Count, "warm-up included"] = 37
     weight_decay: Rate = 5e-5
     momentum: Fraction = 0.9
     convention: Literal["mxnet", "tf2"] = "mxnet"

@@ -57,11 +57,11 @@ class RetinaNet(Benchmark):
     base_lr: Rate = 1e-4
     warmup_epochs: Whole = 1
     warmup_factor: Share = 0.001
-    epochs: Count = 26  # the reference gives up after these
+    epochs: Annotated[Count, "the reference gives up after these"] = 26
     # the reference's post-processing
     score_threshold: Share = 0.05
     overlap_threshold: Share = 0.5
-    candidates: Count = 1000  # of each level
+    candidates: Annotated[Count, "of each level"] = 1000
     detections: Count = 300
     # sizes: what tiny() shrinks
     pretrained: bool = True
@@ -75,7 +75,7 @@ class RetinaNet(Benchmark):
     head_depth: Count = 4
     classes: Count = 264
     image_size: Annotated[Count, "pixels"] = 800
-    anchor_size: Annotated[Count, "pixels"] = 32  # the smallest, on P3; doubled from level to level
+    anchor_size: Annotated[Count, "pixels", "the smallest, on P3; doubled from level to level"] = 32
     max_boxes: Count = (
         1024  # places for an image's boxes; what is empty costs nothing but its bytes
     )

@@ -47,7 +47,9 @@ class UNet3D(Benchmark):
 
     # hyperparameters
     batch_size: Samples = 56
-    eval_batch_size: Samples | None = 8  # volumes, one a device at a time; the mesh must divide it
+    eval_batch_size: Annotated[
+        Samples | None, "one a device at a time; the mesh must divide it"
+    ] = 8
     base_lr: Rate = 2.0
     warmup_epochs: Whole = 1000
     lr_decay_epochs: tuple[Count, ...] = ()
@@ -62,7 +64,7 @@ class UNet3D(Benchmark):
     give_up: Samples = 1_680_000
     # sizes: what tiny() shrinks
     filters: Several[Count] = (32, 64, 128, 256, 320)
-    classes: Literal[3] = 3  # background, kidney, tumour
+    classes: Annotated[Literal[3], "background, kidney, tumour"] = 3
     patch: Side = 128
     # holds the largest volume, 456 x 416 x 416
     eval_shape: tuple[Side, Side, Side] = (448, 448, 448)

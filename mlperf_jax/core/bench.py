@@ -17,7 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -41,13 +41,12 @@ from mlperf_jax.core.benchmark import Benchmark, Bucket
 from mlperf_jax.core.fields import Count, Whole, check
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.optimizer_argument import load_optimizer
-from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.options import Input, RunOptions
 from mlperf_jax.core.transform_argument import check_transforms, load_transforms
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.result import versions
 
 Programs = Mapping[evaluation.ShapeKey, jax.stages.Compiled]
-Input = Literal["synthetic", "real", "input-only"]
 PROFILE_FOLDER = "mlperf_bench_profile"
 EVALUATION_SECONDS = 10.0  # what timing evaluation may take beyond its first batch
 

@@ -5,8 +5,10 @@
     padding: Literal["same", "symmetric"] = "same"
     stages: Several[Count] = (3, 4, 6, 3)
     clip_norm: Positive | None = None
+    lr_epochs: Annotated[Count, "warm-up included"] = 37
 
-An annotation is the whole of the rule: the type, a `Range`, the unit as text, the allowed values. `bool`
+An annotation is the whole of the rule: the type, a `Range`, the unit as text, the allowed values. The unit
+is one word; a text of several is no rule, but what `--help` says of the field beside it. `bool`
 is no number, NaN and infinity are none either, text is not empty, and None is only what says so. What
 fits becomes plain Python data, so that a configuration is JSON: a whole number is a float where a float
 is wanted, a list a tuple, a NumPy scalar a number, a path its text.
@@ -101,12 +103,25 @@ def check(name: str, value: Any, hint: Any) -> Any:
 
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
-    """The annotation of every field, by name.
+    """The rule of every field, by name: its annotation without what is for `--help` alone.
 
-    A subclass that declares a field again for the sake of its default may repeat the bare type alone:
-    the base's range holds on.
+    A subclass that declares a field again for the sake of its default or its help may repeat the bare
+    type alone: the base's range holds on.
     """
     found: dict[str, Any] = {}
+    for name, hint, _ in _annotations(cls):
+        if name not in found or not _is_bare(hint):
+            found[name] = hint
+    return found
+
+
+def helps_of(cls: type) -> dict[str, str]:
+    """What `--help` says of a field, by name; a base's text holds on until another is given."""
+    return {name: text for name, _, text in _annotations(cls) if text}
+
+
+def _annotations(cls: type) -> Iterator[tuple[str, Any, str]]:
+    """Name, rule and help of every field, a base's before its subclass's."""
     for base in reversed(cls.__mro__):
         try:
             own = typing.get_type_hints(base, include_extras=True)
@@ -116,9 +131,12 @@ def hints_of(cls: type) -> dict[str, Any]:
                 "import it at the top"
             ) from None
         for name in inspect.get_annotations(base):
-            if name not in found or not _is_bare(own[name]):
-                found[name] = own[name]
-    return found
+            hint, rules = own[name], getattr(own[name], "__metadata__", ())
+            texts = [rule for rule in rules if isinstance(rule, str) and " " in rule]
+            if texts:
+                rules = [rule for rule in rules if rule not in texts]
+                hint = Annotated[hint.__origin__, *rules] if rules else hint.__origin__
+            yield name, hint, "; ".join(texts)
 
 
 def _is_bare(hint: Any) -> bool:

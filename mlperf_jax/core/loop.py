@@ -24,11 +24,11 @@ from mlperf_jax.core import (
     step,
 )
 from mlperf_jax.core.evaluation import ShapeKey
-from mlperf_jax.core.preemption import Interrupted, Preemption
+from mlperf_jax.core.preemption import Preemption
 from mlperf_jax.core.run import Run
 from mlperf_jax.core.standing import Ended
 from mlperf_jax.core.step import Metrics
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import Interrupted, UserError
 from mlperf_jax.results.result import Result
 
 IN_FLIGHT = 16  # steps the host may be ahead of the device

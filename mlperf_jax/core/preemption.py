@@ -11,18 +11,6 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is on the disk and `--resume` takes it up.
-
-    Attributes:
-        signal: the number of the signal, for the exit code 128 + n.
-    """
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.signal = number
-
-
 class Preemption:
     """Remembers SIGTERM and SIGINT while active; a second SIGINT interrupts at once.
 

@@ -303,7 +303,7 @@ class Decoder(nnx.Module):
         if config.max_positions is not None and tokens.shape[1] > config.max_positions:
             raise UserError(
                 f"decoder: sequences of {tokens.shape[1]} tokens exceed the model's "
-                f"{config.max_positions} positions; shorten them, or raise max_positions."
+                f"{config.max_positions} positions; shorten them, or raise max_positions"
             )
         keys = self._keys(key)
         at = jnp.arange(tokens.shape[1]) if positions is None else positions
@@ -351,7 +351,7 @@ class Decoder(nnx.Module):
         if key is None:
             raise UserError(
                 "decoder: dropout needs a key in training; give `key`, or evaluate with "
-                "nnx.view(model, deterministic=True)."
+                "nnx.view(model, deterministic=True)"
             )
         first, second = jax.random.split(key)
         return first, second

@@ -48,10 +48,10 @@ class Lora:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise UserError(f"lora: rank is {self.rank}; give at least 1.")
+            raise UserError(f"lora: rank is {self.rank}; give at least 1")
         if self.base_bits not in (None, 8):
             raise UserError(
-                f"lora: base_bits is {self.base_bits}; choose 8, or None for the compute dtype."
+                f"lora: base_bits is {self.base_bits}; choose 8, or None for the compute dtype"
             )
         _check_share("lora dropout", self.dropout)
 
@@ -114,16 +114,16 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for field in ("layers", "width", "heads", "kv_heads", "head_dim", "hidden", "vocab"):
             if getattr(self, field) < 1:
-                raise UserError(f"decoder: {field} is {getattr(self, field)}; give at least 1.")
+                raise UserError(f"decoder: {field} is {getattr(self, field)}; give at least 1")
         if self.heads % self.kv_heads:
             raise UserError(
                 f"decoder: {self.heads} query heads cannot share {self.kv_heads} key/value heads; "
-                "choose a kv_heads that divides heads."
+                "choose a kv_heads that divides heads"
             )
         if self.positions == "rope" and self.head_dim % 2:
-            raise UserError(f"decoder: rope turns pairs, so head_dim {self.head_dim} must be even.")
+            raise UserError(f"decoder: rope turns pairs, so head_dim {self.head_dim} must be even")
         if self.positions == "learned" and not self.max_positions:
-            raise UserError("decoder: learned positions need max_positions, the rows of the table.")
+            raise UserError("decoder: learned positions need max_positions, the rows of the table")
         for field, known in (
             ("positions", ("rope", "learned")),
             ("norm", ("rms", "layer", "layer_offset")),
@@ -132,7 +132,7 @@ class DecoderConfig:
             if getattr(self, field) not in known:
                 raise UserError(
                     f"decoder: {field} {getattr(self, field)!r} is unknown; choose one of "
-                    f"{', '.join(known)}."
+                    f"{', '.join(known)}"
                 )
         _check_share("decoder dropout", self.dropout)
 
@@ -266,4 +266,4 @@ class DecoderConfig:
 
 def _check_share(what: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise UserError(f"{what} must be in [0, 1), not {value}.")
+        raise UserError(f"{what} must be in [0, 1), not {value}")

@@ -177,11 +177,11 @@ def open_folder(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} holds no safetensors: download the model's *.safetensors and "
             "model.safetensors.index.json into it (models under a licence need an account that has "
-            "accepted it)."
+            "accepted it)"
         )
     if missing := [name for name in names if not (folder / name).exists()]:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {len(names)} shards: {some(missing, _SOME)}. Download them."
+            f"{folder} lacks {len(missing)} of {len(names)} shards: {some(missing, _SOME)}; download them"
         )
     tensors: dict[str, Any] = {}
     for name in names:
@@ -192,7 +192,7 @@ def open_folder(folder: str | Path) -> dict[str, Any]:
         except _safetensors().SafetensorError as error:
             raise UserError(
                 f"{folder / name} cannot be read ({error}): it is truncated or no safetensors file; "
-                "download it again."
+                "download it again"
             ) from error
     return tensors
 
@@ -212,15 +212,15 @@ def to_huggingface(params: Mapping[str, Any], config: DecoderConfig) -> dict[str
     """
     tensors: dict[str, np.ndarray] = {}
     if "qkv_lora" in params["blocks"]["layers"]["attention"]:
-        raise UserError("export: these parameters hold adapters; merge them first (lora.merge).")
+        raise UserError("export: these parameters hold adapters; merge them first (lora.merge)")
     if quantised.SCALE in params["blocks"]["layers"]["attention"]["query"]:
         raise UserError(
-            "export: these parameters are in 8 bits; dequantise them first (quantised.dequantised)."
+            "export: these parameters are in 8 bits; dequantise them first (quantised.dequantised)"
         )
     flat = flatten_dict(params, sep="/")
     for leaf in _leaves(config):
         if leaf.path not in flat:
-            raise UserError(f"export: the parameters lack {leaf.path}; give all of the model's.")
+            raise UserError(f"export: the parameters lack {leaf.path}; give all of the model's")
         value = np.asarray(flat[leaf.path])
         whole = tuple(slice(0, size) for size in leaf.shape)
         for layer, name in enumerate(leaf.names(config.layers)):
@@ -281,7 +281,7 @@ def _leaves(
         if config.feed_forward != "swiglu" or config.norm != "rms" or config.bias:
             raise UserError(
                 "decoder: weights of transformers are read as Llama (rope, rms, swiglu, no bias) or "
-                "GPT-2 (learned positions, layer norm, gelu, biases); this config is neither."
+                "GPT-2 (learned positions, layer norm, gelu, biases); this config is neither"
             )
         return _llama(config, fused)
     return _gpt2(config, prefix)
@@ -324,7 +324,7 @@ def _gpt2(config: DecoderConfig, prefix: str) -> Iterator[_Leaf]:
     if config.kv_heads != config.heads or config.feed_forward != "gelu" or not config.bias:
         raise UserError(
             "decoder: GPT-2's weights have as many key/value heads as heads, gelu and biases; this "
-            "config does not."
+            "config does not"
         )
     layer, ours = prefix + "h.{layer}", "blocks/layers"
     yield _Leaf("embed/embedding", f"{prefix}wte.weight", (config.vocab, width), axis=0)
@@ -383,8 +383,8 @@ def _check(
     if faults:
         raise UserError(
             f"these weights do not fit a decoder of {config.layers} layers, width {config.width}, "
-            f"{config.heads} heads and {config.kv_heads} key/value heads: {'; '.join(faults)}. "
-            "Give that model's weights, or a config that fits them."
+            f"{config.heads} heads and {config.kv_heads} key/value heads: {'; '.join(faults)}; "
+            "give that model's weights, or a config that fits them"
         )
 
 
@@ -417,6 +417,6 @@ def _safetensors() -> Any:
         import safetensors
     except ImportError as error:
         raise UserError(
-            "reading and writing safetensors needs the package safetensors: pip install safetensors."
+            "reading and writing safetensors needs the package safetensors: pip install safetensors"
         ) from error
     return safetensors

@@ -35,8 +35,8 @@ def fitted(
     given = {name: x for name, x in tensors.items() if not name.endswith("num_batches_tracked")}
     if faults := misfits(given, shapes):
         raise UserError(
-            f"torchvision weights do not fit a {wanted}: {some(faults, 6, '; ')}. Give the state dict of "
-            "that network."
+            f"torchvision weights do not fit a {wanted}: {some(faults, 6, '; ')}; give the state dict of "
+            "that network"
         )
     return {leaf.path: transposed(np.asarray(tensors[leaf.name])) for leaf in leaves}
 

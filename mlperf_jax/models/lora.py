@@ -76,7 +76,7 @@ def adapters(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     flat = flatten_dict(params, sep="/")
     found = {path: np.asarray(x) for path, x in flat.items() if "_lora/" in path}
     if not found:
-        raise UserError("lora: these parameters hold no adapters; make the model with config.lora.")
+        raise UserError("lora: these parameters hold no adapters; make the model with config.lora")
     return found
 
 
@@ -95,8 +95,8 @@ def with_adapters(
     """
     if faults := importing.misfits(saved, adapter_shapes(config)):
         raise UserError(
-            f"lora: these adapters do not fit the model: {'; '.join(faults)}. Give those of a model "
-            "of this size and rank."
+            f"lora: these adapters do not fit the model: {'; '.join(faults)}; give those of a model "
+            "of this size and rank"
         )
     return unflatten_dict(flatten_dict(params, sep="/") | dict(saved), sep="/")
 
@@ -108,7 +108,7 @@ def adapter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
       UserError: the config has no adapters.
     """
     if config.lora is None:
-        raise UserError("lora: the config has no adapters; set `lora`.")
+        raise UserError("lora: the config has no adapters; set `lora`")
     rank, qkv = config.lora.rank, config.query_width + 2 * config.kv_width
     sizes = {"qkv_lora": (config.width, qkv), "out_lora": (config.query_width, config.width)}
     return {
@@ -135,7 +135,7 @@ def merge(params: Mapping[str, Any], config: DecoderConfig) -> dict[str, Any]:
     for name in _ATTENTION:
         attention = attention[name]
     if missing := sorted({path.split("/")[-2] for path in shapes} - set(attention)):
-        raise UserError(f"lora: the parameters lack {', '.join(missing)}; nothing to merge.")
+        raise UserError(f"lora: the parameters lack {', '.join(missing)}; nothing to merge")
     assert config.lora is not None
     for branch, kernels in (("qkv_lora", ("query", "key", "value")), ("out_lora", ("out",))):
         lora = attention.pop(branch)

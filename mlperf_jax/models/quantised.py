@@ -39,7 +39,7 @@ def block_size(inputs: int) -> int:
     if size < _LEAST:
         raise UserError(
             f"8-bit base: a matrix of {inputs} inputs has no blocks of at least {_LEAST} inputs; "
-            f"choose widths that are multiples of {_LEAST}, or base_bits None."
+            f"choose widths that are multiples of {_LEAST}, or base_bits None"
         )
     return size
 
@@ -213,6 +213,6 @@ def _qwix() -> Any:
         import qwix
     except ImportError as error:
         raise UserError(
-            "an 8-bit base needs the package qwix: pip install 'mlperf-jax[quantised]'."
+            "an 8-bit base needs the package qwix: pip install 'mlperf-jax[quantised]'"
         ) from error
     return qwix

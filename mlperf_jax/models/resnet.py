@@ -183,9 +183,7 @@ class ResNet(Body):
           UserError: for another padding.
         """
         if padding not in ("same", "symmetric"):
-            raise UserError(
-                f"resnet: padding {padding!r} is unknown; choose 'same' or 'symmetric'."
-            )
+            raise UserError(f"resnet: padding {padding!r} is unknown; choose 'same' or 'symmetric'")
         conv = functools.partial(convs.Conv, dtype=dtype, kernel_init=_he_normal, rngs=rngs)
         norm = functools.partial(norms.BatchNorm, span=bn_span, dtype=dtype, rngs=rngs)
         last = functools.partial(norm, scale_init=nnx.initializers.zeros) if zero_gamma else norm

@@ -60,7 +60,7 @@ class BatchNorm(nnx.Module):
         """
         if span is not None and span < 1:
             raise UserError(
-                f"batch norm: span is {span}; give a number of rows of at least 1, or None for the whole batch."
+                f"batch norm: span is {span}; give a number of rows of at least 1, or None for the whole batch"
             )
         kept = jnp.promote_types(dtype, jnp.float32)
         self.scale = nnx.Param(scale_init(rngs.params(), (features,), kept))
@@ -131,12 +131,12 @@ def _checked_span(rows: int, span: int | None) -> int:
     if rows < span:
         raise UserError(
             f"batch norm: the batch has {rows} rows, fewer than the span of {span} that share "
-            "statistics; raise the batch size, or lower bn_span."
+            "statistics; raise the batch size, or lower bn_span"
         )
     if rows % span:
         raise UserError(
             f"batch norm: the batch of {rows} rows is not a multiple of the span of {span}; "
-            "choose a batch size that is, or another bn_span."
+            "choose a batch size that is, or another bn_span"
         )
     return span
 

@@ -59,7 +59,7 @@ class Stack(nnx.Module):
           rngs: keys.
         """
         if n < 1:
-            raise UserError(f"stack: {n} layers; give at least 1.")
+            raise UserError(f"stack: {n} layers; give at least 1")
         remat_policy(remat)
         self.layers = _make_stacked(make_layer, n, rngs)
         self.n = n
@@ -112,7 +112,7 @@ def remat_policy(remat: Remat) -> Callable[..., Any] | None:
         return remat
     if remat not in _POLICIES:
         raise UserError(
-            f"remat: unknown policy {remat!r}; choose None or one of {', '.join(_POLICIES)}."
+            f"remat: unknown policy {remat!r}; choose None or one of {', '.join(_POLICIES)}"
         )
     return _POLICIES[remat]
 

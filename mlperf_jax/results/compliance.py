@@ -94,21 +94,21 @@ def check(
             exist or has no official checker, or the official package is not installed.
     """
     if division not in (None, "closed", "open"):
-        raise UserError(f"division is {division!r}; give 'closed' or 'open'.")
+        raise UserError(f"division is {division!r}; give 'closed' or 'open'")
     paths = _logs(pathlib.Path(path))
     contents = {p: harmless(p) for p in paths}
     for p, lines in contents.items():
         if not lines:
             raise UserError(
                 f"{p} has no line with the token {log.TOKEN}; it is empty or not a log: "
-                "give a result_*.txt of a run."
+                "give a result_*.txt of a run"
             )
     name, official, version = _benchmark(contents, ruleset)
     suite = official.suite if official else "training"
     if rules.checker(suite, version) is None:
         raise UserError(
             f"there is no official checker for logs of this format under ruleset {version}; "
-            "the oldest is 0.7.0."
+            "the oldest is 0.7.0"
         )
     findings: list[Finding] = []
     raw: list[str] = []
@@ -133,7 +133,7 @@ def check(
 
 def _logs(path: pathlib.Path) -> list[pathlib.Path]:
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a log or the output folder of a run.")
+        raise UserError(f"{path} does not exist; give a log or the output folder of a run")
     if not path.is_dir():
         return [path]
     numbered = []
@@ -143,7 +143,7 @@ def _logs(path: pathlib.Path) -> list[pathlib.Path]:
             numbered.append((int(match[1]), p))
     if not numbered:
         raise UserError(
-            f"the folder {path} has no result_0.txt; give the folder that a run was told as its output."
+            f"the folder {path} has no result_0.txt; give the folder that a run was told as its output"
         )
     return [p for _, p in sorted(numbered)]
 
@@ -159,7 +159,7 @@ def harmless(path: pathlib.Path) -> list[log.Line]:
         if line.key in _NAMES_A_FILE and not re.fullmatch(r"\w+", str(line.value)):
             raise UserError(
                 f"line {line.lineno} of {path} has {line.value!r} as its {line.key}, which is not a name; "
-                "restore what the run logged."
+                "restore what the run logged"
             )
     return lines
 
@@ -177,17 +177,17 @@ def _benchmark(
         if ruleset is None:
             raise UserError(
                 f"{next(iter(contents))} does not say which benchmark it is of (it has no "
-                "submission_benchmark line), so the ruleset must be given."
+                "submission_benchmark line), so the ruleset must be given"
             )
         return "unknown", None, f"{rules.round_name(ruleset)}.0"
     if len(names) > 1:
         where = ", ".join(f"{name} in {path.name}" for name, path in names.items())
-        raise UserError(f"the logs are of different benchmarks ({where}); give one set's folder.")
+        raise UserError(f"the logs are of different benchmarks ({where}); give one set's folder")
     name, path = next(iter(names.items()))
     found = rules.by_log_name(name)
     if not found:
         raise UserError(
-            f"{path} is of {name!r}, which no round had: there are no official rules to check it by."
+            f"{path} is of {name!r}, which no round had: there are no official rules to check it by"
         )
     # An official name may have changed hands or been given up: the last round that used it.
     official = found[-1]
@@ -249,7 +249,7 @@ def _run_checker(path: pathlib.Path, suite: str, version: str) -> list[tuple[str
     except ImportError as error:
         raise UserError(
             f"the official result tools cannot be loaded ({error}); "
-            'install them with: pip install "mlperf-jax[results]".'
+            'install them with: pip install "mlperf-jax[results]"'
         ) from error
     silent = logging.NullHandler()
     root = logging.getLogger()

@@ -53,7 +53,7 @@ def plain(value: Any, where: str = "value") -> Any:
                 return array.astype(np.float64).tolist()
     raise UserError(
         f"{where} is a {type(value).__name__}, which has no JSON form; "
-        "give a number, a string, a list or a dict."
+        "give a number, a string, a list or a dict"
     )
 
 
@@ -73,7 +73,7 @@ def cannot_write(path: os.PathLike | str, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     return UserError(
         f"{path} cannot be written ({reason}); free space or give another output folder, "
-        "then resume: what was written before is kept."
+        "then resume: what was written before is kept"
     )
 
 
@@ -107,11 +107,11 @@ def read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UserError(
             f"{path} is not a JSON file ({error}); mend or restore it, or move the run that it is of away "
-            "and start another."
+            "and start another"
         ) from error
 
 
@@ -156,7 +156,7 @@ def cut(path: pathlib.Path, offset: int) -> None:
     if have < offset:
         raise UserError(
             f"{path} holds {have} bytes of whole lines, but the checkpoint was taken at byte {offset}: "
-            "the file was cut or replaced since; restore it, or start a new run."
+            "the file was cut or replaced since; restore it, or start a new run"
         )
     try:
         with open(path, "r+b" if path.exists() else "w+b") as f:
@@ -165,7 +165,7 @@ def cut(path: pathlib.Path, offset: int) -> None:
                 if f.read(1) != b"\n":
                     raise UserError(
                         f"{path} has no line that ends at byte {offset}, where the checkpoint was taken: "
-                        "the file was edited since; restore it, or start a new run."
+                        "the file was edited since; restore it, or start a new run"
                     )
             f.truncate(offset)
             os.fsync(f.fileno())

@@ -57,11 +57,11 @@ def header(
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> str:
     if value not in options:
-        raise UserError(f"{name} is {value!r}; give one of {', '.join(options)}.")
+        raise UserError(f"{name} is {value!r}; give one of {', '.join(options)}")
     return value
 
 
 def _named(name: str, value: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{name} is empty; the official rules require a name.")
+        raise UserError(f"{name} is empty; the official rules require a name")
     return value

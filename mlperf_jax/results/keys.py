@@ -175,7 +175,7 @@ def initialized_tensors(official: Round) -> tuple[str, ...]:
     if listed is None:
         raise UserError(
             f"the installed mlperf-logging does not say which tensors a log of {official.benchmark} "
-            f"v{official.round} names; install another version."
+            f"v{official.round} names; install another version"
         )
     return tuple(re.findall(r"""["']([^"']+)["']""", listed[1]))
 
@@ -193,13 +193,13 @@ def _disclosed(official: Round, disclosure: Disclosure | None) -> dict[str, Any]
         if needed:
             raise UserError(
                 f"a log of {official.benchmark} v{official.round} discloses {', '.join(needed)}; say how "
-                "the run is laid out."
+                "the run is laid out"
             )
         return {}
     values = disclosure.values()
     for key, given in wanted.items():
         for _, allowed in constraints.broken(values[key], given, {}):
             raise UserError(
-                f"{key} is {values[key]!r}; a log of v{official.round} allows only {allowed}."
+                f"{key} is {values[key]!r}; a log of v{official.round} allows only {allowed}"
             )
     return {key: values[key] for key in wanted}

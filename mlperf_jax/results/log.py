@@ -107,7 +107,7 @@ class Log:
         file, lineno = _call_site()
         for name, word in (("file", file), ("lineno", lineno)):
             if name in metadata:
-                raise UserError(f"metadata {name!r} of log key {key!r} is set by the log itself.")
+                raise UserError(f"metadata {name!r} of log key {key!r} is set by the log itself")
             metadata[name] = word
         members = {
             "namespace": "",
@@ -137,14 +137,14 @@ class Log:
 def _refuse_unreadable(key: str, value: Any) -> None:
     if not isinstance(key, str) or not re.fullmatch(r"\w+", key):
         raise UserError(
-            f"log key {key!r} is not a name; use letters, digits and underscores, as the official keys do."
+            f"log key {key!r} is not a name; use letters, digits and underscores, as the official keys do"
         )
     if key in _INTEGERS and (not isinstance(value, int) or isinstance(value, bool)):
-        raise UserError(f"log key {key!r} has the value {value!r}; it must be an integer.")
+        raise UserError(f"log key {key!r} has the value {value!r}; it must be an integer")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if key in _SCORES and not is_number and not isinstance(value, dict):
         raise UserError(
-            f"log key {key!r} has the value {value!r}; it must be a number, or a dict of numbers."
+            f"log key {key!r} has the value {value!r}; it must be a number, or a dict of numbers"
         )
 
 
@@ -153,7 +153,7 @@ def _refuse_reserved(key: str, text: str) -> None:
         if text.count(word) > (key == word):
             raise UserError(
                 f"the log line of {key!r} contains the word {word!r}, which the official convergence "
-                f"checker would take for that key's own line; rename the key or the value."
+                f"checker would take for that key's own line; rename the key or the value"
             )
 
 
@@ -204,7 +204,7 @@ def read(path: os.PathLike | str) -> list[Line]:
     try:
         content = path.read_text(encoding="latin-1")
     except OSError as error:
-        raise UserError(f"the log {path} cannot be read ({error.strerror}).") from error
+        raise UserError(f"the log {path} cannot be read ({error.strerror})") from error
     raw_lines = content.split("\n")  # the last has no newline: empty, or half a line
     lines = []
     for lineno, raw in enumerate(raw_lines, start=1):
@@ -218,7 +218,7 @@ def read(path: os.PathLike | str) -> list[Line]:
                 break
             raise UserError(
                 f"line {lineno} of the log {path} cannot be read: {reason(error)}; the official tools reject "
-                "the whole file for it. Restore the line or remove it."
+                "the whole file for it; restore the line or remove it"
             ) from error
     return lines
 

@@ -146,7 +146,7 @@ def folders(root: pathlib.Path) -> list[pathlib.Path]:
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(
-            f"{root} {what}; give the output folder of a set of runs, or a submission's results."
+            f"{root} {what}; give the output folder of a set of runs, or a submission's results"
         )
     found = []
     for folder, below, files in os.walk(root):
@@ -160,7 +160,7 @@ def folders(root: pathlib.Path) -> list[pathlib.Path]:
             found.append(pathlib.Path(folder))
     if not found:
         raise UserError(
-            f"there is no result_*.txt in {root} or below; give the output folder of a set of runs."
+            f"there is no result_*.txt in {root} or below; give the output folder of a set of runs"
         )
     return found
 

@@ -145,7 +145,7 @@ def package(
     for kind, name in (("org", org), ("system", system), ("implementation", implementation)):
         legal_name(kind, name)
     if system == "implementations":
-        raise UserError("system is 'implementations', which is a folder of its own; rename it.")
+        raise UserError("system is 'implementations', which is a folder of its own; rename it")
     runs = read_set(
         _local(runs_folder, "runs_folder"),
         ruleset=ruleset,
@@ -178,7 +178,7 @@ def package(
 
 def _local(path: os.PathLike | str, name: str) -> pathlib.Path:
     if not os.fspath(path) or "://" in os.fspath(path):
-        raise UserError(f"{name} is {os.fspath(path)!r}; copy it to, or give, a local folder.")
+        raise UserError(f"{name} is {os.fspath(path)!r}; copy it to, or give, a local folder")
     return pathlib.Path(path).absolute()
 
 
@@ -200,11 +200,11 @@ def _system_document(
     official = system_file.STATUSES.get(str(given), given)
     if official not in system_file.STATUSES.values():
         options = ", ".join([*system_file.STATUSES, *map(repr, system_file.STATUSES.values())])
-        raise UserError(f"status is {given!r}; give one of {options}.")
+        raise UserError(f"status is {given!r}; give one of {options}")
     if system_file.STATUSES.get(str(recorded)) != official:
         notes.append(f"the runs say {recorded!r} for the status, the system file {official!r}.")
     if not isinstance(submitter, str) or not re.fullmatch(r"[^\x00-\x1f\x7f]{1,200}", submitter):
-        raise UserError(f"submitter is {submitter!r}; give a name on one line.")
+        raise UserError(f"submitter is {submitter!r}; give a name on one line")
     if machine is None:
         machine = system_file.this_machine()
         notes.append(
@@ -257,7 +257,7 @@ def _make(
 ) -> Verdict:
     """Builds the folder beside its place, has it judged, moves it in, and returns the verdict."""
     if root.exists() and not root.is_dir():
-        raise UserError(f"{root} is a file; give another output folder, or remove it.")
+        raise UserError(f"{root} is a file; give another output folder, or remove it")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         staging = pathlib.Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
@@ -300,7 +300,7 @@ def _build(
     """Makes the whole folder in `staged`, what exists included; returns what is new, results last."""
     if (root / story.results).exists():
         raise UserError(
-            f"{root / story.results} exists; results are never overwritten: remove it, or name another system."
+            f"{root / story.results} exists; results are never overwritten: remove it, or name another system"
         )
     if root.exists():
         shutil.copytree(root, staged, copy_function=_link, symlinks=True)
@@ -355,7 +355,7 @@ def _same_source(folder: pathlib.Path, source: package_texts.Source) -> None:
         if ours != theirs:
             raise UserError(
                 f"{folder} is another code (its {name} is {theirs or 'not told'}, that of these runs "
-                f"{ours or 'not known'}); name another implementation."
+                f"{ours or 'not known'}); name another implementation"
             )
 
 
@@ -368,7 +368,7 @@ def _same_files(folder: pathlib.Path, files: Mapping[str, str]) -> bool:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             raise UserError(
                 f"{folder} exists and its {name} is not what these runs were made with; move it away, or "
-                "name another system."
+                "name another system"
             )
     return True
 
@@ -381,13 +381,13 @@ def _same_system(path: pathlib.Path, document: Mapping[str, Any]) -> None:
         if there[name] != document[name] and document[name]:
             raise UserError(
                 f"{path} has {name} {there[name]!r}, but these runs are {document[name]!r}; mend the "
-                "file, or name another system."
+                "file, or name another system"
             )
     marked = [package_texts.REHEARSAL in str(d.get("sw_notes", "")) for d in (there, document)]
     if marked[0] != marked[1]:
         raise UserError(
             f"{path} is {'' if marked[0] else 'not '}of a rehearsal, these runs are "
-            f"{'' if marked[1] else 'not '}tiny; name another system."
+            f"{'' if marked[1] else 'not '}tiny; name another system"
         )
 
 
@@ -406,7 +406,7 @@ def _install(staged: pathlib.Path, root: pathlib.Path, new: list[str]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             raise UserError(
-                f"{target} was made meanwhile by another process; look at it, try again."
+                f"{target} was made meanwhile by another process; look at it, try again"
             )
         os.rename(staged / part, target)
         durable.sync_folder(target.parent)

@@ -62,12 +62,12 @@ def check_tree(folder: os.PathLike | str, ruleset: str, suite: str = "training")
     if rules.checker(suite, version) is None:
         raise UserError(
             f"there is no official checker for submissions of ruleset {version}; the oldest is "
-            f"{'0.7.0' if suite == 'training' else '1.0.0 of HPC'}."
+            f"{'0.7.0' if suite == 'training' else '1.0.0 of HPC'}"
         )
     for needed in ("systems", "results"):
         if not (root / needed).is_dir():
             raise UserError(
-                f"{folder} has no folder {needed!r}; give the organisation's folder of a submission."
+                f"{folder} has no folder {needed!r}; give the organisation's folder of a submission"
             )
     for path in sorted(root.glob("results/**/result_*.txt")):
         harmless(path)
@@ -109,7 +109,7 @@ def _program(name: str, *words: str) -> str:
         except subprocess.TimeoutExpired as error:
             raise UserError(
                 f"the official {name} has not ended within {_SECONDS // 60} minutes; "
-                "check fewer results at a time."
+                "check fewer results at a time"
             ) from error
     return done.stdout.decode("utf-8", "replace")
 

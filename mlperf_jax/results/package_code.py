@@ -31,10 +31,10 @@ def find_source(
     """
     if url and not re.fullmatch(r"https://[\w.-]+(:\d+)?/[\w./~+-]+", url):
         raise UserError(
-            f"url is {url!r}; give the public https address of the code, without a login."
+            f"url is {url!r}; give the public https address of the code, without a login"
         )
     if commit and not re.fullmatch(r"[0-9a-f]{7,64}", commit):
-        raise UserError(f"commit is {commit!r}; give the hexadecimal name of a git commit.")
+        raise UserError(f"commit is {commit!r}; give the hexadecimal name of a git commit")
     version = recorded if re.fullmatch(r"\d[\w.+-]*", recorded) else ""
     digest = hashlib.sha256()
     for name, path in sorted(copied.items()):
@@ -75,9 +75,7 @@ def code_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         UserError: it is no folder, or holds what no submission may: links, large files, spaces.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"code is {folder}, which is no folder; give the folder of the source code."
-        )
+        raise UserError(f"code is {folder}, which is no folder; give the folder of the source code")
     found: dict[str, pathlib.Path] = {}
     for top, folders, names in os.walk(folder):
         here = pathlib.Path(top)
@@ -93,18 +91,18 @@ def code_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
             if path.name.startswith(".") or path.suffix == ".pyc":
                 continue
             if path.is_symlink():
-                raise UserError(f"{path} is a link; a submission holds the files themselves.")
+                raise UserError(f"{path} is a link; a submission holds the files themselves")
             if " " in path.name:
-                raise UserError(f"{path} has a space in its name, which no submission may have.")
+                raise UserError(f"{path} has a space in its name, which no submission may have")
             if not path.is_file():
                 continue
             if path.stat().st_size > LARGEST:
-                raise UserError(f"{path} is larger than 50 MB, which no submission may hold.")
+                raise UserError(f"{path} is larger than 50 MB, which no submission may hold")
             found[path.relative_to(folder).as_posix()] = path
         if len(found) > _MOST_FILES:
-            raise UserError(f"{folder} holds more than {_MOST_FILES} files; give the code alone.")
+            raise UserError(f"{folder} holds more than {_MOST_FILES} files; give the code alone")
     if not found:
         raise UserError(
-            f"the code folder {folder} holds no files; give the folder of the source code."
+            f"the code folder {folder} holds no files; give the folder of the source code"
         )
     return found

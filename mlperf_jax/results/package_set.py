@@ -86,7 +86,7 @@ def read_set(
     folders = RunSet(folder).runs()
     if not folders:
         raise UserError(
-            f"{folder} holds no runs (no result_0.txt, no run_0); give the output folder of a set."
+            f"{folder} holds no runs (no result_0.txt, no run_0); give the output folder of a set"
         )
     runs = sorted((_read_run(each) for each in folders), key=lambda run: run.began)
     _same_benchmark(runs)
@@ -96,13 +96,13 @@ def read_set(
         raise UserError(
             f"{first.folder.log_path} is of {first.logged('submission_benchmark')!r}, but the rules of "
             f"{official.ruleset} call the benchmark {official.log_name!r}; give the ruleset that the "
-            "runs were made for."
+            "runs were made for"
         )
     tiny = any(run.result.tiny or run.config.get("size") == "tiny" for run in runs)
     if tiny and not allow_tiny:
         raise UserError(
             f"{folder} holds tiny runs, which are no result; to rehearse the submission with them "
-            "say so (allow_tiny, --allow-tiny)."
+            "say so (allow_tiny, --allow-tiny)"
         )
     _count(folder, runs, official.runs, f"{official.benchmark} v{official.round}")
     _alike(runs)
@@ -114,28 +114,26 @@ def read_set(
 def _read_run(folder: RunFolder) -> Run:
     path = folder.log_path
     if not path.is_file():
-        raise UserError(f"{folder.path} has no log {path.name}; restore it, or make the run again.")
+        raise UserError(f"{folder.path} has no log {path.name}; restore it, or make the run again")
     if not folder.path.is_dir():
         raise UserError(
             f"{path} has no run folder {folder.path.name} with its configuration and result; give the "
-            "folder as the runs left it."
+            "folder as the runs left it"
         )
     if path.stat().st_size > LARGEST:
-        raise UserError(f"{path} is larger than 50 MB, which no submission may hold; log less.")
+        raise UserError(f"{path} is larger than 50 MB, which no submission may hold; log less")
     lines = harmless(path)
     if not folder.finished:
         raise UserError(
-            f"run {folder.index} in {folder.root} is not finished; take it up with --resume, or wait."
+            f"run {folder.index} in {folder.root} is not finished; take it up with --resume, or wait"
         )
     saved = folder.config()
     config, options = saved.get("config"), saved.get("options")
     if not isinstance(config, dict) or not isinstance(options, dict):
-        raise UserError(
-            f"{folder.config_path} lacks config or options; restore what the run saved."
-        )
+        raise UserError(f"{folder.config_path} lacks config or options; restore what the run saved")
     if config_hash(config) != saved["config_hash"]:
         raise UserError(
-            f"{folder.config_path} was edited since the run (its hash is another); restore it."
+            f"{folder.config_path} was edited since the run (its hash is another); restore it"
         )
     run = Run(
         folder=folder,
@@ -150,7 +148,7 @@ def _read_run(folder: RunFolder) -> Run:
         if seed != run.seed:
             raise UserError(
                 f"{path} logs the seed {run.seed}, but {where} of run {folder.index} has {seed!r}: they "
-                "are of different runs; restore the folder as the run left it."
+                "are of different runs; restore the folder as the run left it"
             )
     return run
 
@@ -169,7 +167,7 @@ def _typed(folder: RunFolder) -> Result:
     for name, kind in kinds.items():
         if not isinstance(getattr(result, name), kind):
             raise UserError(
-                f"{name} in {folder.result_path} is {getattr(result, name)!r}; restore what the run saved."
+                f"{name} in {folder.result_path} is {getattr(result, name)!r}; restore what the run saved"
             )
     return result
 
@@ -187,11 +185,11 @@ def _settings(lines: list[log.Line]) -> dict[str, tuple[Any, ...]]:
 def _seed(path: pathlib.Path, lines: list[log.Line]) -> int:
     seeds = [line for line in lines if line.key == "seed"]
     if not seeds:
-        raise UserError(f"{path} has no seed line; every run of a submission logs its seed.")
+        raise UserError(f"{path} has no seed line; every run of a submission logs its seed")
     for line in seeds:
         if not isinstance(line.value, int) or isinstance(line.value, bool):
             raise UserError(
-                f"line {line.lineno} of {path} has the seed {line.value!r}; it must be a whole number."
+                f"line {line.lineno} of {path} has the seed {line.value!r}; it must be a whole number"
             )
     return seeds[0].value
 
@@ -204,13 +202,13 @@ def _same_benchmark(runs: list[Run]) -> None:
         if run.config.get("benchmark", run.result.benchmark) != run.result.benchmark:
             raise UserError(
                 f"config.json of run {run.folder.index} is of {run.config['benchmark']!r}, its "
-                f"result.json of {run.result.benchmark!r}; restore the folder as the run left it."
+                f"result.json of {run.result.benchmark!r}; restore the folder as the run left it"
             )
     if len(set(names.values())) > 1:
         said = ", ".join(f"run {index} of {ours}" for index, (ours, _) in sorted(names.items()))
         raise UserError(
             f"{runs[0].folder.root} holds runs of different benchmarks ({said}); a result is of one: "
-            "move the others away."
+            "move the others away"
         )
 
 
@@ -218,13 +216,13 @@ def _count(folder: pathlib.Path, runs: list[Run], wanted: int, what: str) -> Non
     if len(runs) < wanted:
         raise UserError(
             f"{folder} holds {len(runs)} of the {wanted} runs that a result of {what} is made of; run the "
-            f"others with the same output folder (--runs {wanted})."
+            f"others with the same output folder (--runs {wanted})"
         )
     if len(runs) > wanted:
         raise UserError(
             f"{folder} holds {len(runs)} runs, but a result of {what} is made of exactly {wanted}; the "
             "rules do not let you choose among finished runs: decide beforehand which are the set, and "
-            "keep the others elsewhere."
+            "keep the others elsewhere"
         )
 
 
@@ -236,21 +234,21 @@ def _alike(runs: list[Run]) -> None:
         changes = config_changes(first.config, run.config)
         if changes:
             raise UserError(
-                f"{pair} have different configurations ({'; '.join(changes)}); a result is of one."
+                f"{pair} have different configurations ({'; '.join(changes)}); a result is of one"
             )
         for key in dict.fromkeys([*first.settings, *run.settings]):
             one, other = first.settings.get(key), run.settings.get(key)
             if not durable.same(list(one or ()), list(other or ())):
                 raise UserError(
                     f"{pair} log a different {key} ({_shown(one)} and {_shown(other)}); a result is of "
-                    "one configuration and one system."
+                    "one configuration and one system"
                 )
         for name in ("device", "device_count", "ruleset", "versions"):
             one, other = getattr(first.result, name), getattr(run.result, name)
             if one != other:
                 raise UserError(
                     f"{pair} ran with a different {name} ({one!r} and {other!r}); a result is of one "
-                    "system and one software."
+                    "system and one software"
                 )
 
 
@@ -264,7 +262,7 @@ def _seeds(runs: list[Run]) -> None:
         if run.seed in seen:
             raise UserError(
                 f"runs {seen[run.seed]} and {run.folder.index} of {run.folder.root} have the same seed, "
-                f"{run.seed}; every run needs one of its own: move one away and run it again."
+                f"{run.seed}; every run needs one of its own: move one away and run it again"
             )
         seen[run.seed] = run.folder.index
 
@@ -273,16 +271,16 @@ def _division(runs: list[Run], wanted: str | None, tiny: bool) -> str:
     logged = runs[0].logged("submission_division")
     path = runs[0].folder.log_path
     if logged not in ("closed", "open"):
-        raise UserError(f"{path} has the division {logged!r}; it must be closed or open.")
+        raise UserError(f"{path} has the division {logged!r}; it must be closed or open")
     if wanted not in (None, "closed", "open"):
-        raise UserError(f"division is {wanted!r}; give 'closed' or 'open'.")
+        raise UserError(f"division is {wanted!r}; give 'closed' or 'open'")
     if wanted is not None and wanted != logged:
         raise UserError(
             f"{path} is of the {logged} division, not {wanted}; a submission says what its logs say: "
-            f"give division {logged!r}, or run again with --division {wanted}."
+            f"give division {logged!r}, or run again with --division {wanted}"
         )
     if tiny and logged != "open":
-        raise UserError(f"{path} calls a tiny run closed; a tiny run is open: run it again.")
+        raise UserError(f"{path} calls a tiny run closed; a tiny run is open: run it again")
     return logged
 
 
@@ -295,6 +293,6 @@ def legal_name(kind: str, name: Any) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
         raise UserError(
             f"{kind} is {name!r}; it names a folder: use letters, digits, '-', '_', '+' and dots inside, "
-            "at most 100, with no spaces."
+            "at most 100, with no spaces"
         )
     return name

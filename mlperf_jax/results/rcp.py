@@ -147,7 +147,7 @@ def judge(
     if len(lengths) <= 2 * official.drop:
         raise UserError(
             f"{len(lengths)} runs of {benchmark} cannot be compared with the reference: the "
-            f"{official.drop} fastest and the {official.drop} slowest are left out; give {official.runs} runs."
+            f"{official.drop} fastest and the {official.drop} slowest are left out; give {official.runs} runs"
         )
     known = references(benchmark, ruleset, points=points)
     known = known if full else pruned(known, official.runs)
@@ -188,13 +188,13 @@ def references(
     official = rules.resolve(benchmark, ruleset)
     points = points_of(benchmark, ruleset) if points is None else points
     if not points:
-        raise UserError(f"no reference convergence points are given for {benchmark}; give some.")
+        raise UserError(f"no reference convergence points are given for {benchmark}; give some")
     found = []
     for point in sorted(points, key=lambda point: point.batch_size):
         if len(point.lengths) <= 2 * official.drop:
             raise UserError(
                 f"the reference point {point.name} of {benchmark} has {len(point.lengths)} runs; more "
-                f"than {2 * official.drop} are needed."
+                f"than {2 * official.drop} are needed"
             )
         mean, std = olympic(point.lengths, official.drop), float(np.std(point.lengths))
         count = len(point.lengths) - 2 * official.drop
@@ -219,7 +219,7 @@ def points_of(benchmark: str, ruleset: str | None = None) -> list[ReferencePoint
     if not path.is_file():
         raise UserError(
             f"the installed mlperf-logging has no reference convergence points for {benchmark} in "
-            f"{official.suite} {official.ruleset}; give another ruleset."
+            f"{official.suite} {official.ruleset}; give another ruleset"
         )
     return read_points(path)
 
@@ -234,11 +234,11 @@ def read_points(path: pathlib.Path) -> list[ReferencePoint]:
         points = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         found = [_point(name, point) for name, point in points.items()]
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is not a file of reference convergence points ({error!r}); it holds one object per "
-            'point, with "BS" and "Epochs to converge".'
+            'point, with "BS" and "Epochs to converge"'
         ) from error
     return sorted(found, key=lambda point: point.batch_size)
 

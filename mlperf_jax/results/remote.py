@@ -46,10 +46,10 @@ class Mirror:
         if scheme == "s3":
             raise UserError(
                 f"output {text}: s3:// is not supported; mount the bucket (for instance with mountpoint-s3 "
-                "or s3fs) and give the mounted folder."
+                "or s3fs) and give the mounted folder"
             )
         if scheme != "gs":
-            raise UserError(f"output {text}: give a local folder or a gs:// one.")
+            raise UserError(f"output {text}: give a local folder or a gs:// one")
         self.url = text.rstrip("/")
         self._remote = filesystem if filesystem is not None else _google(text)
         name = re.sub(r"\W+", "-", self.url.split("://", 1)[1])
@@ -90,7 +90,7 @@ class Mirror:
             return  # nothing there yet
         except Exception as error:  # each filesystem raises its own kinds
             raise UserError(
-                f"{self.url} cannot be read ({error}); check the name and your credentials."
+                f"{self.url} cannot be read ({error}); check the name and your credentials"
             ) from error
 
     def push(self, *, final: bool = False) -> None:
@@ -128,6 +128,6 @@ def _google(url: str) -> Any:
         import gcsfs
     except ImportError as error:
         raise UserError(
-            f'output {url}: gs:// needs an extra: pip install "mlperf-jax[gcs]".'
+            f'output {url}: gs:// needs an extra: pip install "mlperf-jax[gcs]"'
         ) from error
     return gcsfs.GCSFileSystem()

@@ -132,7 +132,7 @@ class Result:
             return cls(**{name: value for name, value in document.items() if name in names})
         except (TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is not the result of a run ({error}); give the result.json of a run folder."
+                f"{path} is not the result of a run ({error}); give the result.json of a run folder"
             ) from error
 
     def __repr__(self) -> str:

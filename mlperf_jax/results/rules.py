@@ -204,7 +204,7 @@ def resolve(benchmark: str, ruleset: str | None = None) -> Round:
     if name not in row.rounds:
         raise UserError(
             f"{row.name} was in the rounds {row.rounds[0]} to {row.rounds[-1]}, not in {name}; "
-            "give one of these."
+            "give one of these"
         )
     return _resolved(row.name, row.suite, name)
 
@@ -318,7 +318,7 @@ def rounds_of(suite: str) -> tuple[str, ...]:
     """The rounds of "training" or "hpc", in order."""
     rounds = data("benchmarks.toml")["rounds"]
     if suite not in rounds:
-        raise UserError(f"there is no suite {suite!r}; give one of {', '.join(rounds)}.")
+        raise UserError(f"there is no suite {suite!r}; give one of {', '.join(rounds)}")
     return tuple(rounds[suite])
 
 
@@ -332,7 +332,7 @@ def round_name(ruleset: str, suite: str = "training") -> str:
     rounds = rounds_of(suite)
     if name not in rounds:
         given = ", ".join(f"{each}.0" for each in rounds)
-        raise UserError(f"there is no ruleset {ruleset!r}; give one of {given}.")
+        raise UserError(f"there is no ruleset {ruleset!r}; give one of {given}")
     return name
 
 
@@ -378,6 +378,6 @@ def official_package() -> pathlib.Path:
     if found is None or not found.submodule_search_locations:
         raise UserError(
             "the official result tools are not installed; "
-            'install them with: pip install "mlperf-jax[results]".'
+            'install them with: pip install "mlperf-jax[results]"'
         )
     return pathlib.Path(next(iter(found.submodule_search_locations)))

@@ -74,7 +74,7 @@ class RunFolder:
         if not isinstance(document, dict) or "config_hash" not in document:
             raise UserError(
                 f"{self.config_path} is not a run's configuration; it was edited: restore it, "
-                "or start a new run."
+                "or start a new run"
             )
         return document
 
@@ -99,7 +99,7 @@ class RunFolder:
             UserError: the run is finished already, or the disk is full.
         """
         if self.finished:
-            raise UserError(f"{self.path} is a finished run; its result is not overwritten.")
+            raise UserError(f"{self.path} is a finished run; its result is not overwritten")
         durable.write_json(self.result_path, result.to_dict())
 
     def result(self) -> Result:
@@ -113,7 +113,7 @@ class RunFolder:
             UserError: the run had started.
         """
         if self.started:
-            raise UserError(f"{self.path} has started; resume it, or give another output folder.")
+            raise UserError(f"{self.path} has started; resume it, or give another output folder")
         for path in (self.log_path, self.scalars_path, self.result_path):
             path.unlink(missing_ok=True)
 
@@ -150,7 +150,7 @@ class RunFolder:
 
     def _taken(self, owner: str) -> UserError:
         return UserError(
-            f"{self.path} is being written by {owner}; wait for it, end it, or give another output folder."
+            f"{self.path} is being written by {owner}; wait for it, end it, or give another output folder"
         )
 
     def release(self) -> None:
@@ -261,7 +261,7 @@ class RunSet:
                 changes = "; ".join(config_changes(saved.get("config", {}), config))
                 raise UserError(
                     f"{self.path} holds runs of another configuration ({changes}); a set is one "
-                    "configuration: give another output folder, or the same configuration."
+                    "configuration: give another output folder, or the same configuration"
                 )
 
 
@@ -308,7 +308,7 @@ class Scalars(durable.Lines):
         try:
             content = path.read_bytes()[: durable.whole_lines(path)]
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+            raise UserError(f"{path} cannot be read ({error.strerror})") from error
         lines = []
         for number, raw in enumerate(content.splitlines(), start=1):
             try:
@@ -316,7 +316,7 @@ class Scalars(durable.Lines):
                 line["step"]
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
-                    f"line {number} of {path} is damaged ({error}); remove that line, then try again."
+                    f"line {number} of {path} is damaged ({error}); remove that line, then try again"
                 ) from error
             lines.append(line)
         return lines

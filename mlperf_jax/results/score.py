@@ -84,12 +84,12 @@ def score(
     """
     folder = pathlib.Path(folder)
     if scaling not in ("rcp", "file", "none"):
-        raise UserError(f"scaling is {scaling!r}; give 'rcp', 'file' or 'none'.")
+        raise UserError(f"scaling is {scaling!r}; give 'rcp', 'file' or 'none'")
     if ruleset is not None:
         rules.in_round(ruleset)
     paths = logset.logs(folder)
     if not paths:
-        raise UserError(f"there is no result_*.txt in {folder}; give the output folder of a set.")
+        raise UserError(f"there is no result_*.txt in {folder}; give the output folder of a set")
     logs = [logset.read(path, settings=settings) for path in paths]
     return _Set(folder, logs, ruleset, bert_train_samples).score(scaling, official)
 

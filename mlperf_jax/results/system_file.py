@@ -146,15 +146,13 @@ def check_document(document: Any, where: str) -> None:
         UserError: it is no object of text, or a count is not a whole number.
     """
     if not isinstance(document, dict):
-        raise UserError(f"{where} is not a system description; it must be one flat JSON object.")
+        raise UserError(f"{where} is not a system description; it must be one flat JSON object")
     for name in FIELDS:
         if name not in document:
-            raise UserError(
-                f'{where} lacks the field {name!r}; add it, with "" if it is not known.'
-            )
+            raise UserError(f'{where} lacks the field {name!r}; add it, with "" if it is not known')
         if not isinstance(document[name], str) and name != "other_software_stack":
             raise UserError(
-                f"the field {name!r} of {where} is {document[name]!r}; write it as text."
+                f"the field {name!r} of {where} is {document[name]!r}; write it as text"
             )
     for name in COUNTS:
         count_of(document, name)
@@ -173,7 +171,7 @@ def count_of(document: Mapping[str, Any], name: str) -> int | None:
     least = 0 if name == "accelerators_per_node" else 1
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
         raise UserError(
-            f"the field {name!r} is {value!r}; it must be a whole number, {least} or more."
+            f"the field {name!r} is {value!r}; it must be a whole number, {least} or more"
         )
     return int(text)
 
@@ -184,7 +182,7 @@ def _devices(devices: Any) -> dict[str, Any]:
     memory = devices.get("memory_bytes", 1) if isinstance(devices, Mapping) else None
     if not isinstance(memory, int) or memory <= 0:
         raise UserError(
-            f"machine's 'devices' is {devices!r}; give a dict whose memory_bytes is a positive number."
+            f"machine's 'devices' is {devices!r}; give a dict whose memory_bytes is a positive number"
         )
     return dict(devices)
 
@@ -193,18 +191,18 @@ def _check_machine(machine: Mapping[str, Any]) -> None:
     for name, value in machine.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w-]*", name):
             raise UserError(
-                f"the machine's field {name!r} is not a name; use letters and underscores."
+                f"the machine's field {name!r} is not a name; use letters and underscores"
             )
         if name in RESERVED:
-            raise UserError(f"the machine says {name!r}; give it to package() as {name}=… instead.")
+            raise UserError(f"the machine says {name!r}; give it to package() as {name}=… instead")
         close = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.85)
         if name not in FIELDS and close:
-            raise UserError(f"the machine has no field {name!r} (did you mean {close[0]!r}?).")
+            raise UserError(f"the machine has no field {name!r} (did you mean {close[0]!r}?)")
         is_plain = isinstance(value, str | int | float) or value is None
         if not is_plain and not (name == "other_software_stack" and isinstance(value, Mapping)):
-            raise UserError(f"the machine's field {name!r} is {value!r}; give text or a number.")
+            raise UserError(f"the machine's field {name!r} is {value!r}; give text or a number")
         if isinstance(value, str) and any(ord(c) < 32 or ord(c) == 127 for c in value):
-            raise UserError(f"the machine's field {name!r} holds control characters; remove them.")
+            raise UserError(f"the machine's field {name!r} holds control characters; remove them")
     for name in COUNTS:
         count_of(machine, name)
 

@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from mlperf_jax import benchmarks, cli, pictures, show_command
+from mlperf_jax import benchmarks, cli, pictures
 from mlperf_jax.benchmarks import showing
+from mlperf_jax.cli import show
 from mlperf_jax.core import mesh as meshes, state as states, trained
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError
@@ -72,7 +73,7 @@ def test_who_has_pictures():
 @pytest.mark.parametrize("name", PICTURED)
 def test_no_field_is_named_like_an_option_of_show(name):
     fields = {field.name for field in dataclasses.fields(benchmarks.benchmark_class(name))}
-    assert not fields & {option.name for option in show_command.SHOW_OPTIONS}
+    assert not fields & {option.name for option in show.SHOW_OPTIONS}
 
 
 # -- which samples -----------------------------------------------------------------------------------

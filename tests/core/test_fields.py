@@ -181,6 +181,37 @@ def test_a_field_declared_again_keeps_its_range():
     assert fields.limits(fields.hints_of(Wine)["ema_decay"]) == "from 0.5 to 0.7"
 
 
+def test_a_text_of_several_words_is_help_and_no_rule():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Wine(toys.Toy):
+        batch_size: Annotated[int, "bottles at a time"] = 16
+        shelf: Annotated[Count, "pixels", "as seen from the door"] = 3
+        sweet: Annotated[bool, "beyond 45 g/l"] = False
+
+    class Red(Wine):
+        shelf: int = 4
+        sweet: Annotated[bool, "beyond 10 g/l"] = True
+
+    hints, texts = fields.hints_of(Red), fields.helps_of(Red)
+    assert hints["batch_size"] == Samples, "the range and the unit of the base hold on"
+    assert (hints["shelf"], hints["sweet"]) == (Annotated[Count, "pixels"], bool)
+    assert texts["batch_size"] == "bottles at a time"
+    assert (texts["shelf"], texts["sweet"]) == ("as seen from the door", "beyond 10 g/l")
+    assert "seed" not in texts
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_help_is_a_few_words_in_one_voice(name):
+    for text in fields.helps_of(CLASSES[name]).values():
+        assert not text.endswith(".") and ". " not in text
+        assert not text[0].isupper()
+
+
+def test_every_option_of_a_run_has_help():
+    texts = fields.helps_of(RunOptions)
+    assert texts.keys() == {field.name for field in dataclasses.fields(RunOptions)}
+
+
 def test_an_annotation_that_cannot_be_read_is_named():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Wine(toys.Toy):

@@ -17,8 +17,7 @@ import toys
 
 from mlperf_jax.core import evaluation, generation, state as states
 from mlperf_jax.core.benchmark import Parts, Target
-from mlperf_jax.core.preemption import Interrupted
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import Interrupted, UserError
 from mlperf_jax.results import compliance, log as logs
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "toy_run.py"

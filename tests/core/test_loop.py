@@ -16,9 +16,9 @@ import toys
 from mlperf_jax.core import loop, preflight
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.checkpoints import Checkpoints
-from mlperf_jax.core.preemption import Interrupted, Preemption
+from mlperf_jax.core.preemption import Preemption
 from mlperf_jax.core.run import Run
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import Interrupted, UserError
 from mlperf_jax.input_pipelines import pipeline
 from mlperf_jax.input_pipelines.sources import Arrays
 from mlperf_jax.results import compliance, log as logs

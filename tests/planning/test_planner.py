@@ -1,15 +1,13 @@
-"""One call from a name to a plan, on the command line too; compiled by nobody."""
+"""One call from a name to a plan; compiled by nobody."""
 
 import dataclasses
 import json
 
 import pytest
 
-from mlperf_jax import plan_commands
 from mlperf_jax.errors import UserError
 from mlperf_jax.planning import compiling, plan, searching
 from mlperf_jax.planning.compiling import Compiled
-from mlperf_jax.planning.diagnosis import Diagnosis, Finding
 from mlperf_jax.planning.programs import Program
 from mlperf_jax.planning.report import Candidate
 from scripts import plan_table as table
@@ -101,43 +99,6 @@ def test_a_search_adds_its_rows(asked, monkeypatch):
     rows = [Candidate("data=8", {}, "fits", 5, 0.1)]
     monkeypatch.setattr(searching, "search", lambda *a, **k: rows)
     assert plan("resnet", on="v5p:2x2x2", search=True).search == tuple(rows)
-
-
-# -- the command line ------------------------------------------------------------------------------
-
-
-def command(*words):
-    return plan_commands.plan_command(words)
-
-
-def test_the_command(asked, capsys):
-    assert command("resnet", "--on", "v5p:2x2x2", "--batch-size", "3264") == 0
-    assert "fits, 12.0 of" in capsys.readouterr().out
-    assert command("resnet", "--on", "v5p:2x2x2", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["benchmark"] == "resnet"
-
-
-def test_the_command_says_no_by_its_exit_code(monkeypatch, asked):
-    made = plan("resnet", on="v5p:2x2x2")
-    bad = dataclasses.replace(
-        made, programs=(dataclasses.replace(made.programs[0], outcome="too big"),)
-    )
-    monkeypatch.setattr("mlperf_jax.planning.plan", lambda *a, **k: bad)
-    assert command("resnet", "--on", "v5p:2x2x2") == 1
-
-
-def test_the_command_needs_devices(asked):
-    with pytest.raises(UserError, match="plan needs --on"):
-        command("resnet")
-
-
-def test_doctor(monkeypatch, capsys):
-    found = Diagnosis((Finding("disk", "bad", "full", "rm -r runs"),))
-    monkeypatch.setattr("mlperf_jax.planning.doctor", lambda: found)
-    assert plan_commands.doctor_command([]) == 1
-    assert "mend: rm -r runs" in capsys.readouterr().out
-    assert plan_commands.doctor_command(["--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["healthy"] is False
 
 
 # -- the table of the docs -------------------------------------------------------------------------

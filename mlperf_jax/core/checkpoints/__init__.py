@@ -63,7 +63,7 @@ class Checkpoints:
 
     def __init__(self, folder: os.PathLike | str, *, keep: int = 2, identity: Meta | None):
         if keep < 1:
-            raise UserError(f"keep={keep} checkpoints is not possible: keep at least 1.")
+            raise UserError(f"keep={keep} checkpoints is not possible: keep at least 1")
         self.folder = absolute(folder)
         self.keep = keep
         self.identity: Meta | None = json.loads(json.dumps(identity))
@@ -129,9 +129,9 @@ class Checkpoints:
         if not is_storage_error(error):
             raise error
         raise UserError(
-            f"The checkpoint of step {step} could not be written to {self.folder}: "
-            f"{reason(error)}. Older checkpoints are unharmed; free space or mend the folder's "
-            "permissions, then resume."
+            f"the checkpoint of step {step} could not be written to {self.folder}: "
+            f"{reason(error)}; older checkpoints are unharmed; free space or mend the folder's "
+            "permissions, then resume"
         ) from error
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             path = self._files.path(place)
             raise UserError(
-                f"The checkpoint {path} is damaged ({reason(error)}): use another of its run."
+                f"the checkpoint {path} is damaged ({reason(error)}): use another of its run"
             ) from error
 
     def latest_meta(self) -> Meta | None:
@@ -218,12 +218,12 @@ class Checkpoints:
             return None
         if step is not None:
             raise UserError(
-                f"The checkpoint of step {step} in {self.folder} is damaged ({'; '.join(problems)}): use "
-                "another of its run."
+                f"the checkpoint of step {step} in {self.folder} is damaged ({'; '.join(problems)}): use "
+                "another of its run"
             )
         raise UserError(
-            f"No checkpoint in {self.folder} that could be resumed from verifies "
-            f"({'; '.join(problems)}): move the folder away to start anew."
+            f"no checkpoint in {self.folder} that could be resumed from verifies "
+            f"({'; '.join(problems)}): move the folder away to start anew"
         )
 
     def _load(self, place: Place, abstract: State, partial: bool) -> tuple[State, Meta] | str:
@@ -287,8 +287,8 @@ class Checkpoints:
                 return self._files.make(step)
             except OSError as error:
                 raise UserError(
-                    f"No checkpoint can be written to {self.folder}: {reason(error)}. Free space or mend "
-                    "the folder's permissions, then resume."
+                    f"no checkpoint can be written to {self.folder}: {reason(error)}; free space or mend "
+                    "the folder's permissions, then resume"
                 ) from error
 
         return Place(*processes.from_primary(make))
@@ -389,14 +389,14 @@ class Checkpoints:
         for name in sorted({*theirs, *self.identity}):
             if theirs.get(name) != self.identity.get(name):
                 raise UserError(
-                    f"The checkpoint in {path} was saved with {name} {_short(theirs.get(name))}, "
+                    f"the checkpoint in {path} was saved with {name} {_short(theirs.get(name))}, "
                     f"but this run has {name} {_short(self.identity.get(name))}: resume with the "
-                    "same benchmark, config and optimizer, or choose another output folder."
+                    "same benchmark, config and optimizer, or choose another output folder"
                 )
 
     def _missing(self, step: int) -> UserError:
         there = ", ".join(str(s) for s in self.steps()) or "none"
-        return UserError(f"{self.folder} has no checkpoint of step {step}; it has: {there}.")
+        return UserError(f"{self.folder} has no checkpoint of step {step}; it has: {there}")
 
 
 def _part(path: epath.Path, process: int) -> epath.Path:

@@ -128,8 +128,8 @@ def check_leaves(path: epath.Path, saved: Meta, wanted: dict[Key, Any], partial:
             )
     if faults:
         raise UserError(
-            f"The checkpoint {path} does not fit this run's state: it {'; it '.join(faults[:5])}. "
-            "Resume with the model, optimizer and precision that it was saved with."
+            f"the checkpoint {path} does not fit this run's state: it {'; it '.join(faults[:5])}; "
+            "resume with the model, optimizer and precision that it was saved with"
         )
 
 

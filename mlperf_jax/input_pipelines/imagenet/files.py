@@ -172,7 +172,7 @@ def _missing(data_dir: str, tiny: bool) -> str:
         return records.missing_tiny(f"{TINY_NAME}/{VERSION}", "resnet", data_dir)
     return (
         f"no ImageNet in {data_dir}: expected {NAME}/{VERSION} (prepared), or train and val with one folder "
-        "per class. Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org "
+        "per class; get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org "
         f"(research licence, login), put them into {data_dir} and run: "
         f"mlperf-jax data build resnet --data-dir {data_dir}"
     )

@@ -258,7 +258,7 @@ def _check_geometry(path: pathlib.Path, image: Any, label: Any) -> None:
     axes = "".join(letter or "?" for letter in nibabel.aff2axcodes(image.affine))
     if axes[0] not in "SI":
         raise UserError(
-            f"{path / IMAGE} is oriented {axes}; KiTS19's first axis runs along the body (IPL). Bring image "
+            f"{path / IMAGE} is oriented {axes}; KiTS19's first axis runs along the body (IPL); bring image "
             "and segmentation into that order (nibabel.orientations) and build again"
         )
 

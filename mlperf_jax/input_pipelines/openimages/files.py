@@ -109,7 +109,7 @@ def missing(data_dir: str, tiny: bool = False) -> str:
         return records.missing_tiny(f"{TINY_NAME}/{VERSION}", "retinanet", data_dir)
     return (
         f"no Open Images in {data_dir}: expected {NAME}/{VERSION} (prepared), or train and validation, each "
-        "with data (images) and labels/openimages-mlperf.json. Export them with FiftyOne 0.15.1 by the "
+        "with data (images) and labels/openimages-mlperf.json; export them with FiftyOne 0.15.1 by the "
         "script fiftyone_openimages.py of mlcommons/training (352 GB) and run: "
         f"mlperf-jax data build retinanet --data-dir {data_dir}"
     )

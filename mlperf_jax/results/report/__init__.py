@@ -76,7 +76,7 @@ def collect(
         dirs = [dirs]
     paths = [pathlib.Path(directory) for directory in dirs]
     if not paths:
-        raise UserError("no folder is given to report on; give the output folder of a run.")
+        raise UserError("no folder is given to report on; give the output folder of a run")
     found, findings = places(paths)
     if not found:
         raise UserError(f"there is nothing to report on: {findings[0]}")

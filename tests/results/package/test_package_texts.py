@@ -48,15 +48,15 @@ def test_the_scripts_repeat_the_runs(rehearsal, unjudged, tmp_path):
 
 
 def test_the_command_is_read_back_by_the_command_line(rehearsal, unjudged, tmp_path):
-    from mlperf_jax import benchmarks, cli
-    from mlperf_jax.options import parse_benchmark
+    from mlperf_jax import benchmarks
+    from mlperf_jax.cli import named
 
     config = json.loads(json.dumps(benchmarks.get("resnet", batch_size=4096).config()))
     config.pop("benchmark")
     unjudged(rehearsal(division="open", config=config))
     command = command_of(tmp_path / "out/Acme/benchmarks/resnet/v5e-8/run_and_time.sh")
-    given = parse_benchmark("run", "runs it", command[2:], cli.run_options())
-    benchmark, options, _ = cli.made(given)
+    given = named.parse("run", "runs it", command[2:], named.run_options())
+    benchmark, options, _ = named.made(given)
     assert benchmark == benchmarks.get("resnet", batch_size=4096)
     assert (options.runs, options.division, options.org, options.status) == (
         5,

@@ -1,4 +1,4 @@
-"""Command-line options generated from dataclass fields, with errors of one sentence.
+"""Command-line options, typed in words and generated from dataclass fields, with errors of one sentence.
 
 Every word is read here, so that a wrong one is a `UserError` that names its option; argparse draws
 `--help`. Only what was typed is returned: what was not is for the recipe to say.
@@ -7,10 +7,8 @@ Every word is read here, so that a wrong one is a `UserError` that names its opt
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
-import inspect
 import math
 import re
 import types
@@ -18,9 +16,10 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
-from mlperf_jax.core.fields import allowed, check, hints_of, is_union, limits
+from mlperf_jax.core.fields import allowed, check, helps_of, hints_of, is_union, limits
 from mlperf_jax.errors import UserError, did_you_mean
 
+PROG = "mlperf-jax"
 Reader = Callable[[str], Any]
 
 
@@ -34,7 +33,8 @@ class Option:
             other than those of `readable` cannot be given on the command line.
         default: only shown, in `--help`; None shows nothing, and makes a bool a switch without `--no-`.
         help: a few words.
-        metavar: what stands for the value in `--help`; from the type by default.
+        metavar: what stands for the value in `--help`; from the type by default, of a positional word its name.
+        required: whether the command needs it; positional words say so by having no default.
     """
 
     name: str
@@ -42,13 +42,11 @@ class Option:
     default: Any = None
     help: str = ""
     metavar: str = ""
+    required: bool = False
 
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
-
-
-TINY = Option("tiny", bool, help="the small stand-in: no data to fetch, a minute on two CPU cores")
 
 
 # -- from dataclasses to options ---------------------------------------------------------------
@@ -58,12 +56,11 @@ def options_of(cls: type, defaults: Any = None, leave_out: Iterable[str] = ()) -
     """The options that the fields of a dataclass are.
 
     Args:
-        cls: its fields give names and types; its docstring's `Attributes:` and the comments behind its
-            fields give the help.
+        cls: its fields give names, and their annotations types and help.
         defaults: an instance whose values are shown; the fields' own defaults otherwise.
         leave_out: names of fields that are not for the command line.
     """
-    hints, texts = hints_of(cls), field_texts(cls)
+    hints, texts = hints_of(cls), helps_of(cls)
     found = []
     for field in dataclasses.fields(cls):
         if field.name in leave_out or not readable(hints[field.name]):
@@ -72,21 +69,6 @@ def options_of(cls: type, defaults: Any = None, leave_out: Iterable[str] = ()) -
         default = own if defaults is None else getattr(defaults, field.name)
         found.append(Option(field.name, hints[field.name], default, texts.get(field.name, "")))
     return found
-
-
-def field_texts(cls: type) -> dict[str, str]:
-    """Help by field: the comment behind it, or its lines under `Attributes:`."""
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        with contextlib.suppress(OSError, TypeError):
-            source = inspect.getsource(base)
-            texts |= dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, re.MULTILINE))
-        section = (inspect.getdoc(base) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-        for names, text in re.findall(
-            r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", section, re.MULTILINE
-        ):
-            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    return texts
 
 
 # -- reading words -----------------------------------------------------------------------------
@@ -155,8 +137,8 @@ def readable(hint: Any) -> bool:
     return hint is bool or _kind(hint) is not None
 
 
-def _read(option: Option, words: Sequence[str]) -> Any:
-    kind = _kind(option.hint)
+def _read(name: str, hint: Any, words: Sequence[str]) -> Any:
+    kind = _kind(hint)
     assert kind is not None
     values = []
     for word in words:
@@ -166,85 +148,69 @@ def _read(option: Option, words: Sequence[str]) -> Any:
             values.append(kind.read(word))
         except ValueError:
             such = " such as 'accuracy>=0.95'" * (kind.read is read_target)
-            raise UserError(
-                f"{option.flag} must be {allowed(option.hint)}{such}, not {word!r}"
-            ) from None
-    return check(option.flag, values if kind.many else values[0], option.hint)
+            raise UserError(f"{name} must be {allowed(hint)}{such}, not {word!r}") from None
+    return check(name, values if kind.many else values[0], hint)
 
 
 # -- the command line --------------------------------------------------------------------------
 
 
 def parse(
-    prog: str,
+    command: str,
     about: str,
     words: Sequence[str],
     positional: Sequence[Option],
-    groups: Mapping[str, Sequence[Option]],
+    own: Sequence[Option] = (),
+    more: Mapping[str, Sequence[Option]] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """The options that were typed, by field name; prints and exits on `--help`.
 
     Args:
-        prog: the program and its command, such as "mlperf-jax run".
-        about: shown on top of `--help`.
+        command: the words behind the program's name, such as "run".
+        about: shown on top of `--help`; a sentence that begins small and ends without a full stop.
         words: the command line behind the command.
-        positional: words that must be given, in order.
-        groups: options by the title under which `--help` shows them.
+        positional: words in order, to be given unless they have a default; a tuple takes all that follow.
+        own: the command's options.
+        more: other options by the title under which `--help` shows them.
 
     Raises:
         UserError: an unknown option (with the nearest known one), a missing or unreadable value, a word
             too many or too few.
     """
-    usage = " ".join([prog, *(o.metavar for o in positional), "[options]"])
-    if wants_help(words):
-        print(_help(usage, about, positional, groups), end="")
-        raise SystemExit(0)
-    command = prog.partition(" ")[2]
+    groups = {command.split()[0]: own, **more}
     known = {option.flag: option for group in groups.values() for option in group}
+    both = [o for o in known.values() if o.hint is bool and o.default is not None]
+    off = {o.flag.replace("--", "--no-", 1): o for o in both}  # such a switch has two names
+    needed = [f"{o.flag} {_metavar(o)}" for o in known.values() if o.required]
+    usage = " ".join([PROG, command, *map(_word, positional), *needed, "[options]"])
+    if wants_help(words):
+        print(_help(usage, f"{about[0].upper()}{about[1:]}.", positional, groups), end="")
+        raise SystemExit(0)
     free, taken = split(words, known.values())
     values: dict[str, Any] = {}
     for flag, given in taken.items():
-        option = known.get(flag)
-        if option is None:  # a switch may be turned off by its name
-            off = known.get(flag.replace("--no-", "--", 1))
-            option = off if off and off.hint is bool and off.default is not None else None
+        option = known.get(flag) or off.get(flag)
         if option is None:
-            raise UserError(f"{command} has no option {flag}{did_you_mean(flag, sorted(known))}")
+            raise UserError(f"{command} has no option {flag}{did_you_mean(flag, known)}")
         switch = option.hint is bool
         if switch == bool(given):
             raise UserError(f"{option.flag} {'takes no' if switch else 'needs a'} value")
-        values[option.name] = flag == option.flag if switch else _read(option, given)
-    if len(free) < len(positional):
-        raise UserError(f"{command} needs {positional[len(free)].help}: write {usage}")
-    if len(free) > len(positional):
-        raise UserError(f"{free[len(positional)]!r} belongs to no option: write {usage}")
-    return {o.name: _read(o, [word]) for o, word in zip(positional, free)} | values
-
-
-def parse_benchmark(
-    command: str, about: str, words: Sequence[str], own: Sequence[Option], *, fields: bool = True
-) -> dict[str, Any]:
-    """The typed options of a command that takes NAME and --tiny; `fields` adds the benchmark's own.
-
-    Raises:
-        UserError: as `parse`; an unknown benchmark before all else.
-    """
-    from mlperf_jax import benchmarks
-
-    own = [TINY, *own]
-    prog = f"mlperf-jax {command}"
-    free, typed = split(words, own)
-    groups: dict[str, Sequence[Option]] = {command.split()[0]: own}
-    if free and fields:
-        instance = benchmarks.get(free[0], tiny="--tiny" in typed)
-        groups[instance.name] = options_of(type(instance), instance, leave_out=("size",))
-    elif free:
-        benchmarks.benchmark_class(free[0])
-    about = f"{about[0].upper()}{about[1:]}."
-    if fields and not free:
-        about += f" {prog} NAME --help shows the benchmark's own options too."
-    known = f"the name of a benchmark ({', '.join(benchmarks.names())}), or my_file.py:Wine"
-    return parse(prog, about, words, [Option("name", help=known, metavar="NAME")], groups)
+        values[option.name] = (
+            flag == option.flag if switch else _read(option.flag, option.hint, given)
+        )
+    for option in positional:
+        if not free and option.default is None:
+            raise UserError(f"{command} needs {option.help}: write {usage}")
+        kind = _kind(option.hint)
+        taking = len(free) if kind and kind.many else 1
+        values[option.name] = _read(_word(option), option.hint, free[:taking])
+        free = free[taking:]
+    if free:
+        raise UserError(f"{free[0]!r} belongs to no option: write {usage}")
+    for option in known.values():
+        if option.required and option.name not in values:
+            raise UserError(f"{command} needs {option.flag}, {option.help}: write {usage}")
+    return values
 
 
 def wants_help(words: Sequence[str]) -> bool:
@@ -286,7 +252,7 @@ def _help(
 ) -> str:
     parser = argparse.ArgumentParser(usage=usage, description=about)
     for option in positional:
-        parser.add_argument(option.metavar, help=_text(option))
+        parser.add_argument(_word(option), help=_text(option))
     for title, group in groups.items():
         shown = parser.add_argument_group(f"{title} options")
         for option in group:
@@ -295,11 +261,18 @@ def _help(
                 flags = on[: 1 if option.default is None else 2]  # one that may be on has two names
                 shown.add_argument(*flags, action="store_true", help=_text(option))
             else:
-                kind = _kind(option.hint)
-                assert kind is not None
-                metavar = option.metavar or kind.metavar + " ..." * kind.many
-                shown.add_argument(option.flag, metavar=metavar, help=_text(option))
+                shown.add_argument(option.flag, metavar=_metavar(option), help=_text(option))
     return parser.format_help()
+
+
+def _word(option: Option) -> str:
+    return option.metavar or option.name.upper()
+
+
+def _metavar(option: Option) -> str:
+    kind = _kind(option.hint)
+    assert kind is not None
+    return option.metavar or kind.metavar + " ..." * kind.many
 
 
 def _text(option: Option) -> str:

@@ -9,25 +9,23 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from mlperf_jax import options
+from mlperf_jax.cli import options
+from mlperf_jax.cli.options import PROG, Option
 from mlperf_jax.errors import UserError
-from mlperf_jax.options import Option
-
-ABOUT = "write a benchmark of your own to begin with, and its test"
 
 
-def new_command(words: Sequence[str]) -> int:
+def begin(about: str, words: Sequence[str]) -> int:
     """Writes NAME.py and test_NAME.py into the working directory, and says what to do with them."""
-    name = Option("name", help="a name for it, such as wine", metavar="NAME")
-    about = f"{ABOUT[0].upper()}{ABOUT[1:]}: NAME.py and test_NAME.py, here."
-    given = options.parse("mlperf-jax new", about, words, [name], {})["name"]
+    name = Option("name", help="a name for it, such as wine")
+    about = f"{about}: NAME.py and test_NAME.py, here"
+    given = options.parse("new", about, words, [name])["name"]
     file, test = write(given, pathlib.Path())
     place = f"{file}:{class_name(given)}"
     print(
         f"{file} and {test} are written: two layers on scikit-learn's digits. Try them, then change them:"
     )
-    print(f"  mlperf-jax run {place} --tiny")
-    print(f"  mlperf-jax run {place}")
+    print(f"  {PROG} run {place} --tiny")
+    print(f"  {PROG} run {place}")
     print(f"  python -m pytest {test}")
     return 0
 

@@ -1,0 +1,110 @@
+"""The `mlperf-jax` command.
+
+Exit codes: 0 done · 1 the target was not reached, or the checker found something · 2 something the user
+can mend, told in one sentence · 128 + n stopped by signal n. Nothing is imported before a command needs
+it, so that `--help` and `list` answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import mlperf_jax
+from mlperf_jax.cli import data, listing, new, planning, results, show, training
+from mlperf_jax.cli.options import PROG
+from mlperf_jax.errors import Interrupted, UserError, did_you_mean
+
+# name -> what runs it, given the words behind it, and what it does, which is the first argument
+COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
+    "list": (listing.table, "list the benchmarks: model, data, target, rounds, status"),
+    "new": (new.begin, "write a benchmark of your own to begin with, and its test"),
+    "run": (training.run, "train a benchmark to its quality target"),
+    "data build": (data.build, "prepare a benchmark's data"),
+    "data check": (data.check, "read samples of prepared data and say what is wrong"),
+    "check": (results.check, "ask the official compliance checker about a log"),
+    "bench": (training.bench, "measure a benchmark's speed, without training it"),
+    "plan": (
+        planning.plan,
+        "say whether a benchmark fits devices that are not here, how long it takes, what it costs",
+    ),
+    "doctor": (planning.doctor, "say what is installed, what is missing, and what mends it"),
+    "show": (show.draw, "draw samples with their labels and a run's predictions beside them"),
+    "evaluate": (training.evaluate, "score sealed checkpoints of a run evaluated after training"),
+    "score": (results.score, "score sets of runs: unverified minutes, samples to target, RCP test"),
+    "package": (results.package, "build the official submission folder of a set"),
+    "report": (results.report, "write one self-contained page about runs and submissions"),
+}
+OUT_OF_MEMORY = (
+    "out of memory: lower --batch-size, compute it in parts with --gradient-accumulation-steps, or "
+    "spread the weights over more devices with --mesh fsdp=N"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code.
+
+    Args:
+        argv: the words behind `mlperf-jax`; those of the process by default.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(words)
+    except UserError as error:
+        return fail(error)
+    except Interrupted as stop:
+        return fail(stop, 128 + stop.signal)
+    except MemoryError:
+        return fail(OUT_OF_MEMORY)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as stop:  # after --help
+        return stop.code if isinstance(stop.code, int) else 2
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return fail(OUT_OF_MEMORY)
+        if "Unable to initialize backend" in str(error):
+            return fail(f"JAX found no such device: {str(error).splitlines()[0]}")
+        raise
+
+
+def fail(error: object, code: int = 2) -> int:
+    """The sentence on stderr, and the exit code."""
+    print(f"{PROG}: {error}", file=sys.stderr, flush=True)
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)  # the runtime's own goodbye would wait for the other processes, then abort
+    return code
+
+
+def dispatch(words: list[str]) -> int:
+    """Runs the command that the first word names, or of `data` the first two."""
+    asked = words[1:] if words[:1] == ["data"] else words
+    if not words or asked[:1] in (["-h"], ["--help"], ["help"]):
+        print(overview())
+        return 0
+    if words[0] in ("--version", "version"):
+        print(f"{PROG} {mlperf_jax.__version__}")
+        return 0
+    taken = 2 if words[0] == "data" else 1
+    command = " ".join(words[:taken])
+    if command not in COMMANDS:
+        raise UserError(f"no command {command!r}{did_you_mean(command, COMMANDS)}")
+    run, about = COMMANDS[command]
+    return run(about, words[taken:])
+
+
+def overview() -> str:
+    """What `mlperf-jax --help` prints."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = "\n".join(f"  {name:{width}}{about}" for name, (_, about) in COMMANDS.items())
+    return f"""Trains the benchmarks of MLPerf® Training to their quality targets, in JAX.
+
+{lines}
+
+  {PROG} COMMAND --help shows a command's options; run NAME --help also the benchmark's.
+  First try: {PROG} run resnet --tiny"""

@@ -1,0 +1,56 @@
+"""The commands about a benchmark's data: data build, data check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlperf_jax.cli import named
+from mlperf_jax.cli.options import Option
+from mlperf_jax.errors import UserError
+
+
+def build(about: str, words: Sequence[str]) -> int:
+    """Builds the data and prints how many samples there are."""
+    own = [
+        Option("data_dir", help="the folder to build below; tiny has a default", metavar="DIR"),
+        Option("source", help="the downloaded original: an archive or a folder", metavar="PATH"),
+    ]
+    given = named.parse("data build", about, words, own, fields=False)
+    benchmark, folder = _benchmark_and_folder(given)
+    from mlperf_jax import benchmarks
+
+    benchmarks.build_data(benchmark, folder, given.get("source"))
+    counts = ", ".join(f"{n:,} {split}" for split, n in benchmark.data().counts(folder).items())
+    print(f"{benchmark.name}: {counts} samples in {folder}")
+    return 0
+
+
+def check(about: str, words: Sequence[str]) -> int:
+    """Prints what is found in the data; an error when something is wrong with them."""
+    own = [Option("data_dir", help="the folder of the data; tiny has a default", metavar="DIR")]
+    given = named.parse("data check", about, words, own)
+    benchmark, folder = _benchmark_and_folder(given)
+    report = benchmark.data().check(folder)
+    for line in report:
+        print(line)
+    problems = [line for line in report if line.startswith("problem:")]
+    if problems:
+        more = f" (and {len(problems) - 1} more above)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0].removeprefix('problem: ')}{more}")
+    from mlperf_jax.core import preflight
+
+    preflight.check_counts(benchmark, folder)
+    benchmark.start(folder)
+    print(f"{benchmark.name} can be trained on {folder}")
+    return 0
+
+
+def _benchmark_and_folder(given: dict[str, Any]) -> tuple[Any, str]:
+    from mlperf_jax import benchmarks
+
+    benchmark, settings, _ = named.made(given)
+    folder = settings.data_dir
+    if folder is None and benchmarks.needs_folder(benchmark):
+        raise UserError(f"say where the data of {benchmark.name} belong: --data-dir DIR")
+    return benchmark, folder or benchmarks.default_tiny_folder()

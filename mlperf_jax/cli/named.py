@@ -1,0 +1,70 @@
+"""What the commands that take the name of a benchmark share: its options and those of the run, both read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from mlperf_jax.cli import options
+from mlperf_jax.cli.options import PROG, Option
+
+TINY = Option("tiny", bool, help="the small stand-in: no data to fetch, a minute on two CPU cores")
+METAVARS = {
+    "data_dir": "DIR",
+    "output": "DIR",
+    "mesh": "AXIS=N,...",
+    "optimizer": "FILE.py:MAKE",
+    "transform": "FILE.py:MAKE",
+    "coordinator": "HOST:PORT",
+}
+
+
+def run_options(only: Sequence[str] = ()) -> list[Option]:
+    """The fields of `RunOptions` as options: all of them, or those named."""
+    from mlperf_jax.core.options import RunOptions
+
+    return [
+        dataclasses.replace(option, metavar=METAVARS.get(option.name, ""))
+        for option in options.options_of(RunOptions)
+        if not only or option.name in only
+    ]
+
+
+def parse(
+    command: str, about: str, words: Sequence[str], own: Sequence[Option], *, fields: bool = True
+) -> dict[str, Any]:
+    """The typed options of a command that takes NAME and --tiny; `fields` adds the benchmark's own.
+
+    The benchmark's file, which imports JAX, is read when a word may be about its fields, and no sooner.
+
+    Raises:
+        UserError: as `options.parse`; an unknown benchmark before all else.
+    """
+    from mlperf_jax import benchmarks
+
+    own = [TINY, *own]
+    free, typed = options.split(words, own)
+    more: dict[str, Sequence[Option]] = {}
+    if free and free[0] not in benchmarks.names():
+        benchmarks.benchmark_class(free[0])
+    if free and fields and not typed.keys() <= {option.flag for option in own}:
+        instance = benchmarks.get(free[0], tiny="--tiny" in typed)
+        more[instance.name] = options.options_of(type(instance), instance, leave_out=("size",))
+    if fields and not free:
+        about += f". {PROG} {command} NAME --help shows the benchmark's own options too"
+    known = f"the name of a benchmark ({', '.join(benchmarks.names())}), or my_file.py:Wine"
+    return options.parse(command, about, words, [Option("name", help=known)], own, more)
+
+
+def made(given: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """The benchmark and the `RunOptions` that typed options describe, and what belongs to neither."""
+    from mlperf_jax import benchmarks
+
+    given = dict(given)
+    name, tiny = given.pop("name"), given.pop("tiny", False)
+    mine = {f.name for f in dataclasses.fields(benchmarks.benchmark_class(name))}
+    where = {f.name for f in dataclasses.fields(benchmarks.RunOptions)}
+    fields = {key: given.pop(key) for key in list(given) if key in mine}
+    settings = {key: given.pop(key) for key in list(given) if key in where}
+    return benchmarks.get(name, tiny=tiny, **fields), benchmarks.RunOptions(**settings), given

@@ -1,0 +1,45 @@
+"""Where a command's findings go: the output, a file of JSON, or both."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from mlperf_jax.cli.options import Option
+from mlperf_jax.errors import UserError
+
+
+def json_option(what: str) -> Option:
+    return Option(
+        "json", help=f"write {what} as JSON to this file, - for the output", metavar="FILE"
+    )
+
+
+def json_target(given: dict[str, Any]) -> str | None:
+    """Takes `json` out of the typed options: where JSON goes, if anywhere; "-" is the output.
+
+    Raises:
+        UserError: no file can be written there, which is said before the work and not after it.
+    """
+    target = given.pop("json", None)
+    if target not in (None, "-"):
+        path = pathlib.Path(target)
+        if path.is_dir() or not os.access(
+            path if path.exists() else path.absolute().parent, os.W_OK
+        ):
+            raise UserError(f"cannot write {target}: give a file in a folder that is there")
+    return target
+
+
+def say(report: Any, target: str | None) -> None:
+    """Prints a report and, where a target is given, writes it as JSON; "-" prints the JSON alone."""
+    text = json.dumps(report.to_dict(), indent=2) if target else ""
+    print(text if target == "-" else report)
+    if target in (None, "-"):
+        return
+    try:
+        pathlib.Path(target).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from error

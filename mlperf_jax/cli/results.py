@@ -1,0 +1,103 @@
+"""The commands about what runs leave behind: check, score, package, report."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Literal
+
+from mlperf_jax.cli import options, output
+from mlperf_jax.cli.options import Option
+from mlperf_jax.core.fields import Several
+from mlperf_jax.errors import UserError
+
+DIVISION = Literal["closed", "open"]
+
+
+def check(about: str, words: Sequence[str]) -> int:
+    """Prints the official checker's findings; exit code 1 when a log does not pass."""
+    own = [
+        Option(
+            "ruleset", help="the rules, such as 4.0.0; by default of the last round that ran it"
+        ),
+        Option("division", DIVISION, help="the one that the log must be of"),
+    ]
+    path = Option("path", help="a log or the output folder of a run")
+    about = f"{about}, and repeat its findings in plain words"
+    given = options.parse("check", about, words, [path], own)
+    from mlperf_jax import results
+
+    found = results.check(**given)
+    print(found)
+    return 0 if found.success else 1
+
+
+def score(about: str, words: Sequence[str]) -> int:
+    """Prints the scores of sets; exit code 1 when one is not valid."""
+    scaling = Literal["rcp", "file", "none"]
+    own = [
+        Option("ruleset", help="the round whose rules apply; by default what the runs say"),
+        Option("scaling", scaling, "rcp", "rcp: by the reference; file: by scaling.json; none"),
+        Option("official", bool, help="also run the official checker on every log (slower)"),
+        Option("bert_train_samples", bool, help="bert's samples are in its train_samples lines"),
+        output.json_option("the scores"),
+    ]
+    path = Option("dir", help="a set's folder, or any folder of sets")
+    given = options.parse("score", about, words, [path], own)
+    target = output.json_target(given)
+    from mlperf_jax.results import score
+
+    found = score.scores(given.pop("dir"), **given)
+    output.say(found, target)
+    return 0 if all(score.valid for score in found.scores) else 1
+
+
+def package(about: str, words: Sequence[str]) -> int:
+    """Builds the submission; exit code 1 when the official checkers refuse it."""
+    from mlperf_jax.results.header import Status
+
+    own = [
+        Option("org", help="the organisation (names a folder)", metavar="ORG", required=True),
+        Option("system", help="the system (names its files)", metavar="SYSTEM", required=True),
+        Option("output", help="the folder that is to hold the organisation's", metavar="DIR"),
+        Option("submitter", help="who submits, in words; the organisation by default"),
+        Option("status", Status, help="what the runs say by default"),
+        Option("division", DIVISION, help="to be sure"),
+        Option("ruleset", help="the round; the one the runs were made for by default"),
+        Option("implementation", help="names the folder of the code pointer"),
+        Option("machine", help="JSON with fields of the system file; see docs", metavar="FILE"),
+        Option("code", help="a folder of source code to copy along", metavar="DIR"),
+        Option("url", help="public https address of the code"),
+        Option("commit", help="git commit of the code"),
+        Option("allow_tiny", bool, help="make a rehearsal of tiny runs, marked as such"),
+    ]
+    path = Option("dir", help="the output folder of the runs")
+    about = f"{about} and ask the official checkers about it"
+    given = options.parse("package", about, words, [path], own)
+    from mlperf_jax.results import durable, package
+
+    if "machine" in given:
+        file = given["machine"]
+        given["machine"] = durable.read_json(pathlib.Path(file))
+        if not isinstance(given["machine"], dict):
+            raise UserError(f"{file} holds no JSON object")
+
+    made = package.package(given.pop("dir"), **{"output": "submission", **given})
+    print(made)
+    return 0 if made.success else 1
+
+
+def report(about: str, words: Sequence[str]) -> int:
+    """Writes the page and prints its path."""
+    own = [
+        Option("out", str, "report.html", "the page to write", metavar="FILE"),
+        Option("ruleset", help="the round of logs that do not say it"),
+    ]
+    folders = Option("dirs", Several[str], help="a folder of runs or submissions", metavar="DIR...")
+    given = options.parse("report", about, words, [folders], own)
+    from mlperf_jax.results import report
+
+    print(
+        report.report(given["dirs"], given.get("out", "report.html"), ruleset=given.get("ruleset"))
+    )
+    return 0
