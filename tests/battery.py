@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import socket
 from typing import Any
@@ -29,6 +30,12 @@ def two_processes(cache: str, name: str, data_dir: str, folder: pathlib.Path) ->
     for child, tasks in children:
         runs.outcome(child, tasks)
     return file
+
+
+def scored(output: pathlib.Path) -> dict[str, Any]:
+    """The result of a run that is scored afterwards."""
+    benchmarks.evaluate(output)
+    return json.loads((output / "run_0" / "result.json").read_text())
 
 
 def accuracies(path: pathlib.Path) -> list[Any]:

@@ -18,7 +18,7 @@ from toy_data import Numbered
 from mlperf_jax.core.benchmark import Bucket, Weighted, i32
 from mlperf_jax.input_pipelines import pipeline
 from mlperf_jax.input_pipelines.dealing import Groups
-from mlperf_jax.input_pipelines.orders import Plan
+from mlperf_jax.input_pipelines.orders import BatchPlan
 from mlperf_jax.input_pipelines.sources import Arrays
 from mlperf_jax.ops.norm import BatchNorm
 
@@ -195,11 +195,11 @@ class Planned(toys.Plain):
         return super().predict(model, {**batch, "x": batch["x"].sum(1)}, key)
 
     def train_data(self, data_dir):
-        plan = Plan(tuple(ROWS.values()), in_turns(self.train_samples))
+        plan = BatchPlan(tuple(ROWS.values()), in_turns(self.train_samples))
         return pipeline.training(Arrays(self.problem()), Parted(), plan=plan)
 
     def eval_data(self, data_dir):
-        plan = Plan(tuple(ROWS.values()), short_first(self.eval_samples))
+        plan = BatchPlan(tuple(ROWS.values()), short_first(self.eval_samples))
         return pipeline.evaluation(super().eval_data(data_dir).source, Parted(), plan=plan)
 
 

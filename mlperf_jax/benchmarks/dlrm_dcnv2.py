@@ -98,7 +98,7 @@ class DlrmDcnV2(Benchmark):
 
     # -- tables --------------------------------------------------------------------------------
 
-    def plan(self) -> embedding_plan.Plan:
+    def plan(self) -> embedding_plan.TablePlan:
         """Which table lives where."""
         bags = tuple(zip(self.table_rows, self.bag_sizes, strict=True))
         return _plan(bags, self.width, self.shards, self.placement, self.replicate_bytes)
@@ -211,7 +211,7 @@ class DlrmDcnV2(Benchmark):
 @functools.cache
 def _plan(
     bags: tuple[tuple[int, int], ...], width: int, shards: int, way: Any, replicate_bytes: int
-) -> embedding_plan.Plan:
+) -> embedding_plan.TablePlan:
     named = [embedding_plan.Bag(f"cat_{i}", *bag) for i, bag in enumerate(bags)]
     return embedding_plan.make_plan(
         named, width=width, bins=shards, way=way, replicate_bytes=replicate_bytes

@@ -42,7 +42,7 @@ class Evaluator:
         assembly: the run's program.
         seed: sampling keys of evaluation number k derive from (seed, k).
         data_dir: where the evaluation data are, and what the metric and judges need besides.
-        programs: from `compile_predict`.
+        compiled: what `compile_predict` gave; without it, it is asked when the first evaluation is due.
         threads: that read and decode; one per usable core by default.
         keeps_judges: whether the judges' arrays, if there are any, stay from one evaluation to the next;
             they are let go at the end of each by default.
@@ -51,9 +51,14 @@ class Evaluator:
     assembly: Assembly
     seed: int
     data_dir: str
-    programs: Mapping[ShapeKey, jax.stages.Compiled]
     threads: int | None = None
     keeps_judges: bool = False
+    compiled: Mapping[ShapeKey, jax.stages.Compiled] | None = None
+
+    @functools.cached_property
+    def programs(self) -> Mapping[ShapeKey, jax.stages.Compiled]:
+        """The predict steps by batch shape."""
+        return self.compiled or compile_predict(self.assembly)
 
     @functools.cached_property
     def batches(self) -> Batches:

@@ -144,7 +144,7 @@ class Loop:
             self.next_eval = self.generator.last_step
         self.last_step = preflight.last_step(run.benchmark, run.options)
         self.evaluator = evaluation.Evaluator(
-            run.assembly, run.seed, run.data_dir, programs.predict, run.options.threads
+            run.assembly, run.seed, run.data_dir, run.options.threads, compiled=programs.predict
         )
 
     def go(self) -> None:

@@ -165,14 +165,8 @@ class Scorer:
     @functools.cached_property
     def _evaluator(self) -> evaluation.Evaluator:
         run = self.run
-        return evaluation.Evaluator(
-            run.assembly,
-            run.seed,
-            run.data_dir,
-            evaluation.compile_predict(run.assembly),
-            run.options.threads,
-            keeps_judges=True,
-        )
+        given = (run.assembly, run.seed, run.data_dir, run.options.threads)
+        return evaluation.Evaluator(*given, keeps_judges=True)
 
 
 def load(run: Run, step: int) -> State:

@@ -197,7 +197,7 @@ def check_room(options: RunOptions, assembly: states.Assembly) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PlannedRun:
     """A run that passed preflight and has touched nothing yet.
 
     Attributes:
@@ -231,7 +231,7 @@ class Plan:
         }
 
 
-def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
+def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> PlannedRun:
     """All that can be refused before the clock starts, refused; see DESIGN.md §3.0."""
     benchmark = resolve_dtype(benchmark)
     check_members(benchmark)
@@ -253,7 +253,7 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plan:
     if judges is not None:
         judges.sources(data_dir)
     processes.from_primary(lambda: check_room(options, assembly))
-    return Plan(
+    return PlannedRun(
         benchmark,
         options,
         division,

@@ -25,7 +25,7 @@ from mlperf_jax.core import (
 )
 from mlperf_jax.core.checkpoints import Checkpoints, checksums
 from mlperf_jax.core.members import full_log
-from mlperf_jax.core.preflight import Plan
+from mlperf_jax.core.preflight import PlannedRun
 from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.standing import Ended, Standing
 from mlperf_jax.core.trained import with_untrained
@@ -52,7 +52,7 @@ class Run:
         trained: what an offline run noted when its training ended, or None before that.
     """
 
-    def __init__(self, plan: Plan, notes: Sequence[str] = ()) -> None:
+    def __init__(self, plan: PlannedRun, notes: Sequence[str] = ()) -> None:
         self.plan = plan
         self.benchmark, self.options, self.assembly = plan.benchmark, plan.options, plan.assembly
         self.official = rules.resolve(plan.benchmark.name, plan.benchmark.ruleset)

@@ -122,8 +122,8 @@ class Trained:
         Raises:
             UserError: the data are not there, or the mesh does not divide the evaluation batch.
         """
-        folder, programs = data_dir or self.find_data(), evaluation.compile_predict(self.assembly)
-        evaluator = evaluation.Evaluator(self.assembly, self.seed, folder, programs, threads)
+        folder = data_dir or self.find_data()
+        evaluator = evaluation.Evaluator(self.assembly, self.seed, folder, threads)
         return evaluator.quality(self.view, max(1, self.evaluations))
 
 

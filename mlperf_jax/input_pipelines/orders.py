@@ -36,7 +36,7 @@ LastBatch = Literal["drop", "keep", "mix"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Which records go together, worked out from metadata before any is read: lengths, packing, aspects.
 
     Attributes:
@@ -137,7 +137,7 @@ class PlannedOrder:
         evaluation: one epoch that holds every record once, not endless ones.
     """
 
-    def __init__(self, plan: Plan, source: Source | BatchSource, seed: int, evaluation: bool):
+    def __init__(self, plan: BatchPlan, source: Source | BatchSource, seed: int, evaluation: bool):
         self.rows = plan.rows
         self._finite = evaluation
         self._plans = _Latest(functools.partial(_planned, plan, source, seed, evaluation))
@@ -174,7 +174,7 @@ class PlannedOrder:
 
 
 def _planned(
-    plan: Plan, source: Source | BatchSource, seed: int, evaluation: bool, epoch: int
+    plan: BatchPlan, source: Source | BatchSource, seed: int, evaluation: bool, epoch: int
 ) -> Planned:
     """The batches of an epoch, which fit the plan's rows and the source."""
     batches = [(int(b), np.asarray(ids, int)) for b, ids in plan.batches(seed, epoch)]

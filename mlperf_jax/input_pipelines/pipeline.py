@@ -28,7 +28,7 @@ import numpy as np
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import orders
 from mlperf_jax.input_pipelines.dealing import Groups
-from mlperf_jax.input_pipelines.orders import PADDING, LastBatch, Plan
+from mlperf_jax.input_pipelines.orders import PADDING, BatchPlan, LastBatch
 from mlperf_jax.input_pipelines.sources import Batch, BatchSource, Seeded, Source, single
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap
@@ -61,7 +61,7 @@ class Split:
     transforms: tuple[Transform, ...] = ()
     shuffle: bool = True
     last_batch: LastBatch = "drop"
-    plan: Plan | None = None
+    plan: BatchPlan | None = None
     groups: Groups | None = None
     evaluation: bool = False
     added: tuple[Transform, ...] = ()
@@ -111,7 +111,7 @@ def training(
     *transforms: Transform,
     shuffle: bool = True,
     last_batch: LastBatch = "drop",
-    plan: Plan | None = None,
+    plan: BatchPlan | None = None,
     groups: Groups | None = None,
 ) -> Split:
     """A split whose batches go on without end; arguments as `Split` has them.
@@ -125,7 +125,7 @@ def training(
 
 
 def evaluation(
-    source: Source | BatchSource, *transforms: Transform, plan: Plan | None = None
+    source: Source | BatchSource, *transforms: Transform, plan: BatchPlan | None = None
 ) -> Split:
     """A split whose batches hold every record once: in the source's order, or as a plan has them."""
     return Split(source, transforms, False, "keep", plan, evaluation=True)

@@ -136,7 +136,7 @@ class Store:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TablePlan:
     """The stores of a model's tables by kind, in the order of the bags.
 
     >>> bags = [Bag("items", 1_000_000, 20), Bag("country", 250, 1)]
@@ -186,7 +186,7 @@ def make_plan(
     way: Way = "auto",
     ways: Mapping[str, Way] | None = None,
     replicate_bytes: int = REPLICATE_BYTES,
-) -> Plan:
+) -> TablePlan:
     """Places the tables: small ones replicated, the others so that bytes and look-ups are balanced.
 
     Args:
@@ -222,7 +222,7 @@ def make_plan(
     for kind in ("columns", "replicated"):
         if groups[kind]:
             stores[kind] = _stacked(kind, groups[kind], width)
-    return Plan(tuple(bags), stores, width, bytes_per_row)
+    return TablePlan(tuple(bags), stores, width, bytes_per_row)
 
 
 def bytes_per_device(stores: Iterable[Store], bytes_per_row: int, devices: int) -> int:

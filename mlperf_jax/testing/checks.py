@@ -112,8 +112,7 @@ def untrained_model_misses_the_target(benchmark: Benchmark, data_dir: str) -> No
     """A target that random weights meet says nothing."""
     benchmark = preflight.resolve_dtype(benchmark)
     assembly = state.assemble(benchmark, meshes.make_mesh("data=1"))
-    programs = evaluation.compile_predict(assembly)
-    evaluator = evaluation.Evaluator(assembly, runs.SEED, data_dir, programs, threads=2)
+    evaluator = evaluation.Evaluator(assembly, runs.SEED, data_dir, threads=2)
     quality = evaluator.quality(assembly.create(runs.SEED), 1)
     met = benchmark.meets_targets(quality)
     must(not met, f"an untrained model meets the target already: {quality}")

@@ -215,8 +215,7 @@ def test_rows_of_two_meshes_and_a_padded_batch_score_the_same(tmp_path: pathlib.
     for size, mesh in ((96, "data=1"), (40, "data=8")):
         benchmark = tiny(eval_batch_size=size, **SMALL)
         assembly = state.assemble(benchmark, meshes.make_mesh(mesh))
-        programs = evaluation.compile_predict(assembly)
-        evaluator = evaluation.Evaluator(assembly, 0, str(tmp_path), programs, threads=2)
+        evaluator = evaluation.Evaluator(assembly, 0, str(tmp_path), threads=2)
         weights = drawn(assembly)
         # all scores above the threshold, so that there is something to find
         head = weights["params"]["classification"]["head"]

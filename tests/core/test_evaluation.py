@@ -22,8 +22,7 @@ SECONDS = 60  # for what must happen: a test that waits this long has failed
 def evaluator(benchmark, mesh="data=8"):
     """(evaluator, a state to evaluate)."""
     assembly = toys.prepared(benchmark, mesh)
-    programs = evaluation.compile_predict(assembly)
-    return evaluation.Evaluator(assembly, 0, "", programs, threads=1), assembly.create(0)
+    return evaluation.Evaluator(assembly, 0, "", threads=1), assembly.create(0)
 
 
 # -- inline ----------------------------------------------------------------------------------------

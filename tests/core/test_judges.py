@@ -73,8 +73,7 @@ def test_they_are_there_while_an_evaluation_lasts(monkeypatch):
             seen.append(judges_here())
             yield batch
 
-    programs = evaluation.compile_predict(assembly)
-    measuring = evaluation.Evaluator(assembly, 0, "data", programs, threads=1)
+    measuring = evaluation.Evaluator(assembly, 0, "data", threads=1)
     measuring.batches = types.SimpleNamespace(stream=stream)
     measuring.outputs(assembly.create(0), 1)
     gc.collect()

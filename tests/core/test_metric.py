@@ -166,8 +166,7 @@ def test_sums_of_a_few_batches_lie_on_the_device_and_no_count_is_lost():
             most = max(most, sum(a.shape == (SIDE, SIDE) for a in jax.live_arrays()))
             yield batch
 
-    programs = evaluation.compile_predict(assembly)
-    evaluator = evaluation.Evaluator(assembly, 0, "", programs, threads=1)
+    evaluator = evaluation.Evaluator(assembly, 0, "", threads=1)
     evaluator.batches = types.SimpleNamespace(stream=watched)
     total = evaluator.outputs(assembly.create(0), 1)
     assert 0 < most <= evaluation.IN_FLIGHT + 2  # one more while it is folded

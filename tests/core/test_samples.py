@@ -135,8 +135,7 @@ def test_planned_evaluation_counts_every_sample_once():
     state = assembly.create(0)
 
     def outputs(assembly):
-        programs = evaluation.compile_predict(assembly)
-        return evaluation.Evaluator(assembly, 0, "", programs, threads=1).outputs(state, 1)
+        return evaluation.Evaluator(assembly, 0, "", threads=1).outputs(state, 1)
 
     planned, plain = outputs(assembly), outputs(toys.prepared(toys.Plain(), "data=8"))
     assert planned == plain and planned["count"] == 50

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from mlperf_jax.input_pipelines import pipeline
-from mlperf_jax.input_pipelines.orders import Plan
+from mlperf_jax.input_pipelines.orders import BatchPlan
 from mlperf_jax.input_pipelines.sources import Arrays
 
 N, B = 23, 5  # divisible by nothing, on purpose
@@ -92,7 +92,7 @@ def all_of(seed, epoch):
     return found
 
 
-PLAN = Plan((5, 3), plan_of)
+PLAN = BatchPlan((5, 3), plan_of)
 SPLITS = {
     "drop": pipeline.training(source(), Noisy()),
     "keep": pipeline.training(source(), Noisy(), last_batch="keep"),
@@ -103,7 +103,9 @@ SPLITS = {
     "runs, shuffled": pipeline.training(Windows(N), last_batch="mix"),
     "runs, planned": pipeline.training(Windows(N), plan=PLAN),
     "evaluation": pipeline.evaluation(source(), Stretched(4)),
-    "evaluation, planned": pipeline.evaluation(source(), Stretched(), plan=Plan((5, 3), all_of)),
+    "evaluation, planned": pipeline.evaluation(
+        source(), Stretched(), plan=BatchPlan((5, 3), all_of)
+    ),
     "evaluation in runs": pipeline.evaluation(Windows(N)),
 }
 

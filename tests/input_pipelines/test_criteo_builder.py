@@ -34,9 +34,9 @@ def logs(tmp_path) -> str:
     return criteo_logs.write_logs(tmp_path / "raw")
 
 
-def plan_of(source, folder, **changes) -> criteo_plan.Plan:
+def plan_of(source, folder, **changes) -> criteo_plan.BuildPlan:
     settings = {"days": DAYS, "rows": criteo_logs.ROWS, "bags": criteo_logs.BAGS, **changes}
-    return criteo_plan.Plan(str(source), str(folder), **settings)
+    return criteo_plan.BuildPlan(str(source), str(folder), **settings)
 
 
 def build(plan) -> list[str]:
@@ -175,7 +175,7 @@ def test_the_estimate_of_the_official_build(tmp_path, monkeypatch):
     for day in range(24):
         (tmp_path / f"day_{day}").touch()
     monkeypatch.setattr(criteo_plan, "_estimate_lines", lambda path: 4_373_472_329 // 24)
-    plan = criteo_plan.Plan(str(tmp_path), "x", tuple(range(24)), criteo.ROWS, criteo.BAGS)
+    plan = criteo_plan.BuildPlan(str(tmp_path), "x", tuple(range(24)), criteo.ROWS, criteo.BAGS)
     needs = criteo_plan.needs(plan, raw=True)
     assert 4.4e12 < needs.disk < 4.6e12
     assert 18e9 < needs.memory < 20e9

@@ -24,7 +24,7 @@ from pipeline_toys import (
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline
-from mlperf_jax.input_pipelines.orders import Plan
+from mlperf_jax.input_pipelines.orders import BatchPlan
 from mlperf_jax.input_pipelines.sources import Arrays
 
 both = pytest.mark.parametrize("kind", SPLITS)
@@ -173,7 +173,7 @@ def test_evaluation_counts_every_record_once(kind):
     ],
 )
 def test_plans_that_do_not_fit_are_refused(change, message):
-    wrong = Plan((5, 3), lambda seed, epoch: change(all_of(seed, epoch)))
+    wrong = BatchPlan((5, 3), lambda seed, epoch: change(all_of(seed, epoch)))
     with pytest.raises(UserError, match=message):
         pipeline.evaluation(source(), Stretched(), plan=wrong).batched(B).ready()
 
@@ -185,7 +185,7 @@ def test_plans_are_made_before_the_first_batch_and_then_by_epoch():
         asked.append((seed, epoch))
         return plan_of(seed, epoch)
 
-    batches = pipeline.training(source(), plan=Plan((5, 3), plan)).batched(B, seed=8)
+    batches = pipeline.training(source(), plan=BatchPlan((5, 3), plan)).batched(B, seed=8)
     assert asked == []
     batches.ready()
     assert asked == [(8, 0)]
@@ -201,7 +201,7 @@ def test_shapes_may_differ_between_batches_but_not_within():
             return {"x": np.zeros(1 + element["x"] // 2)}
 
     def of(*batches):
-        plan = Plan((2,), lambda seed, epoch: [(0, np.array(ids)) for ids in batches])
+        plan = BatchPlan((2,), lambda seed, epoch: [(0, np.array(ids)) for ids in batches])
         return pipeline.training(source(4), Ragged(), plan=plan)
 
     shapes = [b["x"].shape for b in take(of([0, 1], [2, 3]), 3)]

@@ -29,7 +29,7 @@ from mlperf_jax.input_pipelines.criteo import multi_hot, numbering, raw_logs
 from mlperf_jax.input_pipelines.criteo.files import DENSE, day_files
 from mlperf_jax.input_pipelines.criteo.plan import (
     SPARSE_COLUMNS,
-    Plan,
+    BuildPlan,
     check_room,
     column_type,
     needs,
@@ -59,7 +59,7 @@ MD5 = {  # file -> bytes without headers, checksum
 _HEADERS = 1 << 14  # bytes: no file's headers take more
 
 
-def write(plan: Plan, say: Callable[[str], None] = print) -> None:
+def write(plan: BuildPlan, say: Callable[[str], None] = print) -> None:
     """Builds the day files; see `Criteo.build`.
 
     Raises:
@@ -90,7 +90,7 @@ def write(plan: Plan, say: Callable[[str], None] = print) -> None:
         say(warning)
 
 
-def _each(plan: Plan, work: Callable[..., None], tasks: Iterable[Any]) -> None:
+def _each(plan: BuildPlan, work: Callable[..., None], tasks: Iterable[Any]) -> None:
     """Runs `work(plan, task)` for every task, in several processes if the plan says so."""
     building.in_processes(functools.partial(work, plan), list(tasks), plan.processes)
 
@@ -98,7 +98,7 @@ def _each(plan: Plan, work: Callable[..., None], tasks: Iterable[Any]) -> None:
 # -- the stages --------------------------------------------------------------------------------
 
 
-def parse_day(plan: Plan, day: int) -> None:
+def parse_day(plan: BuildPlan, day: int) -> None:
     """Text -> 40 columns: the label, 13 logarithms, 26 words as u32."""
     folder = plan.column(day, 0).parent
     if folder.exists():
@@ -119,7 +119,7 @@ def parse_day(plan: Plan, day: int) -> None:
         (part / "00.json").write_text(json.dumps({"samples": samples}))
 
 
-def number_column(plan: Plan, column: int) -> None:
+def number_column(plan: BuildPlan, column: int) -> None:
     """The words of a column, over all days, become ids; a day's words go once its ids are written."""
     words = plan.work / f"{column:02d}.words"
     progress = plan.work / f"{column:02d}.json"
@@ -151,7 +151,7 @@ def _pieces(array: np.ndarray, rows: int = 16 * _CHUNK) -> Iterable[np.ndarray]:
     return (array[first : first + rows] for first in range(0, len(array), rows))
 
 
-def _shuffle(plan: Plan) -> None:
+def _shuffle(plan: BuildPlan) -> None:
     total = sum(plan.samples(day) for day in plan.training)
     order = plan.work / "permutation"
     plan.shuffled(0).parent.mkdir(exist_ok=True)
@@ -174,7 +174,7 @@ def permutation(total: int) -> np.ndarray:
     return order
 
 
-def shuffle_column(plan: Plan, column: int, order: np.ndarray) -> None:
+def shuffle_column(plan: BuildPlan, column: int, order: np.ndarray) -> None:
     """Puts a column of the training days into the shuffled order, and removes the days' files."""
     done = plan.shuffled(column)
     paths = [plan.numbered(day, column) for day in plan.training]
@@ -194,7 +194,7 @@ def shuffle_column(plan: Plan, column: int, order: np.ndarray) -> None:
         path.unlink(missing_ok=True)
 
 
-def one_hot_day(plan: Plan, day: int) -> None:
+def one_hot_day(plan: BuildPlan, day: int) -> None:
     """Columns -> the three one-hot files of a day; output day d has as many rows as input day d."""
     first, samples = 0, plan.samples(day)
     paths = [plan.numbered(day, column) for column in range(raw_logs.FIELDS)]
@@ -217,7 +217,7 @@ def one_hot_day(plan: Plan, day: int) -> None:
             del out
 
 
-def _adopt(plan: Plan) -> None:
+def _adopt(plan: BuildPlan) -> None:
     """Labels and dense features of a one-hot source: linked where that is possible, else copied."""
     for day in plan.days:
         for name in day_files(day)[:2]:
@@ -229,14 +229,14 @@ def _adopt(plan: Plan) -> None:
                         shutil.copyfile(f"{plan.source}/{name}", part)
 
 
-def _multi_hot(plan: Plan) -> None:
+def _multi_hot(plan: BuildPlan) -> None:
     for columns in ("shuffled", "parsed"):  # not before the one-hot files were marked as done
         shutil.rmtree(plan.work / columns, ignore_errors=True)
     multi_hot.save_matrices(plan.work / "bags", plan.rows, plan.bags)
     _each(plan, multi_hot_day, plan.days)
 
 
-def multi_hot_day(plan: Plan, day: int) -> None:
+def multi_hot_day(plan: BuildPlan, day: int) -> None:
     """One-hot ids -> bags; a file of ids that was made here is removed."""
     done = plan.work / day_files(day)[2]
     mine = plan.work / sparse_file(day)
@@ -279,7 +279,7 @@ def by_column(source: pathlib.Path, scratch: pathlib.Path) -> np.ndarray:
     return columns
 
 
-def _finish(plan: Plan) -> None:
+def _finish(plan: BuildPlan) -> None:
     """Leaves the day files alone in the folder, and gives it its name."""
     keep = {name for day in plan.days for name in day_files(day)}
     for path in plan.work.iterdir():
@@ -290,14 +290,14 @@ def _finish(plan: Plan) -> None:
     building.publish(plan.work, pathlib.Path(plan.folder))
 
 
-_FROM_RAW: dict[str, Callable[[Plan], None]] = {
+_FROM_RAW: dict[str, Callable[[BuildPlan], None]] = {
     "parse": lambda plan: _each(plan, parse_day, plan.days),
     "number": lambda plan: _each(plan, number_column, SPARSE_COLUMNS),
     "shuffle": _shuffle,
     "one-hot": lambda plan: _each(plan, one_hot_day, plan.days),
     "multi-hot": _multi_hot,
 }
-_FROM_ONE_HOT: dict[str, Callable[[Plan], None]] = {"copy": _adopt, "multi-hot": _multi_hot}
+_FROM_ONE_HOT: dict[str, Callable[[BuildPlan], None]] = {"copy": _adopt, "multi-hot": _multi_hot}
 
 
 # -- checksums ---------------------------------------------------------------------------------

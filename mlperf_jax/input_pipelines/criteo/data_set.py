@@ -109,10 +109,10 @@ class Criteo:
             criteo_tiny.write(target, self.rows, self.bags)
             return
         from mlperf_jax.input_pipelines.criteo import builder
-        from mlperf_jax.input_pipelines.criteo.plan import Plan
+        from mlperf_jax.input_pipelines.criteo.plan import BuildPlan
 
         given = records.local(source or folder)
-        plan = Plan(given, target, tuple(DAYS), self.rows, self.bags, self.round_ids)
+        plan = BuildPlan(given, target, tuple(DAYS), self.rows, self.bags, self.round_ids)
         builder.write(plan.with_processes(pipeline.usable_cores()))
 
     def check(self, folder: records.Folder, *, whole: bool = False) -> list[str]:

@@ -21,7 +21,7 @@ _PROCESS = 3 * 10**9  # bytes that numbering a column of the official data takes
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What is built from what, and where.
 
     Attributes:
@@ -49,7 +49,7 @@ class Plan:
     def training(self) -> tuple[int, ...]:
         return self.days[:-1]
 
-    def with_processes(self, cores: int) -> Plan:
+    def with_processes(self, cores: int) -> BuildPlan:
         """A plan that works with one process a core, at most eight, where there are work and memory for them."""
         sizes = [p.stat().st_size for p in pathlib.Path(self.source).glob("day_*")]
         wanted = sum(sizes) >> 30  # a process for each GB at most
@@ -89,7 +89,7 @@ class Needs:
     memory: int
 
 
-def source_form(plan: Plan) -> bool:
+def source_form(plan: BuildPlan) -> bool:
     """Whether the source holds raw logs; False for one-hot arrays.
 
     Raises:
@@ -119,12 +119,12 @@ def source_form(plan: Plan) -> bool:
     return days is raw
 
 
-def raw_file(plan: Plan, day: int) -> str:
+def raw_file(plan: BuildPlan, day: int) -> str:
     path = f"{plan.source}/day_{day}"
     return path if os.path.exists(path) else f"{path}.gz"
 
 
-def needs(plan: Plan, raw: bool) -> Needs:
+def needs(plan: BuildPlan, raw: bool) -> Needs:
     """Estimates what the build needs, from the sizes of the source and the beginning of each log."""
     if raw:
         per_day = [_estimate_lines(raw_file(plan, day)) for day in plan.days]
@@ -158,7 +158,7 @@ def _estimate_lines(path: str, sample: int = 1 << 20) -> int:
     return max(1, text.count(b"\n")) * os.path.getsize(path) // max(1, len(data))
 
 
-def check_room(plan: Plan, room: Needs) -> None:
+def check_room(plan: BuildPlan, room: Needs) -> None:
     """Nothing, if disk and memory suffice; what the work begun holds already counts."""
     held = sum(p.stat().st_size for p in plan.work.rglob("*") if p.is_file())
     building.check_room(plan.work, room.disk - held)
