@@ -1,0 +1,224 @@
+"""The table of docs/tiny_targets.md: does a tiny run reach its target with any seed, and only a trained one?
+
+python scripts/tiny_seeds.py                    # every benchmark: an hour and more on two cores
+python scripts/tiny_seeds.py resnet gpt3        # these, added to what is kept of the others
+python scripts/tiny_seeds.py --table            # no runs: the table of what is kept
+
+A run here does not end with its target but with its last allowed sample, so that it shows how far beyond its
+target it comes. What an untrained model is, and a blind one, is said in the file that is written. Runs are
+kept in a file, a line each, and not repeated while the benchmark's tiny configuration is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import datetime
+import json
+import multiprocessing
+import pathlib
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from mlperf_jax import benchmarks
+from mlperf_jax.core import (
+    evaluation,
+    launch,
+    mesh as meshes,
+    preflight,
+    run as runs,
+    state as states,
+)
+from mlperf_jax.core.benchmark import Benchmark, Target
+from mlperf_jax.results.result import config_hash, versions
+
+ROOT = pathlib.Path(__file__).parent.parent
+TABLE = ROOT / "docs" / "tiny_targets.md"
+KEPT = pathlib.Path(tempfile.gettempdir()) / "tiny_seeds.jsonl"
+SEEDS = (*range(18), 20261122, 2**32 - 1)
+BLIND_SEEDS = 2
+
+TEXT = """# Tiny targets
+
+`run(name, tiny=True)` is a test that must pass with any seed, and that nothing but a trained model may pass.
+This table, of `{command}`, was made on {date} with {versions}, on CPU.
+
+* Every run goes on to its last allowed sample. A seed *reaches* the target if any evaluation meets it; its
+  quality is that of its best evaluation. *Margin* is how far the worst seed's quality lies beyond the target:
+  by so much the target could be harder and every seed would still reach it. *σ* is the standard deviation over
+  the seeds. *Samples* is how much of the allowed samples the slowest seed needs.
+* *Untrained* is the best of the same seeds' weights as a run begins with them; of benchmarks that start from
+  given weights, those.
+* *Blind* is the best evaluation of {blind} seeds of a model that is trained as ever, but on batches whose arrays
+  are shifted against each other by a row: labels are those of other samples. It learns how often each label
+  comes, and nothing of what it depends on.
+
+| benchmark | target | reached | worst | median | σ | margin | samples | untrained | blind | s a run | commit |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=benchmarks.names(), metavar="BENCHMARK")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--kept", type=pathlib.Path, default=KEPT, help="default: %(default)s")
+    parser.add_argument("--table", action="store_true", help="of what is kept, without runs")
+    given = parser.parse_args()
+    if not given.table:
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(
+            1, mp_context=spawn, max_tasks_per_child=1
+        ) as pool:
+            for name in given.names:
+                pool.submit(measure, name, given.seeds, given.kept).result()
+    text = TEXT.format(
+        command="python scripts/tiny_seeds.py",
+        date=datetime.date.today(),
+        versions=", ".join(f"{name} {number}" for name, number in versions().items()),
+        blind=BLIND_SEEDS,
+    )
+    rows = [row for name in benchmarks.names() for row in table_rows(name, read(given.kept))]
+    TABLE.write_text(text + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    print(TABLE.read_text())
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def measure(name: str, seeds: list[int], kept: pathlib.Path) -> None:
+    """Trains a benchmark with each seed, and what must miss its target; adds to the file what is new."""
+    benchmark = benchmarks.get(name, tiny=True)
+    launch.use_compile_cache()
+    jobs = [("trained", seed) for seed in seeds]
+    jobs += [("untrained", seed) for seed in seeds]
+    jobs += [("blind", seed) for seed in seeds[:BLIND_SEEDS] if len(benchmark.example()) > 1]
+    commit = subprocess.check_output(
+        ["git", "describe", "--always", "--dirty"], text=True, cwd=ROOT
+    )
+    about = {"config": config_hash(benchmark.config()), "name": name, "commit": commit.strip()}
+    done = {
+        (line["kind"], line["seed"]) for line in read(kept) if line["config"] == about["config"]
+    }
+    for kind, seed in jobs:
+        if (kind, seed) in done:
+            continue
+        begin = time.monotonic()
+        found = start(benchmark, seed) if kind == "untrained" else trained(benchmark, seed, kind)
+        seconds = round(time.monotonic() - begin, 1)
+        line = {**about, "kind": kind, "seed": seed, "seconds": seconds, "found": found}
+        with kept.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        best = {t.name: best_of(line, t) for t in benchmark.targets}
+        print(f"{name} {kind} {seed}: {best} {needed(line, benchmark)} {seconds} s", flush=True)
+
+
+def start(benchmark: Benchmark, seed: int) -> list[Any]:
+    """The quality of the weights that a run begins with."""
+    benchmark = preflight.resolve_dtype(benchmark)
+    folder = benchmarks.data_folder(benchmark, benchmarks.RunOptions())
+    assembly = states.assemble(benchmark, meshes.make_mesh("data=1"))
+    state, given = assembly.create(seed), benchmark.start(folder)
+    state = states.begin_from(state, given) if given else state
+    programs = evaluation.compile_predict(assembly)
+    return [(0, evaluation.Evaluator(assembly, seed, folder, programs).quality(state, 1))]
+
+
+def trained(benchmark: Benchmark, seed: int, kind: str) -> list[Any]:
+    """Samples and quality of every evaluation of a run that no target ends."""
+    found: list[Any] = []
+    log_quality, cls = runs.Run.log_quality, type(benchmark)
+
+    def overheard(self: runs.Run, step: int, quality: Mapping[str, float], *more: Any) -> None:
+        found.append((benchmark.samples(step), dict(quality)))
+        log_quality(self, step, quality, *more)
+
+    def blind(self: Benchmark, model: Any, batch: Mapping[str, Any], key: Any, see=cls.loss) -> Any:
+        shifted = {
+            name: jax.tree.map(lambda rows, by=by: jnp.roll(rows, by, axis=0), batch[name])
+            for by, name in enumerate(sorted(batch))
+        }
+        return see(self, model, shifted, key)
+
+    with (
+        tempfile.TemporaryDirectory() as output,
+        mock.patch.object(runs.Run, "log_quality", overheard),
+        mock.patch.object(cls, "meets_targets", return_value=False),
+        mock.patch.object(cls, "loss", blind if kind == "blind" else cls.loss),
+    ):
+        options = {"seed": seed, "output": output, "mesh": "data=1", "show": "none"}
+        result = benchmarks.run(benchmark, **options)
+        if result is None:
+            benchmarks.evaluate(output)
+    return found
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def read(kept: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+
+
+def bound(target: Target) -> tuple[float, int]:
+    """The number to reach, and whether more (1) or less (-1) is better."""
+    lower = target.at_least if target.above is None else target.above
+    return (target.at_most, -1) if lower is None else (lower, 1)
+
+
+def best_of(line: Mapping[str, Any], target: Target) -> float:
+    sign = bound(target)[1]
+    return sign * max(sign * quality[target.name] for _, quality in line["found"])
+
+
+def needed(line: Mapping[str, Any], benchmark: Benchmark) -> int | None:
+    """Samples at the first evaluation that meets all targets; None if none does."""
+    met = (samples for samples, quality in line["found"] if benchmark.meets_targets(quality))
+    return next(met, None)
+
+
+def table_rows(name: str, lines: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """A row for each target of a benchmark, of the runs of its present configuration."""
+    benchmark = benchmarks.get(name, tiny=True)
+    mine = [line for line in lines if line["config"] == config_hash(benchmark.config())]
+    kinds: dict[str, list[Any]] = {kind: [] for kind in ("trained", "untrained", "blind")}
+    for line in mine:
+        kinds[line["kind"]].append(line)
+    if not kinds["trained"]:
+        return
+    samples = [needed(line, benchmark) for line in kinds["trained"]]
+    reached = [number for number in samples if number is not None]
+    last = kinds["trained"][0]["found"][-1][0]
+    for target in benchmark.targets:
+        number, sign = bound(target)
+        best = {kind: [best_of(line, target) for line in found] for kind, found in kinds.items()}
+        worst = sign * min(sign * value for value in best["trained"])
+        wrong = [
+            f"{sign * max(sign * v for v in best[kind]):.3f}" if best[kind] else "-"
+            for kind in ("untrained", "blind")
+        ]
+        yield [
+            name,
+            str(target),
+            f"{len(reached)} of {len(samples)}",
+            f"{worst:.4f}",
+            f"{statistics.median(best['trained']):.4f}",
+            f"{statistics.pstdev(best['trained']):.4f}",
+            f"{sign * (worst - number):+.4f}",
+            f"{max(reached, default=0):,} of {last:,}",
+            *wrong,
+            f"{statistics.median(line['seconds'] for line in kinds['trained']):.0f}",
+            ", ".join(sorted({line["commit"] for line in mine})),
+        ]
+
+
+if __name__ == "__main__":
+    main()
