@@ -4,9 +4,10 @@ python scripts/tiny_seeds.py                    # every benchmark: an hour and m
 python scripts/tiny_seeds.py resnet gpt3        # these, added to what is kept of the others
 python scripts/tiny_seeds.py --table            # no runs: the table of what is kept
 
-A run here does not end with its target but with its last allowed sample, so that it shows how far beyond its
-target it comes. What an untrained model is, and a blind one, is said in the file that is written. Runs are
-kept in a file, a line each, and not repeated while the benchmark's tiny configuration is the same.
+A whole run does not end with its target but with its last allowed sample, so that it shows how far beyond its
+target it comes; with `--whole 5` only the first five seeds are whole, which saves a third of the time. What an
+untrained model is, and a blind one, is said in the file that is written. Runs are kept in a file, a line each,
+and not repeated while the benchmark's tiny configuration is the same.
 """
 
 from __future__ import annotations
@@ -51,17 +52,18 @@ TEXT = """# Tiny targets
 `run(name, tiny=True)` is a test that must pass with any seed, and that nothing but a trained model may pass.
 This table, of `{command}`, was made on {date} with {versions}, on CPU.
 
-* Every run goes on to its last allowed sample. A seed *reaches* the target if any evaluation meets it; its
-  quality is that of its best evaluation. *Margin* is how far the worst seed's quality lies beyond the target:
-  by so much the target could be harder and every seed would still reach it. *σ* is the standard deviation over
-  the seeds. *Samples* is how much of the allowed samples the slowest seed needs.
+* *Reached* is how many seeds reached the target, and *samples* how many of the allowed samples the slowest of
+  them needed.
+* *Whole* is how many of the runs were not ended by their target but went on to the last allowed sample. The
+  quality of such a run is that of its best evaluation; *σ* is its standard deviation over the seeds. *Margin*
+  is how far the worst of them lies beyond the target: by so much the target could be harder.
 * *Untrained* is the best of the same seeds' weights as a run begins with them; of benchmarks that start from
   given weights, those.
 * *Blind* is the best evaluation of {blind} seeds of a model that is trained as ever, but on batches whose arrays
   are shifted against each other by a row: labels are those of other samples. It learns how often each label
   comes, and nothing of what it depends on.
 
-| benchmark | target | reached | worst | median | σ | margin | samples | untrained | blind | s a run | commit |
+| benchmark | target | reached | samples | whole | worst | median | σ | margin | untrained | blind | commit |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
@@ -70,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=benchmarks.names(), metavar="BENCHMARK")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--whole", type=int, help="how many of the seeds; default: all")
     parser.add_argument("--kept", type=pathlib.Path, default=KEPT, help="default: %(default)s")
     parser.add_argument("--table", action="store_true", help="of what is kept, without runs")
     given = parser.parse_args()
@@ -79,14 +82,14 @@ def main() -> None:
             1, mp_context=spawn, max_tasks_per_child=1
         ) as pool:
             for name in given.names:
-                pool.submit(measure, name, given.seeds, given.kept).result()
+                pool.submit(measure, name, given.seeds, given.whole, given.kept).result()
     text = TEXT.format(
         command="python scripts/tiny_seeds.py",
         date=datetime.date.today(),
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),
         blind=BLIND_SEEDS,
     )
-    rows = [row for name in benchmarks.names() for row in table_rows(name, read(given.kept))]
+    rows = [row for name in benchmarks.names() for row in table_rows(name, given.kept)]
     TABLE.write_text(text + "".join(f"| {' | '.join(row)} |\n" for row in rows))
     print(TABLE.read_text())
 
@@ -94,31 +97,45 @@ def main() -> None:
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def measure(name: str, seeds: list[int], kept: pathlib.Path) -> None:
+def measure(name: str, seeds: list[int], whole: int | None, kept: pathlib.Path) -> None:
     """Trains a benchmark with each seed, and what must miss its target; adds to the file what is new."""
     benchmark = benchmarks.get(name, tiny=True)
     launch.use_compile_cache()
-    jobs = [("trained", seed) for seed in seeds]
-    jobs += [("untrained", seed) for seed in seeds]
-    jobs += [("blind", seed) for seed in seeds[:BLIND_SEEDS] if len(benchmark.example()) > 1]
-    commit = subprocess.check_output(
-        ["git", "describe", "--always", "--dirty"], text=True, cwd=ROOT
-    )
-    about = {"config": config_hash(benchmark.config()), "name": name, "commit": commit.strip()}
-    done = {
-        (line["kind"], line["seed"]) for line in read(kept) if line["config"] == about["config"]
+    commit = subprocess.check_output(["git", "describe", "--always"], text=True, cwd=ROOT).strip()
+    there = {
+        kind: {line["seed"] for line in lines} for kind, lines in mine(benchmark, kept).items()
     }
-    for kind, seed in jobs:
-        if (kind, seed) in done:
-            continue
+    whole = len(seeds) if whole is None else whole
+    jobs = [("whole", seed) for seed in seeds[:whole]]
+    jobs += [("ended", seed) for seed in seeds[whole:] if seed not in there["whole"]]
+    jobs += [("blind", seed) for seed in seeds[:BLIND_SEEDS] if len(benchmark.example()) > 1]
+    jobs += [("untrained", seed) for seed in seeds]
+    for kind, seed in (job for job in jobs if job[1] not in there[job[0]]):
         begin = time.monotonic()
         found = start(benchmark, seed) if kind == "untrained" else trained(benchmark, seed, kind)
-        seconds = round(time.monotonic() - begin, 1)
-        line = {**about, "kind": kind, "seed": seed, "seconds": seconds, "found": found}
+        about = {"config": key(benchmark, kind), "kind": kind, "seed": seed, "commit": commit}
+        line = {**about, "seconds": round(time.monotonic() - begin, 1), "found": found}
         with kept.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        best = {t.name: best_of(line, t) for t in benchmark.targets}
-        print(f"{name} {kind} {seed}: {best} {needed(line, benchmark)} {seconds} s", flush=True)
+        best = [f"{target.name} {best_of(line, target):.4f}" for target in benchmark.targets]
+        print(name, kind, seed, *best, needed(line, benchmark), line["seconds"], flush=True)
+
+
+def key(benchmark: Benchmark, kind: str) -> str:
+    """What lines of the same configuration share; of runs that no target ends, whatever the target."""
+    config = benchmark.config()
+    return config_hash(config if kind == "ended" else {**config, "targets": ()})
+
+
+def mine(benchmark: Benchmark, kept: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+    """The lines of a benchmark by their kind."""
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    return {
+        kind: [
+            line for line in lines if (line["kind"], line["config"]) == (kind, key(benchmark, kind))
+        ]
+        for kind in ("whole", "ended", "untrained", "blind")
+    }
 
 
 def start(benchmark: Benchmark, seed: int) -> list[Any]:
@@ -133,9 +150,9 @@ def start(benchmark: Benchmark, seed: int) -> list[Any]:
 
 
 def trained(benchmark: Benchmark, seed: int, kind: str) -> list[Any]:
-    """Samples and quality of every evaluation of a run that no target ends."""
+    """Samples and quality of every evaluation of a run."""
     found: list[Any] = []
-    log_quality, cls = runs.Run.log_quality, type(benchmark)
+    log_quality, cls, never = runs.Run.log_quality, type(benchmark), mock.Mock(return_value=False)
 
     def overheard(self: runs.Run, step: int, quality: Mapping[str, float], *more: Any) -> None:
         found.append((benchmark.samples(step), dict(quality)))
@@ -151,7 +168,7 @@ def trained(benchmark: Benchmark, seed: int, kind: str) -> list[Any]:
     with (
         tempfile.TemporaryDirectory() as output,
         mock.patch.object(runs.Run, "log_quality", overheard),
-        mock.patch.object(cls, "meets_targets", return_value=False),
+        mock.patch.object(cls, "meets_targets", cls.meets_targets if kind == "ended" else never),
         mock.patch.object(cls, "loss", blind if kind == "blind" else cls.loss),
     ):
         options = {"seed": seed, "output": output, "mesh": "data=1", "show": "none"}
@@ -162,10 +179,6 @@ def trained(benchmark: Benchmark, seed: int, kind: str) -> list[Any]:
 
 
 # -- the table -------------------------------------------------------------------------------------
-
-
-def read(kept: pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
 
 
 def bound(target: Target) -> tuple[float, int]:
@@ -185,38 +198,33 @@ def needed(line: Mapping[str, Any], benchmark: Benchmark) -> int | None:
     return next(met, None)
 
 
-def table_rows(name: str, lines: list[dict[str, Any]]) -> Iterator[list[str]]:
+def table_rows(name: str, kept: pathlib.Path) -> Iterator[list[str]]:
     """A row for each target of a benchmark, of the runs of its present configuration."""
     benchmark = benchmarks.get(name, tiny=True)
-    mine = [line for line in lines if line["config"] == config_hash(benchmark.config())]
-    kinds: dict[str, list[Any]] = {kind: [] for kind in ("trained", "untrained", "blind")}
-    for line in mine:
-        kinds[line["kind"]].append(line)
-    if not kinds["trained"]:
+    lines = mine(benchmark, kept)
+    if not lines["whole"]:
         return
-    samples = [needed(line, benchmark) for line in kinds["trained"]]
+    samples = [needed(line, benchmark) for line in lines["whole"] + lines["ended"]]
     reached = [number for number in samples if number is not None]
-    last = kinds["trained"][0]["found"][-1][0]
+    last = lines["whole"][0]["found"][-1][0]
+    commits = {line["commit"] for found in lines.values() for line in found}
     for target in benchmark.targets:
         number, sign = bound(target)
-        best = {kind: [best_of(line, target) for line in found] for kind, found in kinds.items()}
-        worst = sign * min(sign * value for value in best["trained"])
-        wrong = [
-            f"{sign * max(sign * v for v in best[kind]):.3f}" if best[kind] else "-"
-            for kind in ("untrained", "blind")
-        ]
+        best = {kind: [best_of(line, target) for line in lines[kind]] for kind in lines}
+        worst = sign * min(sign * value for value in best["whole"])
+        wrong = (best["untrained"], best["blind"])
         yield [
             name,
             str(target),
             f"{len(reached)} of {len(samples)}",
-            f"{worst:.4f}",
-            f"{statistics.median(best['trained']):.4f}",
-            f"{statistics.pstdev(best['trained']):.4f}",
-            f"{sign * (worst - number):+.4f}",
             f"{max(reached, default=0):,} of {last:,}",
-            *wrong,
-            f"{statistics.median(line['seconds'] for line in kinds['trained']):.0f}",
-            ", ".join(sorted({line["commit"] for line in mine})),
+            f"{len(lines['whole'])}",
+            f"{worst:.4f}",
+            f"{statistics.median(best['whole']):.4f}",
+            f"{statistics.pstdev(best['whole']):.4f}",
+            f"{sign * (worst - number):.4f}",
+            *(f"{sign * max(sign * v for v in found):.4f}" if found else "-" for found in wrong),
+            ", ".join(sorted(commits)),
         ]
 
 
