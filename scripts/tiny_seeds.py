@@ -45,7 +45,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "tiny_targets.md"
 KEPT = pathlib.Path(tempfile.gettempdir()) / "tiny_seeds.jsonl"
 SEEDS = (*range(18), 20261122, 2**32 - 1)
-BLIND_SEEDS = 2
 
 TEXT = """# Tiny targets
 
@@ -55,11 +54,11 @@ This table, of `{command}`, was made on {date} with {versions}, on CPU.
 * *Reached* is how many seeds reached the target, and *samples* how many of the allowed samples the slowest of
   them needed.
 * *Whole* is how many of the runs were not ended by their target but went on to the last allowed sample. The
-  quality of such a run is that of its best evaluation; *σ* is its standard deviation over the seeds. *Margin*
-  is how far the worst of them lies beyond the target: by so much the target could be harder.
+  quality of such a run is that of its best evaluation: their *worst*, *median* and standard deviation *σ*.
+  *Margin* is how far the worst lies beyond the target: by so much the target could be harder.
 * *Untrained* is the best of the same seeds' weights as a run begins with them; of benchmarks that start from
   given weights, those.
-* *Blind* is the best evaluation of {blind} seeds of a model that is trained as ever, but on batches whose arrays
+* *Blind* is the best evaluation, over so many seeds, of a model that is trained as ever, but on batches whose arrays
   are shifted against each other by a row: labels are those of other samples. It learns how often each label
   comes, and nothing of what it depends on.
 
@@ -73,6 +72,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=benchmarks.names(), metavar="BENCHMARK")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--whole", type=int, help="how many of the seeds; default: all")
+    parser.add_argument("--blind", type=int, default=2, help="how many; default: %(default)s")
     parser.add_argument("--kept", type=pathlib.Path, default=KEPT, help="default: %(default)s")
     parser.add_argument("--table", action="store_true", help="of what is kept, without runs")
     given = parser.parse_args()
@@ -82,12 +82,11 @@ def main() -> None:
             1, mp_context=spawn, max_tasks_per_child=1
         ) as pool:
             for name in given.names:
-                pool.submit(measure, name, given.seeds, given.whole, given.kept).result()
+                pool.submit(measure, name, given).result()
     text = TEXT.format(
         command="python scripts/tiny_seeds.py",
         date=datetime.date.today(),
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),
-        blind=BLIND_SEEDS,
     )
     rows = [row for name in benchmarks.names() for row in table_rows(name, given.kept)]
     TABLE.write_text(text + "".join(f"| {' | '.join(row)} |\n" for row in rows))
@@ -97,18 +96,18 @@ def main() -> None:
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def measure(name: str, seeds: list[int], whole: int | None, kept: pathlib.Path) -> None:
+def measure(name: str, given: argparse.Namespace) -> None:
     """Trains a benchmark with each seed, and what must miss its target; adds to the file what is new."""
-    benchmark = benchmarks.get(name, tiny=True)
+    benchmark, seeds, kept = benchmarks.get(name, tiny=True), given.seeds, given.kept
     launch.use_compile_cache()
     commit = subprocess.check_output(["git", "describe", "--always"], text=True, cwd=ROOT).strip()
     there = {
         kind: {line["seed"] for line in lines} for kind, lines in mine(benchmark, kept).items()
     }
-    whole = len(seeds) if whole is None else whole
+    whole = len(seeds) if given.whole is None else given.whole
     jobs = [("whole", seed) for seed in seeds[:whole]]
     jobs += [("ended", seed) for seed in seeds[whole:] if seed not in there["whole"]]
-    jobs += [("blind", seed) for seed in seeds[:BLIND_SEEDS] if len(benchmark.example()) > 1]
+    jobs += [("blind", seed) for seed in seeds[: given.blind] if len(benchmark.example()) > 1]
     jobs += [("untrained", seed) for seed in seeds]
     for kind, seed in (job for job in jobs if job[1] not in there[job[0]]):
         begin = time.monotonic()
@@ -212,7 +211,6 @@ def table_rows(name: str, kept: pathlib.Path) -> Iterator[list[str]]:
         number, sign = bound(target)
         best = {kind: [best_of(line, target) for line in lines[kind]] for kind in lines}
         worst = sign * min(sign * value for value in best["whole"])
-        wrong = (best["untrained"], best["blind"])
         yield [
             name,
             str(target),
@@ -223,9 +221,15 @@ def table_rows(name: str, kept: pathlib.Path) -> Iterator[list[str]]:
             f"{statistics.median(best['whole']):.4f}",
             f"{statistics.pstdev(best['whole']):.4f}",
             f"{sign * (worst - number):.4f}",
-            *(f"{sign * max(sign * v for v in found):.4f}" if found else "-" for found in wrong),
+            shown(best["untrained"], sign),
+            shown(best["blind"], sign),
             ", ".join(sorted(commits)),
         ]
+
+
+def shown(values: list[float], sign: int) -> str:
+    """The best of some values, and of how many."""
+    return f"{sign * max(sign * value for value in values):.4f} ({len(values)})" if values else "-"
 
 
 if __name__ == "__main__":
