@@ -49,8 +49,11 @@ SEEDS = (*range(18), 20261122, 2**32 - 1)
 TEXT = """# Tiny targets
 
 `run(name, tiny=True)` is a test that must pass with any seed, and that nothing but a trained model may pass.
-This table, of `{command}`, was made on {date} with {versions}, on CPU.
-
+This table, of `python scripts/tiny_seeds.py`, was made on {date} on a CPU
+({versions}).
+Its seeds are 0 to 17, 20261122 and 4294967295, or the first of them where it counts fewer; the commit is
+that of the runs.
+{missing}
 * *Reached* is how many seeds reached the target, and *samples* how many of the allowed samples the slowest of
   them needed.
 * *Whole* is how many of the runs were not ended by their target but went on to the last allowed sample. The
@@ -83,13 +86,15 @@ def main() -> None:
         ) as pool:
             for name in given.names:
                 pool.submit(measure, name, given).result()
+    rows = {name: list(table_rows(name, given.kept)) for name in benchmarks.names()}
+    missing = ", ".join(name for name, found in rows.items() if not found)
     text = TEXT.format(
-        command="python scripts/tiny_seeds.py",
         date=datetime.date.today(),
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),
+        missing=f"Not measured yet: {missing}.\n" if missing else "",
     )
-    rows = [row for name in benchmarks.names() for row in table_rows(name, given.kept)]
-    TABLE.write_text(text + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    lines = [f"| {' | '.join(row)} |\n" for found in rows.values() for row in found]
+    TABLE.write_text(text + "".join(lines))
     print(TABLE.read_text())
 
 
