@@ -202,8 +202,8 @@ class DlrmDcnV2(Benchmark):
             replicate_bytes=1024,
             train_samples=criteo.COUNTS[criteo.TINY_NAME]["train"],
             eval_samples=criteo.COUNTS[criteo.TINY_NAME]["validation"],
-            batch_size=1024,
-            base_lr=0.03,
+            batch_size=256,
+            base_lr=0.02,
             targets=(Target("auc", at_least=0.73),),
         )
 

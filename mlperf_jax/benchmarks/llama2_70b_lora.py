@@ -131,7 +131,7 @@ class Llama2Lora(language_model.LanguageModel):
             training_steps=200,
             eval_every=160,
             # the base reaches 3.92 on the docstrings of Python 3.11, 3.66 on 3.12, 3.43 on 3.13
-            targets=(Target("eval_loss", at_most=3.36),),
+            targets=(Target("eval_loss", at_most=3.38),),
         )
 
 
