@@ -3,7 +3,7 @@
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +23,7 @@ import selection
 from jax.experimental.compilation_cache import compilation_cache
 
 from mlperf_jax import benchmarks
+from mlperf_jax.core import compiling
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 
@@ -53,6 +54,23 @@ def compiled_anew(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once() -> Iterator[None]:
+    """A program that the tests of a file compile again is the one they have: toys run some hundred times."""
+    programs: dict[tuple[str, ...], jax.stages.Compiled] = {}
+    anew = compiling.compiled
+
+    def compiled(lowered: jax.stages.Lowered, wanted: Mapping[str, Any]) -> jax.stages.Compiled:
+        key = (lowered.as_text(), str(lowered.in_tree), str(lowered.out_tree), str(wanted))
+        if key not in programs:
+            programs[key] = anew(lowered, wanted)
+        return programs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "compiled", compiled)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,13 +6,14 @@ always runs, "steps NAME", its three steps in float64, and "long NAME", what tra
 so one inside a function counts too, and are followed through `__init__.py` to where a name is defined. What
 every benchmark needs, the core and all that it imports, is *shared*.
 
-A part runs
+The most urgent parts run, as far as the time goes; tests/durations.json has the core-seconds of each:
 
-* if it reaches a file that differs from the base commit; of shared files alone that touches every short
-  part, and the long parts of a third of the benchmarks;
-* else if it is its turn: one of every four parts, another one with every commit;
-* as far as the time goes: tests/durations.json has the core-seconds of each part, and what is touched most
-  directly comes first. What reaches nothing of the package always runs.
+* what reaches nothing of the package, and the short parts: always;
+* what reaches a file of its own that differs from the base commit; of a change to shared files, the tests that
+  reach nothing else of the package;
+* whose turn it is: one of every four parts, another one with every commit; a long part only after changes to
+  shared files, and one of every three;
+* what else a change to shared files touches, but for long parts.
 
 The base is `MLPERF_JAX_BASE`, else where this branch left origin/main, else (on main itself) the commit
 `RECENT` commits ago; where history does not go back that far, all counts as changed. `pytest --battery=all`, the
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -259,51 +261,68 @@ def parts(modules: Mapping[str, str], root: pathlib.Path = ROOT) -> list[Part]:
 
 # -- the choice ------------------------------------------------------------------------------------
 
+ALWAYS, CHANGED, TURN, TOUCHED, NEVER = range(5)  # how soon a part has its turn
+
+
+def urgencies(
+    parts: Iterable[Part],
+    changed: Files | None,
+    common: Files,
+    turn: int = 0,
+    root: pathlib.Path = ROOT,
+) -> dict[str, int]:
+    """How soon each part has its turn, by name.
+
+    Args:
+        parts: of the suite.
+        changed: files that differ from the base; None for all.
+        common: the files of `shared`.
+        turn: a number that the next commit has one more of.
+        root: of the repository.
+    """
+    for_all = changed is None or any(concerns_all(path, common, root) for path in changed)
+    rooms = _rooms(changed or (), root)
+    numbers: collections.Counter[str] = collections.Counter()  # those of a kind take turns
+    found = {}
+    for part in parts:
+        number, numbers[part.kind] = numbers[part.kind], numbers[part.kind] + 1
+        ours = any(PACKAGE in path.relative_to(root).parts for path in part.own)
+        own_changed = changed and (part.own & changed or part.name.rpartition("/")[0] in rooms)
+        turns = LONG_TURNS if part.kind == LONG else TURNS
+        waits = part.kind == LONG and not for_all
+        if part.kind == SHORT or not (ours or part.shared):
+            found[part.name] = ALWAYS
+        elif own_changed or (for_all and not ours and not part.kind):
+            found[part.name] = CHANGED
+        elif (number + turn) % turns == 0 and not waits:
+            found[part.name] = TURN
+        else:
+            found[part.name] = TOUCHED if for_all and part.shared and part.kind != LONG else NEVER
+    return found
+
 
 def choose(
-    parts: Iterable[Part],
+    parts: Collection[Part],
     changed: Files | None,
     common: Files,
     costs: Mapping[str, float],
     turn: int = 0,
     root: pathlib.Path = ROOT,
 ) -> frozenset[str]:
-    """The names of the parts that run.
+    """The names of the parts that run: the most urgent, as far as the time goes.
 
     Args:
         parts: of the suite.
-        changed: files that differ from the base; None for all.
-        common: the files of `shared`.
+        changed, common, turn, root: as `urgencies` takes them.
         costs: name -> core-seconds, as measured.
-        turn: a number that the next commit has one more of.
-        root: of the repository.
     """
+    urgent = urgencies(parts, changed, common, turn, root)
     for_all = changed is None or any(concerns_all(path, common, root) for path in changed)
-    rooms = _rooms(changed or (), root)
-
-    def urgency(number: int, part: Part) -> int | None:
-        """0 for what always runs, the greater the later; None for what is not to run."""
-        reaches_package = part.shared or any(PACKAGE in p.relative_to(root).parts for p in part.own)
-        if part.kind == SHORT or not reaches_package:
-            return 0
-        if changed and (part.own & changed or part.name.rpartition("/")[0] in rooms):
-            return 1
-        if part.kind == LONG:
-            return 2 if for_all and (number + turn) % LONG_TURNS == 0 else None
-        if for_all and part.shared:
-            return 3
-        return 4 if (number + turn) % TURNS == 0 else None
-
-    numbers: dict[str, int] = {}  # those of a kind take turns among themselves
-    queue = []
-    for part in parts:
-        number = numbers[part.kind] = numbers.get(part.kind, -1) + 1
-        if (when := urgency(number, part)) is not None:
-            queue.append((when, hashed(turn, part.name), part))
     left, chosen = SHARED_BUDGET if for_all else BUDGET, set()
-    for when, _, part in sorted(queue, key=lambda entry: entry[:2]):
+    queue = [part for part in parts if urgent[part.name] < NEVER]
+    for part in sorted(queue, key=lambda part: (urgent[part.name], hashed(turn, part.name))):
         cost = cost_of(part, costs)
-        if when == 0 or cost <= left:
+        if urgent[part.name] == ALWAYS or cost <= left:
             chosen.add(part.name)
             left -= cost
     return frozenset(chosen)

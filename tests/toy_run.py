@@ -29,6 +29,7 @@ import toys  # noqa: E402
 
 
 def apart(tasks: list[dict]) -> None:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     for task in tasks:
         reading, writing = os.pipe()
         child = os.fork()

@@ -123,14 +123,11 @@ class Assembly:
         # Runs once, so on CPU compiling it well costs more than it gains; LLVM's level 0 is quick
         # (`scripts/measure_notes.py initialise`).
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        options = {"xla_backend_optimization_level": 0} if on_cpu else None
+        options = {"xla_backend_optimization_level": 0} if on_cpu else {}
+        key = stream(seed, "init")
         with jax.set_mesh(self.mesh):
-            jitted = jax.jit(
-                lambda key: part(self._init(key)),
-                out_shardings=part(self.shardings),
-                compiler_options=options,
-            )
-            return jitted(stream(seed, "init"))
+            jitted = jax.jit(lambda key: part(self._init(key)), out_shardings=part(self.shardings))
+            return compiling.compiled(jitted.lower(key), options)(key)
 
     def _init(self, key: jax.Array) -> State:
         return initial_state(self.benchmark, self.tx, key)

@@ -36,7 +36,7 @@ def settings(data_dir: str, output: pathlib.Path | str, **more: Any) -> dict[str
 
 
 def start_child(cache: str, name: str, tasks: Sequence[Any], **more: Any) -> subprocess.Popen[str]:
-    """Begins `child.py`; in float64 it compiles at LLVM's lowest level, as it runs but a few steps.
+    """Begins `child.py`; in float64 it compiles at LLVM's level 1, as it runs but a few steps.
 
     Args:
         cache: folder of compiled programs.
@@ -50,7 +50,7 @@ def start_child(cache: str, name: str, tasks: Sequence[Any], **more: Any) -> sub
     environment = {"NPROC": "32", "XLA_FLAGS": PATIENCE, **os.environ}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     if more.get("x64"):
-        environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+        environment["XLA_FLAGS"] += " --xla_backend_optimization_level=1"
     script = [sys.executable, "-m", "mlperf_jax.testing.child", json.dumps(given)]
     pipe = subprocess.PIPE
     return subprocess.Popen(script, stdout=pipe, stderr=pipe, text=True, env=environment)

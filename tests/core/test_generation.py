@@ -22,7 +22,8 @@ from mlperf_jax.results import compliance, log as logs
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "toy_run.py"
 HARD = (Target("accuracy", above=1.0),)
-OPTIONS = {"max_samples": 32 * 22, "checkpoint_every": 3}
+# one device, whose programs may come from the compile cache
+OPTIONS = {"max_samples": 32 * 22, "checkpoint_every": 3, "mesh": "data=1"}
 GENERATION = "mlperf_jax.core.generation"
 # `Prompted` writes five times a generation: each of its two parts, the same with rewards, the whole.
 # All but the last two kills come in generation 1.

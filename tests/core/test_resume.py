@@ -49,10 +49,17 @@ OTHERS = [
 ]
 
 
+ONE = {"mesh": "data=1"}  # whose programs may come from the compile cache
+
+
+def run(benchmark, output, **more):
+    return toys.run(benchmark, output, **{**ONE, **more})
+
+
 def run_killed(*tasks, toy="Toy"):
     """Runs the toy in these folders one after another, each until it is killed as its task says."""
     given = [
-        {"toy": toy, "kill": kill, "options": {"output": str(folder), **options}}
+        {"toy": toy, "kill": kill, "options": {"output": str(folder), **ONE, **options}}
         for folder, kill, options in tasks
     ]
     ended = subprocess.run(
@@ -67,7 +74,7 @@ def run_killed(*tasks, toy="Toy"):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    return toys.run(toys.Toy(), folder), folder
+    return run(toys.Toy(), folder), folder
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +88,7 @@ def killed(tmp_path_factory):
 @pytest.mark.parametrize("name", KILLS)
 def test_killed_and_resumed_ends_equal(name, killed, undisturbed):
     folder = killed / str(list(KILLS).index(name))
-    result = toys.run(toys.Toy(), folder, resume=True)
+    result = run(toys.Toy(), folder, resume=True)
     whole, other = undisturbed
     assert result.parameters_sha256 == whole.parameters_sha256
     assert result.quality == whole.quality and result.samples == whole.samples
@@ -90,7 +97,7 @@ def test_killed_and_resumed_ends_equal(name, killed, undisturbed):
     assert toys.scalar_steps(folder) == toys.scalar_steps(other)
     assert compliance.check(folder).success
     with pytest.raises(UserError, match="no unfinished run"):
-        toys.run(toys.Toy(), folder, resume=True)
+        run(toys.Toy(), folder, resume=True)
 
 
 @pytest.mark.parametrize("toy", OTHERS)
@@ -98,11 +105,11 @@ def test_other_toys_killed_and_resumed_end_equal(toy, tmp_path):
     module, _, name = toy.partition(":")
     benchmark = getattr(importlib.import_module(module), name)()
     often = {"checkpoint_every": 4}
-    whole = toys.run(benchmark, tmp_path / "whole", **often)
+    whole = run(benchmark, tmp_path / "whole", **often)
     kills = [[f"{CORE}.profiling:Trace.step", nth, "before"] for nth in (3, 8)]
     run_killed(*((tmp_path / str(i), kill, often) for i, kill in enumerate(kills)), toy=toy)
     for number in range(len(kills)):
-        result = toys.run(benchmark, tmp_path / str(number), resume=True, **often)
+        result = run(benchmark, tmp_path / str(number), resume=True, **often)
         assert result.parameters_sha256 == whole.parameters_sha256
         assert (result.quality, result.samples) == (whole.quality, whole.samples)
         assert toys.keys(tmp_path / str(number)) == toys.keys(tmp_path / "whole")
@@ -114,7 +121,7 @@ def test_every_resumption_is_counted(tmp_path, undisturbed):
         (tmp_path, [f"{CORE}.profiling:Trace.step", 13, "before"], {"resume": True}),
         (tmp_path, [f"{CORE}.profiling:Trace.step", 13, "before"], {"resume": True}),
     )
-    result = toys.run(toys.Toy(), tmp_path, resume=True)
+    result = run(toys.Toy(), tmp_path, resume=True)
     assert result.resumed == 3
     assert result.parameters_sha256 == undisturbed[0].parameters_sha256
 
@@ -125,7 +132,7 @@ def test_every_resumption_is_counted(tmp_path, undisturbed):
 def broken_off(folder, cls=toys.Toy, at=25, fields=None, **more):
     """A run that failed at this step, with whole checkpoints before it."""
     with toys.failing(cls, at), pytest.raises(UserError, match="damaged"):
-        toys.run(cls(**(fields or {})), folder, **more)
+        run(cls(**(fields or {})), folder, **more)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, undisturbed):
@@ -136,16 +143,16 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, undisturbed
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
-    result = toys.run(toys.Toy(), tmp_path, resume=True)
+    result = run(toys.Toy(), tmp_path, resume=True)
     assert result.parameters_sha256 == undisturbed[0].parameters_sha256
     assert toys.keys(tmp_path) == toys.keys(undisturbed[1])
     assert toys.scalar_steps(tmp_path) == toys.scalar_steps(undisturbed[1])
 
 
 def test_averages_and_frozen_start_weights_survive(tmp_path):
-    whole = toys.run(toys.Started(), tmp_path / "whole")
+    whole = run(toys.Started(), tmp_path / "whole")
     broken_off(tmp_path / "broken", toys.Started, at=14)
-    result = toys.run(toys.Started(), tmp_path / "broken", resume=True)
+    result = run(toys.Started(), tmp_path / "broken", resume=True)
     assert result.parameters_sha256 == whole.parameters_sha256
     # quality comes from the averaged weights, which the start's must not replace
     values = [
@@ -160,10 +167,10 @@ def test_averages_and_frozen_start_weights_survive(tmp_path):
 
 
 def test_untrained_tables_are_read_again_and_are_in_no_checkpoint(tmp_path):
-    whole = toys.run(toys.Featured(), tmp_path / "whole")
+    whole = run(toys.Featured(), tmp_path / "whole")
     kill = [f"{CORE}.profiling:Trace.step", 14, "before"]
     run_killed((tmp_path / "killed", kill, {}), toy="Featured")
-    result = toys.run(toys.Featured(), tmp_path / "killed", resume=True)
+    result = run(toys.Featured(), tmp_path / "killed", resume=True)
     assert result.resumed == 1 and result.reached
     assert result.parameters_sha256 == whole.parameters_sha256
     assert result.quality == whole.quality
@@ -175,19 +182,19 @@ def test_untrained_tables_are_read_again_and_are_in_no_checkpoint(tmp_path):
 def test_another_configuration_is_refused(tmp_path):
     broken_off(tmp_path, at=3)
     with pytest.raises(UserError, match=r"rate was 0\.2 and is now 0\.1"):
-        toys.run(toys.Toy(rate=0.1), tmp_path, resume=True)
+        run(toys.Toy(rate=0.1), tmp_path, resume=True)
     with pytest.raises(UserError, match="configuration"):
-        toys.run(toys.Toy(), tmp_path, resume=True, optimizer=optax.sgd(0.1))
+        run(toys.Toy(), tmp_path, resume=True, optimizer=optax.sgd(0.1))
     with pytest.raises(UserError, match="has seed 1, not 5"):
-        toys.run(toys.Toy(), tmp_path, resume=True, seed=5)
+        run(toys.Toy(), tmp_path, resume=True, seed=5)
     assert RunFolder(tmp_path, 0).path.exists()
 
 
 def test_another_optimizer_of_the_same_name_is_refused(tmp_path):
     broken_off(tmp_path, at=12, optimizer=optax.adam(1e-2))
     with pytest.raises(UserError, match="optimizer was"):
-        toys.run(toys.Toy(), tmp_path, resume=True, optimizer=optax.adam(1e-3))
-    assert toys.run(toys.Toy(), tmp_path, resume=True, optimizer=optax.adam(1e-2)).resumed == 1
+        run(toys.Toy(), tmp_path, resume=True, optimizer=optax.adam(1e-3))
+    assert run(toys.Toy(), tmp_path, resume=True, optimizer=optax.adam(1e-2)).resumed == 1
 
 
 @pytest.mark.parametrize("optimizer", ["lamb:1e-2", "muon:1e-2"])
@@ -195,18 +202,18 @@ def test_optimizers_with_nested_state_are_resumed(optimizer, tmp_path):
     short = dict(max_samples=32 * 15, optimizer=optimizer, mesh="data=2,fsdp=4")
     endless = {"targets": (Target("accuracy", above=1.0),)}
     benchmark = toys.Layered(**endless)
-    whole = toys.run(benchmark, tmp_path / "whole", **short)
+    whole = run(benchmark, tmp_path / "whole", **short)
     broken_off(tmp_path / "broken", toys.Layered, at=12, fields=endless, **short)
-    result = toys.run(benchmark, tmp_path / "broken", resume=True, **short)
+    result = run(benchmark, tmp_path / "broken", resume=True, **short)
     assert result.parameters_sha256 == whole.parameters_sha256
 
 
 def test_resuming_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="no unfinished run"):
-        toys.run(toys.Toy(), tmp_path / "none", resume=True)
+        run(toys.Toy(), tmp_path / "none", resume=True)
 
 
 def test_a_run_may_go_on_on_another_mesh(tmp_path):
     broken_off(tmp_path, mesh="data=8")
-    result = toys.run(toys.Toy(), tmp_path, resume=True, mesh="data=2,fsdp=2")
+    result = run(toys.Toy(), tmp_path, resume=True, mesh="data=2,fsdp=2")
     assert result.reached and result.mesh["fsdp"] == 2
