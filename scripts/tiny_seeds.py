@@ -149,8 +149,7 @@ def start(benchmark: Benchmark, seed: int) -> list[Any]:
     assembly = states.assemble(benchmark, meshes.make_mesh("data=1"))
     state, given = assembly.create(seed), benchmark.start(folder)
     state = states.begin_from(state, given) if given else state
-    programs = evaluation.compile_predict(assembly)
-    return [(0, evaluation.Evaluator(assembly, seed, folder, programs).quality(state, 1))]
+    return [(0, evaluation.Evaluator(assembly, seed, folder).quality(state, 1))]
 
 
 def trained(benchmark: Benchmark, seed: int, kind: str) -> list[Any]:
