@@ -31,7 +31,7 @@ def options(mesh: Mesh) -> dict[str, str | bool]:
     return {name: value for name, value in _OVERLAP.items() if name not in given}
 
 
-def compiled(lowered: jax.stages.Lowered, wanted: Mapping[str, str | bool | int]) -> jax.stages.Compiled:
+def compiled(lowered: jax.stages.Lowered, wanted: Mapping[str, str | bool]) -> jax.stages.Compiled:
     """The program with these options; without, by a compiler that does not know one of them."""
     try:
         return lowered.compile(compiler_options=dict(wanted) or None)
