@@ -92,6 +92,10 @@ def dispatch(words: list[str]) -> int:
         return 0
     taken = 2 if words[0] == "data" else 1
     command = " ".join(words[:taken])
+    if command == "data":
+        raise UserError(
+            f"data needs a verb: write {PROG} data build NAME or {PROG} data check NAME"
+        )
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}{did_you_mean(command, COMMANDS)}")
     run, about = COMMANDS[command]

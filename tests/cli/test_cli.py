@@ -86,7 +86,7 @@ def test_help_and_mistyped_words_do_not_wait_for_jax(imported, line):
 REFUSED = [
     ("rum resnet", "no command 'rum': did you mean 'run'?"),
     ("data resnet", "no command 'data resnet'"),
-    ("data", "no command 'data': did you mean 'data "),
+    ("data", "data needs a verb: write mlperf-jax data build NAME or mlperf-jax data check NAME"),
     ("data --tiny", "no command 'data --tiny': did you mean 'data "),
     ("plan resnet", "plan needs --on, devices such as v5p:8x8x16"),
     ("plan resnet", ": write mlperf-jax plan NAME --on DEVICES [options]"),
