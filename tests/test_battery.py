@@ -5,7 +5,6 @@ Its other half, which trains to the target, is test_battery_whole.py.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Callable
 
@@ -35,11 +34,6 @@ def test_configuration_is_plain(name: str) -> None:
         checks.configuration_is_plain(benchmark)
     assert benchmarks.get(name, tiny=True).size == "tiny"
     assert benchmarks.get(name).size == "full"
-
-
-def test_no_configuration_is_past_overlooking(name: str) -> None:
-    """What many benchmarks would add a field for belongs into one value that groups it."""
-    assert len(dataclasses.fields(benchmarks.benchmark_class(name))) <= 40
 
 
 def test_what_is_absent_is_stated(name: str) -> None:
