@@ -63,6 +63,8 @@ def compiled_once() -> Iterator[None]:
     anew = compiling.compiled
 
     def compiled(lowered: jax.stages.Lowered, wanted: Mapping[str, Any]) -> jax.stages.Compiled:
+        if not isinstance(lowered, jax.stages.Lowered):  # a test's own
+            return anew(lowered, wanted)
         key = (lowered.as_text(), str(lowered.in_tree), str(lowered.out_tree), str(wanted))
         if key not in programs:
             programs[key] = anew(lowered, wanted)
