@@ -10,20 +10,15 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
-import resource
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import selection
 
+from scripts import measuring
+
 START = "start"  # of the processes that run tests: imports and collection
-
-
-def spent() -> float:
-    """Core-seconds of this process so far, and of those of its children that have ended."""
-    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, whose))
 
 
 class Costs:
@@ -35,15 +30,17 @@ class Costs:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        begin = spent()
+        begin = measuring.processor_seconds()
         try:
             return (yield)
         finally:
-            self.of_parts[selection.part(item)] += spent() - begin
+            self.of_parts[selection.part(item)] += measuring.processor_seconds() - begin
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         tested = sum(self.of_parts.values())
-        self.of_parts[START] += max(0.0, spent() - tested) * (not self.is_above(session.config))
+        self.of_parts[START] += max(0.0, measuring.processor_seconds() - tested) * (
+            not self.is_above(session.config)
+        )
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput["costs"] = dict(self.of_parts)
         else:

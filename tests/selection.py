@@ -196,7 +196,10 @@ LONG_TURNS = 3  # the same of the long parts, while commits change what all benc
 # of them: all tests, 3,448 core-seconds, took 2,002 s (2026-11-29).
 BUDGET, SHARED_BUDGET = 2550.0, 5100.0
 # outside of the package, what concerns all tests
-HARNESS = {"pyproject.toml", "tests/conftest.py", "tests/battery.py"}
+HARNESS = {"pyproject.toml", "tests/open_findings.txt", "tests/rehearsal.toml"}
+HARNESS |= {
+    f"tests/{name}.py" for name in ("conftest", "battery", "test_battery", "test_battery_whole")
+}
 HARNESS |= {f"{PACKAGE}/testing/{name}.py" for name in ("checks", "child", "runs")}
 
 
@@ -227,14 +230,14 @@ def part(item: pytest.Item) -> str:
     if not item.path.name.startswith("test_battery"):
         return file
     long = item.get_closest_marker("whole") is not None
-    steps = "few_steps" in item.fixturenames  # type: ignore[attr-defined]
+    steps = "few_steps" in item.fixturenames
     return f"{LONG if long else STEPS if steps else SHORT} {benchmark_of(item)}"
 
 
 def benchmark_of(item: pytest.Item) -> str:
     """The benchmark, if it is a test of the battery."""
     battery = item.path.name.startswith("test_battery")
-    return item.callspec.params["name"] if battery else ""  # type: ignore[attr-defined]
+    return item.callspec.params["name"] if battery else ""
 
 
 def parts(modules: Mapping[str, str], root: pathlib.Path = ROOT) -> list[Part]:
@@ -280,14 +283,14 @@ def urgencies(
         turn: a number that the next commit has one more of.
         root: of the repository.
     """
-    for_all = changed is None or any(concerns_all(path, common, root) for path in changed)
+    for_all = concerns_all(changed, common, root)
     rooms = _rooms(changed or (), root)
     numbers: collections.Counter[str] = collections.Counter()  # those of a kind take turns
     found = {}
     for part in parts:
         number, numbers[part.kind] = numbers[part.kind], numbers[part.kind] + 1
         ours = any(PACKAGE in path.relative_to(root).parts for path in part.own)
-        own_changed = changed and (part.own & changed or part.name.rpartition("/")[0] in rooms)
+        own_changed = changed and (part.own & changed or part.name.startswith(rooms))
         turns = LONG_TURNS if part.kind == LONG else TURNS
         waits = part.kind == LONG and not for_all
         if part.kind == SHORT or not (ours or part.shared):
@@ -317,8 +320,7 @@ def choose(
         costs: name -> core-seconds, as measured.
     """
     urgent = urgencies(parts, changed, common, turn, root)
-    for_all = changed is None or any(concerns_all(path, common, root) for path in changed)
-    left, chosen = SHARED_BUDGET if for_all else BUDGET, set()
+    left, chosen = SHARED_BUDGET if concerns_all(changed, common, root) else BUDGET, set()
     queue = [part for part in parts if urgent[part.name] < NEVER]
     for part in sorted(queue, key=lambda part: (urgent[part.name], hashed(turn, part.name))):
         cost = cost_of(part, costs)
@@ -328,21 +330,23 @@ def choose(
     return frozenset(chosen)
 
 
-def _rooms(changed: Iterable[pathlib.Path], root: pathlib.Path) -> set[str]:
-    """Folders of tests whose data changed: "tests/ops" of tests/ops/data/values.npz."""
+def _rooms(changed: Iterable[pathlib.Path], root: pathlib.Path) -> tuple[str, ...]:
+    """Folders of tests whose data changed: "tests/ops/" of tests/ops/data/values.npz."""
     inside = (path.relative_to(root).parts for path in changed if path.suffix != ".py")
-    return {"/".join(p[:2]) for p in inside if p[0] == "tests" and len(p) > 2}
+    return tuple({f"tests/{p[1]}/" for p in inside if p[0] == "tests" and len(p) > 2})
 
 
 def hashed(turn: int, name: str) -> str:
     return hashlib.sha256(f"{turn} {name}".encode()).hexdigest()
 
 
-def concerns_all(path: pathlib.Path, common: Files, root: pathlib.Path = ROOT) -> bool:
-    """Whether a changed file is shared code, data of the package, or what runs the tests."""
-    inside = path.relative_to(root)
-    data = inside.parts[0] == PACKAGE and path.suffix != ".py"
-    return path in common or data or inside.as_posix() in HARNESS
+def concerns_all(changed: Files | None, common: Files, root: pathlib.Path = ROOT) -> bool:
+    """Whether shared code, data of the package, or what runs the tests changed; None is everything."""
+    if changed is None or changed & common:
+        return True
+    inside = [path.relative_to(root) for path in changed]
+    data = any(path.parts[0] == PACKAGE and path.suffix != ".py" for path in inside)
+    return data or any(path.as_posix() in HARNESS for path in inside)
 
 
 def cost_of(part: Part, costs: Mapping[str, float]) -> float:

@@ -10,15 +10,25 @@ BLOCK = "\n".join(f"total += weight[{number}]" for number in range(6))
 
 
 @pytest.fixture
-def pairs(tmp_path):
-    """Text by file name -> the pairs found."""
+def folder(tmp_path):
+    """Text by file name -> the folder that holds the files."""
 
-    def found(**files):
+    def written(**files):
         for name, text in files.items():
             (tmp_path / f"{name}.py").write_text(text)
-        return count_duplicates.pairs(tmp_path)
+        return tmp_path
 
-    return found
+    return written
+
+
+@pytest.fixture
+def pairs(folder):
+    return lambda **files: count_duplicates.pairs(folder(**files))
+
+
+@pytest.fixture
+def third(folder):
+    return lambda **files: count_duplicates.third_copies([folder(**files)], folder())
 
 
 def test_there_are_no_more_than_there_were():
@@ -58,18 +68,6 @@ def test_a_run_of_equal_lines_is_no_pair_with_itself(pairs):
 # -- third copies ----------------------------------------------------------------------------------
 
 TEN = "\n".join(f"total += weight[{number}]" for number in range(12))
-
-
-@pytest.fixture
-def third(tmp_path):
-    """Text by file name -> the third copies found."""
-
-    def found(**files):
-        for name, text in files.items():
-            (tmp_path / f"{name}.py").write_text(text)
-        return count_duplicates.third_copies([tmp_path], tmp_path)
-
-    return found
 
 
 def test_two_copies_are_allowed(third):

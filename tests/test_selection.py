@@ -136,7 +136,15 @@ def test_what_a_change_selects(
 
 
 @pytest.mark.parametrize(
-    "changed", [None, "mlperf_jax/results/data/rules.toml", "pyproject.toml", "tests/conftest.py"]
+    "changed",
+    [
+        None,
+        "mlperf_jax/results/data/rules.toml",
+        "pyproject.toml",
+        "tests/conftest.py",
+        "tests/test_battery_whole.py",
+        "tests/rehearsal.toml",
+    ],
 )
 def test_what_concerns_all_touches_all_but_long_parts(
     tested: pathlib.Path, no_turns: None, changed: str | None

@@ -11,16 +11,16 @@ from mlperf_jax.cli.options import Option
 from mlperf_jax.core.fields import Several
 from mlperf_jax.errors import UserError
 
-DIVISION = Literal["closed", "open"]
-
 
 def check(about: str, words: Sequence[str]) -> int:
     """Prints the official checker's findings; exit code 1 when a log does not pass."""
+    from mlperf_jax.core.options import Division
+
     own = [
         Option(
             "ruleset", help="the rules, such as 4.0.0; by default of the last round that ran it"
         ),
-        Option("division", DIVISION, help="the one that the log must be of"),
+        Option("division", Division, help="the one that the log must be of"),
     ]
     path = Option("path", help="a log or the output folder of a run")
     about = f"{about}, and repeat its findings in plain words"
@@ -54,6 +54,7 @@ def score(about: str, words: Sequence[str]) -> int:
 
 def package(about: str, words: Sequence[str]) -> int:
     """Builds the submission; exit code 1 when the official checkers refuse it."""
+    from mlperf_jax.core.options import Division
     from mlperf_jax.results.header import Status
 
     own = [
@@ -62,7 +63,7 @@ def package(about: str, words: Sequence[str]) -> int:
         Option("output", help="the folder that is to hold the organisation's", metavar="DIR"),
         Option("submitter", help="who submits, in words; the organisation by default"),
         Option("status", Status, help="what the runs say by default"),
-        Option("division", DIVISION, help="to be sure"),
+        Option("division", Division, help="to be sure"),
         Option("ruleset", help="the round; the one the runs were made for by default"),
         Option("implementation", help="names the folder of the code pointer"),
         Option("machine", help="JSON with fields of the system file; see docs", metavar="FILE"),
