@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jaxprs
 
-from mlperf_jax.core import state as states
+from mlperf_jax.core import optimizer_trace, state as states
 from mlperf_jax.core.benchmark import Batch, Loss, Weighted
 from mlperf_jax.errors import UserError
 
@@ -64,6 +64,40 @@ def gradients(
         "stats": total["stats"],
         "used": total["used"],
     }
+
+
+def loss_at(
+    assembly: states.Assembly, state: State, batch: Batch, rows: Rows, key: jax.Array
+) -> Callable[..., jax.Array]:
+    """The mean loss of the batch as a function of the parameters: what line searches and the like ask for.
+
+    At the state's own parameters it is the loss of `gradients`. All micro-batches and their keys are the
+    same, rows of tables stay as they are, and statistics are dropped. A backward pass recomputes one
+    micro-batch after the other.
+    """
+    micro = assembly.benchmark.gradient_accumulation_steps
+
+    def parts(params: State, inputs: Inputs) -> tuple[Scalars, Scalars]:
+        rows, part, key = inputs
+        trained = (params, rows)
+        totals, (weights, *_) = _objective(
+            assembly, state["frozen"], trained, state["stats"], part, key
+        )
+        return totals, weights
+
+    def loss(params: State, *_: Any) -> jax.Array:
+        optimizer_trace.check_whole(params, state["params"])
+        if micro == 1:
+            totals, weights = parts(params, (rows, batch, jax.random.fold_in(key, 0)))
+        else:
+            pieces = jax.tree.map(lambda x: jnp.moveaxis(interleave(x, micro), 1, 0), (rows, batch))
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(micro))
+            body = jax.checkpoint(lambda each: parts(params, each))
+            found = jax.lax.map(body, (*pieces, keys))
+            totals, weights = jax.tree.map(lambda leaf: leaf.sum(0), found)
+        return sum(totals[name] / _divisor(weights[name]) for name in totals)  # pyright: ignore[reportReturnType]
+
+    return loss
 
 
 def _divided(grads: State, weight: jax.Array) -> State:

@@ -48,7 +48,7 @@ def train(run: Run) -> Result | None:
         try:
             loop.go()
             state, step = loop.kept or (loop.state, run.standing.step)
-            run.stop_clock(step)
+            run.stop_clock(state, step)
         finally:
             loop.close()
         return run.finish(state, step, worth_keeping=loop.finite or loop.kept is not None)

@@ -16,6 +16,7 @@ from mlperf_jax.core import (
     feed,
     generation,
     mesh as meshes,
+    optimizer_trace,
     peaks,
     processes,
     profiling,
@@ -88,7 +89,8 @@ class Run:
             profile = self.folder.path / "profile" if plan.options.profile else None
             self.trace = profiling.Trace(profile)
             last_first.callback(self.trace.close)
-            for note in self.notes:
+            traced = plan.assembly.traced
+            for note in (*self.notes, *(traced.notes if traced else ())):
                 self.progress.say(note)
             self._closing = last_first.pop_all()
 
@@ -128,7 +130,9 @@ class Run:
             about["seed"] = random.SystemRandom().randrange(2**32)
         for name in ("optimizer", "transform"):
             if not isinstance(about[name], str):
-                about[name] = None  # the configuration describes it
+                about[name] = None  # the configuration tells it from others
+        if self.plan.optimizer:
+            about["optimizer_traced_by"] = optimizer_trace.libraries()
         folder = runs.resume(self.config, about) if options.resume else None
         if folder is not None:
             return folder
@@ -367,9 +371,11 @@ class Run:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def stop_clock(self, step: int) -> None:
+    def stop_clock(self, state: states.State, step: int) -> None:
         """`run_stop` at the step that counts, at once; an offline run's is written when it has been scored."""
         self.log_block_stop()
+        if "evaluations" in state:
+            self.log.event("loss_evaluations", _evaluations(state), **self.position(step))
         if self.benchmark.metric.mode != "offline":
             self.log_run_stop(step)
 
@@ -405,18 +411,21 @@ class Run:
         """`result.json`: the state that counts, its step, the steps scored afterwards."""
         self.checkpoints.wait()
         digest = None if state is None else checksums.parameters_sha256(self.assembly.kept(state))
+        evaluations = _evaluations(state or {})
         if not self.primary:
             return None
         ended = self.standing.ended
         assert ended is not None
-        result = self._result(ended, step, digest, scored)
+        result = self._result(ended, step, digest, scored, evaluations)
         self.folder.save_result(result)
         self.mirror.push(final=True)
         verdict = "target reached" if result.reached else f"target not reached: {ended.reason}"
         self.progress.say(f"{verdict} after {result.samples:,} samples, {result.seconds:.1f} s")
         return result
 
-    def _result(self, ended: Ended, step: int, digest: str | None, scored: Sequence[int]) -> Result:
+    def _result(
+        self, ended: Ended, step: int, digest: str | None, scored: Sequence[int], evaluations: int
+    ) -> Result:
         mesh, benchmark, standing = self.assembly.mesh, self.benchmark, self.standing
         stamps = {line.key: line.time_ms for line in logs.read(self.folder.log_path)}
         rate = benchmark.samples(standing.step) / max(standing.seconds_training, 1e-9)
@@ -444,7 +453,12 @@ class Run:
             ruleset=benchmark.ruleset,
             device_count=mesh.devices.size,
             scored=[benchmark.samples(step) for step in scored],
+            loss_evaluations=evaluations,
         )
+
+
+def _evaluations(state: states.State) -> int:
+    return int(jax.device_get(state.get("evaluations", 0)))
 
 
 def _structure(opt: Any) -> str:

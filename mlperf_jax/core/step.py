@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.core.benchmark import Batch, Benchmark, Bucket, Shape, Table
-from mlperf_jax.core.gradients import gradients
+from mlperf_jax.core.gradients import gradients, loss_at
 from mlperf_jax.core.judges import Judges
 from mlperf_jax.core.terms import differences
 from mlperf_jax.errors import UserError
@@ -45,7 +45,12 @@ def make_train_step(
         batch, rows = _with_untrained(assembly, batch, rows)
         found = gradients(assembly, state, batch, rows, key)
         (grads, row_grads), loss, used = found["grads"], found["loss"], found["used"]
-        updates, opt = tx.update(grads, state["opt"], state["params"], value=loss)
+        if assembly.traced is None:
+            extras = {}
+        else:
+            at = loss_at(assembly, state, batch, rows, key)
+            extras = assembly.traced.given(loss, grads, at)
+        updates, opt = tx.update(grads, state["opt"], state["params"], **extras)
         new = {
             "params": optax.apply_updates(state["params"], updates),
             "stats": _after_step(benchmark, found["stats"]),
@@ -53,6 +58,10 @@ def make_train_step(
         }
         if "updates" in state:
             new["updates"] = state["updates"] + 1
+        counted = {}
+        if "evaluations" in state and assembly.traced is not None:
+            asked = assembly.traced.evaluations(opt)
+            counted["loss_evaluations"] = new["evaluations"] = state["evaluations"] + asked
         if (decay := benchmark.ema_decay) is not None:
             new["ema"] = jax.tree.map(
                 lambda a, p: decay * a + (1 - decay) * p, state["ema"], new["params"]
@@ -65,7 +74,7 @@ def make_train_step(
             finite, loss = state["finite"], jnp.where(used > 0, loss, jnp.nan)
         tables = _update_tables(assembly, state, ids, row_grads)
         new = {**state, **new, "tables": tables, "step": state["step"] + 1, "finite": finite}
-        return new, {**found["scalars"], "loss": loss, "finite": finite}
+        return new, {**found["scalars"], **counted, "loss": loss, "finite": finite}
 
     return step
 

@@ -92,6 +92,8 @@ class Result:
         ruleset: the round whose rules the run followed, such as "4.0.0".
         device_count: chips used.
         scored: of a run that was scored afterwards, the samples of the checkpoints that were.
+        loss_evaluations: how often the optimizer evaluated the training loss beside its gradients: line
+            searches and the like.
     """
 
     benchmark: str
@@ -114,6 +116,7 @@ class Result:
     ruleset: str = ""
     device_count: int = 1
     scored: list[int] = dataclasses.field(default_factory=list)
+    loss_evaluations: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `result.json`: every field, and the notices that go with any score."""

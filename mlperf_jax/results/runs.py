@@ -209,7 +209,7 @@ class RunSet:
         Raises:
             UserError: the folder holds runs of another configuration, or cannot be written.
         """
-        self._refuse_other(config)
+        self._refuse_other(config, options)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -244,7 +244,7 @@ class RunSet:
         run.acquire()
         try:
             if run.config_path.exists():
-                self._refuse_other(config, [run])
+                self._refuse_other(config, options, [run])
             else:
                 run.save_config(config, options)
         except BaseException:
@@ -252,17 +252,31 @@ class RunSet:
             raise
         return run
 
-    def _refuse_other(self, config: Mapping[str, Any], runs: list[RunFolder] | None = None) -> None:
+    def _refuse_other(
+        self,
+        config: Mapping[str, Any],
+        options: Mapping[str, Any],
+        runs: list[RunFolder] | None = None,
+    ) -> None:
         for run in self.runs() if runs is None else runs:
             if not run.config_path.exists():
                 continue
             saved = run.config()
             if saved["config_hash"] != config_hash(dict(config)):
-                changes = "; ".join(config_changes(saved.get("config", {}), config))
+                changes = config_changes(saved.get("config", {}), config)
+                upgrade = _upgrade(saved.get("options", {}), options)
                 raise UserError(
-                    f"{self.path} holds runs of another configuration ({changes}); a set is one "
-                    "configuration: give another output folder, or the same configuration"
+                    f"{self.path} holds runs of another configuration ({'; '.join([*changes, *upgrade])}); a set "
+                    "is one configuration: give another output folder, or the same configuration"
                 )
+
+
+def _upgrade(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What may have made another optimizer of the same one: libraries of another version."""
+    was, now = (each.get("optimizer_traced_by") for each in (old, new))
+    if not was or not now or was == now:
+        return []
+    return [f"its optimizer was traced by {was}, which may trace it otherwise than {now}"]
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
