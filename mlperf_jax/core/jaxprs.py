@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,12 +25,8 @@ _CALLBACKS = ("pure_callback", "io_callback", "debug_callback", "debug_print")
 
 def fingerprint(*programs: core.ClosedJaxpr) -> str:
     """Sixteen hex digits that programs share which compute the same in the same order."""
-    digest = hashlib.sha256()
-    for program in programs:
-        for word in _closed(program):
-            digest.update(word.encode())
-            digest.update(b"\n")
-    return digest.hexdigest()[:16]
+    known: Known = {}
+    return _digest(_closed(program, known) for program in programs)[:16]
 
 
 def inner(params: Mapping[str, Any]) -> Iterator[core.ClosedJaxpr | core.Jaxpr]:
@@ -72,13 +68,23 @@ def _plain(program: core.ClosedJaxpr | core.Jaxpr) -> core.Jaxpr:
 
 # -- as words --------------------------------------------------------------------------------------
 
-
-def _closed(program: core.ClosedJaxpr) -> Iterator[str]:
-    yield from map(_constant, program.consts)
-    yield from _words(program.jaxpr)
+# digests of inner programs, which many equations share, by identity; the program, so that it stays
+Known = dict[int, tuple[str, Any]]
 
 
-def _words(jaxpr: core.Jaxpr) -> Iterator[str]:
+def _digest(words: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def _closed(program: core.ClosedJaxpr | core.Jaxpr, known: Known) -> str:
+    if id(program) not in known:
+        consts = program.consts if isinstance(program, core.ClosedJaxpr) else ()
+        words = [*map(_constant, consts), *_words(_plain(program), known)]
+        known[id(program)] = (_digest(words), program)
+    return known[id(program)][0]
+
+
+def _words(jaxpr: core.Jaxpr, known: Known) -> Iterator[str]:
     numbers: dict[core.Var, int] = {}
 
     def named(var: Any) -> str:
@@ -92,30 +98,22 @@ def _words(jaxpr: core.Jaxpr) -> Iterator[str]:
         yield f"{equation.primitive.name} {' '.join(map(named, equation.invars))}"
         for name, value in sorted(equation.params.items()):
             if name not in _SILENT:
-                yield from _value(name, value)
+                yield f"{name}={_value(value, known)}"
         yield " ".join(f"{named(var)}:{var.aval.str_short()}" for var in equation.outvars)
     yield " ".join(map(named, jaxpr.outvars))
 
 
-def _value(name: str, value: Any) -> Iterator[str]:
+def _value(value: Any, known: Known) -> str:
     """An equation's parameter."""
-    if isinstance(value, core.ClosedJaxpr):
-        yield f"{name}("
-        yield from _closed(value)
-        yield ")"
-    elif isinstance(value, core.Jaxpr):
-        yield f"{name}("
-        yield from _words(value)
-        yield ")"
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _value(name, each)
-    elif isinstance(value, np.ndarray | jax.Array):
-        yield f"{name}={_constant(value)}"
-    elif callable(value) and not isinstance(value, type):
-        yield f"{name}={getattr(value, '__qualname__', type(value).__name__)}"
-    else:
-        yield f"{name}={_ADDRESS.sub('', repr(value))}"
+    if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+        return _closed(value, known)
+    if isinstance(value, tuple | list):
+        return f"({' '.join(_value(each, known) for each in value)})"
+    if isinstance(value, np.ndarray | jax.Array):
+        return _constant(value)
+    if callable(value) and not isinstance(value, type):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return _ADDRESS.sub("", repr(value))
 
 
 def _constant(value: Any) -> str:
