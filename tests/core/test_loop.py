@@ -180,6 +180,30 @@ def test_runs_of_a_set_lie_side_by_side_with_seeds_of_their_own(tmp_path):
     assert toys.keys(tmp_path, 0) == toys.keys(tmp_path, 1)
 
 
+def test_seeds_are_those_of_the_runs_and_none_is_trained_twice(tmp_path, monkeypatch):
+    given, short = toys.Plain.train_data, dict(max_samples=64, mesh="data=1")
+
+    def stopped(self, data_dir):
+        data = given(self, data_dir)
+        return toys.asks_to_stop(data, 1) if (tmp_path / "run_1").exists() else data
+
+    with monkeypatch.context() as patched:
+        patched.setattr(toys.Plain, "train_data", stopped)
+        with pytest.raises(Interrupted):
+            toys.run(toys.Plain(targets=HARD), tmp_path, seeds=(5, 3, 4), **short)
+    for number in (3, 5):
+        with pytest.raises(UserError, match=f"has seed {number} already, and runs of one set need"):
+            toys.run(toys.Plain(targets=HARD), tmp_path, seed=number, **short)
+    assert len(list(tmp_path.glob("run_*"))) == 2, "refused before there is a folder"
+    results = toys.run(toys.Plain(targets=HARD), tmp_path, seeds=(5, 3, 4), resume=True, **short)
+    assert [result.seed for result in results] == [3, 4]
+    logged = [
+        [x.value for x in logs.read(path) if x.key == "seed"]
+        for path in sorted(tmp_path.glob("*.txt"))
+    ]
+    assert logged == [[5], [3], [4]]
+
+
 # -- when it stops ---------------------------------------------------------------------------------
 
 
@@ -372,6 +396,6 @@ def test_a_run_that_begins_beside_an_unfinished_one_says_so(tmp_path, capfd):
     with pytest.raises(Interrupted):
         toys.run(Stopped(targets=HARD), tmp_path, max_samples=320, show="plain")
     assert "unfinished" not in "".join(capfd.readouterr())
-    toys.run(Stopped(targets=HARD), tmp_path, max_samples=320, show="plain")
+    toys.run(Stopped(targets=HARD), tmp_path, seed=2, max_samples=320, show="plain")
     said = "".join(capfd.readouterr())
     assert f"note: {tmp_path / 'run_0'} is unfinished, and --resume would take it up" in said
