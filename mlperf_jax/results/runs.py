@@ -2,7 +2,7 @@
 
     output/result_0.txt … result_4.txt      one log per run, side by side
     output/run_0/config.json                what was trained, resolved, with its hash
-    output/run_0/scalars.jsonl              one JSON object per line: step, samples, loss …
+    output/run_0/scalars.jsonl              one JSON object per line: step, samples, loss …; null: not finite
     output/run_0/checkpoints/               written by the training loop
     output/run_0/trained.json               that it is trained, of a run that is scored afterwards
     output/run_0/result.json                how it ended; only a finished run has one
@@ -13,6 +13,7 @@ A set holds runs of one configuration: the score of a benchmark is taken over al
 
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -349,14 +350,19 @@ class Scalars(durable.Lines):
         Args:
             step: this run's batches so far.
             samples: training samples so far.
-            **values: numbers by name, such as `loss=2.3`. Not-a-number is written as `NaN`.
+            **values: numbers by name, such as `loss=2.3`. One that is not finite is written as null, as
+                JSON has no other word for it.
         """
-        line = {"step": step, "samples": samples, **values}
-        self.append(json.dumps(durable.plain(line, "scalars")), sync=False)
+        line = durable.plain({"step": step, "samples": samples, **values}, "scalars")
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in line.items()
+        }
+        self.append(json.dumps(finite, allow_nan=False), sync=False)
 
     @staticmethod
     def read(path: os.PathLike | str) -> list[dict[str, Any]]:
-        """The lines of a file, without half a line at its end.
+        """The lines of a file, without half a line at its end; null is not-a-number.
 
         Raises:
             UserError: the file is missing, or a whole line is damaged.
@@ -375,5 +381,5 @@ class Scalars(durable.Lines):
                 raise UserError(
                     f"line {number} of {path} is damaged ({error}); remove that line, then try again"
                 ) from error
-            lines.append(line)
+            lines.append({name: math.nan if v is None else v for name, v in line.items()})
         return lines

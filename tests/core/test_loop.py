@@ -242,7 +242,8 @@ def test_all_targets_must_be_met_at_once(tmp_path):
 def test_loss_that_is_not_finite_aborts_and_keeps_the_last_good_checkpoint(tmp_path, capfd):
     benchmark = toys.Toy(targets=HARD, poisoned=(13,))
     result = toys.run(benchmark, tmp_path, checkpoint_every=4, log_every=2, show="plain")
-    assert "not finite: the checkpoint of step 12 is kept" in "".join(capfd.readouterr())
+    said = "".join(capfd.readouterr())
+    assert "the loss of step 14 is not finite: the checkpoint of step 12 is kept" in said
     assert result.status == "aborted" and not result.reached
     assert toys.keys(tmp_path)[-1] == "run_stop"
     assert lines(tmp_path)[-1].metadata["status"] == "aborted"
@@ -250,6 +251,12 @@ def test_loss_that_is_not_finite_aborts_and_keeps_the_last_good_checkpoint(tmp_p
         assert max(kept.steps()) == 12, "nothing is saved once the loss was not finite"
     unfit = [x["step"] for x in Scalars.read(tmp_path / "run_0" / "scalars.jsonl")]
     assert unfit[-1] <= 18, "it is noticed while training, a few lines of scalars later"
+
+
+def test_only_a_checkpoint_that_is_there_is_said_to_be_kept(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "save", lambda *_, **__: None)
+    toys.run(toys.Plain(targets=HARD, poisoned=(5,)), tmp_path, checkpoint_every=4, show="plain")
+    assert "the loss of step 6 is not finite: there is no checkpoint" in "".join(capfd.readouterr())
 
 
 def test_weights_destroyed_under_a_finite_loss_are_not_saved(tmp_path, capfd):
@@ -261,7 +268,8 @@ def test_weights_destroyed_under_a_finite_loss_are_not_saved(tmp_path, capfd):
             return super().loss(model, batch, key) + jnp.sqrt(jnp.abs(bias)).sum()
 
     result = toys.run(Root(targets=HARD), tmp_path, checkpoint_every=1, show="plain")
-    assert "not finite: no checkpoint was taken before" in "".join(capfd.readouterr())
+    said = "".join(capfd.readouterr())
+    assert "a weight after step 1 is not finite: there is no checkpoint" in said
     assert result.status == "aborted" and result.samples == 32
     assert not list((tmp_path / "run_0").glob("checkpoints/*/meta.json"))
 
@@ -272,6 +280,30 @@ def test_skipped_batches_do_not_end_the_run(tmp_path):
     assert result.reached
     losses = {x["step"]: x["loss"] for x in Scalars.read(tmp_path / "run_0" / "scalars.jsonl")}
     assert np.isnan(losses[4]) and np.isnan(losses[12]) and np.isfinite(losses[8])
+
+
+def test_batches_skipped_without_end_end_the_run_also_when_resumed(tmp_path, capfd, monkeypatch):
+    benchmark = toys.Plain(
+        targets=HARD, nonfinite="skip", skip_limit=6, poisoned=tuple(range(5, 99))
+    )
+    given, often = toys.Plain.train_data, dict(checkpoint_every=4, show="plain", mesh="data=1")
+    with monkeypatch.context() as patched:
+        stopped = lambda self, folder: toys.asks_to_stop(given(self, folder), 9)  # noqa: E731
+        patched.setattr(toys.Plain, "train_data", stopped)
+        with pytest.raises(Interrupted):
+            toys.run(benchmark, tmp_path / "a", **often)
+    toys.run(benchmark, tmp_path / "a", resume=True, log_every=1, **often)
+    toys.run(benchmark, tmp_path / "b", **often)
+    said = "".join(capfd.readouterr())
+    assert (
+        said.count("the losses of 6 steps in a row, from step 6 on, are not finite: the che") == 2
+    )
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert lines(folder)[-1].metadata["status"] == "aborted"
+        with Checkpoints(folder / "run_0" / "checkpoints", identity=identity(folder)) as kept:
+            assert 8 <= max(kept.steps()) < 11, "none is taken once it was given up"
+    text = (tmp_path / "a" / "run_0" / "scalars.jsonl").read_text()
+    assert '"loss": null' in text and "NaN" not in text
 
 
 # -- what it refuses -------------------------------------------------------------------------------
