@@ -468,7 +468,7 @@ def weights(state: Any) -> dict[str, Any]:
 
 def options(output: Any, **more: Any) -> RunOptions:
     """Run options of a quiet open run into this folder; seed 1 unless it is resumed."""
-    seed = None if more.get("resume") or more.get("runs") else 1
+    seed = None if {"resume", "runs", "seeds"} & more.keys() else 1
     given = {"division": "open", "show": "none", "seed": seed, "output": str(output), **more}
     return RunOptions(**given)
 

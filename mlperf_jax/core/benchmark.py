@@ -12,7 +12,7 @@ import bisect
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,11 @@ class Benchmark:
     gradient_accumulation_steps: Count = 1
     clip_norm: Positive | None = None
     ema_decay: Fraction | None = None
-    nonfinite: Literal["abort", "skip"] = "abort"
+    nonfinite: Annotated[
+        Literal["abort", "skip"],
+        "a batch whose loss is not finite ends the run, or changes nothing",
+    ] = "abort"
+    skip_limit: Annotated[Count, "batches skipped in a row after which the run gives up"] = 10
     train_samples: Samples
     eval_samples: Samples
     sample_limit: Samples | None = None
@@ -382,6 +386,11 @@ class Benchmark:
     def quality_lines(self, quality: Mapping[str, float]) -> list[tuple[Any, dict[str, Any]]]:
         """Values and metadata of the `eval_accuracy` lines of one evaluation; one line by default."""
         return [(quality[self.targets[0].name], {})]
+
+    @property
+    def bad_steps(self) -> int:
+        """After so many steps in a row whose loss is not finite the run gives up."""
+        return self.skip_limit if self.nonfinite == "skip" else 1
 
     @property
     def schedule_end(self) -> int | None:

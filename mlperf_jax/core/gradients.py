@@ -133,7 +133,7 @@ def loss_parts(
     """The means and the scalars of what `Benchmark.loss` gave."""
     loss, scalars = loss if isinstance(loss, tuple) else (loss, {})
     means = loss if isinstance(loss, Mapping) else {_LOSS: loss}
-    taken = {*scalars, "finite", *([_LOSS] if isinstance(loss, Mapping) else [])} & means.keys()
+    taken = {*scalars, "bad_since", *([_LOSS] if isinstance(loss, Mapping) else [])} & means.keys()
     if taken:
         raise UserError(f"a mean of the loss is called {taken.pop()!r}, which is taken: rename it")
     alone = lambda mean: Weighted(mean, jnp.ones((), mean.dtype))  # noqa: E731

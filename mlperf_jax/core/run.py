@@ -26,6 +26,7 @@ from mlperf_jax.core import (
 )
 from mlperf_jax.core.checkpoints import Checkpoints, checksums
 from mlperf_jax.core.members import full_log
+from mlperf_jax.core.next_run import NextRun, next_run
 from mlperf_jax.core.preflight import PlannedRun
 from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.standing import Ended, Standing
@@ -37,8 +38,6 @@ from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import Result, config_hash, run_name, versions
 from mlperf_jax.results.runs import RunFolder, RunSet, Scalars
 
-TRAINED = "trained.json"  # an offline run's note that its training has ended
-
 
 class Run:
     """One run of a set. A context manager: leaving it closes files and threads, whatever happened.
@@ -46,14 +45,18 @@ class Run:
     Args:
         plan: what passed preflight.
         notes: lines for the display.
+        to_score: it was trained before and is scored now.
 
     Attributes:
+        left: how many runs its launch trains after it.
         standing: where the run stands; the loop moves it on.
         notes: lines for the display, before its first step.
         trained: what an offline run noted when its training ended, or None before that.
     """
 
-    def __init__(self, plan: PlannedRun, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, plan: PlannedRun, notes: Sequence[str] = (), *, to_score: bool = False
+    ) -> None:
         self.plan = plan
         self.benchmark, self.options, self.assembly = plan.benchmark, plan.options, plan.assembly
         self.official = rules.resolve(plan.benchmark.name, plan.benchmark.ruleset)
@@ -69,7 +72,8 @@ class Run:
         self.resumed = 0
         self.notes = list(notes)
         with contextlib.ExitStack() as last_first:  # each is closed though another may fail
-            self.folder, self.started, self.seed, self.trained = self._open_folder(last_first)
+            opened = self._open_folder(last_first, to_score)
+            self.folder, self.started, self.seed, self.trained, self.left = opened
             last_first.callback(lambda: self.scalars and self.scalars.close())
             last_first.callback(lambda: self.log.close())
             self.checkpoints = Checkpoints(
@@ -103,46 +107,48 @@ class Run:
     # -- the folder ----------------------------------------------------------------------------
 
     def _open_folder(
-        self, closing: contextlib.ExitStack
-    ) -> tuple[RunFolder, bool, int, dict[str, Any] | None]:
-        """The run's folder, which process 0 takes, and what it says: has it started, its seed, is it trained."""
+        self, closing: contextlib.ExitStack, to_score: bool
+    ) -> tuple[RunFolder, bool, int, dict[str, Any] | None, int]:
+        """The run's folder, which process 0 takes, what it says (has it started, its seed, is it trained), and
+        how many runs follow.
+        """
         taken: list[RunFolder] = []
 
-        def take() -> tuple[int, bool, int, dict[str, Any] | None]:
-            folder = self._take_folder()
+        def take() -> tuple[int, bool, int, dict[str, Any] | None, int]:
+            folder, left = self._take_folder(to_score)
             taken.append(folder)
             closing.callback(folder.release)
             if not folder.started:
                 folder.reset()
-            noted = folder.path / TRAINED
+            noted = folder.trained_path
             trained = durable.read_json(noted) if noted.exists() else None
-            return folder.index, folder.started, self._seed(folder), trained
+            return folder.index, folder.started, self._seed(folder), trained, left
 
-        index, started, seed, trained = processes.from_primary(take)
-        return taken[0] if taken else RunFolder(self.root, index), started, seed, trained
+        index, started, seed, trained, left = processes.from_primary(take)
+        folder = taken[0] if taken else RunFolder(self.root, index)
+        return folder, started, seed, trained, left
 
-    def _take_folder(self) -> RunFolder:
+    def _take_folder(self, to_score: bool) -> tuple[RunFolder, int]:
         self.mirror.pull()
         runs, options = RunSet(self.root), self.options
+        trained = runs.unfinished() if to_score else None
+        run = NextRun(trained, None, 0) if trained else next_run(runs, options)
         about = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
         about["benchmark"] = python_file.place(type(self.benchmark))
-        if options.seed is None:  # from the system's entropy, as the closed rules ask
-            about["seed"] = random.SystemRandom().randrange(2**32)
+        if run.seed is None:  # from the system's entropy, as the closed rules ask
+            run = dataclasses.replace(run, seed=random.SystemRandom().randrange(2**32))
+        about["seed"] = run.seed
         for name in ("optimizer", "transform"):
             if not isinstance(about[name], str):
                 about[name] = None  # the configuration tells it from others
         if self.plan.optimizer:
             about["optimizer_traced_by"] = optimizer_trace.libraries()
-        folder = runs.resume(self.config, about) if options.resume else None
-        if folder is not None:
-            return folder
-        more = options.runs > 1 and len(runs.runs()) < options.runs
-        if options.resume and not more:
-            raise UserError(f"{self.root} holds no unfinished run: leave --resume out to begin one")
-        left = runs.unfinished()
-        if left is not None and not (left.path / TRAINED).exists():
-            self.notes.append(f"note: {left.path} is unfinished, and --resume would take it up")
-        return runs.create(self.config, about)
+        if run.folder is not None:
+            return runs.resume(self.config, about, run.folder) or run.folder, run.left
+        if (begun := runs.untrained()) and not options.resume:
+            path = begun[0].path
+            self.notes.append(f"note: {path} is unfinished, and --resume would take it up")
+        return runs.create(self.config, about), run.left
 
     def _seed(self, folder: RunFolder) -> int:
         seed = folder.config()["options"]["seed"]
@@ -402,7 +408,7 @@ class Run:
             "seconds_training": self.standing.seconds_training,
             "resumed": self.resumed,
         }
-        durable.write_json(self.folder.path / TRAINED, noted)
+        durable.write_json(self.folder.trained_path, noted)
         self.mirror.push(final=True)
 
     def conclude(

@@ -3,7 +3,8 @@
     params   trained weights            frozen  weights outside gradient, optimizer and checkpoint
     tables   tables looked up by row    stats   running statistics of batch norm and the like
     opt      the optimizer's state      ema     averaged params, where the benchmark asks for them
-    step     batches done, int32        finite  false once a loss was not finite
+    step     batches done, int32        bad_since  the first step of those whose loss is not finite, 0 if the
+                                                   last one's is; it stays once the run is given up
     updates  what the optimizer's count is, for learning rates of tables; where there are any
     evaluations  of the loss beside the gradients', by optimizers that ask for them
 
@@ -252,7 +253,7 @@ def initial_state(
         state["updates"] = jnp.zeros((), jnp.int32)
     if asks:
         state["evaluations"] = jnp.zeros((), jnp.int32)
-    return {**state, "step": jnp.zeros((), jnp.int32), "finite": jnp.ones((), bool)}
+    return {**state, "step": jnp.zeros((), jnp.int32), "bad_since": jnp.zeros((), jnp.int32)}
 
 
 def chosen_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any = None) -> Any:
@@ -310,8 +311,13 @@ class WithEvalParams:
 Optimizer = optax.GradientTransformationExtraArgs | WithEvalParams
 
 
-def all_finite(state: State) -> jax.Array:
-    """Whether every loss so far and every weight is finite: only such a state is worth keeping.
+def given_up(benchmark: Benchmark, step: Any, bad_since: Any) -> Any:
+    """Whether so many losses in a row were not finite, up to this step's, that the run is given up."""
+    return (bad_since > 0) & (step - bad_since + 1 >= benchmark.bad_steps)
+
+
+def all_finite(benchmark: Benchmark, state: State) -> jax.Array:
+    """Whether every weight is finite, and no loss gave the run up: only such a state is worth keeping.
 
     The loss of the step that destroys the weights may itself be finite.
     """
@@ -321,7 +327,7 @@ def all_finite(state: State) -> jax.Array:
         for leaf in jax.tree.leaves(parts)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
-    return jnp.stack([state["finite"], *finite]).all()
+    return jnp.stack([~given_up(benchmark, state["step"], state["bad_since"]), *finite]).all()
 
 
 def _is_transformation(thing: object) -> bool:

@@ -33,8 +33,8 @@ def make_train_step(
     """`(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
 
     The batch is split into `gradient_accumulation_steps` micro-batches: micro-batch i holds rows
-    i, i+n, i+2n, …, so that each device works on all of them. Metrics are scalars: `loss`, `finite`,
-    what the benchmark's loss adds, and its means where it has several.
+    i, i+n, i+2n, …, so that each device works on all of them. Metrics are scalars: `loss`,
+    `bad_since`, what the benchmark's loss adds, and its means where it has several.
     """
     benchmark, tx = assembly.benchmark, assembly.tx
 
@@ -66,17 +66,24 @@ def make_train_step(
             new["ema"] = jax.tree.map(
                 lambda a, p: decay * a + (1 - decay) * p, state["ema"], new["params"]
             )
-        finite = state["finite"] & jnp.isfinite(loss)
+        bad = ~jnp.isfinite(loss)
         if benchmark.nonfinite == "skip":  # a batch with no finite micro-batch changes nothing
             old = {part: state[part] for part in new}
             new = jax.tree.map(lambda a, b: jnp.where(used > 0, a, b), new, old)
             ids = _nowhere_unless(used > 0, ids, benchmark.tables() if ids else {})
-            finite, loss = state["finite"], jnp.where(used > 0, loss, jnp.nan)
+            bad, loss = used == 0, jnp.where(used > 0, loss, jnp.nan)
         tables = _update_tables(assembly, state, ids, row_grads)
-        new = {**state, **new, "tables": tables, "step": state["step"] + 1, "finite": finite}
-        return new, {**found["scalars"], **counted, "loss": loss, "finite": finite}
+        moved = {"step": state["step"] + 1, "bad_since": _bad_since(benchmark, state, bad)}
+        scalars = {**found["scalars"], **counted, "loss": loss, "bad_since": moved["bad_since"]}
+        return {**state, **new, "tables": tables, **moved}, scalars
 
     return step
+
+
+def _bad_since(benchmark: Benchmark, state: State, bad: jax.Array) -> jax.Array:
+    step, since = state["step"], state["bad_since"]
+    now = jnp.where(bad, jnp.where(since > 0, since, step + 1), 0)
+    return jnp.where(states.given_up(benchmark, step, since), since, now)
 
 
 def _after_step(benchmark: Benchmark, stats: State) -> State:

@@ -196,7 +196,7 @@ def options_here(saved: Mapping[str, Any], **changes: Any) -> RunOptions:
     """
     known = {f.name for f in dataclasses.fields(RunOptions)}
     given = {name: value for name, value in saved.items() if name in known}
-    here = {"runs": 1, **dict.fromkeys(("seed", "coordinator", "processes", "process"))}
+    here = {"runs": 1, **dict.fromkeys(("seed", "seeds", "coordinator", "processes", "process"))}
     options = RunOptions(**{**given, **here, **changes})
     try:
         meshes.make_mesh(options.mesh)

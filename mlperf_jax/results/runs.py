@@ -2,8 +2,9 @@
 
     output/result_0.txt … result_4.txt      one log per run, side by side
     output/run_0/config.json                what was trained, resolved, with its hash
-    output/run_0/scalars.jsonl              one JSON object per line: step, samples, loss …
+    output/run_0/scalars.jsonl              one JSON object per line: step, samples, loss …; null: not finite
     output/run_0/checkpoints/               written by the training loop
+    output/run_0/trained.json               that it is trained, of a run that is scored afterwards
     output/run_0/result.json                how it ended; only a finished run has one
     output/run_0/lock                       held by the process that writes this run
 
@@ -12,6 +13,7 @@ A set holds runs of one configuration: the score of a benchmark is taken over al
 
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -48,6 +50,7 @@ class RunFolder:
         self.log_path = self.root / f"result_{index}.txt"
         self.config_path = self.path / "config.json"
         self.scalars_path = self.path / "scalars.jsonl"
+        self.trained_path = self.path / "trained.json"
         self.result_path = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
         self._lock: tuple[pathlib.Path, int] | None = None
@@ -68,6 +71,18 @@ class RunFolder:
     def _logged(self, key: str) -> bool:
         return self.log_path.exists() and any(line.key == key for line in log.read(self.log_path))
 
+    @property
+    def seed(self) -> int | None:
+        """The run's seed as its log has it, else its configuration; None before either is written."""
+        seed = self._logged_seed()
+        if seed is None and self.config_path.exists():
+            return self.config()["options"].get("seed")
+        return seed
+
+    def _logged_seed(self) -> int | None:
+        lines = log.read(self.log_path) if self.log_path.exists() else []
+        return next((line.value for line in lines if line.key == "seed"), None)
+
     def config(self) -> dict[str, Any]:
         """The saved `config.json`: `config_hash`, `config` and `options`."""
         document = durable.read_json(self.config_path)
@@ -77,6 +92,31 @@ class RunFolder:
                 "or start a new run"
             )
         return document
+
+    def check_config(self) -> None:
+        """Nothing, if `config.json` is what the run saved, as far as its hash and the log can tell.
+
+        Raises:
+            UserError: a run that has a log lacks it, or it was edited.
+        """
+        logged = self._logged_seed()
+        mend = (
+            f"restore it, or move {self.path} and {self.log_path.name} away and start another run"
+        )
+        if not self.config_path.exists():
+            if logged is None and not self.started:
+                return  # killed before it was written
+            raise UserError(
+                f"{self.config_path} is gone, and with it what the run was given: {mend}"
+            )
+        saved = self.config()
+        seed = saved.get("options", {}).get("seed")
+        if logged is not None and seed != logged:
+            raise UserError(
+                f"{self.config_path} was edited, as it has seed {seed} and {self.log_path.name} {logged}: {mend}"
+            )
+        if config_hash(saved.get("config", {})) != saved["config_hash"]:
+            raise UserError(f"{self.config_path} was edited, as its hash is another: {mend}")
 
     def save_config(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """Writes `config.json`.
@@ -199,6 +239,11 @@ class RunSet:
         """The first run that was not brought to its end, or None. A foreign log is not ours to end."""
         return next((run for run in self.runs() if run.path.is_dir() and not run.finished), None)
 
+    def untrained(self) -> list[RunFolder]:
+        """The runs that were not trained to their end, by number."""
+        begun = [run for run in self.runs() if run.path.is_dir() and not run.finished]
+        return [run for run in begun if not run.trained_path.exists()]
+
     def create(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> RunFolder:
         """Makes the next run: the lowest number that neither a folder nor a log has, locked.
 
@@ -207,9 +252,11 @@ class RunSet:
             options: the run's options.
 
         Raises:
-            UserError: the folder holds runs of another configuration, or cannot be written.
+            UserError: the folder holds runs of another configuration, or one with this seed, or cannot
+                be written.
         """
         self._refuse_other(config, options)
+        self._refuse_seed(options.get("seed"))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -230,17 +277,20 @@ class RunSet:
         run.save_config(config, options)
         return run
 
-    def resume(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> RunFolder | None:
-        """The unfinished run, locked; None when there is none.
+    def resume(
+        self, config: Mapping[str, Any], options: Mapping[str, Any], run: RunFolder | None = None
+    ) -> RunFolder | None:
+        """A run, the first unfinished one by default, locked; None when there is none.
 
         Its `config.json` is kept as it is, or written when the run was killed before that.
 
         Raises:
-            UserError: it has another configuration, or another process writes it.
+            UserError: it has another configuration, or lost its own, or another process writes it.
         """
-        run = self.unfinished()
+        run = run or self.unfinished()
         if run is None:
             return None
+        run.check_config()
         run.acquire()
         try:
             if run.config_path.exists():
@@ -251,6 +301,14 @@ class RunSet:
             run.release()
             raise
         return run
+
+    def _refuse_seed(self, seed: int | None) -> None:
+        same = next((run for run in self.runs() if run.seed == seed is not None), None)
+        if same is not None:
+            raise UserError(
+                f"{same.path} has seed {seed} already, and runs of one set need seeds of their own: give "
+                "another seed, or another output folder"
+            )
 
     def _refuse_other(
         self,
@@ -306,14 +364,19 @@ class Scalars(durable.Lines):
         Args:
             step: this run's batches so far.
             samples: training samples so far.
-            **values: numbers by name, such as `loss=2.3`. Not-a-number is written as `NaN`.
+            **values: numbers by name, such as `loss=2.3`. One that is not finite is written as null, as
+                JSON has no other word for it.
         """
-        line = {"step": step, "samples": samples, **values}
-        self.append(json.dumps(durable.plain(line, "scalars")), sync=False)
+        line = durable.plain({"step": step, "samples": samples, **values}, "scalars")
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in line.items()
+        }
+        self.append(json.dumps(finite, allow_nan=False), sync=False)
 
     @staticmethod
     def read(path: os.PathLike | str) -> list[dict[str, Any]]:
-        """The lines of a file, without half a line at its end.
+        """The lines of a file, without half a line at its end; null is not-a-number.
 
         Raises:
             UserError: the file is missing, or a whole line is damaged.
@@ -332,5 +395,5 @@ class Scalars(durable.Lines):
                 raise UserError(
                     f"line {number} of {path} is damaged ({error}); remove that line, then try again"
                 ) from error
-            lines.append(line)
+            lines.append({name: math.nan if v is None else v for name, v in line.items()})
         return lines

@@ -222,7 +222,7 @@ def test_each_mean_is_logged_by_its_name(tmp_path):
         assert line["rows"] == 32
 
 
-@pytest.mark.parametrize("name", ["loss", "finite", "rows"])
+@pytest.mark.parametrize("name", ["loss", "bad_since", "rows"])
 def test_a_name_that_is_taken_is_refused(name):
     class Named(toys.Plain):
         def loss(self, model, batch, key):
