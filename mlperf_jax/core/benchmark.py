@@ -457,7 +457,14 @@ class Benchmark:
             UserError: it is of a version that has other fields.
         """
         mine = {field.name for field in dataclasses.fields(cls)}
-        theirs = config.keys() - {"benchmark", "division", "optimizer", "transform", "code"}
+        theirs = config.keys() - {
+            "benchmark",
+            "division",
+            "optimizer",
+            "optimizer_changes",
+            "transform",
+            "code",
+        }
         if mine != theirs:
             differ = (("has", sorted(theirs - mine)), ("lacks", sorted(mine - theirs)))
             said = " and ".join(f"it {verb} {', '.join(names)}" for verb, names in differ if names)

@@ -41,6 +41,9 @@ class RunOptions:
         'behind the benchmark\'s own, a list of them, or a name "file.py:make"; requires open',
     ] = None
     resume: Annotated[bool, "take up the unfinished run of the set"] = False
+    new_optimizer: Annotated[
+        bool, "resume though the run began with another optimizer, whose state fits: it is logged"
+    ] = False
     max_samples: Annotated[Samples | None, "stop (aborted) after this many samples"] = None
     checkpoint_every: Annotated[Count | None, "steps between them; evaluations take one too"] = None
     keep_checkpoints: Annotated[Count, "how many checkpoints are kept"] = 2
@@ -72,6 +75,8 @@ class RunOptions:
             raise UserError(
                 "runs of one set need seeds of their own: leave --seed out, or --runs at 1"
             )
+        if self.new_optimizer and not self.resume:
+            raise UserError("--new-optimizer is for a run that is taken up: add --resume")
         if self.process is not None and self.process >= (self.processes or 1):
             raise UserError(
                 f"process {self.process} of {self.processes or 1}: they are numbered from 0"

@@ -35,7 +35,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, keys, log as logs, rules
 from mlperf_jax.results.header import header
 from mlperf_jax.results.remote import Mirror
-from mlperf_jax.results.result import Result, config_hash, run_name, versions
+from mlperf_jax.results.result import Result, run_name, trained_hash, versions
 from mlperf_jax.results.runs import RunFolder, RunSet, Scalars
 
 
@@ -81,7 +81,7 @@ class Run:
                 keep=plan.options.keep_checkpoints,
                 identity={
                     "benchmark": plan.benchmark.name,
-                    "configuration": config_hash(self.config),
+                    "configuration": trained_hash(self.config),
                     "optimizer state": _structure(plan.assembly.abstract["opt"]),
                 },
             )
@@ -143,6 +143,7 @@ class Run:
                 about[name] = None  # the configuration tells it from others
         if self.plan.optimizer:
             about["optimizer_traced_by"] = optimizer_trace.libraries()
+        about["optimizer_state"] = _structure(self.assembly.abstract["opt"])
         if run.folder is not None:
             return runs.resume(self.config, about, run.folder) or run.folder, run.left
         if (begun := runs.untrained()) and not options.resume:
@@ -328,6 +329,7 @@ class Run:
             "scalars_offset": self.scalars.offset if self.scalars else 0,
             "mesh": meshes.describe(self.assembly.mesh),
             "seed": self.seed,
+            "optimizer": self.plan.optimizer,
         }
         self.checkpoints.save(standing.saved, self.assembly.kept(state), meta, sealed=sealed)
         if self.primary:
@@ -357,7 +359,14 @@ class Run:
             return None
         self.standing = Standing.of(meta)
         self.progress.say(f"resumed after step {self.standing.step:,}")
+        if meta["optimizer"] != self.plan.optimizer:
+            self._log_new_optimizer(meta["optimizer"])
         return with_untrained(self.assembly, state, self.seed, self.data_dir)
+
+    def _log_new_optimizer(self, before: str | None) -> None:
+        step, now = self.standing.step, self.plan.optimizer
+        self.log.event("optimizer_changed", now, before=before, **self.position(step))
+        self.progress.say(f"from here on by another optimizer: {now} instead of {before}")
 
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""

@@ -32,7 +32,7 @@ from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
 from mlperf_jax.results.remote import Mirror
-from mlperf_jax.results.result import config_hash
+from mlperf_jax.results.result import config_hash, trained_hash
 from mlperf_jax.results.runs import RunFolder, RunSet
 
 
@@ -238,7 +238,7 @@ def load(
     with Checkpoints(kept.checkpoints, identity=None) as checkpoints:
         step = _chosen_step(kept, benchmark, checkpoints.steps(), step)
         newest = checkpoints.latest_meta() or {}
-        theirs, ours = newest.get("identity", {}).get("configuration"), config_hash(kept.config)
+        theirs, ours = newest.get("identity", {}).get("configuration"), trained_hash(kept.config)
         if theirs not in (None, ours):
             raise UserError(
                 f"{kept.checkpoints} holds checkpoints of the configuration {theirs}, and "

@@ -62,6 +62,11 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:8]
 
 
+def trained_hash(config: dict[str, Any]) -> str:
+    """The same of what checkpoints belong to: all but the optimizer, which may change on the way."""
+    return config_hash({n: v for n, v in config.items() if not n.startswith("optimizer")})
+
+
 def run_name(benchmark: str, config: dict[str, Any], *, tiny: bool) -> str:
     """The default name of an output folder: `<benchmark>[-tiny]-<8 hex digits of the configuration>`."""
     return f"{benchmark}{'-tiny' if tiny else ''}-{config_hash(config)}"

@@ -30,6 +30,7 @@ try:
 except ImportError:  # Windows has no such locks; runs there are not guarded
     fcntl = None
 
+_CHANGES = "optimizer_changes"  # in a configuration: the programs of the optimizers before
 _held: set[pathlib.Path] = (
     set()
 )  # locks belong to a process, so a second one here needs our own check
@@ -282,7 +283,8 @@ class RunSet:
     ) -> RunFolder | None:
         """A run, the first unfinished one by default, locked; None when there is none.
 
-        Its `config.json` is kept as it is, or written when the run was killed before that.
+        Its `config.json` is kept as it is, or written when the run was killed before that. With the option
+        `new_optimizer` it may go on with another optimizer, and its configuration then tells of both.
 
         Raises:
             UserError: it has another configuration, or lost its own, or another process writes it.
@@ -294,13 +296,39 @@ class RunSet:
         run.acquire()
         try:
             if run.config_path.exists():
-                self._refuse_other(config, options, [run])
+                if options.get("new_optimizer"):
+                    self._change_optimizer(run, config, options)
+                past = run.config().get("config", {}).get(_CHANGES)
+                own = config if past is None else {**config, _CHANGES: past}
+                self._refuse_other(own, options, [run])
             else:
                 run.save_config(config, options)
         except BaseException:
             run.release()
             raise
         return run
+
+    def _change_optimizer(
+        self, run: RunFolder, config: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> None:
+        """Writes down that a run goes on with another optimizer, if all else is its own."""
+        saved, new = run.config().get("config", {}), durable.plain(dict(config))
+        differ = {n for n in {*saved, *new} if not durable.same(saved.get(n), new.get(n))}
+        if differ - {_CHANGES} != {"optimizer"}:
+            return
+        if len(self.runs()) > 1:
+            raise UserError(
+                f"{self.path} holds other runs, and a set has one optimizer: leave --new-optimizer out, or copy "
+                f"{run.path.name} and {run.log_path.name} to a folder of their own"
+            )
+        was, now = (o.get("optimizer_state") for o in (run.config().get("options", {}), options))
+        if was != now:
+            raise UserError(
+                f"the state that the optimizer of {run.path} has left does not fit the new one: give an "
+                "optimizer with the same state, or another output folder"
+            )
+        past = [*saved.get(_CHANGES, []), saved["optimizer"]]
+        run.save_config({**config, _CHANGES: past}, {**options, "seed": run.seed})
 
     def _refuse_seed(self, seed: int | None) -> None:
         same = next((run for run in self.runs() if run.seed == seed is not None), None)
