@@ -276,7 +276,6 @@ def load(
     step: int | None = None,
     data_dir: str | None = None,
     mesh: str | None = None,
-    optimizer: Any = None,
 ) -> Trained:
     """A run's benchmark with the weights it trained, ready to be used, on the devices that are here.
 
@@ -288,8 +287,6 @@ def load(
             base of a LoRA run, are read from there.
         mesh: "data=4,fsdp=2"; by default the run's own where there are enough devices, else all of them
             on `data`. The run may have had others.
-        optimizer: the one that the run was given, where it was an object that evaluates other weights
-            than it trains.
 
     Raises:
         UserError: no run there, of another version, no checkpoint (of this step), or a damaged one.
@@ -314,7 +311,6 @@ def load(
         lambda: data_folder(benchmark, where),
         step=step,
         mesh=mesh,
-        optimizer=optimizer,
     )
 
 

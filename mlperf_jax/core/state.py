@@ -12,6 +12,7 @@ file and `ops/stack.py` are the only places that split or merge a module.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import KeyPath
 
-from mlperf_jax.core import compiling, mesh as meshes
+from mlperf_jax.core import averages, compiling, mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark, Reader, Shape, Start
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding, embedding_plan
@@ -55,6 +56,8 @@ class Assembly:
         tree: the description of the trained parameters.
         tx: the optimizer, clipping included.
         abstract: the state's shapes, dtypes and shardings.
+        eval_params: `(opt, params) -> params`, the weights that evaluation reads, where the optimizer
+            evaluates others than it trains.
     """
 
     benchmark: Benchmark
@@ -63,6 +66,7 @@ class Assembly:
     tx: Optimizer
     mesh: Mesh
     abstract: State
+    eval_params: averages.EvalParams | None = None
 
     @property
     def parameters(self) -> int:
@@ -99,9 +103,22 @@ class Assembly:
         return bool(jax.tree.leaves(self._untrained(self.abstract)))
 
     def kept(self, state: Mapping[str, Any]) -> State:
-        """What checkpoints hold of a state: all but frozen weights and untrained tables."""
+        """What a run goes on from: all of a state but frozen weights and untrained tables."""
         kept = {part: value for part, value in state.items() if part != "frozen"}
         return {**kept, "tables": self._tables(state, trained=True)}
+
+    def saved(self, state: State) -> State:
+        """What checkpoints hold: what is kept, and what evaluation reads where only the optimizer knows it."""
+        if self.evaluates != "evaluated":
+            return self.kept(state)
+        return {**self.kept(state), "evaluated": self._averaged(state["opt"], state["params"])}
+
+    @property
+    def evaluates(self) -> str:
+        """The part of a checkpoint that holds the weights that evaluation reads."""
+        if "ema" in self.abstract:
+            return "ema"
+        return "params" if self.eval_params is None else "evaluated"
 
     def _untrained(self, state: Mapping[str, Any]) -> State:
         return {"frozen": state["frozen"], "tables": self._tables(state, trained=False)}
@@ -156,10 +173,21 @@ class Assembly:
         view = {part: state[part] for part in ("params", "frozen", "tables", "stats")}
         if "ema" in state:
             view["params"] = state["ema"]
-        elif isinstance(self.tx, WithEvalParams):
-            averaged = jax.jit(self.tx.eval_params, out_shardings=self.shardings["params"])
-            view["params"] = averaged(state["opt"], state["params"])
+        elif self.eval_params is not None:
+            view["params"] = self._averaged(state["opt"], state["params"])
         return view
+
+    @functools.cached_property
+    def _averaged(self) -> jax.stages.Wrapped:
+        assert self.eval_params is not None
+        return jax.jit(self.eval_params, out_shardings=self.shardings["params"])
+
+    def begin_from(self, state: State, start: Start) -> State:
+        """`begin_from`, with an optimizer state of these weights where evaluation weights follow from it."""
+        anew = None
+        if self.eval_params is not None:
+            anew = jax.jit(self.tx.init, out_shardings=self.shardings["opt"])
+        return begin_from(state, start, anew)
 
 
 def _memory(mesh: Mesh) -> float | None:
@@ -200,7 +228,9 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
         abstract,
         shardings,
     )
-    return Assembly(benchmark, found["graphdef"], tree, tx, mesh, abstract)
+    own = tx.eval_params if isinstance(tx, WithEvalParams) else None
+    eval_params = averages.eval_params(benchmark, own, abstract["opt"], abstract["params"])
+    return Assembly(benchmark, found["graphdef"], tree, tx, mesh, abstract, eval_params)
 
 
 def _store_rules(benchmark: Benchmark, mesh: Mesh) -> meshes.Rules:
@@ -275,7 +305,7 @@ class WithEvalParams:
 
     init: optax.TransformInitFn
     update: optax.TransformUpdateExtraArgsFn
-    eval_params: Callable[[optax.OptState, State], State]
+    eval_params: averages.EvalParams
 
 
 Optimizer = optax.GradientTransformationExtraArgs | WithEvalParams
@@ -368,10 +398,17 @@ def _integer_keys(tree: Any) -> Any:
 # -- start checkpoints -----------------------------------------------------------------------------
 
 
-def begin_from(state: State, start: Start) -> State:
+def begin_from(
+    state: State, start: Start, optimizer: Callable[[State], optax.OptState] | None = None
+) -> State:
     """The state with the given weights in place of random ones, each read straight onto its devices.
 
     What is replaced is deleted before it is read, so that no device needs room for both.
+
+    Args:
+        state: with random weights.
+        start: what it begins from.
+        optimizer: makes the optimizer's state from new weights, where that matters.
 
     Raises:
         UserError: for a path the state lacks or a shape that differs, naming it.
@@ -383,8 +420,13 @@ def begin_from(state: State, start: Start) -> State:
             raise UserError(f"start checkpoint has {path!r}, which this model lacks")
         leaves[path] = read_leaf(path, leaves[path], source)
     state = {**state, **{part: {} for part in parts}, **trees.unflatten(leaves)}
-    if "ema" in state and any(path.startswith("params/") for path in start.weights):
-        state["ema"] = jax.tree.map(jnp.copy, state["params"])
+    if any(path.startswith("params/") for path in start.weights):
+        if "ema" in state:
+            state["ema"] = jax.tree.map(jnp.copy, state["params"])
+        if optimizer is not None:
+            for leaf in jax.tree.leaves(state["opt"]):
+                leaf.delete()
+            state["opt"] = optimizer(state["params"])
     if start.optimizer_step:
         state["opt"] = set_optimizer_step(state["opt"], start.optimizer_step)
         if "updates" in state:

@@ -259,6 +259,19 @@ def test_readers_are_asked_for_a_part_of_a_sharded_leaf():
     }
 
 
+def test_an_average_begins_with_the_weights_of_the_start():
+    kernel = np.ones((toys.FEATURES, toys.CLASSES), np.float32)
+    tx = optax.inject_hyperparams(optax.contrib.schedule_free_sgd)(0.1)
+    assembly = toys.prepared(toys.Plain(), MESH, tx)
+    before = assembly.create(0)
+    after = assembly.begin_from(before, Start({"params/head/kernel": kernel}, 7))
+    view = assembly.eval_view(after)["params"]
+    np.testing.assert_allclose(view["head"]["kernel"], kernel, rtol=1e-6)
+    assert int(after["opt"].count) == 7
+    for path, leaf in trees.flatten_paths(after).items():
+        assert leaf.sharding == trees.flatten_paths(before)[path].sharding, path
+
+
 def test_start_sets_every_count_of_the_optimizer():
     tx = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda count: -0.1 * count))
     _, after = started(Start({}, 100), toys.Layered(), optimizer=per_layer(tx))
