@@ -210,7 +210,8 @@ def run(name: Named, *, tiny: bool = False, **settings: Any) -> Any:
         name: as `names()` spells it, or one of your own: "my_file.py:Wine", its class, or an object.
         tiny: run the small stand-in: no data to fetch, a minute on two CPU cores.
         **settings: fields of `RunOptions` (data_dir, output, seed, mesh, division, optimizer, transform, …) and
-            of the benchmark (batch_size, …).
+            of the benchmark (batch_size, …). An optimizer with schedule-free parts is evaluated at its averaged
+            weights, and one that has `eval_params(opt_state, params)` at what that gives (README).
 
     Raises:
         UserError: for anything the user can mend, before any file is touched where possible.

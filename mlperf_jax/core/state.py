@@ -481,9 +481,9 @@ def set_optimizer_step(opt: optax.OptState, step: int) -> optax.OptState:
     """The optimizer's state with each of its counts set to `step`."""
 
     def count(path: KeyPath, leaf: jax.Array) -> jax.Array:
-        # one number, or one per layer under `per_layer`
-        named = jax.tree_util.keystr(path[-1:], simple=True) == "count"
-        return _filled(leaf, step) if named else leaf
+        # one number, or one per layer under `per_layer`; schedule-free optimizers count from 1
+        first = {"count": 0, "step_count": 1}.get(jax.tree_util.keystr(path[-1:], simple=True))
+        return leaf if first is None else _filled(leaf, first + step)
 
     return jax.tree_util.tree_map_with_path(count, opt)
 

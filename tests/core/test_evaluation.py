@@ -1,10 +1,12 @@
 """Quality: sums and rows over all batches, inline and beside the steps."""
 
 import dataclasses
+import pathlib
 import threading
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -86,6 +88,24 @@ def test_an_optimizer_may_evaluate_other_weights_than_it_trains():
         for leaf, wanted in zip(jax.tree.leaves(view), jax.tree.leaves(state), strict=False):
             assert leaf.sharding.mesh == wanted.sharding.mesh
         assert measuring.quality(state, 1)
+
+
+def test_the_readmes_optimizer_is_evaluated_at_its_mean():
+    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    code = text[
+        text.index("class Averaged:") : text.index('run("resnet", tiny=True, optimizer=Averaged')
+    ]
+    names = {"jax": jax, "jnp": jnp, "optax": optax}
+    exec(code, names)
+
+    class Mean(toys.Plain):
+        def optimizer(self, tree):
+            return names["Averaged"]()
+
+    state, _ = toys.stepped(Mean(), "data=8", steps=3)
+    view = evaluator(Mean())[0].assembly.eval_view(state)
+    assert toys.distance(view["params"], state["opt"][1]) == 0
+    assert toys.distance(view["params"], state["params"]) > 1e-3
 
 
 def test_weights_that_are_no_parameters_are_refused():

@@ -267,7 +267,7 @@ def test_an_average_begins_with_the_weights_of_the_start():
     after = assembly.begin_from(before, Start({"params/head/kernel": kernel}, 7))
     view = assembly.eval_view(after)["params"]
     np.testing.assert_allclose(view["head"]["kernel"], kernel, rtol=1e-6)
-    assert int(after["opt"].count) == 7
+    assert int(after["opt"].count) == 7 and int(after["opt"].inner_state.step_count) == 8
     for path, leaf in trees.flatten_paths(after).items():
         assert leaf.sharding == trees.flatten_paths(before)[path].sharding, path
 
