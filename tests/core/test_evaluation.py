@@ -78,8 +78,9 @@ def test_an_optimizer_may_evaluate_other_weights_than_it_trains():
         def optimizer(self, tree):
             return Averaging()
 
-    with pytest.raises(UserError, match=r"ema_decay 0\.9.*and so does the optimizer.*to None"):
-        evaluator(Averaged(ema_decay=0.9))
+    for tx in (Averaging(), optax.contrib.schedule_free_sgd(0.1)):
+        with pytest.raises(UserError, match=r"ema_decay 0\.9.*so does the optimizer.*to None"):
+            toys.prepared(toys.Toy(), optimizer=tx)
     for clip_norm in (None, 1.0):
         benchmark = Averaged(ema_decay=None, clip_norm=clip_norm)
         measuring, state = evaluator(benchmark, "data=2,fsdp=4")
