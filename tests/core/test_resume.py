@@ -197,7 +197,9 @@ def test_another_optimizer_of_the_same_name_is_refused(tmp_path):
     assert run(toys.Toy(), tmp_path, resume=True, optimizer=optax.adam(1e-2)).resumed == 1
 
 
-@pytest.mark.parametrize("optimizer", ["lamb:1e-2", "muon:1e-2"])
+@pytest.mark.parametrize(
+    "optimizer", ["lamb:1e-2", "muon:1e-2", optax.contrib.schedule_free_adamw(1e-2)]
+)
 def test_optimizers_with_nested_state_are_resumed(optimizer, tmp_path):
     short = dict(max_samples=32 * 15, optimizer=optimizer, mesh="data=2,fsdp=4")
     endless = {"targets": (Target("accuracy", above=1.0),)}
