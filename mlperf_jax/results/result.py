@@ -92,6 +92,7 @@ class Result:
         ruleset: the round whose rules the run followed, such as "4.0.0".
         device_count: chips used.
         scored: of a run that was scored afterwards, the samples of the checkpoints that were.
+        optimizer: the name of the one that replaced the benchmark's, "" where nothing did.
     """
 
     benchmark: str
@@ -114,6 +115,7 @@ class Result:
     ruleset: str = ""
     device_count: int = 1
     scored: list[int] = dataclasses.field(default_factory=list)
+    optimizer: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `result.json`: every field, and the notices that go with any score."""
@@ -147,6 +149,7 @@ class Result:
             f"{self._what()}: {self._outcome()}",
             f"{self.samples:,} samples in {_duration(self.seconds)}, "
             f"{self.examples_per_second:,.0f} samples/s on {chips}{self._mfu()}{scored}",
+            *([f"optimizer {self.optimizer}"] if self.optimizer else []),
             f"{self.division} division{rules}. {UNVERIFIED}",
             LEGEND,
         ]
@@ -160,6 +163,7 @@ class Result:
             "speed": f"{self.examples_per_second:,.0f} samples/s{self._mfu()}",
             "chips": f"{self.device_count} x {self.device}",
             "division": self.division + (f", rules of {self.ruleset}" if self.ruleset else ""),
+            **({"optimizer": self.optimizer} if self.optimizer else {}),
             "seed": str(self.seed),
             "log": self.log,
         }
