@@ -120,7 +120,7 @@ class Nothing(Benchmark):
     def eval_steps(self):
         return itertools.count(NEVER, NEVER)
 
-    def log(self):
+    def optimizer_log(self):
         return {"opt_name": "sgd"}
 
 

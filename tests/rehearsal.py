@@ -61,10 +61,10 @@ def lines(name, quality):
     return [(quality, {})]
 
 
-def write(path, name, ruleset, *, division="closed", qualities=None, changes=None):
-    """Writes a log and returns its path."""
+def write(path, name, ruleset, *, division="closed", qualities=None, logged=None):
+    """Writes a log, of what the recipe logs or something else, and returns its path."""
     official = rules.resolve(name, ruleset)
-    logged = values(name) | (changes or {})
+    logged = logged or values(name)
     batch, epoch = (
         logged["global_batch_size"],
         logged["train_samples"] // values(name)["global_batch_size"],

@@ -156,7 +156,14 @@ def write_set(
 
 
 def add_folders(
-    folder: pathlib.Path, *, tiny: bool, chips: int, device: str, mfu: float | None, config: dict
+    folder: pathlib.Path,
+    *,
+    tiny: bool,
+    chips: int,
+    device: str,
+    mfu: float | None,
+    config: dict,
+    optimizer: str = "",
 ) -> None:
     """`run_<i>` beside each log, as our runs leave them."""
     for log in sorted(folder.glob("result_*.txt")):
@@ -186,6 +193,7 @@ def add_folders(
             "division": values["submission_division"]["value"],
             "ruleset": "4.0.0",
             "device_count": chips,
+            "optimizer": optimizer,
         }
         (run / "result.json").write_text(json.dumps(result))
         (run / "config.json").write_text(json.dumps({"config_hash": "0" * 8, "config": config}))
@@ -228,7 +236,8 @@ def _resnets(root: pathlib.Path) -> list[pathlib.Path]:
     write_set(out, "resnet", chips=8, batch=3264, length=29 * 1_281_167, minutes=36.9, seed=5,
               platform="8xTPU v5 lite", division="open", settings=settings, both=True)  # fmt: skip
     add_folders(out, tiny=False, chips=8, device="TPU v5 lite", mfu=0.41,
-                config=config | {"optimizer": "optax.contrib.muon(0.02)"})  # fmt: skip
+                config=config | {"optimizer": "optax.contrib.muon(0.02)", "opt_name": "lars"},
+                optimizer="muon")  # fmt: skip
     tiny = root / "runs" / "resnet-tiny-e7884d90"
     write_set(tiny, "resnet", chips=1, batch=64, length=12 * 1_281_167, minutes=0.4, platform="1xcpu", seed=6,
               division="open", org="none", spread=0.1, settings={"train_samples": 1437, "eval_samples": 360}, both=True)  # fmt: skip

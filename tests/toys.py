@@ -134,7 +134,7 @@ class Toy(Benchmark):
     def data(self):
         return InMemory(self)
 
-    def log(self):
+    def optimizer_log(self):
         return {"opt_name": "sgd"}
 
     @property

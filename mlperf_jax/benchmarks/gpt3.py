@@ -104,12 +104,14 @@ class Gpt3(language_model.Pretraining):
 
     def log(self) -> Mapping[str, Any]:
         return {
-            **self.schedule_log(),
+            **super().log(),
             "eval_samples": self.eval_documents,
             "init_checkpoint_step": self.steps_of(self.start_samples),
-            **self.optimizer_log("adam"),
-            "opt_weight_decay": self.weight_decay,
         }
+
+    def optimizer_log(self) -> Mapping[str, Any]:
+        decay = {"opt_weight_decay": self.weight_decay}
+        return {**self.schedule_log(), **self.adam_log("adam"), **decay}
 
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:

@@ -6,6 +6,7 @@ Shape legend: B rows · S tokens of a sequence.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -128,7 +129,7 @@ class LanguageModel(Benchmark):
             mask=None if self.decays_norms else ~(tree.norms | tree.biases),
         )
 
-    def optimizer_log(self, name: str) -> dict[str, Any]:
+    def adam_log(self, name: str) -> dict[str, Any]:
         """Lines of the log about it; rulesets differ in what they call the weight decay."""
         return {
             "opt_name": name,
@@ -167,19 +168,23 @@ class Pretraining(LanguageModel):
         """The fewest steps that hold so many samples."""
         return -(-samples // self.batch_size)
 
+    def log(self) -> Mapping[str, Any]:
+        return {
+            "max_sequence_length": self.sequence_length,
+            "opt_gradient_clip_norm": self.clip_norm,
+        }
+
     def schedule_log(self) -> dict[str, Any]:
-        """Lines of the log about the schedule of the rate and what goes with it."""
+        """Lines of the log about the schedule of the rate."""
         rate = self.cosine()
         # of Megatron's form the step that ends the decay is logged
         decay_steps = rate.total_steps - (rate.warmup_steps if rate.form == "nemo" else 0)
         return {
-            "max_sequence_length": self.sequence_length,
             "opt_base_learning_rate": rate.base_lr,
             "opt_end_learning_rate": rate.end_lr,
             "opt_learning_rate_warmup_steps": rate.warmup_steps,
             "opt_learning_rate_decay_steps": decay_steps,
             "opt_learning_rate_decay_schedule": "cosine with linear warmup",
-            "opt_gradient_clip_norm": self.clip_norm,
         }
 
     def requested_samples(self) -> int:

@@ -81,11 +81,15 @@ class Llama2Lora(language_model.LanguageModel):
         return {
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
+            "opt_gradient_clip_norm": self.clip_norm,
+        }
+
+    def optimizer_log(self) -> Mapping[str, Any]:
+        return {
             "opt_name": "adamw",
             "opt_base_learning_rate": self.base_lr,
             "opt_learning_rate_training_steps": self.training_steps,
             "opt_learning_rate_warmup_factor": self.warmup_ratio,
-            "opt_gradient_clip_norm": self.clip_norm,
             "opt_adamw_weight_decay": self.weight_decay,
         }
 

@@ -81,12 +81,11 @@ class Llama31_405B(language_model.Pretraining):
         return schedules.every_samples(self.eval_every, self.batch_size, skip=skip)
 
     def log(self) -> Mapping[str, Any]:
-        return {
-            **self.schedule_log(),
-            "init_checkpoint_step": 0,
-            **self.optimizer_log("adamw"),
-            "opt_adamw_weight_decay": self.weight_decay,
-        }
+        return {**super().log(), "init_checkpoint_step": 0}
+
+    def optimizer_log(self) -> Mapping[str, Any]:
+        decay = {"opt_adamw_weight_decay": self.weight_decay}
+        return {**self.schedule_log(), **self.adam_log("adamw"), **decay}
 
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:

@@ -57,12 +57,11 @@ class Llama31_8B(language_model.Pretraining):
         return schedules.every_samples(self.eval_every, self.batch_size)
 
     def log(self) -> Mapping[str, Any]:
-        return {
-            **self.schedule_log(),
-            "max_steps": self.max_steps,
-            **self.optimizer_log("adamw"),
-            "opt_adamw_weight_decay": self.weight_decay,
-        }
+        return {**super().log(), "max_steps": self.max_steps}
+
+    def optimizer_log(self) -> Mapping[str, Any]:
+        decay = {"opt_adamw_weight_decay": self.weight_decay}
+        return {**self.schedule_log(), **self.adam_log("adamw"), **decay}
 
     @classmethod
     def recipes(cls) -> Mapping[int, Self]:

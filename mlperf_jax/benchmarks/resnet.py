@@ -30,7 +30,8 @@ class ResNet50(Benchmark):
 
     `convention` says whose counting the learning rate follows: "mxnet" (NVIDIA: rate outside the
     momentum buffer, updates counted from 1, a last partial batch makes an epoch longer) or "tf2" (the
-    reference and Google: rate inside, counted from 0, remainder dropped). Both were accepted in closed.
+    reference and Google: rate inside, counted from 0, remainder dropped). Both were accepted in closed,
+    "mxnet" with LARS alone.
     """
 
     name = "resnet"
@@ -75,6 +76,10 @@ class ResNet50(Benchmark):
             raise UserError(
                 f"batch size {micro} is not a multiple of bn_span {self.bn_span}: batch-norm statistics "
                 "are taken over that many images; choose a bn_span that divides it"
+            )
+        if self.opt_name == "sgd" and self.convention == "mxnet":
+            raise UserError(
+                "opt_name sgd in convention mxnet is an optimizer that no rule knows: give convention tf2"
             )
 
     def example(self) -> Example:
@@ -171,6 +176,9 @@ class ResNet50(Benchmark):
         return models.flops_per_sample(self.stages, self.width, self.classes, self.image_size)
 
     def log(self) -> Mapping[str, Any]:
+        return {"model_bn_span": self.bn_span}
+
+    def optimizer_log(self) -> Mapping[str, Any]:
         prefix = "lars_" * (self.opt_name == "lars")
         own = {
             "base_learning_rate": self.base_lr,
@@ -182,7 +190,6 @@ class ResNet50(Benchmark):
         }
         return {
             "opt_name": self.opt_name,
-            "model_bn_span": self.bn_span,
             **{f"{self.opt_name}_opt_{key}": value for key, value in own.items()},
             **({"lars_epsilon": 0.0} if prefix else {}),
             f"{prefix}opt_learning_rate_warmup_epochs": self.warmup_epochs,

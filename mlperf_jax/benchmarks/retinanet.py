@@ -181,7 +181,7 @@ class RetinaNet(Benchmark):
 
     # -- the log and the recipes ---------------------------------------------------------------
 
-    def log(self) -> Mapping[str, Any]:
+    def optimizer_log(self) -> Mapping[str, Any]:
         return {
             "opt_name": "adam",
             "opt_base_learning_rate": self.base_lr,

@@ -197,6 +197,14 @@ class UNet3D(Benchmark):
 
     def log(self) -> Mapping[str, Any]:
         return {
+            "oversampling": self.oversampling,
+            "training_input_shape": [self.patch] * 3,
+            "validation_input_shape": [self.patch] * 3,
+            "validation_overlap": OVERLAP,
+        }
+
+    def optimizer_log(self) -> Mapping[str, Any]:
+        return {
             "opt_name": "sgd",
             "opt_base_learning_rate": self.base_lr,
             "opt_initial_learning_rate": START_LR,
@@ -205,10 +213,6 @@ class UNet3D(Benchmark):
             "opt_learning_rate_decay_factor": self.lr_decay_factor,
             "opt_momentum": self.momentum,
             "opt_weight_decay": self.weight_decay,
-            "oversampling": self.oversampling,
-            "training_input_shape": [self.patch] * 3,
-            "validation_input_shape": [self.patch] * 3,
-            "validation_overlap": OVERLAP,
         }
 
     @classmethod

@@ -368,7 +368,18 @@ class Benchmark:
     # -- the log and the recipes ---------------------------------------------------------------
 
     def log(self) -> Mapping[str, Any]:
-        """mllog keys and values of this configuration, spelled as the newest ruleset spells them."""
+        """mllog keys and values of this configuration, spelled as the newest ruleset spells them.
+
+        What holds whatever the optimizer, `clip_norm` among it; the rest is `optimizer_log`'s.
+        """
+        return {}
+
+    def optimizer_log(self) -> Mapping[str, Any]:
+        """Those of the optimizer and its schedule; of a run with another one they are not logged."""
+        return {}
+
+    def tables_log(self) -> Mapping[str, Any]:
+        """Those of the tables' optimizers, which a replaced optimizer leaves alone; logged beside one."""
         return {}
 
     def position(self, step: int) -> dict[str, Any]:

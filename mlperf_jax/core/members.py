@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.optimizer_name import NamedOptimizer
 from mlperf_jax.errors import UserError
 
 EVALUATIONS = 8  # steps of `eval_steps` that are looked at
@@ -15,14 +16,21 @@ _METHODS = ("example", "model", "optimizer", "loss", "predict", "eval_steps", "d
 _MODES = ("inline", "beside", "offline")
 
 
-def full_log(benchmark: Benchmark) -> dict[str, Any]:
-    """All configuration lines of the log: the common ones and the benchmark's own."""
+def full_log(benchmark: Benchmark, optimizer: NamedOptimizer | None = None) -> dict[str, Any]:
+    """All configuration lines of the log: the common ones, the benchmark's own and the optimizer's.
+
+    Args:
+        benchmark: what is trained.
+        optimizer: the one that replaced the benchmark's, where one did.
+    """
+    own = {**benchmark.tables_log(), **optimizer.log()} if optimizer else benchmark.optimizer_log()
     return {
         "global_batch_size": benchmark.batch_size,
         "gradient_accumulation_steps": benchmark.gradient_accumulation_steps,
         "train_samples": benchmark.train_samples,
         "eval_samples": benchmark.eval_samples,
         **benchmark.log(),
+        **own,
     }
 
 
@@ -82,11 +90,13 @@ def _check_numbers(benchmark: Benchmark, step: int) -> None:
     position = benchmark.position(step)
     if not {"epoch_num", "samples_count"} <= position.keys():
         raise _wrong(benchmark, "position", position, "epoch_num and samples_count by name")
-    for key, value in full_log(benchmark).items():
-        try:
-            json.dumps({key: value}, allow_nan=False)
-        except (TypeError, ValueError):
-            raise _wrong(benchmark, "log", {key: value}, "names and values that JSON has") from None
+    for member in ("log", "optimizer_log", "tables_log"):
+        for key, value in getattr(benchmark, member)().items():
+            try:
+                json.dumps({key: value}, allow_nan=False)
+            except (TypeError, ValueError):
+                wanted = "names and values that JSON has"
+                raise _wrong(benchmark, member, {key: value}, wanted) from None
 
 
 def _check_quality(benchmark: Benchmark) -> None:

@@ -27,6 +27,7 @@ from mlperf_jax.core import (
 from mlperf_jax.core.checkpoints import Checkpoints, checksums
 from mlperf_jax.core.members import full_log
 from mlperf_jax.core.next_run import NextRun, next_run
+from mlperf_jax.core.optimizer_name import name_optimizer
 from mlperf_jax.core.preflight import PlannedRun
 from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.standing import Ended, Standing
@@ -50,6 +51,7 @@ class Run:
     Attributes:
         left: how many runs its launch trains after it.
         standing: where the run stands; the loop moves it on.
+        optimizer: what is known of the one that replaced the benchmark's; None where nothing did.
         notes: lines for the display, before its first step.
         trained: what an offline run noted when its training ended, or None before that.
     """
@@ -61,6 +63,8 @@ class Run:
         self.benchmark, self.options, self.assembly = plan.benchmark, plan.options, plan.assembly
         self.official = rules.resolve(plan.benchmark.name, plan.benchmark.ruleset)
         self.data_dir = plan.data_dir
+        clipped = plan.benchmark.clip_norm is not None
+        self.optimizer = name_optimizer(plan.options.optimizer, plan.assembly.tx, clipped=clipped)
         self.primary = jax.process_index() == 0
         self.config = plan.config()
         name = run_name(plan.benchmark.name, self.config, tiny=plan.benchmark.is_tiny)
@@ -180,11 +184,13 @@ class Run:
             seed=self.seed,
         )
         log.start("init_start")
-        lines = full_log(self.benchmark)
+        lines = full_log(self.benchmark, self.optimizer)
+        known = {"settings": self.optimizer.settings} if self.optimizer else {}
+        more: dict[str, dict[str, Any]] = {"opt_name": known}
         for key, value, metadata in keys.translate(
             self.official, lines, division=division, disclosure=self._disclosure()
         ):
-            log.event(key, value, **metadata)
+            log.event(key, value, **metadata, **more.get(key, {}))
 
     def _disclosure(self) -> keys.Disclosure:
         benchmark, mesh = self.benchmark, self.assembly.mesh
@@ -210,7 +216,7 @@ class Run:
             epochs=here["epoch_num"],
             samples=here["samples_count"],
             steps=step,
-            logged=full_log(benchmark),
+            logged=full_log(benchmark, self.optimizer),
         )
 
     def _here(self, step: int) -> dict[str, Any]:
@@ -479,6 +485,7 @@ class Run:
             device_count=mesh.devices.size,
             scored=[benchmark.samples(step) for step in scored],
             loss_evaluations=evaluations,
+            optimizer=self.optimizer.name if self.optimizer else "",
         )
 
 

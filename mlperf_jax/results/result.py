@@ -100,6 +100,7 @@ class Result:
         scored: of a run that was scored afterwards, the samples of the checkpoints that were.
         loss_evaluations: how often the optimizer evaluated the training loss beside its gradients: line
             searches and the like.
+        optimizer: the name of the one that replaced the benchmark's, "" where nothing did.
     """
 
     benchmark: str
@@ -123,6 +124,7 @@ class Result:
     device_count: int = 1
     scored: list[int] = dataclasses.field(default_factory=list)
     loss_evaluations: int = 0
+    optimizer: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `result.json`: every field, and the notices that go with any score."""
@@ -156,6 +158,7 @@ class Result:
             f"{self._what()}: {self._outcome()}",
             f"{self.samples:,} samples in {_duration(self.seconds)}, "
             f"{self.examples_per_second:,.0f} samples/s on {chips}{self._mfu()}{scored}",
+            *([f"optimizer {self.optimizer}"] if self.optimizer else []),
             f"{self.division} division{rules}. {UNVERIFIED}",
             LEGEND,
         ]
@@ -169,6 +172,7 @@ class Result:
             "speed": f"{self.examples_per_second:,.0f} samples/s{self._mfu()}",
             "chips": f"{self.device_count} x {self.device}",
             "division": self.division + (f", rules of {self.ruleset}" if self.ruleset else ""),
+            **({"optimizer": self.optimizer} if self.optimizer else {}),
             "seed": str(self.seed),
             "log": self.log,
         }

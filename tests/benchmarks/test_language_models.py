@@ -248,7 +248,7 @@ def test_recipes_equal_the_reference_convergence_points(name: str) -> None:
     official, recipes = points(name, facts.ruleset), cls.recipes()
     assert set(recipes) == set(official)
     for size, recipe in recipes.items():
-        found = recipe.config() | dict(recipe.log())
+        found = recipe.config() | dict(recipe.log()) | dict(recipe.optimizer_log())
         for theirs, ours in facts.point.items():
             assert found[ours] == official[size].hyperparameters[theirs], (size, ours)
     assert benchmarks.get(name) == recipes[facts.default]

@@ -22,7 +22,10 @@ def test_the_whole_run_is_on_the_ramp() -> None:
     for size in (896, 1152, 2304):
         recipe = Llama31_405B(batch_size=size)
         warm = -(-8000 * 1152 // size)
-        assert recipe.log()["opt_learning_rate_decay_steps"] == -(-1_200_000 * 1152 // size) - warm
+        assert (
+            recipe.optimizer_log()["opt_learning_rate_decay_steps"]
+            == -(-1_200_000 * 1152 // size) - warm
+        )
         for t in (0, 100, 300):
             np.testing.assert_allclose(
                 recipe.learning_rate()(t), 8e-5 * size / 1152 * (t + 1) / (warm + 1), rtol=1e-5

@@ -164,7 +164,7 @@ def test_logged_keys_and_values() -> None:
         "lars_opt_momentum": 0.9,
         "lars_epsilon": 0.0,
     }
-    sgd = preflight.full_log(ResNet50(opt_name="sgd", base_lr=1.3))
+    sgd = preflight.full_log(ResNet50(opt_name="sgd", base_lr=1.3, convention="tf2"))
     assert sgd["sgd_opt_base_learning_rate"] == 1.3
     assert sgd["opt_learning_rate_warmup_epochs"] == 2
     assert "lars_epsilon" not in sgd
@@ -181,7 +181,7 @@ def test_logged_keys_and_values() -> None:
             {"targets": (benchmarks.get("resnet").targets[0].__class__("accuracy", at_least=0.7),)},
             "0.759",
         ),
-        ({"opt_name": "sgd", "base_lr": 1.0005}, "base_learning_rate"),
+        ({"opt_name": "sgd", "base_lr": 1.0005, "convention": "tf2"}, "base_learning_rate"),
         ({"train_samples": 1_000_000}, "train_samples"),
         ({"image_size": 192}, "image_size"),
     ],
@@ -193,6 +193,11 @@ def test_closed_refuses_what_the_rules_do_not_allow(changes: dict, word: str) ->
         preflight.resolve_division(ResNet50(**changes), benchmarks.RunOptions(division="open"))
         == "open"
     )
+
+
+def test_sgd_is_of_one_convention() -> None:
+    with pytest.raises(UserError, match="no rule knows: give convention tf2"):
+        ResNet50(opt_name="sgd")
 
 
 def test_batch_must_hold_whole_spans() -> None:

@@ -18,7 +18,7 @@ RECIPES = [
 
 def logged(recipe) -> tuple[float, int, float, int | None]:
     """Of a recipe's log: base rate, the count at which it has it first, the last rate and its first count."""
-    log, epoch = dict(recipe.log()), recipe.epoch_steps
+    log, epoch = dict(recipe.optimizer_log()), recipe.epoch_steps
     said = {key.partition("opt_")[2]: value for key, value in log.items() if "opt_" in key}
     base = said["base_learning_rate"]
     match recipe.name:
@@ -57,7 +57,7 @@ def test_the_log_tells_of_the_schedule_that_runs(recipe) -> None:
 
 @pytest.mark.parametrize("recipe", [p for p in RECIPES if p.values[0].name == "dlrm_dcnv2"])
 def test_a_constant_rate_is_logged_as_one(recipe) -> None:
-    log = recipe.log()
+    log = recipe.optimizer_log()
     assert not hasattr(recipe, "learning_rate")
     assert log["opt_base_learning_rate"] == recipe.base_lr
     assert {value for key, value in log.items() if "warmup" in key or "decay" in key} == {0}
@@ -72,7 +72,7 @@ def test_a_limit_on_samples_comes_before_the_schedules_end(recipe) -> None:
 
 @pytest.mark.parametrize("recipe", [p for p in RECIPES if p.values[0].name == "resnet"])
 def test_resnets_loop_ends_with_the_first_evaluation_past_its_schedule(recipe) -> None:
-    end, steps = recipe.log()["lars_opt_learning_rate_decay_steps"], recipe.eval_steps()
+    end, steps = recipe.optimizer_log()["lars_opt_learning_rate_decay_steps"], recipe.eval_steps()
     last = next(step for step in steps if step >= end)
     assert recipe.schedule_end == last * recipe.batch_size
     assert last - end < recipe.eval_every * recipe.epoch_steps

@@ -71,6 +71,8 @@ def test_a_metric_must_be_stated():
         ({"last_sample": 0}, r"last_sample gives 0"),
         ({"position": lambda self, step: {"epoch_num": 1}}, "samples_count by name"),
         ({"log": lambda self: {"opt_name": {1, 2}}}, r"log gives {'opt_name': {1, 2}}.*JSON"),
+        ({"optimizer_log": lambda self: {"opt_name": jnp}}, r"optimizer_log gives .*JSON"),
+        ({"tables_log": lambda self: {"rate": float("nan")}}, r"tables_log gives .*JSON"),
         ({"quality_lines": lambda self, quality: [0.5]}, "pairs of a value and its metadata"),
         ({"quality_lines": lambda self, quality: []}, "quality_lines gives"),
         ({"metric": toys.Slow(mode="sometime")}, "metric.mode gives 'sometime'.*offline"),

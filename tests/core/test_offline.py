@@ -237,7 +237,7 @@ def test_every_trained_run_of_a_set_is_scored(tmp_path, capfd):
     assert [result.log for result in results] == [str(tmp_path / f"result_{i}.txt") for i in (0, 1)]
 
 
-def test_a_run_with_another_optimizer_is_rebuilt_with_it(tmp_path):
+def test_a_run_with_another_optimizer_is_rebuilt_with_it_and_names_it(tmp_path):
     assert toys.run(
         toys.Offline(), tmp_path / "a", optimizer="adam:1e-2", max_samples=640, data_dir="data"
     ) is None  # fmt: skip
@@ -248,7 +248,13 @@ def test_a_run_with_another_optimizer_is_rebuilt_with_it(tmp_path):
     toys.run(toys.Offline(), tmp_path / "b", optimizer=given, max_samples=640, data_dir="data")
     with pytest.raises(UserError, match="optimizer was"):
         benchmarks.evaluate(tmp_path / "b")
-    assert benchmarks.evaluate(tmp_path / "b", optimizer=optax.adam(1e-2)).samples <= 640
+    result = benchmarks.evaluate(tmp_path / "b", optimizer=optax.adam(1e-2))
+    assert result.samples <= 640
+    (line,) = lines(tmp_path / "b", "opt_name")
+    assert line.value == result.optimizer == "adam"
+    assert line.metadata["settings"]["scale_by_learning_rate"] == {"learning_rate": 1e-2}
+    (rate,) = lines(tmp_path / "b", "opt_base_learning_rate")
+    assert rate.value == 1e-2
 
 
 def test_what_is_not_to_be_scored_is_refused(tmp_path, monkeypatch):

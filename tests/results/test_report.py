@@ -62,6 +62,15 @@ def test_a_set_of_ours_is_read_with_chips_settings_and_speed(demo):
     assert data.targets[0].at_least == 0.759
 
 
+def test_a_replaced_optimizer_is_shown_and_the_recipes_is_not(demo):
+    ours = by_folder(demo, "resnet-muon-v5e-8")
+    assert ours.runs[0].config["opt_name"] == "lars"
+    replaced, own = payload([ours, by_folder(demo, "resnet-v5e-8")], [])["sets"]
+    assert (replaced["optimizer"], own["optimizer"]) == ("muon", "")
+    assert replaced["settings"]["opt_name"] == "muon"
+    assert "opt_name" not in replaced["config"]
+
+
 def test_a_submission_takes_its_system_from_the_system_file(demo):
     data = by_folder(demo, "h200_n8_jax/bert")
     assert (data.system, data.chips, data.org) == ("h200_n8_jax", 64, "ExampleOrg")

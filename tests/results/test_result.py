@@ -50,6 +50,12 @@ def test_what_is_not_a_result_is_refused(tmp_path):
         Result.load(tmp_path / "no.json")
 
 
+@pytest.mark.parametrize("show", [str, Result._repr_html_])
+def test_a_replaced_optimizer_is_named(show):
+    assert "my.py:make" in show(Result(**FIELDS, optimizer="my.py:make"))
+    assert "optimizer" not in show(Result(**FIELDS))
+
+
 @pytest.mark.parametrize("show", [repr, str, Result._repr_html_])
 @pytest.mark.parametrize("changes", [{}, {"tiny": False}, {"reached": False, "quality": {}}])
 def test_every_form_says_unverified_and_none_claims_an_official_result(show, changes):

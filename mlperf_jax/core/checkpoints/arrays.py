@@ -60,7 +60,7 @@ def start_writing(
 def read(
     handler: ocp.PyTreeCheckpointHandler,
     path: epath.Path,
-    placed: dict[Key, jax.ShapeDtypeStruct],
+    placed: dict[Key, Any],
     partial: bool,
 ) -> dict[Key, jax.Array]:
     """Returns the leaves, each on the sharding that its abstract value has.

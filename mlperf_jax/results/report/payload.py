@@ -80,8 +80,14 @@ def _group_document(sets: list[SetData]) -> dict[str, Any]:
 def _set(data: SetData, group: int) -> dict[str, Any]:
     common, varying = _settings(data.runs)
     verdict = data.verdict
+    results, config = [run.result for run in data.runs], first(run.config for run in data.runs)
+    optimizer = next(
+        (str(result["optimizer"]) for result in results if result.get("optimizer")), ""
+    )
+    if optimizer:
+        config = {key: value for key, value in config.items() if key != "opt_name"}  # the recipe's
     lengths = [run.length for run in data.runs if run.status == "success" and run.length]
-    mfu = [value for run in data.runs if (value := number(run.result.get("mfu"))) is not None]
+    mfu = [value for result in results if (value := number(result.get("mfu"))) is not None]
     return {
         "group": group,
         "folder": data.folder,
@@ -96,6 +102,7 @@ def _set(data: SetData, group: int) -> dict[str, Any]:
         "accelerator": data.accelerator,
         "chips": data.chips,
         "batch": data.batch,
+        "optimizer": shorten(optimizer),
         "needed": verdict.needed,
         "status": verdict.status,
         "reason": verdict.reason,
@@ -107,7 +114,7 @@ def _set(data: SetData, group: int) -> dict[str, Any]:
         "position": _position(data),
         "targets": [_target(t) for t in data.targets],
         "settings": common,
-        "config": {k: shorten(v) for k, v in first(run.config for run in data.runs).items()},
+        "config": {k: shorten(v) for k, v in config.items()},
         "versions": _versions(data),
         "hardware": {k: v for k, v in data.hardware.items() if v not in ("", None)},
         "findings": sum(1 for _ in data.findings),
