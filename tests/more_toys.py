@@ -15,12 +15,13 @@ import toys
 from flax import nnx
 from toy_data import Numbered
 
-from mlperf_jax.core.benchmark import Bucket, Weighted, i32
+from mlperf_jax.core.benchmark import Bucket, Table, Weighted, i32
 from mlperf_jax.input_pipelines import pipeline
 from mlperf_jax.input_pipelines.dealing import Groups
 from mlperf_jax.input_pipelines.orders import BatchPlan
 from mlperf_jax.input_pipelines.sources import Arrays
 from mlperf_jax.ops.norm import BatchNorm
+from mlperf_jax.optimizers import rows
 
 SLOTS = 3  # places for samples in a packed row
 IN_ROWS = np.repeat([1, 2, 3], [20, 8, 4])  # how many the 32 rows of a batch hold: 48
@@ -282,3 +283,26 @@ class Partial(toys.Plain):
     def train_data(self, data_dir):
         groups = Groups(self.span, self.gradient_accumulation_steps)
         return pipeline.training(Arrays(self.problem()), last_batch="keep", groups=groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wide(toys.Toy):
+    """A table that a batch touches a few rows of."""
+
+    table_rows: int = 20_000
+    table_width: int = 64
+    span: int | None = None
+
+    def tables(self):
+        def init(key, shape, dtype):
+            return 0.1 * jax.random.normal(key, shape, dtype)
+
+        return {"items": Table(self.table_rows, self.table_width, init, rows.adagrad(0.1))}
+
+    def loss(self, model, batch, key):
+        logits = model(batch["x"], batch["rows"]["items"][..., :4])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    def predict(self, model, batch, key):
+        logits = model(batch["x"], batch["rows"]["items"][..., :4])
+        return logits.argmax(-1) == batch["label"]

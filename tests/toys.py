@@ -393,29 +393,6 @@ class Layered(Plain):
         return Deep(self.layers, self.width, rngs)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wide(Toy):
-    """A table that a batch touches a few rows of."""
-
-    table_rows: int = 20_000
-    table_width: int = 64
-    span: int | None = None
-
-    def tables(self):
-        def init(key, shape, dtype):
-            return 0.1 * jax.random.normal(key, shape, dtype)
-
-        return {"items": Table(self.table_rows, self.table_width, init, rows.adagrad(0.1))}
-
-    def loss(self, model, batch, key):
-        logits = model(batch["x"], batch["rows"]["items"][..., :4])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-
-    def predict(self, model, batch, key):
-        logits = model(batch["x"], batch["rows"]["items"][..., :4])
-        return logits.argmax(-1) == batch["label"]
-
-
 class Careless(nnx.Module):
     """Keeps random state, as flax's dropout does by default."""
 

@@ -42,19 +42,16 @@ def load_optimizer(text: str) -> Any:
     >>> load_optimizer("adamw:1e-3").__name__
     'adamw:1e-3'
     """
-    name, colon, rest = text.rpartition(":")
-    if not colon:
-        name, rest = text, ""
+    name, _, rest = text.rpartition(":") if ":" in text else (text, "", "")
     if name.endswith(".py"):
         return python_file.load(text, "optimizer", "make")
     if name not in SHORT:
         raise UserError(
             f"no optimizer {name!r}{did_you_mean(name, SHORT)}; or give my_file.py:make"
         )
-    try:
-        rate = float(rest)
-    except ValueError:
-        raise UserError(f"optimizer {name!r} needs a learning rate: write {name}:1e-3") from None
+    rate = rate_of(text)
+    if rate is None:
+        raise UserError(f"optimizer {name!r} needs a learning rate: write {name}:1e-3")
     numbers = np.finfo(np.float32)
     if not float(numbers.smallest_subnormal) <= rate <= float(numbers.max):  # NaN is neither
         raise UserError(
@@ -67,6 +64,14 @@ def load_optimizer(text: str) -> Any:
 
     make.__name__ = make.__qualname__ = text
     return make
+
+
+def rate_of(text: str) -> float | None:
+    """The learning rate behind a short name; None where there is no number."""
+    try:
+        return float(text.rpartition(":")[2])
+    except ValueError:
+        return None
 
 
 def _maker(name: str, tree: ParamTree) -> Callable[[float], Any]:

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 import optax.contrib
 
+from mlperf_jax.core.optimizer_argument import rate_of
 from mlperf_jax.core.python_file import PACKAGE
 from mlperf_jax.optimizers import clipping
 from mlperf_jax.results import log as logs
@@ -94,6 +95,8 @@ def name_optimizer(given: Any, tx: Any, *, clipped: bool = False) -> NamedOptimi
     official = _official(parts[begin:], maker) if maker else _rate(parts)
     if any(part.inner and not part.module.startswith("optax.") for part in parts):
         official = {}  # what a wrapper of the user's makes of it is not known
+    if isinstance(given, str) and (rate := rate_of(given)) is not None:
+        official = {"opt_base_learning_rate": rate, **official}
     name = _given_name(given) or "+".join(names)
     return NamedOptimizer(_harmless(name), _by_part(parts), official)
 

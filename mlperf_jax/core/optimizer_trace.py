@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.extend import core
 
 from mlperf_jax.core import jaxprs, optimizer_stacks, python_file
@@ -97,7 +98,8 @@ def trace(tx: Any, params: State, tree: trees.ParamTree) -> Traced:
                 "the optimizer is another one each time it is traced: an update must follow from its "
                 "arguments, so keep counters, random numbers and arrays in the state that init returns"
             )
-    return Traced(program, found.extras, found.calls, tuple(_stacks(tx, found, tree)))
+    notes = (*_stacks(tx, found, tree), *_between_syncs(found))
+    return Traced(program, found.extras, found.calls, notes)
 
 
 class _Trial:
@@ -379,7 +381,18 @@ def _one_layer(tx: Any, found: _Trial, layers: Mapping[str, int]) -> Any:
 def _knows_stacks(tx: Any) -> bool:
     """Whether a transformation of ours that looks for layer axes is in it."""
     return any(
-        function.__module__.startswith("mlperf_jax.optimizers.")
+        (function.__module__ or "").startswith("mlperf_jax.optimizers.")
         for function in python_file.functions_inside(tx)
         if function.__module__ != trees.__name__
     )
+
+
+def _between_syncs(found: _Trial) -> list[str]:
+    """What is to be said of optax's sam where it trains adversarial weights in steps of their own."""
+    states = jax.tree.leaves(found.state, is_leaf=lambda s: isinstance(s, optax.contrib.SAMState))
+    if any(isinstance(s, optax.contrib.SAMState) and s.cache is not None for s in states):
+        return [
+            "note: sam takes a step of its own to its adversarial weights, and an evaluation after such a step is "
+            "of those: give it opaque_mode=True, which takes both at once"
+        ]
+    return []

@@ -299,3 +299,10 @@ def test_the_note_is_said_at_the_start(tmp_path, capfd):
     options = dict(optimizer=optax.lamb(1e-2), max_samples=32, show="plain")
     toys.run(toys.Layered(), tmp_path, **options)
     assert "stacked in one array for one tensor" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_adversarial_weights_between_steps_are_told_of(opaque):
+    sam = contrib.sam(optax.sgd(0.1), optax.sgd(0.1), opaque_mode=opaque)
+    notes = traced(optax.chain(optax.clip(1.0), sam)).notes
+    assert [("opaque_mode=True" in note) for note in notes] == [True] * (not opaque)

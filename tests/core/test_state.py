@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import more_toys
 import numpy as np
 import optax
 import pytest
@@ -191,7 +192,7 @@ def test_leaves_are_created_where_the_rules_say():
 
 def test_nothing_is_created_whole():
     """Initialising a table of 5 MB on eight devices takes an eighth of it on each."""
-    benchmark = toys.Wide(dtype="float32")
+    benchmark = more_toys.Wide(dtype="float32")
     assembly = toys.prepared(benchmark, "fsdp=8")
     rows = assembly.abstract["tables"]["items"]["rows"]
     assert rows.sharding.spec == P("fsdp", None)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import more_toys
 import numpy as np
 import optax
 import pytest
@@ -309,7 +310,7 @@ def test_tables_and_weights_read_their_rates_at_one_count():
 @pytest.mark.parametrize("nonfinite", ["abort", "skip"])
 def test_no_gradient_of_a_whole_table_is_made(nonfinite):
     """The step on a table of 5 MB takes far less besides, and gives its buffers back."""
-    benchmark = toys.Wide(dtype="float32", nonfinite=nonfinite)
+    benchmark = more_toys.Wide(dtype="float32", nonfinite=nonfinite)
     assembly = toys.prepared(benchmark)
     batch = train.abstract_batch(benchmark.buckets()[0], meshes.batch_sharding(assembly.mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
