@@ -118,11 +118,9 @@ def words(leaf: jax.Array) -> jax.Array:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def abstract_words(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array | jax.ShapeDtypeStruct:
+def abstract_words(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """Returns shape, dtype and sharding of what files hold of a leaf."""
-    if not _is_key(leaf):
-        return leaf
-    held = jax.eval_shape(words, leaf)
+    held = jax.eval_shape(words, leaf) if _is_key(leaf) else leaf
     return jax.ShapeDtypeStruct(held.shape, held.dtype, sharding=leaf.sharding)
 
 
