@@ -433,10 +433,14 @@ def batch_of(benchmark: Benchmark, step: int, seed: int = 0) -> dict[str, np.nda
 
 
 def stepped(
-    benchmark: Benchmark, mesh: str | None = "data=1", steps: int = 5, seed: int = 0
+    benchmark: Benchmark,
+    mesh: str | None = "data=1",
+    steps: int = 5,
+    seed: int = 0,
+    optimizer: Any = None,
 ) -> tuple[Any, list[dict[str, float]]]:
     """The state after some steps, and each step's scalars."""
-    assembly = prepared(benchmark, mesh)
+    assembly = prepared(benchmark, mesh, optimizer)
     program, sharding = train.jit_train_step(assembly), meshes.batch_sharding(assembly.mesh)
     state, key, found = assembly.create(seed), jax.random.key(seed), []
     for number in range(steps):
@@ -464,7 +468,7 @@ def weights(state: Any) -> dict[str, Any]:
 
 def options(output: Any, **more: Any) -> RunOptions:
     """Run options of a quiet open run into this folder; seed 1 unless it is resumed."""
-    seed = None if more.get("resume") or more.get("runs") else 1
+    seed = None if {"resume", "runs", "seeds"} & more.keys() else 1
     given = {"division": "open", "show": "none", "seed": seed, "output": str(output), **more}
     return RunOptions(**given)
 

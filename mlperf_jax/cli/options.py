@@ -141,6 +141,8 @@ def _read(name: str, hint: Any, words: Sequence[str]) -> Any:
     kind = _kind(hint)
     assert kind is not None
     values = []
+    if kind.many and kind.read in (int, float):  # "1,2,3" is as good as "1 2 3"
+        words = [each for word in words for each in word.split(",")]
     for word in words:
         if kind.optional and word.lower() == "none":
             return None

@@ -12,7 +12,7 @@ import bisect
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,11 @@ class Benchmark:
     gradient_accumulation_steps: Count = 1
     clip_norm: Positive | None = None
     ema_decay: Fraction | None = None
-    nonfinite: Literal["abort", "skip"] = "abort"
+    nonfinite: Annotated[
+        Literal["abort", "skip"],
+        "a batch whose loss is not finite ends the run, or changes nothing",
+    ] = "abort"
+    skip_limit: Annotated[Count, "batches skipped in a row after which the run gives up"] = 10
     train_samples: Samples
     eval_samples: Samples
     sample_limit: Samples | None = None
@@ -395,6 +399,11 @@ class Benchmark:
         return [(quality[self.targets[0].name], {})]
 
     @property
+    def bad_steps(self) -> int:
+        """After so many steps in a row whose loss is not finite the run gives up."""
+        return self.skip_limit if self.nonfinite == "skip" else 1
+
+    @property
     def schedule_end(self) -> int | None:
         """Samples after which the schedule has nothing more to say; None where it goes on for ever."""
         return None
@@ -459,7 +468,14 @@ class Benchmark:
             UserError: it is of a version that has other fields.
         """
         mine = {field.name for field in dataclasses.fields(cls)}
-        theirs = config.keys() - {"benchmark", "division", "optimizer", "transform", "code"}
+        theirs = config.keys() - {
+            "benchmark",
+            "division",
+            "optimizer",
+            "optimizer_changes",
+            "transform",
+            "code",
+        }
         if mine != theirs:
             differ = (("has", sorted(theirs - mine)), ("lacks", sorted(mine - theirs)))
             said = " and ".join(f"it {verb} {', '.join(names)}" for verb, names in differ if names)

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jaxprs
 
-from mlperf_jax.core import state as states
+from mlperf_jax.core import optimizer_trace, state as states
 from mlperf_jax.core.benchmark import Batch, Loss, Weighted
 from mlperf_jax.errors import UserError
 
@@ -66,6 +66,40 @@ def gradients(
     }
 
 
+def loss_at(
+    assembly: states.Assembly, state: State, batch: Batch, rows: Rows, key: jax.Array
+) -> Callable[..., jax.Array]:
+    """The mean loss of the batch as a function of the parameters: what line searches and the like ask for.
+
+    At the state's own parameters it is the loss of `gradients`. All micro-batches and their keys are the
+    same, rows of tables stay as they are, and statistics are dropped. A backward pass recomputes one
+    micro-batch after the other.
+    """
+    micro = assembly.benchmark.gradient_accumulation_steps
+
+    def parts(params: State, inputs: Inputs) -> tuple[Scalars, Scalars]:
+        rows, part, key = inputs
+        trained = (params, rows)
+        totals, (weights, *_) = _objective(
+            assembly, state["frozen"], trained, state["stats"], part, key
+        )
+        return totals, weights
+
+    def loss(params: State, *_: Any) -> jax.Array:
+        optimizer_trace.check_whole(params, state["params"])
+        if micro == 1:
+            totals, weights = parts(params, (rows, batch, jax.random.fold_in(key, 0)))
+        else:
+            pieces = jax.tree.map(lambda x: jnp.moveaxis(interleave(x, micro), 1, 0), (rows, batch))
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(micro))
+            body = jax.checkpoint(lambda each: parts(params, each))
+            found = jax.lax.map(body, (*pieces, keys))
+            totals, weights = jax.tree.map(lambda leaf: leaf.sum(0), found)
+        return sum(totals[name] / _divisor(weights[name]) for name in totals)  # pyright: ignore[reportReturnType]
+
+    return loss
+
+
 def _divided(grads: State, weight: jax.Array) -> State:
     return jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
 
@@ -99,7 +133,7 @@ def loss_parts(
     """The means and the scalars of what `Benchmark.loss` gave."""
     loss, scalars = loss if isinstance(loss, tuple) else (loss, {})
     means = loss if isinstance(loss, Mapping) else {_LOSS: loss}
-    taken = {*scalars, "finite", *([_LOSS] if isinstance(loss, Mapping) else [])} & means.keys()
+    taken = {*scalars, "bad_since", *([_LOSS] if isinstance(loss, Mapping) else [])} & means.keys()
     if taken:
         raise UserError(f"a mean of the loss is called {taken.pop()!r}, which is taken: rename it")
     alone = lambda mean: Weighted(mean, jnp.ones((), mean.dtype))  # noqa: E731

@@ -72,18 +72,18 @@ def launch(
 ) -> Result | list[Result | None] | None:
     """Trains `options.runs` runs and returns their results: one `Result`, or a list for several.
 
-    With `resume` the unfinished run is brought to its end, and what the set then lacks of
-    `options.runs` is trained. Processes other than 0 return None.
+    With `resume` the unfinished run is brought to its end; of several all are, and what the set then lacks
+    of `options.runs` or `options.seeds` is trained. Processes other than 0 return None.
     """
     connect(options)
     use_compile_cache()
     plan = preflight.preflight(benchmark, options, data_dir)
-    results = []
-    left = options.runs
+    results, left = [], 1
     while left > 0:
         run = Run(plan, notes)
         results.append(loop.train(run))
-        left = options.runs - run.folder.index - 1 if plan.options.resume else left - 1
-        plan = dataclasses.replace(plan, options=dataclasses.replace(options, resume=False))
+        left = run.left
+        # what follows is what the set now lacks
+        plan = dataclasses.replace(plan, options=dataclasses.replace(options, resume=True))
     processes.wait_for_all("end")  # process 0 may still write; leaving it would abort it
     return results[0] if options.runs == 1 else results

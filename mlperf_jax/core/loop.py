@@ -48,7 +48,7 @@ def train(run: Run) -> Result | None:
         try:
             loop.go()
             state, step = loop.kept or (loop.state, run.standing.step)
-            run.stop_clock(step)
+            run.stop_clock(state, step)
         finally:
             loop.close()
         return run.finish(state, step, worth_keeping=loop.finite or loop.kept is not None)
@@ -75,7 +75,7 @@ def initialise(run: Run) -> tuple[Programs, states.State]:
     run.begin_init()
     assembly, benchmark = run.assembly, run.benchmark
     evaluates = preflight.evaluates(benchmark, run.options)
-    finite = jax.jit(lambda state: states.all_finite(assembly.kept(state)))
+    finite = jax.jit(lambda state: states.all_finite(benchmark, assembly.kept(state)))
     programs = Programs(
         train=compile_train(assembly),
         predict=evaluation.compile_predict(assembly) if evaluates else {},
@@ -259,20 +259,31 @@ class Loop:
             return None
         (number, metrics), self._unread = self._unread, None
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        finite = values.pop("finite")
+        since = values.pop("bad_since")
         self.run.record(number, values)
-        return None if finite else self._not_finite()
+        given_up = states.given_up(self.run.benchmark, number, since)
+        return self._not_finite(number, since) if given_up else None
 
     def _check_finite(self) -> Ended | None:
-        return None if jax.device_get(self.programs.all_finite(self.state)) else self._not_finite()
+        if jax.device_get(self.programs.all_finite(self.state)):
+            return None
+        return self._not_finite(self.standing.step, jax.device_get(self.state["bad_since"]).item())
 
-    def _not_finite(self) -> Ended:
+    def _not_finite(self, step: int, since: int) -> Ended:
+        """Gives the run up at a step; `since` as the state has it."""
         self.finite = False
-        saved = self.standing.saved
-        kept = (
-            f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was taken before"
-        )
-        return Ended("aborted", f"the loss is not finite: {kept}")
+        checkpoints, benchmark = self.run.checkpoints, self.run.benchmark
+        with jax.transfer_guard("allow"):
+            checkpoints.wait()  # what is claimed is on the disk
+        steps, times = checkpoints.steps(), benchmark.bad_steps
+        if not states.given_up(benchmark, step, since):
+            what = f"a weight after step {step} is not finite"
+        elif times == 1:
+            what = f"the loss of step {since} is not finite"
+        else:
+            what = f"the losses of {times} steps in a row, from step {since} on, are not finite"
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint"
+        return Ended("aborted", f"{what}: {kept}")
 
     def _check_limit(self) -> Ended | None:
         if not self._seen_all():

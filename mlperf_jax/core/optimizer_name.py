@@ -95,6 +95,8 @@ def name_optimizer(given: Any, tx: Any, *, clipped: bool = False) -> NamedOptimi
     if any(part.inner and not part.module.startswith("optax.") for part in parts):
         official = {}  # what a wrapper of the user's makes of it is not known
     name = _given_name(given) or "+".join(names)
+    if isinstance(given, str) and ".py:" not in given:  # "adamw:1e-3"
+        official = {"opt_base_learning_rate": float(given.rpartition(":")[2])} | official
     return NamedOptimizer(_harmless(name), _by_part(parts), official)
 
 
@@ -358,8 +360,9 @@ def _maker(parts: Sequence[_Part]) -> tuple[int, _Maker | None]:
         if len({maker.name for maker in alike}) > 1:  # adam and nadam
             flags = [part.flags for part in rest]
             alike = [maker for maker in alike if [part.flags for part in maker.parts] == flags]
-        if len({maker.name for maker in alike}) == 1:
-            return begin, alike[0]
+        if alike:
+            one = len({maker.name for maker in alike}) == 1
+            return (begin, alike[0]) if one else (len(parts), None)
     return len(parts), None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from mlperf_jax.core.fields import Count, Range, Samples, Whole, check_fields
+from mlperf_jax.core.fields import Count, Range, Samples, Several, Whole, check_fields
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.header import Status
 
@@ -27,6 +27,9 @@ class RunOptions:
     )
     seed: Annotated[Seed | None, "run seed; default from the system's entropy"] = None
     runs: Annotated[Count, "how many runs the set gets, each with its own seed"] = 1
+    seeds: Annotated[
+        Several[Seed] | None, "of the set's runs in order, such as 1,2,3, in place of --runs"
+    ] = None
     mesh: Annotated[str | None, '"data=4,fsdp=2"; default all devices on `data`'] = None
     division: Annotated[Division | None, "a replaced optimizer or a transform requires open"] = None
     optimizer: Annotated[
@@ -38,6 +41,9 @@ class RunOptions:
         'behind the benchmark\'s own, a list of them, or a name "file.py:make"; requires open',
     ] = None
     resume: Annotated[bool, "take up the unfinished run of the set"] = False
+    new_optimizer: Annotated[
+        bool, "resume though the run began with another optimizer, whose state fits: it is logged"
+    ] = False
     max_samples: Annotated[Samples | None, "stop (aborted) after this many samples"] = None
     checkpoint_every: Annotated[Count | None, "steps between them; evaluations take one too"] = None
     keep_checkpoints: Annotated[Count, "how many checkpoints are kept"] = 2
@@ -62,11 +68,29 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.seeds is not None:
+            self._check_seeds(self.seeds)
+            object.__setattr__(self, "runs", len(self.seeds))
         if self.runs > 1 and self.seed is not None:
             raise UserError(
                 "runs of one set need seeds of their own: leave --seed out, or --runs at 1"
             )
+        if self.new_optimizer and not self.resume:
+            raise UserError("--new-optimizer is for a run that is taken up: add --resume")
         if self.process is not None and self.process >= (self.processes or 1):
             raise UserError(
                 f"process {self.process} of {self.processes or 1}: they are numbered from 0"
+            )
+
+    def _check_seeds(self, seeds: tuple[int, ...]) -> None:
+        twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+        if twice is not None:
+            raise UserError(
+                f"seeds has {twice} twice: runs of one set need seeds of their own, so leave one out"
+            )
+        if self.seed is not None:
+            raise UserError("seed and seeds are both given: leave --seed out, or --seeds")
+        if self.runs not in (1, len(seeds)):
+            raise UserError(
+                f"seeds are {len(seeds)} and runs is {self.runs}: leave --runs out, as each seed has its run"
             )

@@ -19,7 +19,7 @@ from mlperf_jax.core import mesh as meshes, processes, state as states
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.members import EVALUATIONS, check_members, check_samples, full_log
-from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
+from mlperf_jax.core.optimizer_argument import load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.protocols import NamesClasses, NotesMaxima
 from mlperf_jax.core.transform_argument import (
@@ -206,7 +206,7 @@ class PlannedRun:
         division: "open" or "closed".
         data_dir: where the data are.
         assembly: the program's shapes.
-        optimizer: the replaced optimizer as text, or None.
+        optimizer: what the replaced optimizer computes, as `optimizer_trace` tells it from others, or None.
         transforms: those added to the training data's.
         transform: the same as text, or None.
     """
@@ -249,6 +249,7 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plann
     benchmark.start(data_dir)
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
+    replaced = assembly.traced.program if given is not None and assembly.traced else None
     judges = judges_of(benchmark, mesh)
     if judges is not None:
         judges.sources(data_dir)
@@ -259,7 +260,7 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plann
         division,
         data_dir,
         assembly,
-        describe_optimizer(given),
+        replaced,
         transforms,
         describe_transforms(options.transform),
     )

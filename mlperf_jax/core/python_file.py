@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import pathlib
 import sys
+import sysconfig
 import traceback
-from collections.abc import Iterator
-from types import ModuleType
+from collections.abc import Iterator, Mapping
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -19,6 +22,7 @@ import cloudpickle
 from mlperf_jax.errors import UserError, did_you_mean
 
 PACKAGE = __name__.partition(".")[0]
+OURS = pathlib.Path(__file__).resolve().parents[1]
 
 
 def load(text: str, what: str, example: str) -> Any:
@@ -83,14 +87,65 @@ def _imported(name: str) -> ModuleType:
 
 
 def in_one_line(error: BaseException, folder: pathlib.Path | None = None) -> str:
-    """An error's kind and first line, and the last line in the files of a folder that led to it."""
+    """An error's kind and first line, and the last line of the user's own files that led to it.
+
+    Those are the files of a folder; without one, all that belong neither to Python nor to what is installed.
+    """
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     said = ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
         frames.append((error.filename or "", error.lineno))
-    own = [(file, line) for file, line in frames if pathlib.Path(file).parent == folder]
+    own = [
+        (file, line)
+        for file, line in frames
+        if (pathlib.Path(file).parent == folder if folder else _is_users(file))
+    ]
     return f"{said} ({own[-1][0]}, line {own[-1][1]})" if own else said
+
+
+def _is_users(file: str) -> bool:
+    """Whether code stands in a file, or notebook cell, that belongs to no installation."""
+    if file.startswith("<") and not file.startswith("<ipython"):
+        return False
+    path = pathlib.Path(file).resolve()
+    installed = map(pathlib.Path, {*map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))})
+    return not any(path.is_relative_to(each) for each in (*installed, OURS))
+
+
+def functions_inside(value: Any) -> Iterator[FunctionType]:
+    """All functions that an object is made of: its own, and what those have closed over, breadth first."""
+    seen: set[int] = set()
+    waiting = collections.deque([value])
+    while waiting:
+        each = waiting.popleft()
+        if id(each) in seen or isinstance(each, str | bytes | int | float | type | ModuleType):
+            continue
+        seen.add(id(each))
+        if isinstance(each, FunctionType):
+            yield each
+            waiting.extend(closed_over(each).values())
+            waiting.extend(each.__defaults__ or ())
+        elif isinstance(each, tuple | list):
+            waiting.extend(each)
+        elif isinstance(each, Mapping):
+            waiting.extend(each.values())
+        elif isinstance(each, MethodType):
+            waiting.extend((each.__func__, each.__self__))
+        elif isinstance(each, functools.partial):
+            waiting.extend((each.func, *each.args, *each.keywords.values()))
+        elif hasattr(each, "__dict__"):
+            waiting.extend(vars(each).values())
+            waiting.extend(getattr(each, name, None) for name in ("init", "update"))
+
+
+def closed_over(function: FunctionType) -> dict[str, Any]:
+    """What a function takes from those around it, by name."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # not filled yet
+            found[name] = cell.cell_contents
+    return found
 
 
 # -- where a class is from ---------------------------------------------------------------------

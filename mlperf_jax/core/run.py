@@ -16,6 +16,7 @@ from mlperf_jax.core import (
     feed,
     generation,
     mesh as meshes,
+    optimizer_trace,
     peaks,
     processes,
     profiling,
@@ -25,6 +26,7 @@ from mlperf_jax.core import (
 )
 from mlperf_jax.core.checkpoints import Checkpoints, checksums
 from mlperf_jax.core.members import full_log
+from mlperf_jax.core.next_run import NextRun, next_run
 from mlperf_jax.core.optimizer_name import name_optimizer
 from mlperf_jax.core.preflight import PlannedRun
 from mlperf_jax.core.protocols import Batches, Split
@@ -34,10 +36,8 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, keys, log as logs, rules
 from mlperf_jax.results.header import header
 from mlperf_jax.results.remote import Mirror
-from mlperf_jax.results.result import Result, config_hash, run_name, versions
+from mlperf_jax.results.result import Result, run_name, trained_hash, versions
 from mlperf_jax.results.runs import RunFolder, RunSet, Scalars
-
-TRAINED = "trained.json"  # an offline run's note that its training has ended
 
 
 class Run:
@@ -46,15 +46,19 @@ class Run:
     Args:
         plan: what passed preflight.
         notes: lines for the display.
+        to_score: it was trained before and is scored now.
 
     Attributes:
+        left: how many runs its launch trains after it.
         standing: where the run stands; the loop moves it on.
         optimizer: what is known of the one that replaced the benchmark's; None where nothing did.
         notes: lines for the display, before its first step.
         trained: what an offline run noted when its training ended, or None before that.
     """
 
-    def __init__(self, plan: PlannedRun, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, plan: PlannedRun, notes: Sequence[str] = (), *, to_score: bool = False
+    ) -> None:
         self.plan = plan
         self.benchmark, self.options, self.assembly = plan.benchmark, plan.options, plan.assembly
         self.official = rules.resolve(plan.benchmark.name, plan.benchmark.ruleset)
@@ -72,7 +76,8 @@ class Run:
         self.resumed = 0
         self.notes = list(notes)
         with contextlib.ExitStack() as last_first:  # each is closed though another may fail
-            self.folder, self.started, self.seed, self.trained = self._open_folder(last_first)
+            opened = self._open_folder(last_first, to_score)
+            self.folder, self.started, self.seed, self.trained, self.left = opened
             last_first.callback(lambda: self.scalars and self.scalars.close())
             last_first.callback(lambda: self.log.close())
             self.checkpoints = Checkpoints(
@@ -80,7 +85,7 @@ class Run:
                 keep=plan.options.keep_checkpoints,
                 identity={
                     "benchmark": plan.benchmark.name,
-                    "configuration": config_hash(self.config),
+                    "configuration": trained_hash(self.config),
                     "optimizer state": _structure(plan.assembly.abstract["opt"]),
                 },
             )
@@ -92,7 +97,8 @@ class Run:
             profile = self.folder.path / "profile" if plan.options.profile else None
             self.trace = profiling.Trace(profile)
             last_first.callback(self.trace.close)
-            for note in self.notes:
+            traced = plan.assembly.traced
+            for note in (*self.notes, *(traced.notes if traced else ())):
                 self.progress.say(note)
             self._closing = last_first.pop_all()
 
@@ -105,44 +111,49 @@ class Run:
     # -- the folder ----------------------------------------------------------------------------
 
     def _open_folder(
-        self, closing: contextlib.ExitStack
-    ) -> tuple[RunFolder, bool, int, dict[str, Any] | None]:
-        """The run's folder, which process 0 takes, and what it says: has it started, its seed, is it trained."""
+        self, closing: contextlib.ExitStack, to_score: bool
+    ) -> tuple[RunFolder, bool, int, dict[str, Any] | None, int]:
+        """The run's folder, which process 0 takes, what it says (has it started, its seed, is it trained), and
+        how many runs follow.
+        """
         taken: list[RunFolder] = []
 
-        def take() -> tuple[int, bool, int, dict[str, Any] | None]:
-            folder = self._take_folder()
+        def take() -> tuple[int, bool, int, dict[str, Any] | None, int]:
+            folder, left = self._take_folder(to_score)
             taken.append(folder)
             closing.callback(folder.release)
             if not folder.started:
                 folder.reset()
-            noted = folder.path / TRAINED
+            noted = folder.trained_path
             trained = durable.read_json(noted) if noted.exists() else None
-            return folder.index, folder.started, self._seed(folder), trained
+            return folder.index, folder.started, self._seed(folder), trained, left
 
-        index, started, seed, trained = processes.from_primary(take)
-        return taken[0] if taken else RunFolder(self.root, index), started, seed, trained
+        index, started, seed, trained, left = processes.from_primary(take)
+        folder = taken[0] if taken else RunFolder(self.root, index)
+        return folder, started, seed, trained, left
 
-    def _take_folder(self) -> RunFolder:
+    def _take_folder(self, to_score: bool) -> tuple[RunFolder, int]:
         self.mirror.pull()
         runs, options = RunSet(self.root), self.options
+        trained = runs.unfinished() if to_score else None
+        run = NextRun(trained, None, 0) if trained else next_run(runs, options)
         about = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
         about["benchmark"] = python_file.place(type(self.benchmark))
-        if options.seed is None:  # from the system's entropy, as the closed rules ask
-            about["seed"] = random.SystemRandom().randrange(2**32)
+        if run.seed is None:  # from the system's entropy, as the closed rules ask
+            run = dataclasses.replace(run, seed=random.SystemRandom().randrange(2**32))
+        about["seed"] = run.seed
         for name in ("optimizer", "transform"):
             if not isinstance(about[name], str):
-                about[name] = None  # the configuration describes it
-        folder = runs.resume(self.config, about) if options.resume else None
-        if folder is not None:
-            return folder
-        more = options.runs > 1 and len(runs.runs()) < options.runs
-        if options.resume and not more:
-            raise UserError(f"{self.root} holds no unfinished run: leave --resume out to begin one")
-        left = runs.unfinished()
-        if left is not None and not (left.path / TRAINED).exists():
-            self.notes.append(f"note: {left.path} is unfinished, and --resume would take it up")
-        return runs.create(self.config, about)
+                about[name] = None  # the configuration tells it from others
+        if self.plan.optimizer:
+            about["optimizer_traced_by"] = optimizer_trace.libraries()
+        about["optimizer_state"] = _structure(self.assembly.abstract["opt"])
+        if run.folder is not None:
+            return runs.resume(self.config, about, run.folder) or run.folder, run.left
+        if (begun := runs.untrained()) and not options.resume:
+            path = begun[0].path
+            self.notes.append(f"note: {path} is unfinished, and --resume would take it up")
+        return runs.create(self.config, about), run.left
 
     def _seed(self, folder: RunFolder) -> int:
         seed = folder.config()["options"]["seed"]
@@ -324,6 +335,7 @@ class Run:
             "scalars_offset": self.scalars.offset if self.scalars else 0,
             "mesh": meshes.describe(self.assembly.mesh),
             "seed": self.seed,
+            "optimizer": self.plan.optimizer,
         }
         self.checkpoints.save(standing.saved, self.assembly.kept(state), meta, sealed=sealed)
         if self.primary:
@@ -353,7 +365,14 @@ class Run:
             return None
         self.standing = Standing.of(meta)
         self.progress.say(f"resumed after step {self.standing.step:,}")
+        if meta["optimizer"] != self.plan.optimizer:
+            self._log_new_optimizer(meta["optimizer"])
         return with_untrained(self.assembly, state, self.seed, self.data_dir)
+
+    def _log_new_optimizer(self, before: str | None) -> None:
+        step, now = self.standing.step, self.plan.optimizer
+        self.log.event("optimizer_changed", now, before=before, **self.position(step))
+        self.progress.say(f"from here on by another optimizer: {now} instead of {before}")
 
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
@@ -373,9 +392,11 @@ class Run:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def stop_clock(self, step: int) -> None:
+    def stop_clock(self, state: states.State, step: int) -> None:
         """`run_stop` at the step that counts, at once; an offline run's is written when it has been scored."""
         self.log_block_stop()
+        if "evaluations" in state:
+            self.log.event("loss_evaluations", _evaluations(state), **self.position(step))
         if self.benchmark.metric.mode != "offline":
             self.log_run_stop(step)
 
@@ -402,7 +423,7 @@ class Run:
             "seconds_training": self.standing.seconds_training,
             "resumed": self.resumed,
         }
-        durable.write_json(self.folder.path / TRAINED, noted)
+        durable.write_json(self.folder.trained_path, noted)
         self.mirror.push(final=True)
 
     def conclude(
@@ -411,18 +432,21 @@ class Run:
         """`result.json`: the state that counts, its step, the steps scored afterwards."""
         self.checkpoints.wait()
         digest = None if state is None else checksums.parameters_sha256(self.assembly.kept(state))
+        evaluations = _evaluations(state or {})
         if not self.primary:
             return None
         ended = self.standing.ended
         assert ended is not None
-        result = self._result(ended, step, digest, scored)
+        result = self._result(ended, step, digest, scored, evaluations)
         self.folder.save_result(result)
         self.mirror.push(final=True)
         verdict = "target reached" if result.reached else f"target not reached: {ended.reason}"
         self.progress.say(f"{verdict} after {result.samples:,} samples, {result.seconds:.1f} s")
         return result
 
-    def _result(self, ended: Ended, step: int, digest: str | None, scored: Sequence[int]) -> Result:
+    def _result(
+        self, ended: Ended, step: int, digest: str | None, scored: Sequence[int], evaluations: int
+    ) -> Result:
         mesh, benchmark, standing = self.assembly.mesh, self.benchmark, self.standing
         stamps = {line.key: line.time_ms for line in logs.read(self.folder.log_path)}
         rate = benchmark.samples(standing.step) / max(standing.seconds_training, 1e-9)
@@ -450,8 +474,13 @@ class Run:
             ruleset=benchmark.ruleset,
             device_count=mesh.devices.size,
             scored=[benchmark.samples(step) for step in scored],
+            loss_evaluations=evaluations,
             optimizer=self.optimizer.name if self.optimizer else "",
         )
+
+
+def _evaluations(state: states.State) -> int:
+    return int(jax.device_get(state.get("evaluations", 0)))
 
 
 def _structure(opt: Any) -> str:

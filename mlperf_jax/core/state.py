@@ -3,8 +3,10 @@
     params   trained weights            frozen  weights outside gradient, optimizer and checkpoint
     tables   tables looked up by row    stats   running statistics of batch norm and the like
     opt      the optimizer's state      ema     averaged params, where the benchmark asks for them
-    step     batches done, int32        finite  false once a loss was not finite
+    step     batches done, int32        bad_since  the first step of those whose loss is not finite, 0 if the
+                                                   last one's is; it stays once the run is given up
     updates  what the optimizer's count is, for learning rates of tables; where there are any
+    evaluations  of the loss beside the gradients', by optimizers that ask for them
 
 Keys are strings; "/"-joined they are the paths that sharding rules, masks and importers match. This
 file and `ops/stack.py` are the only places that split or merge a module.
@@ -16,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +28,9 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import KeyPath
 
-from mlperf_jax.core import compiling, mesh as meshes
+from mlperf_jax.core import compiling, mesh as meshes, optimizer_trace, python_file
 from mlperf_jax.core.benchmark import Benchmark, Reader, Shape, Start
+from mlperf_jax.core.optimizer_trace import Traced
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding, embedding_plan
 from mlperf_jax.ops.embedding_plan import Store
@@ -55,6 +58,7 @@ class Assembly:
         tree: the description of the trained parameters.
         tx: the optimizer, clipping included.
         abstract: the state's shapes, dtypes and shardings.
+        traced: what the user's own optimizer is; None of the library's recipes.
     """
 
     benchmark: Benchmark
@@ -63,6 +67,7 @@ class Assembly:
     tx: Optimizer
     mesh: Mesh
     abstract: State
+    traced: Traced | None = None
 
     @property
     def parameters(self) -> int:
@@ -130,7 +135,7 @@ class Assembly:
             return compiling.compiled(jitted.lower(key), options)(key)
 
     def _init(self, key: jax.Array) -> State:
-        return initial_state(self.benchmark, self.tx, key)
+        return initial_state(self.benchmark, self.tx, key, asks="evaluations" in self.abstract)
 
     def compile(self, jitted: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
         """The program for these abstract arguments; `ops/` find the mesh while it is traced."""
@@ -190,9 +195,14 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
         parts = jax.eval_shape(shapes, key)
-        tree = trees.ParamTree.from_params(parts["params"])
-        tx = make_optimizer(benchmark, tree, optimizer)
-        abstract = jax.eval_shape(lambda key: initial_state(benchmark, tx, key), key)
+    tree = trees.ParamTree.from_params(parts["params"])
+    chosen = chosen_optimizer(benchmark, tree, optimizer)
+    own = optimizer is None and python_file.is_ours(type(benchmark))
+    traced = None if own else optimizer_trace.trace(chosen, parts["params"], tree)
+    with jax.set_mesh(mesh):
+        tx = make_optimizer(benchmark, chosen)
+        asks = traced is not None and traced.calls > 0
+        abstract = jax.eval_shape(lambda key: initial_state(benchmark, tx, key, asks=asks), key)
     rules = (*_store_rules(benchmark, mesh), *benchmark.rules)
     shardings = meshes.state_shardings(abstract, rules, mesh)
     abstract = jax.tree.map(
@@ -200,7 +210,7 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
         abstract,
         shardings,
     )
-    return Assembly(benchmark, found["graphdef"], tree, tx, mesh, abstract)
+    return Assembly(benchmark, found["graphdef"], tree, tx, mesh, abstract, traced)
 
 
 def _store_rules(benchmark: Benchmark, mesh: Mesh) -> meshes.Rules:
@@ -217,8 +227,17 @@ def _store_rules(benchmark: Benchmark, mesh: Mesh) -> meshes.Rules:
     return found
 
 
-def initial_state(benchmark: Benchmark, tx: Optimizer, key: jax.Array) -> State:
-    """The state before the first step, a pure function of the key."""
+def initial_state(
+    benchmark: Benchmark, tx: Optimizer, key: jax.Array, *, asks: bool = False
+) -> State:
+    """The state before the first step, a pure function of the key.
+
+    Args:
+        benchmark: what is trained.
+        tx: by which optimizer.
+        key: of all that is random.
+        asks: whether the optimizer evaluates the loss itself, which is counted.
+    """
     key, table_key = jax.random.split(key)
     _, parts = split(benchmark.model(nnx.Rngs(key)), benchmark.frozen)
     tables = {}
@@ -232,11 +251,13 @@ def initial_state(benchmark: Benchmark, tx: Optimizer, key: jax.Array) -> State:
         state["ema"] = jax.tree.map(jnp.copy, parts["params"])
     if any(table.optimizer for table in benchmark.tables().values()):
         state["updates"] = jnp.zeros((), jnp.int32)
-    return {**state, "step": jnp.zeros((), jnp.int32), "finite": jnp.ones((), bool)}
+    if asks:
+        state["evaluations"] = jnp.zeros((), jnp.int32)
+    return {**state, "step": jnp.zeros((), jnp.int32), "bad_since": jnp.zeros((), jnp.int32)}
 
 
-def make_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any = None) -> Optimizer:
-    """The benchmark's optimizer or its replacement, with clipping in front.
+def chosen_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any = None) -> Any:
+    """The benchmark's optimizer or its replacement: an object with `init` and `update`.
 
     Raises:
         UserError: when what was given is no optax transformation.
@@ -245,19 +266,28 @@ def make_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any =
     if _is_transformation(chosen) or not callable(chosen):
         tx = chosen
     else:
+        name = getattr(chosen, "__qualname__", chosen)
+        if str(getattr(chosen, "__module__", "")).startswith("optax."):
+            raise UserError(f"{name} of optax was not called: give what it returns, {name}(…)")
         try:
             tx = chosen(tree)
-        except TypeError as error:  # most often a function that takes no ParamTree
-            name = getattr(chosen, "__qualname__", chosen)
+        except UserError:
+            raise
+        except Exception as error:  # most often a function that takes no ParamTree
             raise UserError(
-                f"the optimizer {name} failed when given the ParamTree: {error}"
+                f"the optimizer {name} failed when given the ParamTree: {python_file.in_one_line(error)}"
             ) from error
     if not _is_transformation(tx):
         raise UserError(
             f"optimizer {tx!r} has no init and update: give an optax transformation, "
             "or a function of the ParamTree that returns one"
         )
-    extended = optax.with_extra_args_support(cast(optax.GradientTransformation, tx))
+    return tx
+
+
+def make_optimizer(benchmark: Benchmark, tx: Any) -> Optimizer:
+    """An optimizer with the benchmark's clipping in front."""
+    extended = optax.GradientTransformationExtraArgs(tx.init, tx.update)
     if benchmark.clip_norm is not None:
         extended = optax.chain(clipping.clip_by_global_norm(benchmark.clip_norm), extended)
     eval_params = getattr(tx, "eval_params", None)
@@ -281,8 +311,13 @@ class WithEvalParams:
 Optimizer = optax.GradientTransformationExtraArgs | WithEvalParams
 
 
-def all_finite(state: State) -> jax.Array:
-    """Whether every loss so far and every weight is finite: only such a state is worth keeping.
+def given_up(benchmark: Benchmark, step: Any, bad_since: Any) -> Any:
+    """Whether so many losses in a row were not finite, up to this step's, that the run is given up."""
+    return (bad_since > 0) & (step - bad_since + 1 >= benchmark.bad_steps)
+
+
+def all_finite(benchmark: Benchmark, state: State) -> jax.Array:
+    """Whether every weight is finite, and no loss gave the run up: only such a state is worth keeping.
 
     The loss of the step that destroys the weights may itself be finite.
     """
@@ -292,7 +327,7 @@ def all_finite(state: State) -> jax.Array:
         for leaf in jax.tree.leaves(parts)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
-    return jnp.stack([state["finite"], *finite]).all()
+    return jnp.stack([~given_up(benchmark, state["step"], state["bad_since"]), *finite]).all()
 
 
 def _is_transformation(thing: object) -> bool:

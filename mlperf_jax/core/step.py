@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.core.benchmark import Batch, Benchmark, Bucket, Shape, Table
-from mlperf_jax.core.gradients import gradients
+from mlperf_jax.core.gradients import gradients, loss_at
 from mlperf_jax.core.judges import Judges
 from mlperf_jax.core.terms import differences
 from mlperf_jax.errors import UserError
@@ -33,8 +33,8 @@ def make_train_step(
     """`(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
 
     The batch is split into `gradient_accumulation_steps` micro-batches: micro-batch i holds rows
-    i, i+n, i+2n, …, so that each device works on all of them. Metrics are scalars: `loss`, `finite`,
-    what the benchmark's loss adds, and its means where it has several.
+    i, i+n, i+2n, …, so that each device works on all of them. Metrics are scalars: `loss`,
+    `bad_since`, what the benchmark's loss adds, and its means where it has several.
     """
     benchmark, tx = assembly.benchmark, assembly.tx
 
@@ -45,7 +45,12 @@ def make_train_step(
         batch, rows = _with_untrained(assembly, batch, rows)
         found = gradients(assembly, state, batch, rows, key)
         (grads, row_grads), loss, used = found["grads"], found["loss"], found["used"]
-        updates, opt = tx.update(grads, state["opt"], state["params"], value=loss)
+        if assembly.traced is None:
+            extras = {}
+        else:
+            at = loss_at(assembly, state, batch, rows, key)
+            extras = assembly.traced.given(loss, grads, at)
+        updates, opt = tx.update(grads, state["opt"], state["params"], **extras)
         new = {
             "params": optax.apply_updates(state["params"], updates),
             "stats": _after_step(benchmark, found["stats"]),
@@ -53,21 +58,32 @@ def make_train_step(
         }
         if "updates" in state:
             new["updates"] = state["updates"] + 1
+        counted = {}
+        if "evaluations" in state and assembly.traced is not None:
+            asked = assembly.traced.evaluations(opt)
+            counted["loss_evaluations"] = new["evaluations"] = state["evaluations"] + asked
         if (decay := benchmark.ema_decay) is not None:
             new["ema"] = jax.tree.map(
                 lambda a, p: decay * a + (1 - decay) * p, state["ema"], new["params"]
             )
-        finite = state["finite"] & jnp.isfinite(loss)
+        bad = ~jnp.isfinite(loss)
         if benchmark.nonfinite == "skip":  # a batch with no finite micro-batch changes nothing
             old = {part: state[part] for part in new}
             new = jax.tree.map(lambda a, b: jnp.where(used > 0, a, b), new, old)
             ids = _nowhere_unless(used > 0, ids, benchmark.tables() if ids else {})
-            finite, loss = state["finite"], jnp.where(used > 0, loss, jnp.nan)
+            bad, loss = used == 0, jnp.where(used > 0, loss, jnp.nan)
         tables = _update_tables(assembly, state, ids, row_grads)
-        new = {**state, **new, "tables": tables, "step": state["step"] + 1, "finite": finite}
-        return new, {**found["scalars"], "loss": loss, "finite": finite}
+        moved = {"step": state["step"] + 1, "bad_since": _bad_since(benchmark, state, bad)}
+        scalars = {**found["scalars"], **counted, "loss": loss, "bad_since": moved["bad_since"]}
+        return {**state, **new, "tables": tables, **moved}, scalars
 
     return step
+
+
+def _bad_since(benchmark: Benchmark, state: State, bad: jax.Array) -> jax.Array:
+    step, since = state["step"], state["bad_since"]
+    now = jnp.where(bad, jnp.where(since > 0, since, step + 1), 0)
+    return jnp.where(states.given_up(benchmark, step, since), since, now)
 
 
 def _after_step(benchmark: Benchmark, stats: State) -> State:

@@ -26,13 +26,13 @@ from mlperf_jax.core import evaluation, mesh as meshes, preflight, state as stat
 from mlperf_jax.core.benchmark import Batch, Benchmark
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.judges import Judges, judges_of
-from mlperf_jax.core.optimizer_argument import describe_optimizer, load_optimizer
+from mlperf_jax.core.optimizer_argument import load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
 from mlperf_jax.results.remote import Mirror
-from mlperf_jax.results.result import config_hash
+from mlperf_jax.results.result import config_hash, trained_hash
 from mlperf_jax.results.runs import RunFolder, RunSet
 
 
@@ -196,7 +196,7 @@ def options_here(saved: Mapping[str, Any], **changes: Any) -> RunOptions:
     """
     known = {f.name for f in dataclasses.fields(RunOptions)}
     given = {name: value for name, value in saved.items() if name in known}
-    here = {"runs": 1, **dict.fromkeys(("seed", "coordinator", "processes", "process"))}
+    here = {"runs": 1, **dict.fromkeys(("seed", "seeds", "coordinator", "processes", "process"))}
     options = RunOptions(**{**given, **here, **changes})
     try:
         meshes.make_mesh(options.mesh)
@@ -238,7 +238,7 @@ def load(
     with Checkpoints(kept.checkpoints, identity=None) as checkpoints:
         step = _chosen_step(kept, benchmark, checkpoints.steps(), step)
         newest = checkpoints.latest_meta() or {}
-        theirs, ours = newest.get("identity", {}).get("configuration"), config_hash(kept.config)
+        theirs, ours = newest.get("identity", {}).get("configuration"), trained_hash(kept.config)
         if theirs not in (None, ours):
             raise UserError(
                 f"{kept.checkpoints} holds checkpoints of the configuration {theirs}, and "
@@ -249,6 +249,11 @@ def load(
             parts[0] = "ema"
         elif newest.get("eval_params"):
             whole = states.assemble(benchmark, own, _own_optimizer(kept, optimizer))
+            program = whole.traced.program if whole.traced else None
+            if kept.config.get("optimizer") not in (None, program):
+                raise UserError(
+                    f"the optimizer is not the one that {kept.folder.path} was trained by"
+                )
             parts.append("opt")
         abstract = {part: whole.kept(whole.abstract)[part] for part in parts}
         found = checkpoints.restore(abstract, step, partial=True)
@@ -306,8 +311,6 @@ def _own_optimizer(kept: Kept, optimizer: Any) -> Any:
             f"{kept.folder.path} was trained by an optimizer object that evaluates other weights than it "
             "trains: give the same one (optimizer=…)"
         )
-    if describe_optimizer(given) != described:
-        raise UserError(f"the optimizer is not the one that {kept.folder.path} was trained by")
     return load_optimizer(given) if isinstance(given, str) else given
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import grain
 import numpy as np
 
 from mlperf_jax.core import python_file
-from mlperf_jax.core.optimizer_argument import DEPTH, described
 from mlperf_jax.core.terms import Bucket, Example, differences
 from mlperf_jax.errors import UserError
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap
+DEPTH = 12  # how far the description of an object follows functions inside functions
 
 
 def load_transforms(given: Any) -> tuple[Transform, ...]:
@@ -134,3 +136,36 @@ def _described(transform: Transform) -> str:
     around = {n: v for n, v in around.items() if not inspect.ismodule(v) and not inspect.isclass(v)}
     where = f"{cls.__module__}.{cls.__qualname__} {python_file.code(cls)}"
     return f"{where} {described(own, DEPTH)} {described(around, DEPTH)}"
+
+
+def described(value: Any, depth: int) -> str:
+    """A value as a text without its address, which would differ in every process."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value)
+    if depth == 0:
+        return "…"
+    if isinstance(value, Mapping):
+        items = sorted((str(key), described(item, depth - 1)) for key, item in value.items())
+        return "{" + ", ".join(f"{key}: {text}" for key, text in items) + "}"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(described(item, depth - 1) for item in value) + ")"
+    if isinstance(value, np.ndarray | np.generic):
+        return f"{value.dtype}{list(value.shape)} {hashlib.sha256(value.tobytes()).hexdigest()[:8]}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    if inspect.ismethod(value):
+        return f"{described(value.__func__, depth)} of {described(value.__self__, depth - 1)}"
+    if inspect.isfunction(value):
+        return _described_function(value, depth)
+    if hasattr(value, "func") and hasattr(value, "args"):  # functools.partial
+        parts = (value.func, value.args, getattr(value, "keywords", {}))
+        return "partial" + described(parts, depth - 1)
+    name = value if isinstance(value, type) else type(value)
+    inside = vars(value) if hasattr(value, "__dict__") and not isinstance(value, type) else {}
+    return f"{name.__module__}.{name.__qualname__}{described(inside, depth - 1) if inside else ''}"
+
+
+def _described_function(function: FunctionType, depth: int) -> str:
+    closed, defaults = python_file.closed_over(function), function.__defaults__ or ()
+    text = f"{function.__module__}.{function.__qualname__}"
+    return text + (described({**closed, "": defaults}, depth - 1) if closed or defaults else "")

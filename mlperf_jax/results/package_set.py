@@ -216,7 +216,7 @@ def _count(folder: pathlib.Path, runs: list[Run], wanted: int, what: str) -> Non
     if len(runs) < wanted:
         raise UserError(
             f"{folder} holds {len(runs)} of the {wanted} runs that a result of {what} is made of; run the "
-            f"others with the same output folder (--runs {wanted})"
+            f"others with the same output folder (--runs {wanted} --resume)"
         )
     if len(runs) > wanted:
         raise UserError(

@@ -62,6 +62,11 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:8]
 
 
+def trained_hash(config: dict[str, Any]) -> str:
+    """The same of what checkpoints belong to: all but the optimizer, which may change on the way."""
+    return config_hash({n: v for n, v in config.items() if not n.startswith("optimizer")})
+
+
 def run_name(benchmark: str, config: dict[str, Any], *, tiny: bool) -> str:
     """The default name of an output folder: `<benchmark>[-tiny]-<8 hex digits of the configuration>`."""
     return f"{benchmark}{'-tiny' if tiny else ''}-{config_hash(config)}"
@@ -92,6 +97,8 @@ class Result:
         ruleset: the round whose rules the run followed, such as "4.0.0".
         device_count: chips used.
         scored: of a run that was scored afterwards, the samples of the checkpoints that were.
+        loss_evaluations: how often the optimizer evaluated the training loss beside its gradients: line
+            searches and the like.
         optimizer: the name of the one that replaced the benchmark's, "" where nothing did.
     """
 
@@ -115,6 +122,7 @@ class Result:
     ruleset: str = ""
     device_count: int = 1
     scored: list[int] = dataclasses.field(default_factory=list)
+    loss_evaluations: int = 0
     optimizer: str = ""
 
     def to_dict(self) -> dict[str, Any]:

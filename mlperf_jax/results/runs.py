@@ -2,8 +2,9 @@
 
     output/result_0.txt … result_4.txt      one log per run, side by side
     output/run_0/config.json                what was trained, resolved, with its hash
-    output/run_0/scalars.jsonl              one JSON object per line: step, samples, loss …
+    output/run_0/scalars.jsonl              one JSON object per line: step, samples, loss …; null: not finite
     output/run_0/checkpoints/               written by the training loop
+    output/run_0/trained.json               that it is trained, of a run that is scored afterwards
     output/run_0/result.json                how it ended; only a finished run has one
     output/run_0/lock                       held by the process that writes this run
 
@@ -12,6 +13,7 @@ A set holds runs of one configuration: the score of a benchmark is taken over al
 
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -28,6 +30,7 @@ try:
 except ImportError:  # Windows has no such locks; runs there are not guarded
     fcntl = None
 
+_CHANGES = "optimizer_changes"  # in a configuration: the programs of the optimizers before
 _held: set[pathlib.Path] = (
     set()
 )  # locks belong to a process, so a second one here needs our own check
@@ -48,6 +51,7 @@ class RunFolder:
         self.log_path = self.root / f"result_{index}.txt"
         self.config_path = self.path / "config.json"
         self.scalars_path = self.path / "scalars.jsonl"
+        self.trained_path = self.path / "trained.json"
         self.result_path = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
         self._lock: tuple[pathlib.Path, int] | None = None
@@ -68,6 +72,18 @@ class RunFolder:
     def _logged(self, key: str) -> bool:
         return self.log_path.exists() and any(line.key == key for line in log.read(self.log_path))
 
+    @property
+    def seed(self) -> int | None:
+        """The run's seed as its log has it, else its configuration; None before either is written."""
+        seed = self._logged_seed()
+        if seed is None and self.config_path.exists():
+            return self.config()["options"].get("seed")
+        return seed
+
+    def _logged_seed(self) -> int | None:
+        lines = log.read(self.log_path) if self.log_path.exists() else []
+        return next((line.value for line in lines if line.key == "seed"), None)
+
     def config(self) -> dict[str, Any]:
         """The saved `config.json`: `config_hash`, `config` and `options`."""
         document = durable.read_json(self.config_path)
@@ -77,6 +93,31 @@ class RunFolder:
                 "or start a new run"
             )
         return document
+
+    def check_config(self) -> None:
+        """Nothing, if `config.json` is what the run saved, as far as its hash and the log can tell.
+
+        Raises:
+            UserError: a run that has a log lacks it, or it was edited.
+        """
+        logged = self._logged_seed()
+        mend = (
+            f"restore it, or move {self.path} and {self.log_path.name} away and start another run"
+        )
+        if not self.config_path.exists():
+            if logged is None and not self.started:
+                return  # killed before it was written
+            raise UserError(
+                f"{self.config_path} is gone, and with it what the run was given: {mend}"
+            )
+        saved = self.config()
+        seed = saved.get("options", {}).get("seed")
+        if logged is not None and seed != logged:
+            raise UserError(
+                f"{self.config_path} was edited, as it has seed {seed} and {self.log_path.name} {logged}: {mend}"
+            )
+        if config_hash(saved.get("config", {})) != saved["config_hash"]:
+            raise UserError(f"{self.config_path} was edited, as its hash is another: {mend}")
 
     def save_config(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """Writes `config.json`.
@@ -199,6 +240,11 @@ class RunSet:
         """The first run that was not brought to its end, or None. A foreign log is not ours to end."""
         return next((run for run in self.runs() if run.path.is_dir() and not run.finished), None)
 
+    def untrained(self) -> list[RunFolder]:
+        """The runs that were not trained to their end, by number."""
+        begun = [run for run in self.runs() if run.path.is_dir() and not run.finished]
+        return [run for run in begun if not run.trained_path.exists()]
+
     def create(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> RunFolder:
         """Makes the next run: the lowest number that neither a folder nor a log has, locked.
 
@@ -207,9 +253,11 @@ class RunSet:
             options: the run's options.
 
         Raises:
-            UserError: the folder holds runs of another configuration, or cannot be written.
+            UserError: the folder holds runs of another configuration, or one with this seed, or cannot
+                be written.
         """
-        self._refuse_other(config)
+        self._refuse_other(config, options)
+        self._refuse_seed(options.get("seed"))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -230,21 +278,29 @@ class RunSet:
         run.save_config(config, options)
         return run
 
-    def resume(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> RunFolder | None:
-        """The unfinished run, locked; None when there is none.
+    def resume(
+        self, config: Mapping[str, Any], options: Mapping[str, Any], run: RunFolder | None = None
+    ) -> RunFolder | None:
+        """A run, the first unfinished one by default, locked; None when there is none.
 
-        Its `config.json` is kept as it is, or written when the run was killed before that.
+        Its `config.json` is kept as it is, or written when the run was killed before that. With the option
+        `new_optimizer` it may go on with another optimizer, and its configuration then tells of both.
 
         Raises:
-            UserError: it has another configuration, or another process writes it.
+            UserError: it has another configuration, or lost its own, or another process writes it.
         """
-        run = self.unfinished()
+        run = run or self.unfinished()
         if run is None:
             return None
+        run.check_config()
         run.acquire()
         try:
             if run.config_path.exists():
-                self._refuse_other(config, [run])
+                if options.get("new_optimizer"):
+                    self._change_optimizer(run, config, options)
+                past = run.config().get("config", {}).get(_CHANGES)
+                own = config if past is None else {**config, _CHANGES: past}
+                self._refuse_other(own, options, [run])
             else:
                 run.save_config(config, options)
         except BaseException:
@@ -252,17 +308,61 @@ class RunSet:
             raise
         return run
 
-    def _refuse_other(self, config: Mapping[str, Any], runs: list[RunFolder] | None = None) -> None:
+    def _change_optimizer(
+        self, run: RunFolder, config: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> None:
+        """Writes down that a run goes on with another optimizer, if all else is its own."""
+        saved, new = run.config().get("config", {}), durable.plain(dict(config))
+        differ = {n for n in {*saved, *new} if not durable.same(saved.get(n), new.get(n))}
+        if differ - {_CHANGES} != {"optimizer"}:
+            return
+        if len(self.runs()) > 1:
+            raise UserError(
+                f"{self.path} holds other runs, and a set has one optimizer: leave --new-optimizer out, or copy "
+                f"{run.path.name} and {run.log_path.name} to a folder of their own"
+            )
+        was, now = (o.get("optimizer_state") for o in (run.config().get("options", {}), options))
+        if was != now:
+            raise UserError(
+                f"the state that the optimizer of {run.path} has left does not fit the new one: give an "
+                "optimizer with the same state, or another output folder"
+            )
+        past = [*saved.get(_CHANGES, []), saved["optimizer"]]
+        run.save_config({**config, _CHANGES: past}, {**options, "seed": run.seed})
+
+    def _refuse_seed(self, seed: int | None) -> None:
+        same = next((run for run in self.runs() if run.seed == seed is not None), None)
+        if same is not None:
+            raise UserError(
+                f"{same.path} has seed {seed} already, and runs of one set need seeds of their own: give "
+                "another seed, or another output folder"
+            )
+
+    def _refuse_other(
+        self,
+        config: Mapping[str, Any],
+        options: Mapping[str, Any],
+        runs: list[RunFolder] | None = None,
+    ) -> None:
         for run in self.runs() if runs is None else runs:
             if not run.config_path.exists():
                 continue
             saved = run.config()
             if saved["config_hash"] != config_hash(dict(config)):
-                changes = "; ".join(config_changes(saved.get("config", {}), config))
+                changes = config_changes(saved.get("config", {}), config)
+                upgrade = _upgrade(saved.get("options", {}), options)
                 raise UserError(
-                    f"{self.path} holds runs of another configuration ({changes}); a set is one "
-                    "configuration: give another output folder, or the same configuration"
+                    f"{self.path} holds runs of another configuration ({'; '.join([*changes, *upgrade])}); a set "
+                    "is one configuration: give another output folder, or the same configuration"
                 )
+
+
+def _upgrade(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What may have made another optimizer of the same one: libraries of another version."""
+    was, now = (each.get("optimizer_traced_by") for each in (old, new))
+    if not was or not now or was == now:
+        return []
+    return [f"its optimizer was traced by {was}, which may trace it otherwise than {now}"]
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -292,14 +392,19 @@ class Scalars(durable.Lines):
         Args:
             step: this run's batches so far.
             samples: training samples so far.
-            **values: numbers by name, such as `loss=2.3`. Not-a-number is written as `NaN`.
+            **values: numbers by name, such as `loss=2.3`. One that is not finite is written as null, as
+                JSON has no other word for it.
         """
-        line = {"step": step, "samples": samples, **values}
-        self.append(json.dumps(durable.plain(line, "scalars")), sync=False)
+        line = durable.plain({"step": step, "samples": samples, **values}, "scalars")
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in line.items()
+        }
+        self.append(json.dumps(finite, allow_nan=False), sync=False)
 
     @staticmethod
     def read(path: os.PathLike | str) -> list[dict[str, Any]]:
-        """The lines of a file, without half a line at its end.
+        """The lines of a file, without half a line at its end; null is not-a-number.
 
         Raises:
             UserError: the file is missing, or a whole line is damaged.
@@ -318,5 +423,5 @@ class Scalars(durable.Lines):
                 raise UserError(
                     f"line {number} of {path} is damaged ({error}); remove that line, then try again"
                 ) from error
-            lines.append(line)
+            lines.append({name: math.nan if v is None else v for name, v in line.items()})
         return lines

@@ -21,6 +21,8 @@ TINY_REFUSED = [
     ("--optimizer adamw", "needs a learning rate"),
     ("--optimizer no_such.py:make", "no_such.py"),
     ("--runs 2 --seed 1", "seeds of their own"),
+    ("--seeds 1,2,2", "seeds has 2 twice"),
+    ("--seeds 1,x", "--seeds must be one or more whole numbers"),
     ("--train-samples 1000", "1,437 train samples"),
     ("--classes 5", "holds samples of 10 classes: give at least 10"),
     ("--resume", "no unfinished run"),

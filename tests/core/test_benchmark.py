@@ -42,6 +42,11 @@ def test_bad_fields_are_refused_by_name(fields, sentence):
         ({"output": b"x"}, "output must be some text or None, not b'x'"),
         ({"mesh": {"data": 3}}, "mesh must be some text or None, not {'data': 3}"),
         ({"runs": 2, "seed": 1}, "seeds of their own"),
+        ({"seeds": (1, 2, 1)}, "seeds has 1 twice"),
+        ({"seeds": (1, -2)}, "each from 0 to 4,294,967,295"),
+        ({"seeds": ()}, "seeds must be one or more"),
+        ({"seeds": (1, 2), "seed": 3}, "leave --seed out, or --seeds"),
+        ({"seeds": (1, 2), "runs": 3}, "seeds are 2 and runs is 3: leave --runs out"),
         ({"processes": 2, "process": 2}, "process 2 of 2"),
     ],
 )

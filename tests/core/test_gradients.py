@@ -9,8 +9,9 @@ import pytest
 import toys
 
 from mlperf_jax.core import mesh as meshes, step as train
-from mlperf_jax.core.benchmark import Weighted
+from mlperf_jax.core.benchmark import Target, Weighted
 from mlperf_jax.errors import UserError
+from mlperf_jax.results import log as logs
 from mlperf_jax.results.runs import Scalars
 
 
@@ -102,6 +103,42 @@ def test_the_loss_is_the_sum_of_the_means_of_all_rows(x64, cls, micro):
         assert scalars[name] == pytest.approx(float(mean), rel=1e-14)
 
 
+def compared():
+    """An optimizer that asks for loss and gradients itself: its state is how far they are from those given."""
+
+    def update(grads, state, params, *, value, grad, value_fn, grad_fn, obj_fn):
+        del state
+        own = grad_fn(params)
+        far = [
+            jnp.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (own, grad)), strict=True)
+        ]
+        found = jnp.stack([*far, value_fn(params) - value, obj_fn(params, 3) - value])
+        return jax.tree.map(lambda g: -g, grads), found
+
+    def init(params):
+        return jnp.zeros(len(jax.tree.leaves(params)) + 2, jnp.float64)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@pytest.mark.parametrize("cls", [Several, Sampled, WithTable, toys.Toy])
+@pytest.mark.parametrize("micro", [1, 4])
+def test_an_optimizer_may_evaluate_the_loss_of_the_whole_batch(x64, cls, micro):
+    fields = dict(dtype="float64", gradient_accumulation_steps=micro, clip_norm=1e-3)
+    state, scalars = toys.stepped(cls(**fields), "data=2,fsdp=4", steps=3, optimizer=compared())
+    assert jnp.abs(state["opt"][1]).max() < 1e-12
+    calls = 3  # value_fn, grad_fn and obj_fn, in each of three steps
+    assert state["evaluations"] == scalars[-1]["loss_evaluations"] == 3 * calls
+
+
+def test_line_searches_count_their_evaluations(tmp_path):
+    benchmark = toys.Plain(sample_limit=32 * 10, targets=(Target("accuracy", above=0.99),))
+    result = toys.run(benchmark, tmp_path, optimizer=optax.lbfgs())
+    lines = [x for x in logs.read(tmp_path / "result_0.txt") if x.key == "loss_evaluations"]
+    assert [line.value for line in lines] == [result.loss_evaluations]
+    assert result.loss_evaluations >= 10
+
+
 def test_devices_agree(x64):
     fields = dict(dtype="float64", gradient_accumulation_steps=2)
     for cls in (Several, Sampled, WithTable):
@@ -185,7 +222,7 @@ def test_each_mean_is_logged_by_its_name(tmp_path):
         assert line["rows"] == 32
 
 
-@pytest.mark.parametrize("name", ["loss", "finite", "rows"])
+@pytest.mark.parametrize("name", ["loss", "bad_since", "rows"])
 def test_a_name_that_is_taken_is_refused(name):
     class Named(toys.Plain):
         def loss(self, model, batch, key):

@@ -180,6 +180,30 @@ def test_runs_of_a_set_lie_side_by_side_with_seeds_of_their_own(tmp_path):
     assert toys.keys(tmp_path, 0) == toys.keys(tmp_path, 1)
 
 
+def test_seeds_are_those_of_the_runs_and_none_is_trained_twice(tmp_path, monkeypatch):
+    given, short = toys.Plain.train_data, dict(max_samples=64, mesh="data=1")
+
+    def stopped(self, data_dir):
+        data = given(self, data_dir)
+        return toys.asks_to_stop(data, 1) if (tmp_path / "run_1").exists() else data
+
+    with monkeypatch.context() as patched:
+        patched.setattr(toys.Plain, "train_data", stopped)
+        with pytest.raises(Interrupted):
+            toys.run(toys.Plain(targets=HARD), tmp_path, seeds=(5, 3, 4), **short)
+    for number in (3, 5):
+        with pytest.raises(UserError, match=f"has seed {number} already, and runs of one set need"):
+            toys.run(toys.Plain(targets=HARD), tmp_path, seed=number, **short)
+    assert len(list(tmp_path.glob("run_*"))) == 2, "refused before there is a folder"
+    results = toys.run(toys.Plain(targets=HARD), tmp_path, seeds=(5, 3, 4), resume=True, **short)
+    assert [result.seed for result in results] == [3, 4]
+    logged = [
+        [x.value for x in logs.read(path) if x.key == "seed"]
+        for path in sorted(tmp_path.glob("*.txt"))
+    ]
+    assert logged == [[5], [3], [4]]
+
+
 # -- when it stops ---------------------------------------------------------------------------------
 
 
@@ -218,7 +242,8 @@ def test_all_targets_must_be_met_at_once(tmp_path):
 def test_loss_that_is_not_finite_aborts_and_keeps_the_last_good_checkpoint(tmp_path, capfd):
     benchmark = toys.Toy(targets=HARD, poisoned=(13,))
     result = toys.run(benchmark, tmp_path, checkpoint_every=4, log_every=2, show="plain")
-    assert "not finite: the checkpoint of step 12 is kept" in "".join(capfd.readouterr())
+    said = "".join(capfd.readouterr())
+    assert "the loss of step 14 is not finite: the checkpoint of step 12 is kept" in said
     assert result.status == "aborted" and not result.reached
     assert toys.keys(tmp_path)[-1] == "run_stop"
     assert lines(tmp_path)[-1].metadata["status"] == "aborted"
@@ -226,6 +251,12 @@ def test_loss_that_is_not_finite_aborts_and_keeps_the_last_good_checkpoint(tmp_p
         assert max(kept.steps()) == 12, "nothing is saved once the loss was not finite"
     unfit = [x["step"] for x in Scalars.read(tmp_path / "run_0" / "scalars.jsonl")]
     assert unfit[-1] <= 18, "it is noticed while training, a few lines of scalars later"
+
+
+def test_only_a_checkpoint_that_is_there_is_said_to_be_kept(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "save", lambda *_, **__: None)
+    toys.run(toys.Plain(targets=HARD, poisoned=(5,)), tmp_path, checkpoint_every=4, show="plain")
+    assert "the loss of step 6 is not finite: there is no checkpoint" in "".join(capfd.readouterr())
 
 
 def test_weights_destroyed_under_a_finite_loss_are_not_saved(tmp_path, capfd):
@@ -237,7 +268,8 @@ def test_weights_destroyed_under_a_finite_loss_are_not_saved(tmp_path, capfd):
             return super().loss(model, batch, key) + jnp.sqrt(jnp.abs(bias)).sum()
 
     result = toys.run(Root(targets=HARD), tmp_path, checkpoint_every=1, show="plain")
-    assert "not finite: no checkpoint was taken before" in "".join(capfd.readouterr())
+    said = "".join(capfd.readouterr())
+    assert "a weight after step 1 is not finite: there is no checkpoint" in said
     assert result.status == "aborted" and result.samples == 32
     assert not list((tmp_path / "run_0").glob("checkpoints/*/meta.json"))
 
@@ -248,6 +280,30 @@ def test_skipped_batches_do_not_end_the_run(tmp_path):
     assert result.reached
     losses = {x["step"]: x["loss"] for x in Scalars.read(tmp_path / "run_0" / "scalars.jsonl")}
     assert np.isnan(losses[4]) and np.isnan(losses[12]) and np.isfinite(losses[8])
+
+
+def test_batches_skipped_without_end_end_the_run_also_when_resumed(tmp_path, capfd, monkeypatch):
+    benchmark = toys.Plain(
+        targets=HARD, nonfinite="skip", skip_limit=6, poisoned=tuple(range(5, 99))
+    )
+    given, often = toys.Plain.train_data, dict(checkpoint_every=4, show="plain", mesh="data=1")
+    with monkeypatch.context() as patched:
+        stopped = lambda self, folder: toys.asks_to_stop(given(self, folder), 9)  # noqa: E731
+        patched.setattr(toys.Plain, "train_data", stopped)
+        with pytest.raises(Interrupted):
+            toys.run(benchmark, tmp_path / "a", **often)
+    toys.run(benchmark, tmp_path / "a", resume=True, log_every=1, **often)
+    toys.run(benchmark, tmp_path / "b", **often)
+    said = "".join(capfd.readouterr())
+    assert (
+        said.count("the losses of 6 steps in a row, from step 6 on, are not finite: the che") == 2
+    )
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert lines(folder)[-1].metadata["status"] == "aborted"
+        with Checkpoints(folder / "run_0" / "checkpoints", identity=identity(folder)) as kept:
+            assert 8 <= max(kept.steps()) < 11, "none is taken once it was given up"
+    text = (tmp_path / "a" / "run_0" / "scalars.jsonl").read_text()
+    assert '"loss": null' in text and "NaN" not in text
 
 
 # -- what it refuses -------------------------------------------------------------------------------
@@ -372,6 +428,6 @@ def test_a_run_that_begins_beside_an_unfinished_one_says_so(tmp_path, capfd):
     with pytest.raises(Interrupted):
         toys.run(Stopped(targets=HARD), tmp_path, max_samples=320, show="plain")
     assert "unfinished" not in "".join(capfd.readouterr())
-    toys.run(Stopped(targets=HARD), tmp_path, max_samples=320, show="plain")
+    toys.run(Stopped(targets=HARD), tmp_path, seed=2, max_samples=320, show="plain")
     said = "".join(capfd.readouterr())
     assert f"note: {tmp_path / 'run_0'} is unfinished, and --resume would take it up" in said

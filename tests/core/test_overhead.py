@@ -180,7 +180,7 @@ SPOILERS = {
     "float(loss)": lambda metrics: float(metrics["loss"]),
     "loss.item()": lambda metrics: metrics["loss"].item(),
     "loss.tolist()": lambda metrics: metrics["loss"].tolist(),
-    "if finite": lambda metrics: 1 if metrics["finite"] else 0,
+    "if bad": lambda metrics: 1 if metrics["bad_since"] else 0,
     "if loss > 1e9": lambda metrics: 1 if metrics["loss"] > 1e9 else 0,
     "int(loss)": lambda metrics: int(metrics["loss"]),
     "f'{loss}'": lambda metrics: f"{metrics['loss']}",

@@ -72,7 +72,7 @@ def test_a_batch_without_any_weight_changes_no_weight():
     batch["label"][:] = 0
     before, after, scalars = one_step(benchmark, batch)
     assert changed(before["params"], after["params"]) == set()
-    assert scalars["loss"] == 0 and scalars["finite"] == 1
+    assert scalars["loss"] == 0 and scalars["bad_since"] == 0
 
 
 def test_table_gradients_of_micro_batches_return_to_their_own_rows(x64):
@@ -184,9 +184,19 @@ def test_abort_marks_the_state_for_good():
     batch = toys.batch_of(benchmark, 0)
     batch["x"][3] = np.nan
     _, after, scalars = one_step(benchmark, batch)
-    assert not bool(after["finite"]) and scalars["finite"] == 0
+    assert after["bad_since"] == 1 and scalars["bad_since"] == 1
     _, later, scalars = one_step(benchmark, toys.batch_of(benchmark, 1), state=after)
-    assert not bool(later["finite"]) and scalars["finite"] == 0
+    assert later["bad_since"] == 1 and scalars["bad_since"] == 1
+
+
+def test_skipped_batches_in_a_row_are_counted_until_the_run_is_given_up():
+    benchmark = toys.Plain(dtype="float32", nonfinite="skip", skip_limit=3)
+    state, found = None, []
+    for number in "gbbgbgbbbbg":
+        batch = toys.batch_of(benchmark, 0) if number == "g" else poisoned(benchmark, 0, 1, 2, 3)
+        _, state, scalars = one_step(benchmark, batch, state=state)
+        found.append(scalars["bad_since"])
+    assert found == [0, 2, 2, 0, 5, 0, 7, 7, 7, 7, 7], "from the third on it stays"
 
 
 @pytest.mark.parametrize("micro", [1, 4])
@@ -195,8 +205,8 @@ def test_a_batch_that_is_bad_altogether_changes_nothing_but_the_step(micro):
         dtype="float32", span=None, nonfinite="skip", gradient_accumulation_steps=micro
     )
     before, after, scalars = one_step(benchmark, poisoned(benchmark, 0, 1, 2, 3))
-    assert changed(before, after) == {"step"}
-    assert np.isnan(scalars["loss"]) and scalars["finite"] == 1
+    assert changed(before, after) == {"step", "bad_since"}
+    assert np.isnan(scalars["loss"]) and scalars["bad_since"] == 1
 
 
 def test_a_bad_micro_batch_is_left_out_of_the_mean():

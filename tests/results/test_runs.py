@@ -114,7 +114,7 @@ def test_which_run_is_unfinished(runs, log, saved, finished, started):
 
 def test_the_first_unfinished_run_is_taken_up(runs):
     for index in range(3):
-        with runs.create(CONFIG, OPTIONS) as run:
+        with runs.create(CONFIG, {"seed": index}) as run:
             if index == 0:
                 finish(run)
     assert runs.unfinished().index == 1
@@ -137,6 +137,47 @@ def test_another_configuration_is_refused_by_field(runs):
         CONFIG, {"seed": 9}
     ):  # options are not the configuration; and the lock is free
         pass
+
+
+def test_a_seed_that_the_set_has_is_refused(runs):
+    with runs.create(CONFIG, {"seed": 4}) as run, Log(run.log_path) as log:
+        log.event("seed", 4)
+    (runs.path / "result_7.txt").write_text(run.log_path.read_text().replace("4", "8"))
+    for seed, where in ((4, "run_0"), (8, "run_7")):
+        with pytest.raises(
+            UserError, match=rf"{where} has seed {seed} already.*: give another seed"
+        ):
+            runs.create(CONFIG, {"seed": seed})
+    assert [run.index for run in runs.runs()] == [0, 7]
+    runs.create(CONFIG, {"seed": 5}).release()
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (
+            lambda path: path.unlink(),
+            r"run_0/config.json is gone, .*: restore it, or move .*run_0 and",
+        ),
+        (
+            lambda path: path.write_text(path.read_text().replace('"seed": 3', '"seed": 4')),
+            "edited, as it has seed 4 and result_0.txt 3: restore it",
+        ),
+        (
+            lambda path: path.write_text(path.read_text().replace("64", "65")),
+            "edited, as its hash is another",
+        ),
+    ],
+)
+def test_a_run_that_lost_its_configuration_is_not_resumed(runs, edit, sentence):
+    with runs.create(CONFIG, OPTIONS) as run, Log(run.log_path) as log:
+        log.event("seed", 3)
+        log.start("run_start")
+    edit(run.config_path)
+    before = {p: p.read_bytes() for p in runs.path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=sentence):
+        runs.resume(CONFIG, OPTIONS)
+    assert {p: p.read_bytes() for p in runs.path.rglob("*") if p.is_file()} == before
 
 
 def test_a_damaged_configuration_says_so(runs):
@@ -280,9 +321,9 @@ def test_scalars_take_nan_and_infinity(path):
     scalars.sync()
     scalars.close()
     scalars.close()
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["loss"] is None
     line = Scalars.read(path)[0]
-    assert np.isnan(line["loss"])
-    assert line["norm"] == float("inf")
+    assert np.isnan(line["loss"]) and np.isnan(line["norm"]) and line["step"] == 1
 
 
 def test_scalars_that_are_damaged(path):

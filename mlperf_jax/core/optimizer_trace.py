@@ -1,0 +1,385 @@
+"""A user's optimizer, traced on a benchmark's parameters before anything runs: what it is, and whether it can train.
+
+One trace finds what cannot be traced, and updates or states of other shapes; equal repeated ones show that
+an update depends on its arguments alone. The program itself is what the optimizer is told apart by.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from mlperf_jax.core import jaxprs, optimizer_stacks, python_file
+from mlperf_jax.core.optimizer_stacks import Lineage
+from mlperf_jax.errors import UserError
+from mlperf_jax.optimizers import tree as trees
+
+State = dict[str, Any]
+REPEATS = 3
+# what an update may ask for beside gradients, state and parameters, as optax names it
+NUMBERS, GRADIENTS, FUNCTIONS = ("value",), ("grad",), ("value_fn", "grad_fn", "obj_fn")
+EXTRAS = (*NUMBERS, *GRADIENTS, *FUNCTIONS)
+# how Python and optax's line searches say which argument they do not take
+_UNEXPECTED = re.compile(r"unexpected keyword argument (.*)|not consumed by `value_fn`: (.*?)\]")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """An optimizer that was traced and can train.
+
+    Attributes:
+        program: sixteen hex digits of what it computes on these parameters.
+        extras: which of `EXTRAS` its update takes.
+        calls: how often a traced update calls a function of the loss; 0 of one that never does.
+        notes: sentences to be said before the run begins.
+    """
+
+    program: str
+    extras: tuple[str, ...]
+    calls: int = 0
+    notes: tuple[str, ...] = ()
+
+    def given(
+        self, value: jax.Array, grads: State, loss: Callable[..., jax.Array]
+    ) -> dict[str, Any]:
+        """The extra arguments of an update: the loss, its gradients, and the loss as a function."""
+        known = {"value": value, "grad": grads, **_functions(loss)}
+        return {name: known[name] for name in self.extras}
+
+    def evaluations(self, opt: Any) -> jax.Array | int:
+        """How often the last update evaluated the loss, by the optimizer's state after it.
+
+        Line searches count their own; what others call is counted as it was traced, branches not taken too.
+        """
+        counted = [
+            leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(opt)
+            if trees.join_path(path).endswith("num_linesearch_steps")
+        ]
+        return sum(leaf.sum() for leaf in counted) if counted else self.calls
+
+
+def _functions(loss: Callable[..., jax.Array]) -> dict[str, Callable[..., Any]]:
+    return {"value_fn": loss, "obj_fn": loss, "grad_fn": jax.grad(loss)}
+
+
+def trace(tx: Any, params: State, tree: trees.ParamTree) -> Traced:
+    """Traces `init` and `update` three times; nothing is allocated.
+
+    Args:
+        tx: an optax transformation, or an object with its two functions.
+        params: shapes and dtypes of the trained parameters.
+        tree: their description.
+
+    Raises:
+        UserError: one fails; updates or state have other shapes or types than they must; a callback, a
+            constant that is not a number; or two traces differ.
+    """
+    _check_numbers(tx)
+    found = _Trial(tx, params)
+    _check_updates(found)
+    _check_state(found)
+    _check_constants(found)
+    program = jaxprs.fingerprint(found.init, found.update)
+    for _ in range(REPEATS - 1):
+        again = _Trial(tx, params, found.extras)
+        if jaxprs.fingerprint(again.init, again.update) != program:
+            raise UserError(
+                "the optimizer is another one each time it is traced: an update must follow from its "
+                "arguments, so keep counters, random numbers and arrays in the state that init returns"
+            )
+    return Traced(program, found.extras, found.calls, tuple(_stacks(tx, found, tree)))
+
+
+class _Trial:
+    """One trace.
+
+    Attributes:
+        init, update: the programs.
+        state, updates, new_state: shapes of what they give.
+        extras: what the update takes.
+        calls: of functions of the loss.
+    """
+
+    def __init__(self, tx: Any, params: State, extras: tuple[str, ...] | None = None) -> None:
+        self.params, self.calls = params, 0
+        self.init, self.state = _traced("init", tx.init, params)
+        self.extras = accepted(tx.update) if extras is None else extras
+        while True:
+            try:
+                self._trace_update(tx)
+                return
+            except _Unexpected as error:
+                # of those inside a chain, which are called with all that the chain is
+                self.extras = tuple(name for name in self.extras if name not in error.names)
+
+    def _trace_update(self, tx: Any) -> None:
+        self.calls = 0
+
+        def update(grads: State, state: Any, params: State, value: jax.Array) -> Any:
+            loss = self._loss(params)
+            given = Traced("", self.extras).given(value, grads, loss)
+            return tx.update(grads, state, params, **given)
+
+        value = jax.ShapeDtypeStruct((), jax.tree.leaves(self.params)[0].dtype)
+        arguments = (self.params, self.state, self.params, value)
+        self.update, result = _traced("update", update, *arguments, extras=self.extras)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise UserError(
+                f"update of the optimizer gives {_kind(result)}: it must give the updates and its new state"
+            )
+        self.updates, self.new_state = result
+
+    def _loss(self, params: State) -> Callable[..., jax.Array]:
+        """A stand-in of the loss, which traces at once; the real one is traced with the step."""
+
+        def value(given: State, *_: Any) -> jax.Array:
+            self.calls += 1
+            check_whole(given, params)
+            return sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(given))  # pyright: ignore[reportReturnType]
+
+        return value
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what decides the program of one and the same optimizer."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "optax")}
+
+
+def accepted(update: Callable[..., Any]) -> tuple[str, ...]:
+    """Which of `EXTRAS` a function takes by name."""
+    try:
+        parameters = inspect.signature(update).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return EXTRAS
+    names = {each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY}
+    return tuple(name for name in EXTRAS if name in names)
+
+
+def check_whole(given: Any, params: State) -> None:
+    """Nothing, if a function of the loss is asked of all parameters."""
+    if jax.tree.structure(given) != jax.tree.structure(params):
+        raise UserError(
+            "the optimizer asks for the loss at other parameters than the model's: one that calls value_fn, "
+            "grad_fn or obj_fn must see all of them, so leave out masks and per_layer"
+        )
+
+
+class _Unexpected(Exception):
+    """An update was given what it does not take."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__(*names)
+        self.names = names
+
+
+def _traced(
+    what: str, function: Callable[..., Any], *arguments: Any, extras: Sequence[str] = ()
+) -> tuple[core.ClosedJaxpr, Any]:
+    try:
+        program, result = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        if any(isinstance(value, jaxprs.Tracer) for value in program.consts):
+            raise UserError(
+                f"{what} of the optimizer uses arrays of an earlier step: {_IN_THE_STATE}"
+            )
+        return program, result
+    except UserError:
+        raise
+    except Exception as error:
+        refused = _UNEXPECTED.search(str(error)) if isinstance(error, TypeError) else None
+        if refused and (names := {*re.findall(r"'(\w+)'", refused[0])} & {*extras}):
+            raise _Unexpected(names) from error
+        raise UserError(
+            f"{what} of the optimizer fails on this benchmark's parameters "
+            f"({python_file.in_one_line(error)}){_way_out(error)}"
+        ) from error
+
+
+def _way_out(error: Exception) -> str:
+    text = f"{type(error).__name__} {error}"
+    for sign, advice in _ADVICE.items():
+        if re.search(sign, text):
+            return f": {advice}"
+    return ": mend it, or try it alone with jax.make_jaxpr"
+
+
+_IN_THE_STATE = "keep them in the state that init returns, not in the object or a global"
+_NUMBERS = ("learning_rate", "step_size", "momentum", "decay", "weight_decay", "b1", "b2", "eps")
+_ADVICE = {
+    "LookaheadParams|attribute '(fast|slow)'": (
+        "parameters stay plain arrays here, so average them with ema_decay or "
+        "optax.contrib.schedule_free instead"
+    ),
+    "per_example|batch dimension": (
+        "gradients here are means over the batch, so per-example ones cannot be had: clip with "
+        "optax.clip_by_global_norm"
+    ),
+    "Tracer(Bool|Integer|Array)?Conversion|Concretization": (
+        "values are not known while a step is traced, so use jnp.where, jax.lax.cond and arrays"
+    ),
+    "UnexpectedTracer": _IN_THE_STATE,
+}
+
+
+def _check_numbers(tx: Any) -> None:
+    for function in python_file.functions_inside(tx):
+        for name, value in python_file.closed_over(function).items():
+            if name in _NUMBERS and isinstance(value, str):
+                raise UserError(f"{name} of the optimizer is text: give a number")
+
+
+# -- what was traced -------------------------------------------------------------------------------
+
+
+def _check_updates(found: _Trial) -> None:
+    wanted, given = trees.flatten_paths(found.params), _leaves(found.updates)
+    for path, leaf in wanted.items():
+        if path not in given:
+            raise UserError(
+                f"the optimizer gives no update of {path}: give zeros (optax.set_to_zero) for what "
+                "must not change"
+            )
+        update = given[path]
+        fits = update.shape == leaf.shape and jnp.issubdtype(update.dtype, jnp.floating)
+        if not fits:
+            raise UserError(
+                f"the optimizer's update of {path} is {_shape(update)} and the parameter {_shape(leaf)}: it "
+                "must be floating-point numbers of the parameter's shape"
+            )
+    if odd := sorted(given.keys() - wanted.keys()):
+        raise UserError(f"the optimizer gives an update of {odd[0]}, which the model lacks")
+
+
+def _check_state(found: _Trial) -> None:
+    old, new = _leaves(found.state), _leaves(found.new_state)
+    for path in [*old, *(path for path in new if path not in old)]:
+        before, after = old.get(path), new.get(path)
+        if before is None or after is None or _shape(before) != _shape(after):
+            said = [("gone" if each is None else _shape(each)) for each in (before, after)]
+            said[0] = "not there" if before is None else said[0]
+            raise UserError(
+                f"the optimizer's state changes from step to step: {path or 'it'} is {said[0]} after init and "
+                f"{said[1]} after update, and must stay as init made it"
+            )
+    if jax.tree.structure(found.state) != jax.tree.structure(found.new_state):
+        raise UserError(
+            "the optimizer's state changes from step to step: update must return the structure that init made"
+        )
+
+
+def _check_constants(found: _Trial) -> None:
+    for program in (found.init, found.update):
+        if names := jaxprs.callbacks(program):
+            raise UserError(
+                f"the optimizer calls Python while a step runs ({', '.join(names)}), which no accelerator waits "
+                "for: compute it with jax.numpy"
+            )
+    state = dict(zip(_leaves(found.state), found.init.jaxpr.outvars, strict=True))
+    starts = [(path, var.val) for path, var in state.items() if isinstance(var, core.Literal)]
+    settings = [value for path, value in starts if "hyperparams/" in path or np.isnan(value).any()]
+    for value in (*settings, *_terms(found.update)):
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"the optimizer computes with {np.asarray(value).item()}: look at its learning rate and its "
+                "other settings"
+            )
+
+
+def _terms(program: core.ClosedJaxpr) -> Iterator[Any]:
+    """Numbers of the program itself that are multiplied or added; some are infinite where they are compared."""
+    for equation in jaxprs.equations(program):
+        if equation.primitive.name in ("mul", "div", "add", "sub"):
+            literals = [var.val for var in equation.invars if isinstance(var, core.Literal)]
+            yield from (x for x in literals if np.result_type(x).kind == "f" and np.size(x) == 1)
+
+
+def _leaves(tree: Any) -> Mapping[str, Any]:
+    """Arrays by path; of a tree with a None, what stands beside it."""
+    if hasattr(tree, "shape"):
+        return {"": tree}
+    return trees.flatten_paths(tree)
+
+
+def _shape(leaf: Any) -> str:
+    return f"{jnp.dtype(leaf.dtype).name if not _is_key(leaf) else leaf.dtype}{list(leaf.shape)}"
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _kind(result: Any) -> str:
+    return f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+
+
+# -- stacks of layers ------------------------------------------------------------------------------
+
+
+def _stacks(tx: Any, found: _Trial, tree: trees.ParamTree) -> list[str]:
+    """What is to be said of stacks that the optimizer does not see as layers."""
+    layers = {leaf.path: leaf.layers for leaf in tree.leaves if leaf.stacked and leaf.layers > 1}
+    if not layers:
+        return []
+    mixed, done = _read(found, layers)
+    one = _one_layer(tx, found, layers) if not mixed and not _knows_stacks(tx) else None
+    named = mixed or [path for path in layers if one is not None and one[path] != done[path]]
+    if not named:
+        return []
+    more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+    what = "for one tensor" if mixed else "by its number of axes"
+    return [
+        f"note: the optimizer takes {layers[named[0]]} layers stacked in one array {what} ({named[0]}{more}): "
+        "wrap it in mlperf_jax.optimizers.per_layer, or tell it which axes count (tree.matrices for muon, "
+        "masks of the ParamTree)"
+    ]
+
+
+def _read(found: _Trial, layers: Mapping[str, int]) -> Any:
+    """What `optimizer_stacks.mixing` gives of a trace; without layers nothing has a layer axis."""
+    paths = list(trees.flatten_paths(found.params))
+
+    def lineage(path: str, leaf: Any) -> Lineage:
+        own = [p for p in paths if path == p or path.endswith(f"/{p}")]
+        if not own:
+            return Lineage()
+        longest = max(own, key=len)
+        stacked = leaf.shape[:1] == (layers.get(longest),)
+        return Lineage(frozenset([longest]), 0 if stacked else None)
+
+    given = [found.params, found.state, found.params]
+    inputs = [lineage(p, leaf) for part in given for p, leaf in trees.flatten_paths(part).items()]
+    return optimizer_stacks.mixing(found.update, [*inputs, Lineage()], paths)
+
+
+def _one_layer(tx: Any, found: _Trial, layers: Mapping[str, int]) -> Any:
+    """What is done to each parameter where a stack has one layer and no axis for it; None if that fails."""
+    single = trees.map_with_path(
+        lambda path, leaf: (
+            jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) if path in layers else leaf
+        ),
+        found.params,
+    )
+    try:
+        return _read(_Trial(tx, single, found.extras), {})[1]
+    except Exception:  # it was told of the axes, so it knows them
+        return None
+
+
+def _knows_stacks(tx: Any) -> bool:
+    """Whether a transformation of ours that looks for layer axes is in it."""
+    return any(
+        function.__module__.startswith("mlperf_jax.optimizers.")
+        for function in python_file.functions_inside(tx)
+        if function.__module__ != trees.__name__
+    )
