@@ -36,6 +36,7 @@ from mlperf_jax.core import (
     mesh as meshes,
     preflight,
     run as runs,
+    starts,
     state as states,
 )
 from mlperf_jax.core.benchmark import Benchmark, Target
@@ -148,7 +149,7 @@ def start(benchmark: Benchmark, seed: int) -> list[Any]:
     folder = benchmarks.data_folder(benchmark, benchmarks.RunOptions())
     assembly = states.assemble(benchmark, meshes.make_mesh("data=1"))
     state, given = assembly.create(seed), benchmark.start(folder)
-    state = states.begin_from(state, given) if given else state
+    state = starts.begin_from(state, given) if given else state
     return [(0, evaluation.Evaluator(assembly, seed, folder).quality(state, 1))]
 
 

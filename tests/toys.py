@@ -305,6 +305,19 @@ class Plain(Toy):
         return model(batch["x"]).argmax(-1) == batch["label"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlainBeside(Plain):
+    metric = Slow()
+
+    def predict(self, model, batch, key):
+        return {"hit": super().predict(model, batch, key)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainOffline(PlainBeside):
+    metric = Slow(mode="offline")
+
+
 class Linear(nnx.Module):
     def __init__(self, dtype: Any, rngs: nnx.Rngs) -> None:
         kept = jnp.promote_types(dtype, jnp.float32)

@@ -210,7 +210,8 @@ def run(name: Named, *, tiny: bool = False, **settings: Any) -> Any:
         name: as `names()` spells it, or one of your own: "my_file.py:Wine", its class, or an object.
         tiny: run the small stand-in: no data to fetch, a minute on two CPU cores.
         **settings: fields of `RunOptions` (data_dir, output, seed, mesh, division, optimizer, transform, …) and
-            of the benchmark (batch_size, …).
+            of the benchmark (batch_size, …). An optimizer with schedule-free parts is evaluated at its averaged
+            weights, and one that has `eval_params(opt_state, params)` at what that gives (README).
 
     Raises:
         UserError: for anything the user can mend, before any file is touched where possible.
@@ -276,7 +277,6 @@ def load(
     step: int | None = None,
     data_dir: str | None = None,
     mesh: str | None = None,
-    optimizer: Any = None,
 ) -> Trained:
     """A run's benchmark with the weights it trained, ready to be used, on the devices that are here.
 
@@ -288,8 +288,6 @@ def load(
             base of a LoRA run, are read from there.
         mesh: "data=4,fsdp=2"; by default the run's own where there are enough devices, else all of them
             on `data`. The run may have had others.
-        optimizer: the one that the run was given, where it was an object that evaluates other weights
-            than it trains.
 
     Raises:
         UserError: no run there, of another version, no checkpoint (of this step), or a damaged one.
@@ -314,7 +312,6 @@ def load(
         lambda: data_folder(benchmark, where),
         step=step,
         mesh=mesh,
-        optimizer=optimizer,
     )
 
 

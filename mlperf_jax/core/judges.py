@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from mlperf_jax.core import mesh as meshes, state as states
+from mlperf_jax.core import mesh as meshes, starts, state as states
 from mlperf_jax.core.benchmark import Benchmark, Shape
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
@@ -39,7 +39,7 @@ class Judges:
             states.merge(self.graphdef, arrays.get("params", {}), {}, arrays.get("stats", {}))
         )
 
-    def sources(self, data_dir: str) -> Mapping[str, states.Source]:
+    def sources(self, data_dir: str) -> Mapping[str, starts.Source]:
         """Where each array comes from, by path; none is read.
 
         Raises:
@@ -63,7 +63,7 @@ class Judges:
     def load(self, data_dir: str) -> states.State:
         """The arrays, each read straight onto the devices that hold it."""
         sources, leaves = self.sources(data_dir), trees.flatten_paths(self.abstract)
-        return trees.unflatten({p: states.read_leaf(p, leaves[p], sources[p]) for p in leaves})
+        return trees.unflatten({p: starts.read_leaf(p, leaves[p], sources[p]) for p in leaves})
 
 
 def judges_of(benchmark: Benchmark, mesh: Mesh) -> Judges | None:

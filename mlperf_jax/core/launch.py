@@ -10,12 +10,25 @@ from typing import Any
 
 import jax
 
-from mlperf_jax.core import loop, preflight, processes
+from mlperf_jax.core import loop, mesh as meshes, preflight, processes
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.run import Run
 from mlperf_jax.errors import UserError
-from mlperf_jax.results.result import Result
+from mlperf_jax.results import durable
+from mlperf_jax.results.result import Result, versions
+
+# options that decide what the processes of a run do together
+SHARED = (
+    "seed",
+    "seeds",
+    "runs",
+    "resume",
+    "max_samples",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+)
 
 
 def connect(options: RunOptions) -> None:
@@ -67,6 +80,13 @@ def use_compile_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def given_to_all(plan: preflight.PlannedRun) -> dict[str, Any]:
+    """What each process of a run must have been given alike: what is trained, how, and by which versions."""
+    shared = {name: getattr(plan.options, name) for name in SHARED}
+    where = {"mesh": meshes.describe(plan.assembly.mesh)}
+    return durable.plain({**plan.config(), **shared, **where, **versions()})
+
+
 def launch(
     benchmark: Benchmark, options: RunOptions, data_dir: str, notes: Sequence[str] = ()
 ) -> Result | list[Result | None] | None:
@@ -78,6 +98,7 @@ def launch(
     connect(options)
     use_compile_cache()
     plan = preflight.preflight(benchmark, options, data_dir)
+    processes.check_same(given_to_all(plan))
     results, left = [], 1
     while left > 0:
         run = Run(plan, notes)

@@ -87,7 +87,7 @@ def initialise(run: Run) -> tuple[Programs, states.State]:
         state = assembly.create(run.seed)
         start = benchmark.start(run.data_dir)
         if start is not None:
-            state = states.begin_from(state, start)
+            state = assembly.begin_from(state, start)
     jax.block_until_ready(state)
     run.end_init()
     return programs, state

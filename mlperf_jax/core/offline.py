@@ -171,7 +171,7 @@ class Scorer:
 
 def load(run: Run, step: int) -> State:
     """The state of one checkpoint."""
-    found = run.checkpoints.restore(run.assembly.kept(run.assembly.abstract), step=step)
+    found = run.read(step)
     assert found is not None, "what is missing or damaged is told of"
     return with_untrained(run.assembly, found[0], run.seed, run.data_dir)
 

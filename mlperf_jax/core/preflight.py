@@ -187,6 +187,8 @@ def check_room(options: RunOptions, assembly: states.Assembly) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"{folder} may not be written: give another --output")
     kept = {part: leaves for part, leaves in assembly.abstract.items() if part != "frozen"}
+    if assembly.evaluates not in kept:
+        kept[assembly.evaluates] = kept["params"]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
     needed, free = size * (options.keep_checkpoints + 1), shutil.disk_usage(folder).free
     if free < needed:

@@ -330,14 +330,14 @@ class Run:
         meta = {
             **standing.kept(),
             "step": standing.saved,
-            "eval_params": isinstance(self.assembly.tx, states.WithEvalParams),
+            "evaluates": self.assembly.evaluates,
             "log_offset": self.log.offset,
             "scalars_offset": self.scalars.offset if self.scalars else 0,
             "mesh": meshes.describe(self.assembly.mesh),
             "seed": self.seed,
             "optimizer": self.plan.optimizer,
         }
-        self.checkpoints.save(standing.saved, self.assembly.kept(state), meta, sealed=sealed)
+        self.checkpoints.save(standing.saved, self.assembly.saved(state), meta, sealed=sealed)
         if self.primary:
             self.mirror.push()
 
@@ -355,7 +355,7 @@ class Run:
             raise UserError(
                 f"{self.folder.path} is trained: score it with `mlperf-jax evaluate {self.root}`"
             )
-        found = self.checkpoints.restore(self.assembly.kept(self.assembly.abstract))
+        found = self.read()
         for warning in self.checkpoints.warnings:
             self.progress.say(warning)
         state, meta = found or (None, None)
@@ -373,6 +373,14 @@ class Run:
         step, now = self.standing.step, self.plan.optimizer
         self.log.event("optimizer_changed", now, before=before, **self.position(step))
         self.progress.say(f"from here on by another optimizer: {now} instead of {before}")
+
+    def read(self, step: int | None = None) -> tuple[states.State, dict[str, Any]] | None:
+        """What a run goes on from, and its meta data: of the newest checkpoint that verifies, or of this step's."""
+        assembly = self.assembly
+        derived = (
+            assembly.evaluates == "evaluated"
+        )  # follows from the rest, and is left where it lies
+        return self.checkpoints.restore(assembly.kept(assembly.abstract), step, partial=derived)
 
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
@@ -431,8 +439,10 @@ class Run:
     ) -> Result | None:
         """`result.json`: the state that counts, its step, the steps scored afterwards."""
         self.checkpoints.wait()
-        digest = None if state is None else checksums.parameters_sha256(self.assembly.kept(state))
-        evaluations = _evaluations(state or {})
+        digest, evaluations = None, _evaluations(state or {})
+        if state is not None:
+            view = self.assembly.kept(self.assembly.eval_view(state))
+            digest = checksums.parameters_sha256(view)
         if not self.primary:
             return None
         ended = self.standing.ended

@@ -14,6 +14,7 @@ file and `ops/stack.py` are the only places that split or merge a module.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -22,14 +23,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from jax.tree_util import KeyPath
 
-from mlperf_jax.core import compiling, mesh as meshes, optimizer_trace, python_file
-from mlperf_jax.core.benchmark import Benchmark, Reader, Shape, Start
+from mlperf_jax.core import (
+    averages,
+    compiling,
+    mesh as meshes,
+    optimizer_trace,
+    python_file,
+    starts,
+)
+from mlperf_jax.core.benchmark import Benchmark, Start
 from mlperf_jax.core.optimizer_trace import Traced
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding, embedding_plan
@@ -37,7 +43,6 @@ from mlperf_jax.ops.embedding_plan import Store
 from mlperf_jax.optimizers import clipping, tree as trees
 
 State = dict[str, Any]
-Source = np.ndarray | Reader
 
 # Randomness besides training's own, which folds the step into key(seed): numbers no step reaches.
 _STREAMS = {"init": 2**31 - 1, "evaluation": 2**31 - 2, "generation": 2**31 - 3}
@@ -59,6 +64,8 @@ class Assembly:
         tx: the optimizer, clipping included.
         abstract: the state's shapes, dtypes and shardings.
         traced: what the user's own optimizer is; None of the library's recipes.
+        eval_params: `(opt, params) -> params`, the weights that evaluation reads, where the optimizer
+            evaluates others than it trains.
     """
 
     benchmark: Benchmark
@@ -68,6 +75,7 @@ class Assembly:
     mesh: Mesh
     abstract: State
     traced: Traced | None = None
+    eval_params: averages.EvalParams | None = None
 
     @property
     def parameters(self) -> int:
@@ -104,9 +112,22 @@ class Assembly:
         return bool(jax.tree.leaves(self._untrained(self.abstract)))
 
     def kept(self, state: Mapping[str, Any]) -> State:
-        """What checkpoints hold of a state: all but frozen weights and untrained tables."""
+        """What a run goes on from: all of a state but frozen weights and untrained tables."""
         kept = {part: value for part, value in state.items() if part != "frozen"}
         return {**kept, "tables": self._tables(state, trained=True)}
+
+    def saved(self, state: State) -> State:
+        """What checkpoints hold: what is kept, and what evaluation reads where only the optimizer knows it."""
+        if self.evaluates != "evaluated":
+            return self.kept(state)
+        return {**self.kept(state), "evaluated": self._averaged(state["opt"], state["params"])}
+
+    @property
+    def evaluates(self) -> str:
+        """The part of a checkpoint that holds the weights that evaluation reads."""
+        if "ema" in self.abstract:
+            return "ema"
+        return "params" if self.eval_params is None else "evaluated"
 
     def _untrained(self, state: Mapping[str, Any]) -> State:
         return {"frozen": state["frozen"], "tables": self._tables(state, trained=False)}
@@ -161,10 +182,21 @@ class Assembly:
         view = {part: state[part] for part in ("params", "frozen", "tables", "stats")}
         if "ema" in state:
             view["params"] = state["ema"]
-        elif isinstance(self.tx, WithEvalParams):
-            averaged = jax.jit(self.tx.eval_params, out_shardings=self.shardings["params"])
-            view["params"] = averaged(state["opt"], state["params"])
+        elif self.eval_params is not None:
+            view["params"] = self._averaged(state["opt"], state["params"])
         return view
+
+    @functools.cached_property
+    def _averaged(self) -> jax.stages.Wrapped:
+        assert self.eval_params is not None
+        return jax.jit(self.eval_params, out_shardings=self.shardings["params"])
+
+    def begin_from(self, state: State, start: Start) -> State:
+        """The state with these weights; a user's optimizer may have kept those that it was given at first."""
+        anew = None
+        if self.traced is not None:
+            anew = jax.jit(self.tx.init, out_shardings=self.shardings["opt"])
+        return starts.begin_from(state, start, anew)
 
 
 def _memory(mesh: Mesh) -> float | None:
@@ -210,7 +242,9 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
         abstract,
         shardings,
     )
-    return Assembly(benchmark, found["graphdef"], tree, tx, mesh, abstract, traced)
+    own = tx.eval_params if isinstance(tx, WithEvalParams) else None
+    eval_params = averages.eval_params(benchmark, own, abstract["opt"], abstract["params"])
+    return Assembly(benchmark, found["graphdef"], tree, tx, mesh, abstract, traced, eval_params)
 
 
 def _store_rules(benchmark: Benchmark, mesh: Mesh) -> meshes.Rules:
@@ -305,7 +339,7 @@ class WithEvalParams:
 
     init: optax.TransformInitFn
     update: optax.TransformUpdateExtraArgsFn
-    eval_params: Callable[[optax.OptState, State], State]
+    eval_params: averages.EvalParams
 
 
 Optimizer = optax.GradientTransformationExtraArgs | WithEvalParams
@@ -398,89 +432,3 @@ def _integer_keys(tree: Any) -> Any:
             int(key) if key.isdigit() else key: _integer_keys(value) for key, value in tree.items()
         }
     return tree
-
-
-# -- start checkpoints -----------------------------------------------------------------------------
-
-
-def begin_from(state: State, start: Start) -> State:
-    """The state with the given weights in place of random ones, each read straight onto its devices.
-
-    What is replaced is deleted before it is read, so that no device needs room for both.
-
-    Raises:
-        UserError: for a path the state lacks or a shape that differs, naming it.
-    """
-    parts = ("params", "frozen", "stats", "tables")
-    leaves = trees.flatten_paths({part: state[part] for part in parts})
-    for path, source in start.weights.items():
-        if path not in leaves:
-            raise UserError(f"start checkpoint has {path!r}, which this model lacks")
-        leaves[path] = read_leaf(path, leaves[path], source)
-    state = {**state, **{part: {} for part in parts}, **trees.unflatten(leaves)}
-    if "ema" in state and any(path.startswith("params/") for path in start.weights):
-        state["ema"] = jax.tree.map(jnp.copy, state["params"])
-    if start.optimizer_step:
-        state["opt"] = set_optimizer_step(state["opt"], start.optimizer_step)
-        if "updates" in state:
-            state["updates"] = _filled(state["updates"], start.optimizer_step)
-    if start.moments:
-        state["opt"] = set_moments(state["opt"], start.moments)
-    return state
-
-
-def read_leaf(path: str, leaf: jax.Array | Shape, source: Source) -> jax.Array:
-    """An array or what a reader gives, placed as `leaf` lies, each device's part read by itself."""
-    shape = getattr(source, "shape", leaf.shape)
-    if tuple(shape) != leaf.shape:
-        raise UserError(
-            f"start checkpoint has {path!r} of shape {tuple(shape)}, the model {leaf.shape}"
-        )
-
-    def part(index: Any) -> np.ndarray:
-        values = source(index) if callable(source) else source[index]
-        return np.asarray(values).astype(leaf.dtype)
-
-    if isinstance(leaf, jax.Array):  # its memory is for what is read
-        leaf.delete()
-    shape, sharding = leaf.shape, leaf.sharding
-    if sharding.is_fully_replicated:
-        return jax.make_array_from_callback(shape, sharding, part)
-    # device after device, where JAX would have all parts of a host in its memory first
-    parts = [
-        jax.block_until_ready(jax.device_put(part(index), device))
-        for device, index in sharding.addressable_devices_indices_map(shape).items()
-    ]
-    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
-
-
-def set_moments(opt: optax.OptState, moments: Mapping[str, Mapping[str, Source]]) -> optax.OptState:
-    """The optimizer's state with these arrays in place of its own, by name and parameter path."""
-
-    def value(path: KeyPath, leaf: jax.Array) -> jax.Array:
-        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        known = [at for at, name in enumerate(names) if name in moments]
-        if not known:
-            return leaf
-        name, parameter = names[known[0]], "/".join(names[known[0] + 1 :])
-        if parameter not in moments[name]:
-            raise UserError(f"start checkpoint has no {name!r} of {parameter!r}")
-        return read_leaf(f"{name} of {parameter}", leaf, moments[name][parameter])
-
-    return jax.tree_util.tree_map_with_path(value, opt)
-
-
-def set_optimizer_step(opt: optax.OptState, step: int) -> optax.OptState:
-    """The optimizer's state with each of its counts set to `step`."""
-
-    def count(path: KeyPath, leaf: jax.Array) -> jax.Array:
-        # one number, or one per layer under `per_layer`
-        named = jax.tree_util.keystr(path[-1:], simple=True) == "count"
-        return _filled(leaf, step) if named else leaf
-
-    return jax.tree_util.tree_map_with_path(count, opt)
-
-
-def _filled(leaf: jax.Array, number: int) -> jax.Array:
-    value = np.full(leaf.shape, number, leaf.dtype)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: value[i])

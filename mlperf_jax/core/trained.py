@@ -1,7 +1,7 @@
 """What a run left: its configuration found again, and its weights restored, ready to be used.
 
-Only what evaluation reads is restored: the averaged weights where the run averaged them, no optimizer
-state. Frozen weights and untrained tables, which no checkpoint holds, are made or read anew, as the run
+Only what evaluation reads is restored: the averaged weights where the benchmark or the optimizer
+averaged them, no optimizer state. Frozen weights and untrained tables, which no checkpoint holds, are made or read anew, as the run
 itself had them.
 
 Shape legend: B rows of a global batch.
@@ -22,11 +22,17 @@ import jax
 import optax
 from flax import nnx
 
-from mlperf_jax.core import evaluation, mesh as meshes, preflight, state as states, step as steps
+from mlperf_jax.core import (
+    evaluation,
+    mesh as meshes,
+    preflight,
+    starts,
+    state as states,
+    step as steps,
+)
 from mlperf_jax.core.benchmark import Batch, Benchmark
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.judges import Judges, judges_of
-from mlperf_jax.core.optimizer_argument import load_optimizer
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
@@ -215,7 +221,6 @@ def load(
     *,
     step: int | None = None,
     mesh: str | None = None,
-    optimizer: Any = None,
 ) -> Trained:
     """The weights of a run, on this process' devices.
 
@@ -225,11 +230,9 @@ def load(
         find_data: gives the data's folder; called when frozen weights or untrained tables are read from it.
         step: whose checkpoint; by default the one that the result tells of, else the newest.
         mesh: "data=4,fsdp=2"; by default the run's own where there are enough devices.
-        optimizer: the one that the run was given, where it was an object that evaluates other weights
-            than it trains.
 
     Raises:
-        UserError: no checkpoint, none of this step, a damaged one, or another optimizer.
+        UserError: no checkpoint, none of this step, or a damaged one.
     """
     benchmark = preflight.resolve_dtype(benchmark)
     own = meshes.make_mesh(mesh or options_here(kept.options).mesh)
@@ -244,25 +247,16 @@ def load(
                 f"{kept.checkpoints} holds checkpoints of the configuration {theirs}, and "
                 f"{kept.folder.config_path} is {ours}: these files are of different runs"
             )
-        whole, parts = assembly, ["params", "tables", "stats"]
-        if "ema" in assembly.abstract:
-            parts[0] = "ema"
-        elif newest.get("eval_params"):
-            whole = states.assemble(benchmark, own, _own_optimizer(kept, optimizer))
-            program = whole.traced.program if whole.traced else None
-            if kept.config.get("optimizer") not in (None, program):
-                raise UserError(
-                    f"the optimizer is not the one that {kept.folder.path} was trained by"
-                )
-            parts.append("opt")
-        abstract = {part: whole.kept(whole.abstract)[part] for part in parts}
+        view = assembly.kept(assembly.abstract_view)
+        weights = newest.get("evaluates", "params")
+        abstract = {weights: view["params"], "tables": view["tables"], "stats": view["stats"]}
         found = checkpoints.restore(abstract, step, partial=True)
     assert found is not None, "there are checkpoints"
     state, standing = found[0], Standing.of(found[1])
-    state.setdefault("params", state.get("ema"))
+    state["params"] = state.pop(weights)
     seed = kept.options["seed"]
     folder = find_data() if assembly.has_untrained else ""
-    view = whole.eval_view(with_untrained(assembly, state, seed, folder))
+    view = assembly.eval_view(with_untrained(assembly, state, seed, folder))
     return Trained(
         benchmark=benchmark,
         model=assembly.eval_model(view),
@@ -302,18 +296,6 @@ def _reported_step(kept: Kept, benchmark: Benchmark) -> int | None:
     return benchmark.step_of(folder.result().samples) if folder.finished else None
 
 
-def _own_optimizer(kept: Kept, optimizer: Any) -> Any:
-    """The run's optimizer, None for the benchmark's own."""
-    described = kept.config.get("optimizer")
-    given = kept.options.get("optimizer") if optimizer is None else optimizer
-    if described is not None and given is None:
-        raise UserError(
-            f"{kept.folder.path} was trained by an optimizer object that evaluates other weights than it "
-            "trains: give the same one (optimizer=…)"
-        )
-    return load_optimizer(given) if isinstance(given, str) else given
-
-
 def _quality(kept: Kept, benchmark: Benchmark, standing: Standing) -> dict[str, float] | None:
     """What the run says of the weights of this very step, if it evaluated them."""
     if standing.evaluated == standing.step:
@@ -338,4 +320,4 @@ def with_untrained(
         if path.startswith(("frozen/", "tables/")) and path not in kept
     }
     only = dataclasses.replace(start, weights=weights, optimizer_step=0, moments={})
-    return states.begin_from(state, only)
+    return starts.begin_from(state, only)

@@ -85,7 +85,8 @@ class Result:
         seconds: from `run_start` to `run_stop`.
         examples_per_second: training samples per second of the steps, without evaluation.
         mfu: model FLOPs utilisation in [0, 1], or None where the chip's peak is unknown.
-        parameters_sha256: digest of the trained arrays, or None where no process holds them all.
+        parameters_sha256: digest of the trained arrays as evaluation reads them, or None where no process holds them
+            all.
         seed: the run's seed.
         resumed: how often the run was taken up again.
         versions: library versions, as `versions()` gives them.

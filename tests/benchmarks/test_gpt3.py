@@ -7,7 +7,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.gpt3 import Gpt3
-from mlperf_jax.core import mesh as meshes, preflight, state
+from mlperf_jax.core import mesh as meshes, preflight, starts, state
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.tokens import megatron
 from mlperf_jax.models import decoder_paxml
@@ -107,7 +107,7 @@ def test_starts_from_weights_moments_and_count(data_dir) -> None:
     for mesh, size in (("data=1", 16), ("data=2,fsdp=4", 32)):
         changed = tiny.replace(batch_size=size)
         assembly = state.assemble(changed, meshes.make_mesh(mesh))
-        begun = state.begin_from(assembly.create(0), changed.start(data_dir))
+        begun = starts.begin_from(assembly.create(0), changed.start(data_dir))
         adam = next(part for part in begun["opt"][1] if hasattr(part, "mu"))
         assert int(adam.count) == 640 // size
         assert int(begun["step"]) == 0

@@ -9,7 +9,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.llama2_70b_lora import Llama2Lora
-from mlperf_jax.core import mesh as meshes, preflight, state
+from mlperf_jax.core import mesh as meshes, preflight, starts, state
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import decoder_huggingface
 from mlperf_jax.optimizers import tree
@@ -41,7 +41,7 @@ def test_only_adapters_are_trained_and_begin_without_effect(data_dir) -> None:
     tensors = decoder_huggingface.open_folder(f"{data_dir}/{tiny.weights}")
     for mesh in ("data=1", "data=2,fsdp=4"):
         assembly = state.assemble(tiny, meshes.make_mesh(mesh))
-        begun = state.begin_from(assembly.create(0), tiny.start(data_dir))
+        begun = starts.begin_from(assembly.create(0), tiny.start(data_dir))
         trained = tree.flatten_paths(begun["params"])
         assert all("_lora/" in path for path in trained)
         for path, leaf in trained.items():

@@ -5,7 +5,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.llama31_405b import Llama31_405B
-from mlperf_jax.core import mesh as meshes, preflight, state
+from mlperf_jax.core import mesh as meshes, preflight, starts, state
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import decoder_huggingface
 from mlperf_jax.optimizers import tree
@@ -50,7 +50,7 @@ def test_starts_from_the_first_vocabulary_rows(data_dir) -> None:
     assert tensors["model.embed_tokens.weight"].get_shape() == [576, 96]
     for mesh in ("data=1", "data=2,fsdp=4"):
         assembly = state.assemble(tiny, meshes.make_mesh(mesh))
-        begun = state.begin_from(assembly.create(0), tiny.start(data_dir))
+        begun = starts.begin_from(assembly.create(0), tiny.start(data_dir))
         flat = tree.flatten_paths(begun["params"])
         np.testing.assert_array_equal(
             flat["embed/embedding"], tensors["model.embed_tokens.weight"][:512]

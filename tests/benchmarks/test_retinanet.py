@@ -12,7 +12,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.retinanet import BACKBONE, RetinaNet
-from mlperf_jax.core import evaluation, mesh as meshes, preflight, state, step
+from mlperf_jax.core import evaluation, mesh as meshes, preflight, starts, state, step
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import resnext, retinanet
@@ -154,7 +154,7 @@ def test_backbone_weights_come_from_the_data_folder(tmp_path: pathlib.Path) -> N
     numpy.save_file(tensors, tmp_path / BACKBONE)
     start = benchmark.start(str(tmp_path))
     assembly = state.assemble(benchmark, meshes.make_mesh("data=1"))
-    begun = state.begin_from(drawn(assembly), start)
+    begun = starts.begin_from(drawn(assembly), start)
     stem = begun["frozen"]["body"]["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(stem, tensors["conv1.weight"].transpose(2, 3, 1, 0))
     norm = begun["stats"]["body"]["stages"]["2"]["0"]["norm2"]["var"]

@@ -140,6 +140,36 @@ def test_restores_onto_other_meshes(make, mesh, saved):
     assert checkpoints.warnings == []
 
 
+def test_keys_of_random_numbers_come_back_on_other_meshes(make, mesh):
+    checkpoints = make()
+    keys = {"fry": jax.random.split(jax.random.key(3), 8), "rbg": jax.random.key(4, impl="rbg")}
+    state = jax.device_put({**keys, "raw": jax.random.PRNGKey(5)}, NamedSharding(mesh, P()))
+    state["fry"] = jax.device_put(state["fry"], NamedSharding(mesh, P("data")))
+    checkpoints.save(1, state, {})
+    everywhere = NamedSharding(mesh_of(data=2, fsdp=4), P())
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
+    )
+    for abstract_state in (state, wanted):
+        restored, meta = checkpoints.restore(abstract_state)
+        for name, key in state.items():
+            assert restored[name].dtype == key.dtype
+            assert restored[name].sharding.is_equivalent_to(abstract_state[name].sharding, key.ndim)
+            bits = [
+                jax.random.bits(k if k.ndim == 0 or name == "raw" else k[7])
+                for k in (key, restored[name])
+            ]
+            assert bits[0] == bits[1]
+    generators = {name: meta["leaves"][name].get("key") for name in state}
+    assert generators == {"fry": "threefry2x32", "rbg": "rbg", "raw": None}
+    for name, other in (("rbg", jax.random.key(4)), ("fry", jax.random.key_data(state["fry"]))):
+        sentence = (
+            rf"has {name} as a \w+ key of uint32\[.*\], not (a threefry2x32 key of )?uint32\["
+        )
+        with pytest.raises(UserError, match=sentence):
+            checkpoints.restore({**state, name: other})
+
+
 def test_meta_reads_without_arrays(make, mesh):
     checkpoints = make()
     given = {"log_offset": 123, "scalars": np.int64(7), "generation": 0, "nonfinite": False}

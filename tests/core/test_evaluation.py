@@ -1,16 +1,19 @@
 """Quality: sums and rows over all batches, inline and beside the steps."""
 
 import dataclasses
+import pathlib
 import threading
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toys
 
 from mlperf_jax import metrics
-from mlperf_jax.core import evaluation
+from mlperf_jax.core import evaluation, state as states
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance, log as logs
@@ -75,6 +78,9 @@ def test_an_optimizer_may_evaluate_other_weights_than_it_trains():
         def optimizer(self, tree):
             return Averaging()
 
+    for tx in (Averaging(), optax.contrib.schedule_free_sgd(0.1)):
+        with pytest.raises(UserError, match=r"ema_decay 0\.9.*so does the optimizer.*to None"):
+            toys.prepared(toys.Toy(), optimizer=tx)
     for clip_norm in (None, 1.0):
         benchmark = Averaged(ema_decay=None, clip_norm=clip_norm)
         measuring, state = evaluator(benchmark, "data=2,fsdp=4")
@@ -83,6 +89,53 @@ def test_an_optimizer_may_evaluate_other_weights_than_it_trains():
         for leaf, wanted in zip(jax.tree.leaves(view), jax.tree.leaves(state), strict=False):
             assert leaf.sharding.mesh == wanted.sharding.mesh
         assert measuring.quality(state, 1)
+
+
+def test_the_readmes_optimizer_is_evaluated_at_its_mean():
+    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    code = text[
+        text.index("class Averaged:") : text.index('run("resnet", tiny=True, optimizer=Averaged')
+    ]
+    names = {"jax": jax, "jnp": jnp, "optax": optax}
+    exec(code, names)
+
+    class Mean(toys.Plain):
+        def optimizer(self, tree):
+            return names["Averaged"]()
+
+    state, _ = toys.stepped(Mean(), "data=8", steps=3)
+    view = evaluator(Mean())[0].assembly.eval_view(state)
+    assert toys.distance(view["params"], state["opt"][1]) == 0
+    assert toys.distance(view["params"], state["params"]) > 1e-3
+
+
+def test_weights_that_are_no_parameters_are_refused():
+    class Wrong(toys.Plain):
+        def optimizer(self, tree):
+            averaged = lambda state, params: {"head": {"bias": params["head"]["bias"]}}  # noqa: E731
+            return states.WithEvalParams(*optax.sgd(0.1), averaged)
+
+    with pytest.raises(UserError, match=r"eval_params must .*: head/kernel was .* became nothing"):
+        evaluator(Wrong())
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_schedule_free_optimizer_is_evaluated_at_its_average_where_it_lies(clip_norm):
+    class Averaged(toys.Layered):
+        def optimizer(self, tree):
+            return optax.contrib.schedule_free_sgd(0.5, b1=0.5)
+
+    benchmark, mesh = Averaged(clip_norm=clip_norm), "data=2,fsdp=4"
+    state, _ = toys.stepped(benchmark, mesh, steps=3)
+    measuring, _ = evaluator(benchmark, mesh)
+    found = measuring.assembly.eval_view(state)["params"]
+    opt = state["opt"] if clip_norm is None else state["opt"][1]
+    wanted = optax.contrib.schedule_free_eval_params(opt, state["params"])
+    assert toys.distance(found, wanted) < 1e-6
+    assert toys.distance(found, state["params"]) > 1e-3
+    leaves = zip(*map(jax.tree.leaves, (found, state["params"], opt.z)), strict=True)
+    assert all(a.sharding == b.sharding == c.sharding for a, b, c in leaves)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found))
 
 
 def test_statistics_of_the_batch_play_no_part():

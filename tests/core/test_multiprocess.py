@@ -42,7 +42,10 @@ def together(*tasks):
     processes = []
     for process in (0, 1):
         where = {"coordinator": f"127.0.0.1:{port}", "processes": 2, "process": process}
-        given = [{**task, "options": {**task["options"], **where}} for task in tasks]
+        given = [
+            {**task, "options": {**task["options"], **where, **task.get("own", ({}, {}))[process]}}
+            for task in tasks
+        ]
         processes.append(
             subprocess.Popen(
                 [sys.executable, str(SCRIPT), "together", json.dumps(given)],
@@ -179,10 +182,19 @@ def test_a_signal_to_one_process_stops_both_and_they_resume(tmp_path):
 
     ending = {"max_samples": 32 * (step + 5)}
     again = task("Hopeless", stopped, options={"resume": True, **ending}, **fields)
-    (first, *_, refused), (second, *_, told) = together(
-        again, task("Hopeless", whole, options=ending, **fields), again
+    own = [{"optimizer": "adamw:1e-3", "log_every": rate} for rate in (10, 20)]
+    own[1]["optimizer"] = "adamw:1e-1"
+    (first, _, refused, differs), (second, _, told, differ) = together(
+        again,
+        task("Hopeless", whole, options=ending, **fields),
+        again,
+        task("Hopeless", tmp_path / "differ", own=own),
     )
     assert first == second == ""
+    for text in (differs, differ):
+        assert "UserError: processes of the run differ from process 0 (process 1: optimizer" in text
+        assert "'adamw:1e-1' against 'adamw:1e-3', log_every 20 against 10): start all" in text
+    assert not (tmp_path / "differ").exists(), "before there is a folder"
     assert result_of(stopped).parameters_sha256 == result_of(whole).parameters_sha256
     assert result_of(stopped).resumed == 1 and result_of(whole).resumed == 0
     assert toys.keys(stopped) == toys.keys(whole) and accuracies(stopped) == accuracies(whole)

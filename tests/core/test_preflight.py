@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import optax
 import pytest
 import toys
 
@@ -117,6 +118,15 @@ def test_a_disk_without_room_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: full)
     with pytest.raises(UserError, match=r"0\.0 MB free, and 3 checkpoints take"):
         plan(toys.Toy(), tmp_path / "a" / "b")
+
+
+def test_a_copy_of_the_evaluation_weights_needs_room_too(tmp_path, monkeypatch):
+    size = 4 * toys.prepared(toys.Layered()).parameters
+    room = preflight.shutil.disk_usage(tmp_path)._replace(free=int(3 * 2.5 * size))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: room)
+    plan(toys.Layered(), tmp_path, optimizer=optax.sgd(0.1, 0.9))  # as large a state
+    with pytest.raises(UserError, match="3 checkpoints take"):
+        plan(toys.Layered(), tmp_path, optimizer=optax.contrib.schedule_free_sgd(0.1))
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path):

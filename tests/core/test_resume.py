@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import optax
 import pytest
 import toys
@@ -135,6 +136,17 @@ def broken_off(folder, cls=toys.Toy, at=25, fields=None, **more):
         run(cls(**(fields or {})), folder, **more)
 
 
+@pytest.mark.parametrize(("toy", "mesh"), [(toys.Plain, "data=1"), (toys.Beside, "data=4,fsdp=2")])
+def test_an_optimizer_that_draws_random_numbers_goes_on_with_them(toy, mesh, tmp_path):
+    noisy = optax.noisy_sgd(0.1, eta=0.1, gamma=0.5, key=jax.random.key(0))
+    given = {"optimizer": noisy, "mesh": mesh, "max_samples": 32 * 25}
+    fields = {"nonfinite": "skip", "poisoned": (3, 22), "targets": toys.Hopeless.targets}
+    whole = run(toy(**fields), tmp_path / "whole", **given)
+    broken_off(tmp_path / "broken", toy, at=23, fields=fields, **given)
+    result = run(toy(**fields), tmp_path / "broken", resume=True, **given)
+    assert result.resumed == 1 and result.parameters_sha256 == whole.parameters_sha256
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, undisturbed):
     broken_off(tmp_path)
     checkpoints = sorted((tmp_path / "run_0" / "checkpoints").glob("step_*"))
@@ -197,7 +209,9 @@ def test_another_optimizer_of_the_same_name_is_refused(tmp_path):
     assert run(toys.Toy(), tmp_path, resume=True, optimizer=optax.adam(1e-2)).resumed == 1
 
 
-@pytest.mark.parametrize("optimizer", ["lamb:1e-2", "muon:1e-2"])
+@pytest.mark.parametrize(
+    "optimizer", ["lamb:1e-2", "muon:1e-2", optax.contrib.schedule_free_adamw(1e-2)]
+)
 def test_optimizers_with_nested_state_are_resumed(optimizer, tmp_path):
     short = dict(max_samples=32 * 15, optimizer=optimizer, mesh="data=2,fsdp=4")
     endless = {"targets": (Target("accuracy", above=1.0),)}

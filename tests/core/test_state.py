@@ -10,7 +10,7 @@ import pytest
 import toys
 from jax.sharding import PartitionSpec as P
 
-from mlperf_jax.core import mesh as meshes, state as states, step as train
+from mlperf_jax.core import mesh as meshes, starts, state as states, step as train
 from mlperf_jax.core.benchmark import Start, Table
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding_plan import Bag, make_plan
@@ -224,7 +224,7 @@ def test_first_rule_that_matches_wins_and_what_does_not_divide_stays_whole():
 def started(start, benchmark=None, mesh=MESH, optimizer=None):
     assembly = toys.prepared(benchmark or toys.Toy(), mesh, optimizer)
     before = assembly.create(0)
-    return before, states.begin_from(before, start)
+    return before, starts.begin_from(before, start)
 
 
 def test_start_takes_arrays_and_readers_and_keeps_the_rest():
@@ -261,6 +261,19 @@ def test_readers_are_asked_for_a_part_of_a_sharded_leaf():
     }
 
 
+def test_an_average_begins_with_the_weights_of_the_start():
+    kernel = np.ones((toys.FEATURES, toys.CLASSES), np.float32)
+    tx = optax.inject_hyperparams(optax.contrib.schedule_free_sgd)(0.1)
+    assembly = toys.prepared(toys.Plain(), MESH, tx)
+    before = assembly.create(0)
+    after = assembly.begin_from(before, Start({"params/head/kernel": kernel}, 7))
+    view = assembly.eval_view(after)["params"]
+    np.testing.assert_allclose(view["head"]["kernel"], kernel, rtol=1e-6)
+    assert int(after["opt"].count) == 7 and int(after["opt"].inner_state.step_count) == 8
+    for path, leaf in trees.flatten_paths(after).items():
+        assert leaf.sharding == trees.flatten_paths(before)[path].sharding, path
+
+
 def test_start_sets_every_count_of_the_optimizer():
     tx = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda count: -0.1 * count))
     _, after = started(Start({}, 100), toys.Layered(), optimizer=per_layer(tx))
@@ -278,7 +291,7 @@ def test_start_of_frozen_weights_alone_leaves_averages_as_they_are():
     state = assembly.create(0)
     state["ema"] = jax.tree.map(lambda leaf: leaf + 1, state["ema"])
     base = np.zeros((toys.FEATURES, 16), np.float32)
-    after = states.begin_from(state, Start({"frozen/base/kernel": base}))
+    after = starts.begin_from(state, Start({"frozen/base/kernel": base}))
     assert toys.distance(state["ema"], after["ema"]) == 0
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 import toys
 
-from mlperf_jax.core import gradients, mesh as meshes, state as states, step as train
+from mlperf_jax.core import gradients, mesh as meshes, starts, step as train
 from mlperf_jax.core.benchmark import Table
 from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.optimizers import rows, tree as trees
@@ -291,7 +291,7 @@ def test_tables_and_weights_read_their_rates_at_one_count():
     """Also where the start sets it, and where a bad batch is skipped and counts in neither."""
     benchmark = toys.Started(dtype="float32", nonfinite="skip", span=None)
     assembly = toys.prepared(benchmark)
-    state = states.begin_from(assembly.create(0), benchmark.start(""))
+    state = starts.begin_from(assembly.create(0), benchmark.start(""))
     program, key = jax.jit(train.make_train_step(assembly)), jax.random.key(0)
     for number, bad in enumerate([False, True, False]):
         batch = toys.batch_of(benchmark, number)

@@ -252,17 +252,29 @@ class Negative:
         return jax.tree.map(lambda leaf: -leaf, params)
 
 
-def test_an_optimizer_that_evaluates_other_weights_is(toy, tmp_path):
-    toy(toys.Plain)
-    run(toys.Plain(), tmp_path, optimizer=Negative(), max_samples=32 * 10)
-    with pytest.raises(UserError, match="optimizer object that evaluates other weights"):
-        benchmarks.load(tmp_path)
-    with pytest.raises(UserError, match="optimizer is not the one"):
-        benchmarks.load(tmp_path, optimizer=Negative(0.2))
-    found = benchmarks.load(tmp_path, optimizer=Negative())
-    assert found.evaluate() == found.quality
-    state, _ = toys.stepped(toys.Plain(), "data=8", steps=0, seed=1)
-    assert jax.tree.structure(found.view["params"]) == jax.tree.structure(state["params"])
+@pytest.mark.parametrize("mode", [toys.Plain, toys.PlainBeside])
+@pytest.mark.parametrize("tx", [Negative(), optax.contrib.schedule_free_sgd(2.0, b1=0.5)])
+def test_nor_is_one_that_evaluates_other_weights_than_it_trains(toy, tmp_path, mode, tx):
+    result = run(toy(mode)(), tmp_path, optimizer=tx, max_samples=32 * 10)
+    found = benchmarks.load(tmp_path, mesh="data=2,fsdp=2")
+    assert found.evaluate() == found.quality == result.quality
+    assert digest(found.view) == result.parameters_sha256
+    own = type("Own", (mode,), {"optimizer": lambda self, tree: tx})
+    state, _ = toys.stepped(own(), "data=8", steps=10, seed=1)
+    averaged = getattr(tx, "eval_params", optax.contrib.schedule_free_eval_params)
+    assert toys.distance(found.view["params"], averaged(state["opt"], state["params"])) < 1e-6
+    assert toys.distance(found.view["params"], state["params"]) > 1e-3
+
+
+def test_of_a_run_scored_later_the_same_weights_are_told_of(toy, tmp_path):
+    tx = optax.contrib.schedule_free_adamw(0.1)
+    toy(toys.PlainOffline)
+    run(toys.PlainOffline(targets=LONG["targets"]), tmp_path, optimizer=tx, max_samples=32 * 20)
+    before = {step: benchmarks.load(tmp_path, step=step).evaluate() for step in (10, 20)}
+    result = benchmarks.evaluate(tmp_path, optimizer=tx)
+    found = benchmarks.load(tmp_path)
+    assert found.quality == before[20] == result.quality
+    assert digest(found.view) == result.parameters_sha256
 
 
 # -- what is refused -----------------------------------------------------------------------------------

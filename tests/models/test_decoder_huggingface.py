@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlperf_jax.core import mesh as meshes, state as states
+from mlperf_jax.core import mesh as meshes, starts, state as states
 from mlperf_jax.core.benchmark import Start
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import decoder, decoder_huggingface as huggingface
@@ -167,7 +167,7 @@ def test_files_are_read_part_by_part_straight_onto_the_mesh(tmp_path):
 
     with jax.set_mesh(mesh):
         shardings = meshes.state_shardings(jax.eval_shape(make), decoder.RULES, mesh)
-        state = states.begin_from(jax.jit(make, out_shardings=shardings)(), Start(start))
+        state = starts.begin_from(jax.jit(make, out_shardings=shardings)(), Start(start))
     wanted = huggingface.from_huggingface(given, cfg)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), state["frozen"], wanted

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlperf_jax.core import mesh as meshes, state as states
+from mlperf_jax.core import mesh as meshes, starts, state as states
 from mlperf_jax.core.benchmark import Start
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import decoder, decoder_huggingface as huggingface, lora as loras, quantised
@@ -233,7 +233,7 @@ def test_a_checkpoint_is_quantised_part_by_part(text):
     lazy = {name: Lazy(name, value) for name, value in tensors().items()}
     start = Start(huggingface.start_weights(lazy, BITS))
     assert not reads
-    found = flatten_paths(states.begin_from({**state, "tables": {}}, start)["frozen"])
+    found = flatten_paths(starts.begin_from({**state, "tables": {}}, start)["frozen"])
     kernel = found["blocks/layers/feed_forward/down/kernel"]
     local = kernel.addressable_shards[0].data
     assert local.dtype == jnp.int8 and local.size * len(mesh.devices.flat) == kernel.size

@@ -10,7 +10,7 @@ import pytest
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import ParamTree, flatten_paths, map_with_path, unflatten
 
-NAMES = ("clipping", "lars", "momentum", "per_layer", "schedules", "sgd", "tree")
+NAMES = ("clipping", "lars", "momentum", "per_layer", "schedule_free", "schedules", "sgd", "tree")
 
 
 def small_params(layers=3, seed=0):

@@ -104,6 +104,7 @@ class Checkpoints:
         record = self._record(int(step), leaves, meta, time_ms)
         self.wait()
         place = self._prepare(int(step))
+        leaves = {key: arrays.words(leaf) for key, leaf in leaves.items()}
         for leaf in leaves.values():
             leaf.copy_to_host_async()
         blocks = {"/".join(key): checksums.owned_blocks(leaf) for key, leaf in leaves.items()}
@@ -241,7 +242,8 @@ class Checkpoints:
         arrays.check_leaves(path, meta["leaves"], wanted, partial)
         leaves, sums = {}, [0] * len(wanted)
         try:
-            leaves = arrays.read(self._handler, path / "arrays", wanted, partial)
+            held = {key: arrays.abstract_words(leaf) for key, leaf in wanted.items()}
+            leaves = arrays.read(self._handler, path / "arrays", held, partial)
             sums = [
                 checksums.leaf_sum(checksums.owned_blocks(leaves[key]), leaves[key].shape)
                 for key in wanted
@@ -256,8 +258,8 @@ class Checkpoints:
             name = "/".join(key)
             if f"{total:016x}" != meta["leaves"][name]["sum"]:
                 return f"the values of {name} are not those that were saved"
-        state = jax.tree.unflatten(jax.tree.structure(abstract), [leaves[key] for key in wanted])
-        return state, meta
+        found = [arrays.from_words(leaves[key], leaf) for key, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(abstract), found), meta
 
     # -- the background half of a save -----------------------------------------------------------
 

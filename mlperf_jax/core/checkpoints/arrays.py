@@ -1,7 +1,8 @@
 """The arrays of a checkpoint: Orbax writes and reads them, as a nest of dicts, on any mesh.
 
 Only this file knows Orbax's array handlers. What is added to them: leaves without values, paths of
-any container, and the comparison of a checkpoint's leaves with those that a run wants.
+any container, PRNG keys (files hold their words, `meta.json` says of which generator they are), and the
+comparison of a checkpoint's leaves with those that a run wants.
 """
 
 import asyncio
@@ -59,7 +60,7 @@ def start_writing(
 def read(
     handler: ocp.PyTreeCheckpointHandler,
     path: epath.Path,
-    placed: dict[Key, jax.ShapeDtypeStruct],
+    placed: dict[Key, Any],
     partial: bool,
 ) -> dict[Key, jax.Array]:
     """Returns the leaves, each on the sharding that its abstract value has.
@@ -90,8 +91,8 @@ def array_leaves(state: State) -> dict[Key, jax.Array]:
     if len({"/".join(key) for key in leaves}) < len(leaves):
         raise ValueError("two leaves of the state have one path: a key holds a '/'")
     for key, leaf in leaves.items():
-        if not isinstance(leaf, jax.Array) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise TypeError(f"{'/'.join(key)} is {type(leaf).__name__}: a state holds plain arrays")
+        if not isinstance(leaf, jax.Array):
+            raise TypeError(f"{'/'.join(key)} is {type(leaf).__name__}: a state holds arrays")
     return leaves
 
 
@@ -106,8 +107,41 @@ def abstract_leaves(tree: State) -> dict[Key, jax.ShapeDtypeStruct]:
 
 
 def described(leaf: jax.Array | jax.ShapeDtypeStruct) -> Meta:
-    """Returns dtype and shape of a leaf as `meta.json` holds them."""
-    return {"dtype": str(leaf.dtype), "shape": [int(n) for n in leaf.shape]}
+    """Returns dtype and shape of a leaf's words as `meta.json` holds them, and a PRNG key's generator."""
+    held = abstract_words(leaf)
+    found = {"dtype": str(held.dtype), "shape": [int(n) for n in held.shape]}
+    return {**found, "key": _generator(leaf)} if _is_key(leaf) else found
+
+
+def words(leaf: jax.Array) -> jax.Array:
+    """Returns what files hold of a leaf: the words of a PRNG key, any other as it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def abstract_words(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array | jax.ShapeDtypeStruct:
+    """Returns shape, dtype and sharding of what files hold of a leaf."""
+    if not _is_key(leaf):
+        return leaf
+    held = jax.eval_shape(words, leaf)
+    return jax.ShapeDtypeStruct(held.shape, held.dtype, sharding=leaf.sharding)
+
+
+def from_words(held: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns the leaf that these words, as they were read, are wanted as."""
+    if not _is_key(leaf):
+        return held
+    wrap = functools.partial(jax.random.wrap_key_data, impl=_generator(leaf))
+    return jax.jit(wrap, out_shardings=leaf.sharding)(held)
+
+
+def _is_key(leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _generator(key: jax.Array | jax.ShapeDtypeStruct) -> str:
+    found = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)  # takes no abstract one
+    return str(found[0])
 
 
 def check_leaves(path: epath.Path, saved: Meta, wanted: dict[Key, Any], partial: bool) -> None:
@@ -121,16 +155,19 @@ def check_leaves(path: epath.Path, saved: Meta, wanted: dict[Key, Any], partial:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             faults.append(f"{fault} {', '.join(names[:5])}{more}")
     for name in sorted(ours.keys() & saved.keys()):
-        one, other = ({key: v[name][key] for key in ("dtype", "shape")} for v in (saved, ours))
+        one, other = (_text(v[name]) for v in (saved, ours))
         if one != other:
-            faults.append(
-                f"has {name} as {one['dtype']}{one['shape']}, not {other['dtype']}{other['shape']}"
-            )
+            faults.append(f"has {name} as {one}, not {other}")
     if faults:
         raise UserError(
             f"the checkpoint {path} does not fit this run's state: it {'; it '.join(faults[:5])}; "
             "resume with the model, optimizer and precision that it was saved with"
         )
+
+
+def _text(leaf: Meta) -> str:
+    text = f"{leaf['dtype']}{leaf['shape']}"
+    return f"a {leaf['key']} key of {text}" if "key" in leaf else text
 
 
 def summed_over_processes(sums: list[int]) -> list[int]:

@@ -67,7 +67,7 @@ def leaf_sum(blocks: Iterable[Block], shape: tuple[int, ...]) -> int:
 
 
 def parameters_sha256(state: Mapping[str, Any]) -> str | None:
-    """Returns the SHA-256 of what was trained: `params` and `tables` of a state as checkpoints hold it.
+    """Returns the SHA-256 of weights: `params` and `tables`, of a run those that its evaluation reads.
 
     It runs over the leaves sorted by path; each contributes its path, dtype, shape and little-endian
     bytes. The same weights give the same digest on any mesh.
