@@ -361,8 +361,9 @@ def _maker(parts: Sequence[_Part]) -> tuple[int, _Maker | None]:
         if len({maker.name for maker in alike}) > 1:  # adam and nadam
             flags = [part.flags for part in rest]
             alike = [maker for maker in alike if [part.flags for part in maker.parts] == flags]
-        if len({maker.name for maker in alike}) == 1:
-            return begin, alike[0]
+        if alike:
+            one = len({maker.name for maker in alike}) == 1
+            return (begin, alike[0]) if one else (len(parts), None)
     return len(parts), None
 
 
