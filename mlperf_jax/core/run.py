@@ -185,7 +185,9 @@ class Run:
         )
         log.start("init_start")
         lines = full_log(self.benchmark, self.optimizer)
-        known = {"settings": self.optimizer.settings} if self.optimizer else {}
+        known = {}
+        if self.optimizer:
+            known = {"settings": self.optimizer.settings, "program": self.plan.optimizer}
         more: dict[str, dict[str, Any]] = {"opt_name": known}
         for key, value, metadata in keys.translate(
             self.official, lines, division=division, disclosure=self._disclosure()

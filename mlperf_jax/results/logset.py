@@ -39,11 +39,9 @@ _NUMBERS = {
 }
 _EVALUATIONS = ("eval_accuracy", "eval_error")
 _CLOCK = ("init_start", "init_stop", "run_start", "run_stop")
+_SINGLE = ("seed", "target_accuracy", "opt_name", "optimizer_changed")
 _NEWEST = "lowest_numerical_precision_in_linear"  # logged since 6.1, and in no earlier round
-_WANTED = {
-    key.encode()
-    for key in (*_TEXTS, *_NUMBERS, *_EVALUATIONS, *_CLOCK, _NEWEST, "seed", "target_accuracy")
-}
+_WANTED = {key.encode() for key in (*_TEXTS, *_NUMBERS, *_EVALUATIONS, *_CLOCK, _NEWEST, *_SINGLE)}
 
 # Lines that say what happened, not how the run was set up.
 _EVENTS = {
@@ -88,6 +86,7 @@ class RunLog:
         evaluations: in the order of the lines.
         ended_after: how many of the evaluations come before `run_stop`; the others do not count.
         targets: what `target_accuracy` lines say.
+        programs: of the optimizers that replaced the recipe's, as our own logs tell them apart.
         settings: logged key -> last value, without those that are events; empty unless asked for.
         newest: whether it has the keys that only logs of v6.1 have.
         broken: whether a line cannot be read, so that the official tools reject the log.
@@ -111,6 +110,7 @@ class RunLog:
     evaluations: tuple[Evaluation, ...] = ()
     ended_after: int = 0
     targets: tuple[float, ...] = ()
+    programs: tuple[str, ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     newest: bool = False
     broken: bool = False
@@ -232,6 +232,7 @@ class _Reader:
         self.evaluations: list[Evaluation] = []
         self.seeds: list[tuple[str, int, Any]] = []
         self.targets: list[float] = []
+        self.programs: list[str] = []
         self.findings: list[Finding] = []
         self.newest = self.broken = False
 
@@ -289,6 +290,10 @@ class _Reader:
         elif key == "seed":
             where = (str(metadata.get("file", "")), metadata.get("lineno", 0))
             self.seeds.append((*where, json.dumps(value)))
+        elif key == "opt_name":
+            self.programs += [str(metadata[name]) for name in ("program",) if name in metadata]
+        elif key == "optimizer_changed":
+            self.programs.append(str(value))
         elif key == "target_accuracy":
             self.targets.append(self.number(key, value))
         elif key == _NEWEST:
@@ -354,6 +359,7 @@ class _Reader:
             stop_ms=self.times["run_stop"][0] if self.times["run_stop"] else None,
             evaluations=tuple(self.evaluations),
             targets=tuple(dict.fromkeys(self.targets)),
+            programs=tuple(self.programs),
             settings=self.settings,
             newest=self.newest,
             broken=self.broken,

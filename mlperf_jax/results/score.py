@@ -181,6 +181,7 @@ class _Set:
         weak = self.folder.parent.name == "weak" and known is not None and known.suite == "hpc"
         self._count(same, required, drop, weak)
         self._seeds(same)
+        self._optimizers(same)
         batch_size = self._batch_size(same)
         verdict, note = self._verdict(same, batch_size, drop, weak)
         raw = _weak_minutes(same, required) if weak else _olympic_minutes(same, drop)
@@ -309,6 +310,13 @@ class _Set:
                         not closed,
                     )
                 seen.setdefault(seed, run.log.path.name)
+
+    def _optimizers(self, same: list[Run]) -> None:
+        """One optimizer a set; of replaced ones our own logs say what they compute."""
+        programs = Counter(" then ".join(run.log.programs) or "the recipe's" for run in same)
+        if len(programs) > 1:
+            listed = ", ".join(f"{program} in {n} logs" for program, n in programs.items())
+            self.find("opt_name", f"stands for different optimizers ({listed}).")
 
     def _batch_size(self, same: list[Run]) -> int | None:
         sizes = Counter(run.log.batch_size for run in same)

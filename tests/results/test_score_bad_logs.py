@@ -157,6 +157,22 @@ def test_different_batch_sizes(folder):
     assert (found.batch_size, found.verdict, found.minutes, found.valid) == (None, None, 12, False)
 
 
+def test_different_optimizers(folder):
+    def of(*programs):
+        logs = [lines(10 + i, seed=i, division="open") for i in range(len(programs))]
+        named = [
+            line("opt_name", "mine", program=p) if p else line("opt_name", "lars") for p in programs
+        ]
+        return folder(*([new, *log] for new, log in zip(named, logs, strict=True)))
+
+    found = score(of("aa", "aa", "bb", "aa", "aa"), "4.0.0")
+    assert "stands for different optimizers (aa in 4 logs, bb in 1 logs)" in said(found)
+    assert not found.valid
+    found = score(of(*["aa"] * 4, None), "4.0.0")
+    assert "(aa in 4 logs, the recipe's in 1 logs)" in said(found)
+    assert "optimizers" not in said(score(of(*["aa"] * 5), "4.0.0"))
+
+
 def test_two_targets(folder):
     log = lines(14, seed=9)
     log[8:8] = [line("target_accuracy", 0.759), line("target_accuracy", 0.7)]
