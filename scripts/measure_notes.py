@@ -129,6 +129,28 @@ def initialise(_: pathlib.Path) -> Sides:
     return {"as usual": at(None), "level 0": at(0)}
 
 
+def traces(_: pathlib.Path) -> Sides:
+    """core/optimizer_trace.py: three traces of AdamW on the parameters of each benchmark at full size."""
+    import optax
+    from flax import nnx
+
+    from mlperf_jax import benchmarks
+    from mlperf_jax.core import optimizer_trace, state
+    from mlperf_jax.optimizers.tree import ParamTree
+
+    def of(name: str) -> Callable[[], Any]:
+        benchmark = benchmarks.get(name, dtype="bfloat16")
+
+        def shapes(key: jax.Array) -> Any:
+            return state.split(benchmark.model(nnx.Rngs(key)), benchmark.frozen)[1]["params"]
+
+        params = jax.eval_shape(shapes, jax.eval_shape(lambda: jax.random.key(0)))
+        tree = ParamTree.from_params(params)
+        return lambda: optimizer_trace.trace(optax.adamw(1e-3), params, tree)
+
+    return {name: of(name) for name in benchmarks.names()}
+
+
 def orders(_: pathlib.Path) -> Sides:
     """input_pipelines/orders.py: 20 rows of Grain's order by the number of records, and a whole table of ours."""
 
@@ -243,6 +265,7 @@ NOTES = (
     groups,
     pool,
     initialise,
+    traces,
     orders,
     rows,
     records,
