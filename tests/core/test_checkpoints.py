@@ -50,6 +50,7 @@ def host_state(seed=0, scale=20):
         "params": {
             "stem": {"kernel": kernel, "bias": kernel[0]},
             "half": kernel.astype(jnp.bfloat16),
+            "float16": kernel.astype(np.float16),
         },
         "stats": {"seen": kernel > 0, "nothing": np.zeros((0, 8), np.float32)},
         "opt": (Moments(np.int32(seed), {"kernel": 2 * kernel}), None, ()),
