@@ -6,6 +6,7 @@ The division's rules, the mesh, the batch sizes and the data's metadata; see DES
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import pathlib
@@ -15,7 +16,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mlperf_jax.core import mesh as meshes, processes, state as states
+from mlperf_jax.core import (
+    mesh as meshes,
+    optimizer_trace,
+    processes,
+    python_file,
+    state as states,
+)
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.members import EVALUATIONS, check_members, check_samples, full_log
@@ -231,6 +238,28 @@ class PlannedRun:
             "optimizer": self.optimizer,
             **{name: text for name, text in more.items() if text},
         }
+
+    def about(self, seed: int) -> dict[str, Any]:
+        """What is kept beside the configuration: the options, and what helps to tell why two differ."""
+        names = [f.name for f in dataclasses.fields(self.options)]
+        about = {name: getattr(self.options, name) for name in names} | {"seed": seed}
+        for name in ("optimizer", "transform"):
+            if not isinstance(about[name], str):
+                about[name] = None  # the configuration tells it from others
+        traced = {"optimizer_traced_by": optimizer_trace.libraries()} if self.optimizer else {}
+        return {
+            **about,
+            **traced,
+            "benchmark": python_file.place(type(self.benchmark)),
+            "optimizer_state": self.optimizer_state,
+        }
+
+    @property
+    def optimizer_state(self) -> str:
+        """Sixteen hex digits of the structure and shapes of the optimizer's state."""
+        leaves, structure = jax.tree.flatten(self.assembly.abstract["opt"])
+        shapes = [f"{leaf.shape}{leaf.dtype}" for leaf in leaves]
+        return hashlib.sha256(f"{structure}{shapes}".encode()).hexdigest()[:16]
 
 
 def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> PlannedRun:

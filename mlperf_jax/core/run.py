@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +14,10 @@ from mlperf_jax.core import (
     feed,
     generation,
     mesh as meshes,
-    optimizer_trace,
     peaks,
     processes,
     profiling,
     progress as displays,
-    python_file,
     state as states,
 )
 from mlperf_jax.core.checkpoints import Checkpoints, checksums
@@ -86,7 +82,7 @@ class Run:
                 identity={
                     "benchmark": plan.benchmark.name,
                     "configuration": trained_hash(self.config),
-                    "optimizer state": _structure(plan.assembly.abstract["opt"]),
+                    "optimizer state": plan.optimizer_state,
                 },
             )
             last_first.callback(self.checkpoints.close)
@@ -137,17 +133,10 @@ class Run:
         runs, options = RunSet(self.root), self.options
         trained = runs.unfinished() if to_score else None
         run = NextRun(trained, None, 0) if trained else next_run(runs, options)
-        about = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-        about["benchmark"] = python_file.place(type(self.benchmark))
-        if run.seed is None:  # from the system's entropy, as the closed rules ask
-            run = dataclasses.replace(run, seed=random.SystemRandom().randrange(2**32))
-        about["seed"] = run.seed
-        for name in ("optimizer", "transform"):
-            if not isinstance(about[name], str):
-                about[name] = None  # the configuration tells it from others
-        if self.plan.optimizer:
-            about["optimizer_traced_by"] = optimizer_trace.libraries()
-        about["optimizer_state"] = _structure(self.assembly.abstract["opt"])
+        seed = run.seed
+        if seed is None:  # from the system's entropy, as the closed rules ask
+            seed = random.SystemRandom().randrange(2**32)
+        about = self.plan.about(seed)
         if run.folder is not None:
             return runs.resume(self.config, about, run.folder) or run.folder, run.left
         if (begun := runs.untrained()) and not options.resume:
@@ -493,9 +482,3 @@ class Run:
 
 def _evaluations(state: states.State) -> int:
     return int(jax.device_get(state.get("evaluations", 0)))
-
-
-def _structure(opt: Any) -> str:
-    leaves, structure = jax.tree.flatten(opt)
-    shapes = [f"{leaf.shape}{leaf.dtype}" for leaf in leaves]
-    return hashlib.sha256(f"{structure}{shapes}".encode()).hexdigest()[:16]
