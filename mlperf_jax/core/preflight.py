@@ -218,6 +218,7 @@ class PlannedRun:
         optimizer: what the replaced optimizer computes, as `optimizer_trace` tells it from others, or None.
         transforms: those added to the training data's.
         transform: the same as text, or None.
+        notes: sentences to be said before the first step.
     """
 
     benchmark: Benchmark
@@ -228,6 +229,7 @@ class PlannedRun:
     optimizer: str | None = None
     transforms: tuple[Transform, ...] = ()
     transform: str | None = None
+    notes: tuple[str, ...] = ()
 
     def config(self) -> dict[str, Any]:
         """What the run is told apart by: the benchmark's fields, its own code, and what was replaced."""
@@ -277,10 +279,16 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plann
     check_reading(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
     # missing weights are refused; of those that are there, nothing is read
-    benchmark.start(data_dir)
+    start = benchmark.start(data_dir)
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
     replaced = assembly.traced.program if given is not None and assembly.traced else None
+    notes = list(assembly.traced.notes) if assembly.traced else []
+    if assembly.replaced and start is not None and start.optimizer_step:
+        notes.append(
+            f"note: the start checkpoint has the state of {benchmark.name}'s own optimizer after "
+            f"{start.optimizer_step:,} updates: the one that replaces it begins anew, at update 0"
+        )
     judges = judges_of(benchmark, mesh)
     if judges is not None:
         judges.sources(data_dir)
@@ -294,4 +302,5 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plann
         replaced,
         transforms,
         describe_transforms(options.transform),
+        tuple(notes),
     )

@@ -93,8 +93,7 @@ class Run:
             profile = self.folder.path / "profile" if plan.options.profile else None
             self.trace = profiling.Trace(profile)
             last_first.callback(self.trace.close)
-            traced = plan.assembly.traced
-            for note in (*self.notes, *(traced.notes if traced else ())):
+            for note in (*self.notes, *plan.notes):
                 self.progress.say(note)
             self._closing = last_first.pop_all()
 

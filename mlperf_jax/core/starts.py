@@ -20,7 +20,11 @@ Source = np.ndarray | Reader
 
 
 def begin_from(
-    state: State, start: Start, optimizer: Callable[[State], optax.OptState] | None = None
+    state: State,
+    start: Start,
+    optimizer: Callable[[State], optax.OptState] | None = None,
+    *,
+    replaced: bool = False,
 ) -> State:
     """The state with the given weights in place of random ones, each read straight onto its devices.
 
@@ -30,6 +34,8 @@ def begin_from(
         state: with random weights.
         start: what it begins from.
         optimizer: makes the optimizer's state from new weights, where that matters.
+        replaced: whether the optimizer is another than the recipe's, whose count and moments the start has; it
+            then begins with its own.
 
     Raises:
         UserError: for a path the state lacks or a shape that differs, naming it.
@@ -48,10 +54,12 @@ def begin_from(
             for leaf in jax.tree.leaves(state["opt"]):
                 leaf.delete()
             state["opt"] = optimizer(state["params"])
+    if start.optimizer_step and "updates" in state:
+        state["updates"] = _filled(state["updates"], start.optimizer_step)
+    if replaced:
+        return state
     if start.optimizer_step:
         state["opt"] = set_optimizer_step(state["opt"], start.optimizer_step)
-        if "updates" in state:
-            state["updates"] = _filled(state["updates"], start.optimizer_step)
     if start.moments:
         state["opt"] = set_moments(state["opt"], start.moments)
     return state

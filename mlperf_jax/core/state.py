@@ -64,6 +64,7 @@ class Assembly:
         tx: the optimizer, clipping included.
         abstract: the state's shapes, dtypes and shardings.
         traced: what the user's own optimizer is; None of the library's recipes.
+        replaced: whether it stands in place of the benchmark's.
         eval_params: `(opt, params) -> params`, the weights that evaluation reads, where the optimizer
             evaluates others than it trains.
     """
@@ -75,6 +76,7 @@ class Assembly:
     mesh: Mesh
     abstract: State
     traced: Traced | None = None
+    replaced: bool = False
     eval_params: averages.EvalParams | None = None
 
     @property
@@ -196,7 +198,7 @@ class Assembly:
         anew = None
         if self.traced is not None:
             anew = jax.jit(self.tx.init, out_shardings=self.shardings["opt"])
-        return starts.begin_from(state, start, anew)
+        return starts.begin_from(state, start, anew, replaced=self.replaced)
 
 
 def _memory(mesh: Mesh) -> float | None:
@@ -244,7 +246,8 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
     )
     own = tx.eval_params if isinstance(tx, WithEvalParams) else None
     eval_params = averages.eval_params(benchmark, own, abstract["opt"], abstract["params"])
-    return Assembly(benchmark, found["graphdef"], tree, tx, mesh, abstract, traced, eval_params)
+    program = (benchmark, found["graphdef"], tree, tx, mesh, abstract)
+    return Assembly(*program, traced, optimizer is not None, eval_params)
 
 
 def _store_rules(benchmark: Benchmark, mesh: Mesh) -> meshes.Rules:

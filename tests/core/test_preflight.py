@@ -149,3 +149,11 @@ def test_the_plan_allocates_nothing(tmp_path):
     assert planned.assembly.tree.count() == sum(
         leaf.size for leaf in jax.tree.leaves(planned.assembly.abstract["params"])
     )
+
+
+def test_a_replaced_optimizer_is_told_that_it_begins_anew(tmp_path):
+    (note,) = plan(toys.Started(), tmp_path, optimizer="sgd:1").notes
+    assert (
+        "own optimizer after 7 updates: the one that replaces it begins anew, at update 0" in note
+    )
+    assert not plan(toys.Started(), tmp_path).notes

@@ -270,9 +270,20 @@ def test_an_average_begins_with_the_weights_of_the_start():
     after = assembly.begin_from(before, Start({"params/head/kernel": kernel}, 7))
     view = assembly.eval_view(after)["params"]
     np.testing.assert_allclose(view["head"]["kernel"], kernel, rtol=1e-6)
-    assert int(after["opt"].count) == 7 and int(after["opt"].inner_state.step_count) == 8
+    assert int(after["opt"].count) == 0, (
+        "a replaced optimizer begins anew, whatever the start's count"
+    )
     for path, leaf in trees.flatten_paths(after).items():
         assert leaf.sharding == trees.flatten_paths(before)[path].sharding, path
+
+
+def test_a_replaced_optimizer_takes_neither_count_nor_moments_of_the_start():
+    kernel = np.ones((toys.FEATURES, toys.CLASSES), np.float32)
+    start = Start({"params/head/kernel": kernel}, 7, {"mu": {"head/kernel": kernel}})
+    assembly = toys.prepared(toys.Plain(), MESH, optax.adam(1e-2))
+    after = assembly.begin_from(assembly.create(0), start)
+    np.testing.assert_array_equal(after["params"]["head"]["kernel"], kernel)
+    assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(after["opt"]))
 
 
 def test_start_sets_every_count_of_the_optimizer():
