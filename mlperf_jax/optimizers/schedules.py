@@ -101,7 +101,7 @@ def linear_decay(
 
     def schedule(step: Any) -> jax.Array:
         t = _as_float(step)
-        decayed = base_lr * (1 - jnp.minimum(t, total_steps) / total_steps)
+        decayed = base_lr * (jnp.maximum(total_steps - t, 0) / total_steps)
         if not warmup_steps:
             return decayed
         done = t - start_warmup_step
