@@ -153,12 +153,13 @@ class NextHead(nnx.Module):
 class Bert(nnx.Module):
     """Tokens to logits of the masked ones, and of whether a sequence's two parts belong together.
 
-    >>> tiny = BertConfig(layers=2, width=32, heads=4, hidden=64, vocab=96, max_positions=16)
-    >>> model = nnx.view(Bert(tiny, jnp.float32, rngs=nnx.Rngs(0)), deterministic=True)
-    >>> zeros = jnp.zeros([3, 16], jnp.int32)
-    >>> hidden = model.hidden(zeros, zeros, segments=zeros)
-    >>> model.masked_logits(hidden, zeros[:, :5]).shape, model.next_logits(hidden, zeros[:, :1]).shape
-    ((3, 5, 96), (3, 1, 2))
+    >>> zeros = jnp.zeros([3, 512], jnp.int32)
+    >>> def logits():
+    ...     model = Bert(BertConfig(dropout=0), jnp.float32, rngs=nnx.Rngs(0))
+    ...     hidden = model.hidden(zeros, zeros, segments=zeros)
+    ...     return model.masked_logits(hidden, zeros[:, :76]), model.next_logits(hidden, zeros[:, :1])
+    >>> [x.shape for x in jax.eval_shape(logits)]
+    [(3, 76, 30522), (3, 1, 2)]
     """
 
     def __init__(self, config: BertConfig, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs):
@@ -183,11 +184,6 @@ class Bert(nnx.Module):
         )
         self.masked = MaskedHead(config, dtype, rngs=rngs)
         self.next = NextHead(config, dtype, rngs=rngs)
-
-    def set_view(self, deterministic: bool | None = None):
-        """Switches dropout off and on; called by `nnx.view`."""
-        if deterministic is not None:
-            self.deterministic = deterministic
 
     def hidden(
         self,
@@ -233,6 +229,11 @@ class Bert(nnx.Module):
     def next_logits(self, hidden: jax.Array, at: jax.Array) -> jax.Array:
         """Logits [B, S, C] of the sequences whose first tokens stand at `at` [B, S], likewise."""
         return self.next(_picked(hidden, at))
+
+    def set_view(self, deterministic: bool | None = None):
+        """Switches dropout off and on; called by `nnx.view`."""
+        if deterministic is not None:
+            self.deterministic = deterministic
 
     def _keys(self, key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
         if self.deterministic or not self.config.dropout:

@@ -65,7 +65,7 @@ def lamb(
         if params is None:
             raise ValueError("lamb needs the parameters: call update(gradients, state, params)")
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
 
         def moved(moment: jax.Array, gradient: jax.Array, beta: float, power: int) -> jax.Array:
             return beta * moment + (1 - beta) * gradient.astype(moment.dtype) ** power
