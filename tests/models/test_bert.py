@@ -123,6 +123,11 @@ def losses_of(model, batch, key=None):
     return [total / weight for total, weight in pairs], (masked, following)
 
 
+def compiled(function):
+    """A jitted function that compiles quickly and runs slowly."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 @functools.cache
 def computed(config, dtype):
     """A jitted function of (params, batch, key): losses and logits, and the gradients of the summed losses."""
@@ -136,7 +141,7 @@ def computed(config, dtype):
         (_, found), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return *found, gradients
 
-    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    return compiled(run)
 
 
 # -- sizes -----------------------------------------------------------------------------------------
@@ -371,15 +376,15 @@ def test_thirty_steps_are_those_of_a_plain_loop(x64):
     params, batch = parameters(np.float64), unpacked()
     run = computed(QUIET, jnp.float64)
 
-    @jax.jit
+    @compiled
     def apply(params, gradients, opt):
         updates, opt = tx.update(gradients, opt, params)
         return optax.apply_updates(params, updates), opt
 
-    slope = jax.jit(jax.value_and_grad(lambda tensors, batch: plain_loss(tensors, batch)))
+    slope = compiled(jax.value_and_grad(plain_loss))
     tensors = {name: value.astype(np.float64) for name, value in weights().items()}
     moments = {name: (np.zeros_like(w), np.zeros_like(w)) for name, w in tensors.items()}
-    opt, ours, plain = tx.init(params), [], []
+    opt, ours, plain = compiled(tx.init)(params), [], []
     for step in range(30):
         batch = {**batch, "tokens": (batch["tokens"] * 5 + step) % QUIET.vocab}
         found, _, gradients = run(params, batch)
