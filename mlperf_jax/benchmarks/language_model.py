@@ -18,7 +18,7 @@ from mlperf_jax.core.benchmark import Benchmark, Example, Weighted, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Range, Rate, Several, Whole
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.tokens import C4
-from mlperf_jax.models import decoder, decoder_huggingface
+from mlperf_jax.models import decoder, decoder_huggingface, huggingface
 from mlperf_jax.ops import cross_entropy
 from mlperf_jax.optimizers import schedules
 
@@ -214,4 +214,4 @@ def save_huggingface(
         return
     params = brief.train_briefly(benchmark, data_dir, steps)["params"]
     tensors = decoder_huggingface.to_huggingface(params, benchmark.decoder())
-    decoder_huggingface.save_folder(folder, tensors)
+    huggingface.save_folder(folder, tensors)

@@ -19,7 +19,7 @@ from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Sev
 from mlperf_jax.core.protocols import DataSet
 from mlperf_jax.input_pipelines.govreport import TINY_ROWS, GovReport
 from mlperf_jax.input_pipelines.tokens import C4, TINY_FILES
-from mlperf_jax.models import decoder, decoder_huggingface
+from mlperf_jax.models import decoder, decoder_huggingface, huggingface
 from mlperf_jax.optimizers import schedules
 
 _TINY_STEPS = 400  # that the tiny base is trained for
@@ -107,7 +107,7 @@ class Llama2Lora(language_model.LanguageModel):
 
     def start(self, data_dir: str) -> Start:
         """The base, whose query, key and value may be fused or apart; adapters start fresh."""
-        tensors = decoder_huggingface.open_folder(self.below(data_dir, self.weights))
+        tensors = huggingface.open_folder(self.below(data_dir, self.weights))
         return Start(decoder_huggingface.start_weights(tensors, self.decoder()))
 
     def make_start(self, data_dir: str) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
 from mlperf_jax.core.fields import Fraction, Positive, Rate, Samples, Several, Whole
-from mlperf_jax.models import decoder, decoder_huggingface
+from mlperf_jax.models import decoder, decoder_huggingface, huggingface
 from mlperf_jax.optimizers import schedules
 
 _SPARE_ROWS = 64  # of the vocabulary, which tiny's start weights have and the benchmark cuts off
@@ -96,7 +96,7 @@ class Llama31_405B(language_model.Pretraining):
 
     def start(self, data_dir: str) -> Start:
         """The released weights, without optimizer state; each device reads its own part."""
-        tensors = decoder_huggingface.open_folder(self.below(data_dir, self.weights))
+        tensors = huggingface.open_folder(self.below(data_dir, self.weights))
         return Start(decoder_huggingface.start_weights(tensors, self.decoder(), cut_vocab=True))
 
     def make_start(self, data_dir: str) -> None:

@@ -1,6 +1,7 @@
-"""What optax lacks: MLPerf's LARS and SGD, the benchmarks' schedules, `ParamTree` and `per_layer`."""
+"""What optax lacks: MLPerf's LARS, LAMB and SGD, the benchmarks' schedules, `ParamTree` and `per_layer`."""
 
 from mlperf_jax.optimizers.clipping import clip_by_global_norm, global_norm
+from mlperf_jax.optimizers.lamb import LambState, lamb
 from mlperf_jax.optimizers.lars import LarsState, lars
 from mlperf_jax.optimizers.per_layer import PerLayerState, per_layer
 from mlperf_jax.optimizers.schedules import (
@@ -9,6 +10,7 @@ from mlperf_jax.optimizers.schedules import (
     every_epochs,
     every_samples,
     every_steps,
+    linear_decay,
     poly_decay,
     step_decay,
     steps_per_epoch,
@@ -28,6 +30,7 @@ from mlperf_jax.optimizers.tree import (
 )
 
 __all__ = [
+    "LambState",
     "LarsState",
     "Leaf",
     "Matrices",
@@ -43,7 +46,9 @@ __all__ = [
     "every_steps",
     "flatten_paths",
     "global_norm",
+    "lamb",
     "lars",
+    "linear_decay",
     "map_with_path",
     "per_layer",
     "poly_decay",

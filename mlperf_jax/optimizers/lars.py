@@ -87,7 +87,7 @@ def lars(
             scaled,
             updates,
             params,
-            trees.resolve_mask(_reference_skip if skip is None else skip, params),
+            trees.resolve_mask(trees.norms_and_biases if skip is None else skip, params),
         )
         new_updates, buffers = apply_momentum(
             steps, state.momentum, rate, momentum, momentum_order, nesterov=False
@@ -112,9 +112,3 @@ def trust_ratio(
     both = (weight_norm > 0) & (gradient_norm > 0)
     # The inner `where` keeps 0/0 out of the branch that is not taken (eps is 0 by rule).
     return jnp.where(both, eta * weight_norm / jnp.where(both, denominator, 1), 1)
-
-
-def _reference_skip(params: Any) -> Any:
-    """Norms and biases by name, as in the reference's list ('batch_normalization', 'bias', 'bn')."""
-    tree = trees.ParamTree.from_params(params)
-    return (tree.norms | tree.biases)(params)

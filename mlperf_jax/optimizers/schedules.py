@@ -68,6 +68,48 @@ def poly_decay(
     return schedule
 
 
+def linear_decay(
+    base_lr: float, warmup_steps: int, total_steps: int, *, start_warmup_step: int = 0
+) -> Schedule:
+    """Polynomial decay of power 1 to zero under a linear warm-up: the schedule of `bert`.
+
+    While t - S < W: base (t - S) / W, S being `start_warmup_step`; from then on base (1 - min(t, T) / T).
+    The decay takes no notice of warm-up or S, so the rate falls where the one passes into the other; a
+    shifted start without warm-up does nothing.
+
+    Args:
+        base_lr: rate at t = 0 without warm-up; with one it is not reached.
+        warmup_steps: W.
+        total_steps: T.
+        start_warmup_step: S, at most 0: the warm-up begins as if -S steps of it were done.
+
+    Raises:
+        UserError: a length is negative, the warm-up is longer than the total, or S is above 0.
+
+    Example:
+        >>> lr = linear_decay(3.1e-3, 300, 500, start_warmup_step=-100)   # batch 12,288
+        >>> [round(float(lr(t)), 8) for t in (0, 199, 200)]
+        [0.00103333, 0.00308967, 0.00186]
+    """
+    _check_lengths(warmup_steps, total_steps)
+    if start_warmup_step > 0:
+        raise UserError(
+            f"a warm-up that starts at step {start_warmup_step} has negative rates before it; give 0 or less"
+        )
+    if not total_steps:
+        raise UserError("a linear decay over 0 steps has no rate; give at least 1")
+
+    def schedule(step: Any) -> jax.Array:
+        t = _as_float(step)
+        decayed = base_lr * (jnp.maximum(total_steps - t, 0) / total_steps)
+        if not warmup_steps:
+            return decayed
+        done = t - start_warmup_step
+        return jnp.where(done < warmup_steps, base_lr * (done / warmup_steps), decayed)
+
+    return schedule
+
+
 def warmup_cosine(
     base_lr: float,
     warmup_steps: int,

@@ -392,6 +392,12 @@ def _axes(path: str, shape: tuple[int, ...], kind: str) -> tuple[tuple[int, ...]
 # --- masks -----------------------------------------------------------------------------------------
 
 
+def norms_and_biases(params: Any) -> Any:
+    """The mask of what LARS and LAMB skip; their references list it by name ('LayerNorm', 'bias', 'bn')."""
+    tree = ParamTree.from_params(params)
+    return (tree.norms | tree.biases)(params)
+
+
 def resolve_mask(mask: Any, params: Any) -> Any:
     """Returns a tree of booleans of the structure of `params`.
 

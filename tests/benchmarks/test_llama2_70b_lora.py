@@ -11,7 +11,7 @@ from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.llama2_70b_lora import Llama2Lora
 from mlperf_jax.core import mesh as meshes, preflight, starts, state
 from mlperf_jax.errors import UserError
-from mlperf_jax.models import decoder_huggingface
+from mlperf_jax.models import huggingface
 from mlperf_jax.optimizers import tree
 
 
@@ -38,7 +38,7 @@ def test_learning_rate() -> None:
 def test_only_adapters_are_trained_and_begin_without_effect(data_dir) -> None:
     """The base is read into `frozen` on one device and eight; B is zero, A uniform by its fan-in."""
     tiny = preflight.resolve_dtype(benchmarks.get("llama2_70b_lora", tiny=True))
-    tensors = decoder_huggingface.open_folder(f"{data_dir}/{tiny.weights}")
+    tensors = huggingface.open_folder(f"{data_dir}/{tiny.weights}")
     for mesh in ("data=1", "data=2,fsdp=4"):
         assembly = state.assemble(tiny, meshes.make_mesh(mesh))
         begun = starts.begin_from(assembly.create(0), tiny.start(data_dir))

@@ -7,7 +7,7 @@ from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.llama31_405b import Llama31_405B
 from mlperf_jax.core import mesh as meshes, preflight, starts, state
 from mlperf_jax.errors import UserError
-from mlperf_jax.models import decoder_huggingface
+from mlperf_jax.models import huggingface
 from mlperf_jax.optimizers import tree
 
 
@@ -46,7 +46,7 @@ def test_training_alternates_between_the_files(data_dir) -> None:
 def test_starts_from_the_first_vocabulary_rows(data_dir) -> None:
     """On 8 devices as on one; rows beyond the new tokenizer's are cut off."""
     tiny = preflight.resolve_dtype(benchmarks.get("llama31_405b", tiny=True))
-    tensors = decoder_huggingface.open_folder(f"{data_dir}/{tiny.weights}")
+    tensors = huggingface.open_folder(f"{data_dir}/{tiny.weights}")
     assert tensors["model.embed_tokens.weight"].get_shape() == [576, 96]
     for mesh in ("data=1", "data=2,fsdp=4"):
         assembly = state.assemble(tiny, meshes.make_mesh(mesh))

@@ -17,6 +17,7 @@ from mlperf_jax.core.benchmark import Start
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import decoder, decoder_huggingface as huggingface
 from mlperf_jax.models.decoder import Decoder, DecoderConfig, Lora, RopeScaling
+from mlperf_jax.models.huggingface import open_folder, save_folder
 from mlperf_jax.optimizers.tree import flatten_paths
 
 SCRIPT = Path(__file__).parents[2] / "scripts/make_decoder_reference.py"
@@ -150,9 +151,9 @@ def test_fused_projections_are_cut_in_the_order_query_key_value():
 
 def test_files_are_read_part_by_part_straight_onto_the_mesh(tmp_path):
     given = {name: value.astype(ml_dtypes.bfloat16) for name, value in weights("llama31").items()}
-    files = huggingface.save_folder(tmp_path, given, shard_bytes=20_000)
+    files = save_folder(tmp_path, given, shard_bytes=20_000)
     assert len(files) > 2
-    opened = huggingface.open_folder(tmp_path)
+    opened = open_folder(tmp_path)
     assert not any(isinstance(value, np.ndarray) for value in opened.values())
 
     cfg = config("llama31").replace(lora=Lora(rank=2))
@@ -235,18 +236,18 @@ def test_buffers_and_tied_heads_of_old_files_are_passed_over():
 
 def test_missing_and_damaged_files_are_named(tmp_path):
     with pytest.raises(UserError, match="holds no safetensors"):
-        huggingface.open_folder(tmp_path)
-    files = huggingface.save_folder(tmp_path, weights("llama2"), shard_bytes=20_000)
+        open_folder(tmp_path)
+    files = save_folder(tmp_path, weights("llama2"), shard_bytes=20_000)
     content = files[1].read_bytes()
     files[1].write_bytes(content[:-10])
     with pytest.raises(UserError, match=f"{files[1].name} cannot be read"):
-        huggingface.open_folder(tmp_path)
+        open_folder(tmp_path)
     files[1].unlink()
     with pytest.raises(UserError, match=f"lacks 1 of {len(files)} shards: {files[1].name}"):
-        huggingface.open_folder(tmp_path)
+        open_folder(tmp_path)
 
 
 def test_one_file_has_no_index(tmp_path):
-    files = huggingface.save_folder(tmp_path, weights("gpt2"))
+    files = save_folder(tmp_path, weights("gpt2"))
     assert [file.name for file in files] == ["model.safetensors"]
-    huggingface.readers(huggingface.open_folder(tmp_path), config("gpt2"))
+    huggingface.readers(open_folder(tmp_path), config("gpt2"))

@@ -15,6 +15,7 @@ from mlperf_jax.optimizers import (
     every_epochs,
     every_samples,
     every_steps,
+    linear_decay,
     poly_decay,
     step_decay,
     steps_per_epoch,
@@ -35,6 +36,54 @@ def rates(schedule, steps):
 
 
 # --- learning rates --------------------------------------------------------------------------------
+
+
+# base rate, steps, warm-up and its start, of bert's reference points from batch 256 to 16,384
+BERT = (
+    (3.5e-4, 13700, 0, 0),
+    (4.25e-4, 6700, 0, 0),
+    (2e-3, 2254, 0, 0),
+    (2e-3, 1141, 100, 0),
+    (2.4e-3, 855, 0, 0),
+    (3.5e-3, 700, 0, 0),
+    (2.9293e-3, 700, 0, -700),
+    (2.88293e-3, 600, 287, -76),
+    (2.971656e-3, 600, 287, -76),
+    (3.1e-3, 500, 300, -100),
+    (3.19540686e-3, 500, 300, -100),
+    (3.3e-3, 600, 290, -100),
+)
+
+
+@pytest.mark.parametrize(("base", "total", "warm", "start"), BERT)
+def test_linear_decay_equals_the_fact_sheet(base, total, warm, start):
+    def expected(t):
+        if warm and t - start < warm:
+            return base * (t - start) / warm
+        return base * (1 - min(t, total) / total)
+
+    border = warm + start if warm else 1
+    steps = [0, 1, border - 1, border, border + 1, total // 2, total - 1, total, total + 1]
+    with jax.enable_x64(True):
+        got = rates(linear_decay(base, warm, total, start_warmup_step=start), steps)
+    np.testing.assert_allclose(got, [expected(t) for t in steps], rtol=1e-13, atol=1e-18)
+    np.testing.assert_allclose(got[-3:], [base / total, 0, 0], rtol=1e-10)
+    if not warm:
+        assert got[0] == base
+    elif not start:
+        assert got[0] == 0
+    else:  # begins in the midst of its warm-up, and falls at the end of it
+        assert 0 < got[0] < got[2] and got[3] < got[2]
+
+
+def test_a_linear_decay_that_makes_no_schedule_is_refused():
+    for warm, total, start, message in (
+        (0, 0, 0, "over 0 steps"),
+        (9, 8, 0, "must fit"),
+        (5, 8, 1, "starts at step 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            linear_decay(1.0, warm, total, start_warmup_step=start)
 
 
 def test_poly_decay_equals_the_fact_sheet():
