@@ -1,5 +1,6 @@
 """Eight fake CPU devices, one compile cache for all tests, no accelerator, no network; the battery's halves."""
 
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -11,10 +12,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Children inherit all this.
 os.environ.setdefault("NPROC", "32")
 # A busy machine makes one device or process wait long for another: seconds until that is an error.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_cpu_collective_timeout_seconds=300",
-)
+FLAGS = "--xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_cpu_collective_timeout_seconds=300"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # for what tests compile by themselves; core/compiling.py says why
+    FLAGS += " --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 import costs
 import jax

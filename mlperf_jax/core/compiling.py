@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 
@@ -21,14 +22,37 @@ _OVERLAP = {
 }
 
 
+# XLA:CPU gives products and sums to its library YNN. With some transposed sums, such as those of RetinaNet's
+# step, the library reads where nothing is and the process dies (jaxlib 0.10.2, a processor without AVX-512).
+_YNN = "xla_cpu_experimental_ynn_fusion_type"
+_PRODUCTS_ALONE = {_YNN: "LIBRARY_FUSION_TYPE_DOT"}
+
+
 def options(mesh: Mesh) -> dict[str, str | bool]:
-    """Options of the compiler for programs over this mesh; those in LIBTPU_INIT_ARGS are left to it."""
+    """Options of the compiler for programs over this mesh; those of XLA_FLAGS and LIBTPU_INIT_ARGS are left to it."""
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu":
+        return {} if _YNN in os.environ.get("XLA_FLAGS", "") else dict(_PRODUCTS_ALONE)
     gathers = mesh.shape.get("fsdp", 1) * mesh.shape.get("tensor", 1) > 1
-    if mesh.devices.flat[0].platform != "tpu" or not gathers:
+    if platform != "tpu" or not gathers:
         return {}
     words = os.environ.get("LIBTPU_INIT_ARGS", "").split()
     given = {word.lstrip("-").partition("=")[0] for word in words}
     return {name: value for name, value in _OVERLAP.items() if name not in given}
+
+
+@functools.cache
+def _knows(name: str, value: str | bool) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def known(wanted: Mapping[str, str | bool]) -> dict[str, str | bool]:
+    """Those of the options that this process's compiler has."""
+    return {name: value for name, value in wanted.items() if _knows(name, value)}
 
 
 def compiled(lowered: jax.stages.Lowered, wanted: Mapping[str, str | bool]) -> jax.stages.Compiled:

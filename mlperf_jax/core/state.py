@@ -151,10 +151,11 @@ class Assembly:
         # Runs once, so on CPU compiling it well costs more than it gains; LLVM's level 0 is quick
         # (`scripts/measure_notes.py initialise`).
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        options = {"xla_backend_optimization_level": "0"} if on_cpu else {}
+        level = {"xla_backend_optimization_level": "0"} if on_cpu else {}
         key = stream(seed, "init")
         with jax.set_mesh(self.mesh):
             jitted = jax.jit(lambda key: part(self._init(key)), out_shardings=part(self.shardings))
+            options = {**compiling.options(self.mesh), **level}
             return compiling.compiled(jitted.lower(key), options)(key)
 
     def _init(self, key: jax.Array) -> State:

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
@@ -23,7 +24,17 @@ def test_tpus_gather_beside_products_where_weights_or_activations_are_split():
     assert compiling.options(tpus(data=2, fsdp=4))[GATHER] is True
     assert compiling.options(tpus(data=2, tensor=2))[GATHER] is True
     assert compiling.options(tpus(data=8)) == {}
-    assert compiling.options(mesh.make_mesh("fsdp=8")) == {}  # no TPU
+    assert GATHER not in compiling.options(mesh.make_mesh("fsdp=8"))  # no TPU
+
+
+def test_sums_are_kept_from_a_library_that_reads_where_nothing_is(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    wanted = compiling.known(compiling.options(mesh.make_mesh("data=1")))
+    total = jax.jit(lambda x: x.sum(-1), compiler_options=wanted)
+    text = total.lower(jnp.ones((256, 512))).compile().as_text()
+    assert "__ynn_fusion" not in text
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+    assert compiling.options(mesh.make_mesh("data=1")) == {}, "the user's own goes first"
 
 
 def test_the_environment_goes_first(monkeypatch):
