@@ -12,11 +12,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Children inherit all this.
 os.environ.setdefault("NPROC", "32")
 # A busy machine makes one device or process wait long for another: seconds until that is an error.
-FLAGS = "--xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_cpu_collective_timeout_seconds=300"
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_cpu_collective_timeout_seconds=300"
     # for what tests compile by themselves; core/compiling.py says why
-    FLAGS += " --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+    + " --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+    * importlib.metadata.version("jaxlib").startswith("0.10."),
+)
 
 import costs
 import jax
