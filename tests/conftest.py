@@ -27,7 +27,6 @@ from mlperf_jax import benchmarks
 from mlperf_jax.core import brief, compiling
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
-COMPILING = ("core", "models", "ops")  # rooms whose tests compile small programs of their own
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update(
@@ -48,7 +47,7 @@ def compiled_anew(request: pytest.FixtureRequest) -> Iterator[None]:
 
     Read from it, such programs can hang (core/compiling.py says why).
     """
-    if request.path.parent.name not in COMPILING:
+    if request.path.parent.name not in ("core", "models", "ops"):
         yield
         return
     jax.config.update("jax_enable_compilation_cache", False)
@@ -58,15 +57,12 @@ def compiled_anew(request: pytest.FixtureRequest) -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """LLVM optimizes nothing where tests compile much and compute little, nor does it in their children.
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """LLVM optimizes nothing, for files that compile much and compute little, nor does it in their children.
 
     What XLA makes of a program, its memory, FLOPs and collectives, stays what it is.
     """
-    if request.path.parent.name not in COMPILING:
-        yield
-        return
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

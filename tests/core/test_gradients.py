@@ -13,6 +13,8 @@ from mlperf_jax.core.benchmark import Weighted
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.runs import Scalars
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.fixture
 def x64():

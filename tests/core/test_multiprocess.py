@@ -22,6 +22,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance, log as logs
 from mlperf_jax.results.result import Result
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 SCRIPT = pathlib.Path(__file__).parent.parent / "toy_run.py"
 F64 = {"dtype": "float64"}
 ENDLESS = {"max_samples": 32 * 8, "checkpoint_every": 3}
