@@ -1,5 +1,6 @@
 """Eight fake CPU devices, one compile cache for all tests, no accelerator, no network; the battery's halves."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -27,7 +28,7 @@ import selection
 from jax.experimental.compilation_cache import compilation_cache
 
 from mlperf_jax import benchmarks
-from mlperf_jax.core import compiling
+from mlperf_jax.core import brief, compiling
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 
@@ -60,9 +61,22 @@ def compiled_anew(request: pytest.FixtureRequest) -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_once() -> Iterator[None]:
-    """A program that the tests of a file compile again is the one they have: toys run some hundred times."""
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """LLVM optimizes nothing, for files that compile much and compute little, nor does it in their children.
+
+    What XLA makes of a program, its memory, FLOPs and collectives, stays what it is.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@contextlib.contextmanager
+def programs_kept() -> Iterator[None]:
+    """Within it a program that is compiled again is the one that there is: toys run some hundred times."""
     programs: dict[tuple[str, ...], jax.stages.Compiled] = {}
     anew = compiling.compiled
 
@@ -76,6 +90,13 @@ def compiled_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiling, "compiled", compiled)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once() -> Iterator[None]:
+    """The tests of a file share their programs."""
+    with programs_kept():
         yield
 
 
@@ -170,27 +191,34 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Name -> the folder that holds the tiny data of the benchmark, made once."""
-    folder, made = str(tmp_path_factory.mktemp("data")), set()
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Name -> the folder that holds the tiny data of the benchmark, made once.
 
-    def get(name: str) -> str:
-        if name not in made:
-            benchmarks.build_data(benchmarks.get(name, tiny=True), folder)
-            made.add(name)
+    Weights to begin from are those of two steps, which is enough to read them; `trained=True` gives the real ones.
+    """
+    folders, made = [str(tmp_path_factory.mktemp("data")) for _ in range(2)], set()
+
+    def get(name: str, trained: bool = False) -> str:
+        folder, train = folders[trained], brief.train_briefly
+        if (name, trained) not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                if not trained:
+                    patch.setattr(brief, "train_briefly", lambda *given: train(*given[:2], 2))
+                benchmarks.build_data(benchmarks.get(name, tiny=True), folder)
+            made.add((name, trained))
         return folder
 
     return get
 
 
 @pytest.fixture
-def data_dir(name: str, tiny_data: Callable[[str], str]) -> str:
-    return tiny_data(name)
+def data_dir(name: str, tiny_data: Callable[..., str], request: pytest.FixtureRequest) -> str:
+    return tiny_data(name, trained=request.node.get_closest_marker("long") is not None)
 
 
 @pytest.fixture(scope="session")
 def few_steps(
-    tiny_data: Callable[[str], str], compile_cache: str, tmp_path_factory: pytest.TempPathFactory
+    tiny_data: Callable[..., str], compile_cache: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], pathlib.Path]:
     """Name -> the folder that `runs.few_steps` left, made once."""
     made: dict[str, pathlib.Path] = {}
@@ -209,7 +237,7 @@ def few_steps(
 
 @pytest.fixture(scope="session")
 def tiny_runs(
-    tiny_data: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+    tiny_data: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Any, pathlib.Path]]:
     """Name -> (result, output folder) of one undisturbed tiny run, made once."""
     made: dict[str, Any] = {}
@@ -219,7 +247,7 @@ def tiny_runs(
 
         if name not in made:
             output = tmp_path_factory.mktemp(name)
-            settings = runs.settings(tiny_data(name), output)
+            settings = runs.settings(tiny_data(name, trained=True), output)
             result = benchmarks.run(name, **settings)
             made[name] = (result or benchmarks.evaluate(output), output)  # some are scored later
         return made[name]

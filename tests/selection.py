@@ -198,7 +198,7 @@ BUDGET, SHARED_BUDGET = 2550.0, 5100.0
 # outside of the package, what concerns all tests
 HARNESS = {"pyproject.toml", "tests/open_findings.txt", "tests/rehearsal.toml"}
 HARNESS |= {
-    f"tests/{name}.py" for name in ("conftest", "battery", "test_battery", "test_battery_whole")
+    f"tests/{name}.py" for name in ("conftest", "battery", "test_battery", "test_battery_long")
 }
 HARNESS |= {f"{PACKAGE}/testing/{name}.py" for name in ("checks", "child", "runs")}
 
@@ -229,7 +229,7 @@ def part(item: pytest.Item) -> str:
     file = item.nodeid.partition("::")[0]
     if not item.path.name.startswith("test_battery"):
         return file
-    long = item.get_closest_marker("whole") is not None
+    long = item.get_closest_marker("long") is not None
     steps = "few_steps" in item.fixturenames
     return f"{LONG if long else STEPS if steps else SHORT} {benchmark_of(item)}"
 

@@ -1,6 +1,6 @@
 """The battery's short half, over every benchmark: registering one in `benchmarks` is all it takes to be in it.
 
-Its other half, which trains to the target, is test_battery_whole.py.
+Its other half, which trains to the target, is test_battery_long.py.
 """
 
 from __future__ import annotations

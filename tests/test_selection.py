@@ -142,7 +142,7 @@ def test_what_a_change_selects(
         "mlperf_jax/results/data/rules.toml",
         "pyproject.toml",
         "tests/conftest.py",
-        "tests/test_battery_whole.py",
+        "tests/test_battery_long.py",
         "tests/rehearsal.toml",
     ],
 )

@@ -23,7 +23,7 @@ import traceback
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent)]
 
-import conftest  # noqa: E402, F401 - eight devices and the compile cache
+import conftest  # noqa: E402 - eight devices and the compile cache
 import jax  # noqa: E402
 import toys  # noqa: E402
 
@@ -48,8 +48,9 @@ def apart(tasks: list[dict]) -> None:
 def together(tasks: list[dict]) -> None:
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_enable_x64", True)
-    for task in tasks:
-        print(json.dumps({"status": 0, "said": attempt(task)}), flush=True)
+    with conftest.programs_kept():
+        for task in tasks:
+            print(json.dumps({"status": 0, "said": attempt(task)}), flush=True)
 
 
 def attempt(task: dict) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mlperf_jax.cli import options
+from mlperf_jax.cli import options, stand_ins
 from mlperf_jax.cli.options import PROG, Option
 
 TINY = Option("tiny", bool, help="the small stand-in: no data to fetch, a minute on two CPU cores")
@@ -36,7 +37,8 @@ def parse(
 ) -> dict[str, Any]:
     """The typed options of a command that takes NAME and --tiny; `fields` adds the benchmark's own.
 
-    The benchmark's file, which imports JAX, is read when a word may be about its fields, and no sooner.
+    The benchmark's file is read when a word may be about its fields, and no sooner: it imports JAX, unless all
+    that is wanted is help.
 
     Raises:
         UserError: as `options.parse`; an unknown benchmark before all else.
@@ -49,8 +51,10 @@ def parse(
     if free and free[0] not in benchmarks.names():
         benchmarks.benchmark_class(free[0])
     if free and fields and not typed.keys() <= {option.flag for option in own}:
-        instance = benchmarks.get(free[0], tiny="--tiny" in typed)
-        more[instance.name] = options.options_of(type(instance), instance, leave_out=("size",))
+        helps = options.wants_help(words)
+        with stand_ins.for_libraries() if helps else contextlib.nullcontext():
+            instance = benchmarks.get(free[0], tiny="--tiny" in typed)
+            more[instance.name] = options.options_of(type(instance), instance, leave_out=("size",))
     if fields and not free:
         about += f". {PROG} {command} NAME --help shows the benchmark's own options too"
     known = f"the name of a benchmark ({', '.join(benchmarks.names())}), or my_file.py:Wine"

@@ -15,11 +15,9 @@ from mlperf_jax.models import huggingface
 from mlperf_jax.optimizers import tree
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("data"))
-    benchmarks.build_data(benchmarks.get("llama2_70b_lora", tiny=True), folder)
-    return folder
+@pytest.fixture
+def data_dir(tiny_data) -> str:
+    return tiny_data("llama2_70b_lora")
 
 
 def test_learning_rate() -> None:
@@ -78,7 +76,7 @@ def test_missing_rows_and_base_are_named(data_dir, tmp_path) -> None:
         tiny.replace(heads=6).start(data_dir)
 
 
-def test_data_are_checked_id_by_id(data_dir) -> None:
+def test_data_are_checked_id_by_id(data_dir, tmp_path) -> None:
     data = benchmarks.get("llama2_70b_lora", tiny=True).data()
     assert data.check(data_dir) == [
         "train: 448 rows of 256 tokens",
@@ -88,8 +86,8 @@ def test_data_are_checked_id_by_id(data_dir) -> None:
     found = dataclasses.replace(data, tiny=False, vocabulary=300)
     for split in ("train", "validation"):
         for what in ("inputs", "labels"):
-            shutil.copy(f"{rows}_{split}_{what}.npy", f"{data_dir}/govreport_{split}_{what}.npy")
+            shutil.copy(f"{rows}_{split}_{what}.npy", f"{tmp_path}/govreport_{split}_{what}.npy")
     assert any(
         line.startswith("problem:") and "outside the vocabulary of 300" in line
-        for line in found.check(data_dir)
+        for line in found.check(str(tmp_path))
     )

@@ -1,5 +1,7 @@
 """The command line as a whole: help, what is refused in one sentence, and the exit codes."""
 
+import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -28,7 +30,12 @@ def test_every_command_has_help(command, capsys):
 
 # -- jax is not waited for ---------------------------------------------------------------------
 
+HELP_OF_ONE = [
+    *(f"run {name} {size}--help" for name in benchmarks.names() for size in ("", "--tiny ")),
+    *(f"{command} unet3d --help" for command in ("bench", "plan", "show", "data check")),
+]
 WITHOUT_JAX = [
+    *HELP_OF_ONE,
     *("", "--help", "--version", "rum", "data", "data --help", "data resnet"),
     *(f"{command} --help" for command in cli.COMMANDS),
     *(f"{command} --bogus 1" for command in cli.COMMANDS),
@@ -50,35 +57,59 @@ WITHOUT_JAX = [
 
 # each line in a process of its own
 EACH_LINE = """
-import os, sys
+import io, json, os, sys
 from mlperf_jax import benchmarks, cli
 for line in sys.stdin.read().split("\\n"):
     if not (child := os.fork()):
-        code = "failed"
+        found = "failed"
         try:
-            sys.stdout = sys.stderr = open(os.devnull, "w")
+            sys.stdout = sys.stderr = io.StringIO()
             cli.main(line.split())
-            code = sorted({"jax", "flax", "optax"} & sys.modules.keys())
+            found = sorted({"jax", "flax", "optax"} & sys.modules.keys())
         finally:
-            print(code, file=sys.__stdout__, flush=True)
+            print(json.dumps([found, sys.stdout.getvalue()]), file=sys.__stdout__, flush=True)
             os._exit(0)
     os.waitpid(child, 0)
 """
 
 
 @pytest.fixture(scope="module")
-def imported():
-    """What each line imports."""
+def told():
+    """What each line imports and says."""
     command = [sys.executable, "-c", EACH_LINE]
     lines = "\n".join(WITHOUT_JAX)
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
-    return dict(zip(WITHOUT_JAX, done.stdout.splitlines(), strict=True))
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(
+        command, input=lines, env=environment, capture_output=True, text=True, check=True
+    )
+    return dict(zip(WITHOUT_JAX, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 @pytest.mark.parametrize("line", WITHOUT_JAX)
-def test_help_and_mistyped_words_do_not_wait_for_jax(imported, line):
-    """Only what is about the fields of a benchmark does: they stand beside its model."""
-    assert imported[line] == "[]"
+def test_help_and_mistyped_words_do_not_wait_for_jax(told, line):
+    """Only typed fields of a benchmark do: they stand beside its model."""
+    assert told[line][0] == []
+
+
+@pytest.mark.parametrize("line", HELP_OF_ONE)
+def test_help_without_jax_says_what_it_says_with_it(told, line, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.main(line.split()) == 0
+    assert told[line][1] == capsys.readouterr().out
+
+
+def test_after_help_nothing_is_stood_in_for():
+    """A process may go on when it has shown help."""
+    code = """
+from mlperf_jax import benchmarks, cli
+cli.main(["run", "resnet", "--help"])
+from flax import nnx
+from mlperf_jax.core import benchmark
+from mlperf_jax.models import resnet
+assert issubclass(resnet.ResNet, nnx.Module)
+assert issubclass(benchmarks.benchmark_class("resnet"), benchmark.Benchmark)
+"""
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
 
 
 # -- what is refused ---------------------------------------------------------------------------

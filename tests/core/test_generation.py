@@ -20,6 +20,7 @@ from mlperf_jax.core.benchmark import Parts, Target
 from mlperf_jax.errors import Interrupted, UserError
 from mlperf_jax.results import compliance, log as logs
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 SCRIPT = pathlib.Path(__file__).parent.parent / "toy_run.py"
 HARD = (Target("accuracy", above=1.0),)
 # one device, whose programs may come from the compile cache

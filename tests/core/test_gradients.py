@@ -14,6 +14,8 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.results import log as logs
 from mlperf_jax.results.runs import Scalars
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.fixture
 def x64():

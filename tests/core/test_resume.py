@@ -1,12 +1,12 @@
 """A run killed at any instant and resumed ends as an undisturbed one does."""
 
-import importlib
 import json
 import pathlib
 import subprocess
 import sys
 
 import jax
+import more_toys
 import optax
 import pytest
 import toys
@@ -16,6 +16,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance, log as logs
 from mlperf_jax.results.runs import RunFolder
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 SCRIPT = pathlib.Path(__file__).parent.parent / "toy_run.py"
 CORE = "mlperf_jax.core"
 # what is killed, at which call, and how often the run then counts as resumed. The toy evaluates and
@@ -40,15 +41,9 @@ KILLS = {
 }
 
 
-# others than the toy, killed before the first checkpoint and between two
-OTHERS = [
-    "more_toys:Packed",
-    "more_toys:Growing",
-    "more_toys:Planned",
-    "more_toys:Routed",
-    "more_toys:Partial",
-]
-
+OTHERS = ["Packed", "Growing", "Planned", "Routed", "Partial"]
+OFTEN = {"checkpoint_every": 4}
+THEIR_STEPS = (3, 8)  # before which they are killed: before the first checkpoint, and between two
 
 ONE = {"mesh": "data=1"}  # whose programs may come from the compile cache
 
@@ -57,19 +52,12 @@ def run(benchmark, output, **more):
     return toys.run(benchmark, output, **{**ONE, **more})
 
 
-def run_killed(*tasks, toy="Toy"):
-    """Runs the toy in these folders one after another, each until it is killed as its task says."""
-    given = [
-        {"toy": toy, "kill": kill, "options": {"output": str(folder), **ONE, **options}}
-        for folder, kill, options in tasks
-    ]
-    ended = subprocess.run(
-        [sys.executable, str(SCRIPT), "apart", json.dumps(given)], capture_output=True, text=True
-    )
-    found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
-    assert len(found) == len(tasks), ended.stderr
-    for task, end in zip(tasks, found, strict=True):
-        assert end == {"status": -9, "said": ""}, (task, end["said"])
+def task(folder, kill, toy="Toy", **options):
+    return {"toy": toy, "kill": kill, "options": {"output": str(folder), **ONE, **options}}
+
+
+def before_step(number):
+    return [f"{CORE}.profiling:Trace.step", number, "before"]
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +68,24 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The folder that holds a killed run for each of `KILLS`, by its number."""
+    """The folder of all killed runs: for each of `KILLS` by its number, for others by the toy's name."""
     folder = tmp_path_factory.mktemp("killed")
-    run_killed(*((folder / str(i), kill, {}) for i, (kill, _) in enumerate(KILLS.values())))
+    tasks = [task(folder / str(i), kill) for i, (kill, _) in enumerate(KILLS.values())]
+    tasks += [
+        task(folder / toy / str(number), before_step(number), f"more_toys:{toy}", **OFTEN)
+        for toy in OTHERS
+        for number in THEIR_STEPS
+    ]
+    tasks += [task(folder / "Featured", before_step(14), "Featured")]
+    tasks += [task(folder / "thrice", before_step(5))]
+    tasks += [task(folder / "thrice", before_step(13), resume=True)] * 2
+    ended = subprocess.run(
+        [sys.executable, str(SCRIPT), "apart", json.dumps(tasks)], capture_output=True, text=True
+    )
+    found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert len(found) == len(tasks), ended.stderr
+    for given, end in zip(tasks, found, strict=True):
+        assert end == {"status": -9, "said": ""}, (given, end["said"])
     return folder
 
 
@@ -102,27 +105,19 @@ def test_killed_and_resumed_ends_equal(name, killed, undisturbed):
 
 
 @pytest.mark.parametrize("toy", OTHERS)
-def test_other_toys_killed_and_resumed_end_equal(toy, tmp_path):
-    module, _, name = toy.partition(":")
-    benchmark = getattr(importlib.import_module(module), name)()
-    often = {"checkpoint_every": 4}
-    whole = run(benchmark, tmp_path / "whole", **often)
-    kills = [[f"{CORE}.profiling:Trace.step", nth, "before"] for nth in (3, 8)]
-    run_killed(*((tmp_path / str(i), kill, often) for i, kill in enumerate(kills)), toy=toy)
-    for number in range(len(kills)):
-        result = run(benchmark, tmp_path / str(number), resume=True, **often)
+def test_other_toys_killed_and_resumed_end_equal(toy, killed, tmp_path):
+    benchmark = getattr(more_toys, toy)()
+    whole = run(benchmark, tmp_path, **OFTEN)
+    for number in THEIR_STEPS:
+        folder = killed / toy / str(number)
+        result = run(benchmark, folder, resume=True, **OFTEN)
         assert result.parameters_sha256 == whole.parameters_sha256
         assert (result.quality, result.samples) == (whole.quality, whole.samples)
-        assert toys.keys(tmp_path / str(number)) == toys.keys(tmp_path / "whole")
+        assert toys.keys(folder) == toys.keys(tmp_path)
 
 
-def test_every_resumption_is_counted(tmp_path, undisturbed):
-    run_killed(
-        (tmp_path, [f"{CORE}.profiling:Trace.step", 5, "before"], {}),
-        (tmp_path, [f"{CORE}.profiling:Trace.step", 13, "before"], {"resume": True}),
-        (tmp_path, [f"{CORE}.profiling:Trace.step", 13, "before"], {"resume": True}),
-    )
-    result = run(toys.Toy(), tmp_path, resume=True)
+def test_every_resumption_is_counted(killed, undisturbed):
+    result = run(toys.Toy(), killed / "thrice", resume=True)
     assert result.resumed == 3
     assert result.parameters_sha256 == undisturbed[0].parameters_sha256
 
@@ -178,15 +173,13 @@ def test_averages_and_frozen_start_weights_survive(tmp_path):
     assert values[0] == values[1]
 
 
-def test_untrained_tables_are_read_again_and_are_in_no_checkpoint(tmp_path):
-    whole = run(toys.Featured(), tmp_path / "whole")
-    kill = [f"{CORE}.profiling:Trace.step", 14, "before"]
-    run_killed((tmp_path / "killed", kill, {}), toy="Featured")
-    result = run(toys.Featured(), tmp_path / "killed", resume=True)
+def test_untrained_tables_are_read_again_and_are_in_no_checkpoint(killed, tmp_path):
+    whole = run(toys.Featured(), tmp_path)
+    result = run(toys.Featured(), killed / "Featured", resume=True)
     assert result.resumed == 1 and result.reached
     assert result.parameters_sha256 == whole.parameters_sha256
     assert result.quality == whole.quality
-    files = (tmp_path / "killed" / "run_0" / "checkpoints").rglob("*")
+    files = (killed / "Featured" / "run_0" / "checkpoints").rglob("*")
     held = b"".join(path.read_bytes() for path in files if path.is_file())
     assert b"items" in held and b"features" not in held
 

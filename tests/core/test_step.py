@@ -16,6 +16,8 @@ from mlperf_jax.core.benchmark import Table
 from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.optimizers import rows, tree as trees
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.fixture
 def x64():

@@ -26,6 +26,8 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.ops import attention as attentions, attention_backends as backends, splash
 from mlperf_jax.ops.attention import attention
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("causal", [True, False])

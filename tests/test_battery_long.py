@@ -22,7 +22,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance, log as logs, runs
 from mlperf_jax.testing import checks, runs as harness
 
-pytestmark = [pytest.mark.parametrize("name", benchmarks.names()), pytest.mark.whole]
+pytestmark = [pytest.mark.parametrize("name", benchmarks.names()), pytest.mark.long]
 
 
 def test_tiny_run_reaches_its_target(name: str, tiny_runs: Any) -> None:
@@ -130,10 +130,10 @@ def test_killed_and_resumed_run_equals_the_undisturbed(
 
 
 def test_two_processes_train_as_one(
-    name: str, few_steps: Any, data_dir: str, tmp_path: pathlib.Path, compile_cache: str
+    name: str, few_steps: Any, tiny_data: Any, tmp_path: pathlib.Path, compile_cache: str
 ) -> None:
     """Two processes of four fake devices, the batch over all eight, in float64 against one device."""
-    found = harness.weights(battery.two_processes(compile_cache, name, data_dir, tmp_path))
+    found = harness.weights(battery.two_processes(compile_cache, name, tiny_data(name), tmp_path))
     assert harness.distance(found, harness.weights(few_steps(name) / "one.npz")) < 1e-12
 
 
