@@ -49,7 +49,10 @@ class WordPiece:
         self.path, self.size = records.local(path), len(pieces)
         self.cls, self.sep, self.mask = (ids[name] for name in ("[CLS]", "[SEP]", "[MASK]"))
         self._model = models.WordPiece(
-            ids, unk_token="[UNK]", max_input_chars_per_word=_LONGEST, continuing_subword_prefix="##"
+            ids,
+            unk_token="[UNK]",
+            max_input_chars_per_word=_LONGEST,
+            continuing_subword_prefix="##",
         )
         self._known: dict[str, list[int]] = {}
 
@@ -155,4 +158,3 @@ def train(texts: Iterable[str], size: int, path: str | os.PathLike) -> None:
     pieces = sorted(model.get_vocab().items(), key=lambda item: item[1])
     with building.unfinished(path) as part:
         part.write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
-

@@ -33,8 +33,8 @@ def part(folder: str | os.PathLike, split: str, number: int, parts: int) -> str:
     return f"{os.fspath(folder)}/{split}-{number:05d}-of-{parts:05d}"
 
 
-def write(prefix: str, examples: Iterable[Example], longest: int, vocabulary: int) -> None:
-    """Writes a part, whose index gets its name last: where it is, the part is complete.
+def write(prefix: str, examples: Iterable[Example], longest: int, vocabulary: int) -> int:
+    """Writes a part, whose index gets its name last: where it is, the part is complete. Returns N.
 
     Args:
         prefix: its path without the ending.
@@ -58,6 +58,7 @@ def write(prefix: str, examples: Iterable[Example], longest: int, vocabulary: in
             file.write(_HEADER.pack(_MAGIC, longest, vocabulary, len(rows), at))
             for column, kind in zip(columns, _COLUMNS.values()):
                 file.write(column.astype(kind).tobytes())
+    return len(rows)
 
 
 class Part:
@@ -96,7 +97,7 @@ class Part:
         path = f"{self.prefix}.{ending}"
         try:
             empty = not os.path.getsize(path)
-            return np.zeros(0, kind) if empty else np.memmap(path, kind, "r")
+            return np.zeros(0, kind) if empty else np.memmap(path, kind, "r").view(np.ndarray)
         except FileNotFoundError:
             raise UserError(f"{path} is missing: copy or build this part again") from None
         except (OSError, ValueError) as error:
@@ -192,7 +193,9 @@ def _found(folder: str, split: str) -> Sequence[str]:
             f"{folder} holds no examples of {split}: build them with: mlperf-jax data build bert"
         )
     if len(totals) > 1:
-        raise UserError(f"{folder} holds {split} twice, in {sorted(totals)} parts: remove one of them")
+        raise UserError(
+            f"{folder} holds {split} twice, in {sorted(totals)} parts: remove one of them"
+        )
     (total,) = totals
     for number in range(total):
         if (number, total) not in found:

@@ -61,10 +61,10 @@ def read_articles(path: str, tokenizer: WordPiece) -> list[Article]:
         UserError: the file is missing, is not UTF-8, or holds no article.
     """
     articles: list[Article] = [[]]
-    number = 0
+    read = 0
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
+            for read, line in enumerate(file, start=1):  # noqa: B007
                 if not line.strip():
                     articles.append([])
                 elif ids := tokenizer.encode(line):
@@ -73,7 +73,7 @@ def read_articles(path: str, tokenizer: WordPiece) -> list[Article]:
         raise UserError(f"{path} is missing: fetch it, or name another folder") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} is damaged after line {number:,} ({error}): fetch it again"
+            f"{path} is damaged after line {read:,} ({error}): fetch it again"
         ) from error
     articles = [article for article in articles if article]
     if not articles:
@@ -204,6 +204,8 @@ def _masked(
             tokens[place] = draw.randint(0, tokenizer.size - 1)
     places.sort()
     ids = [before[place] for place in places]
-    arrays = (np.array(values, np.uint16) for values in (tokens, places, ids))
-    tokens_, positions, ids_ = arrays
-    return Example(tokens_, split, positions, ids_, int(elsewhere))
+    return Example(_words(tokens), split, _words(places), _words(ids), int(elsewhere))
+
+
+def _words(values: list[int]) -> np.ndarray:
+    return np.array(values, np.uint16)
