@@ -53,7 +53,9 @@ def random_example(rng: np.random.Generator, longest: int, most: int, vocabulary
 
 def assert_same(left: Example, right: Example) -> None:
     assert (left.split, left.random) == (right.split, right.random)
-    for a, b in zip((left.tokens, left.positions, left.ids), (right.tokens, right.positions, right.ids)):
+    for a, b in zip(
+        (left.tokens, left.positions, left.ids), (right.tokens, right.positions, right.ids)
+    ):
         np.testing.assert_array_equal(a, b)
 
 
