@@ -361,16 +361,21 @@ def _numbers(data: memoryview, at: int, end: int) -> np.ndarray:
 
 def _varints(raw: np.ndarray) -> np.ndarray:
     """The numbers of a packed list, int64."""
-    last = raw < 128
-    if last.all():
+    ends = np.flatnonzero(raw < 128)
+    if len(ends) == len(raw):
         return raw.astype(np.int64)
-    if not last[-1]:
+    if not len(ends) or ends[-1] != len(raw) - 1:
         raise ValueError("the record holds a list that ends within a number")
-    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    places = np.arange(len(raw)) - np.repeat(starts, np.diff(starts, append=len(raw)))
-    if places.max() > 9:
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
+    sizes = ends - starts
+    if sizes.max() > 9:
         raise ValueError("the record holds a number of more than 64 bits")
-    return np.add.reduceat((raw & 127).astype(np.int64) << 7 * places, starts)
+    values = raw[starts].astype(np.int64) & 127
+    for place in range(1, int(sizes.max()) + 1):
+        (more,) = np.nonzero(sizes >= place)
+        values[more] |= (raw[starts[more] + place].astype(np.int64) & 127) << 7 * place
+    return values
 
 
 def _open_field(data: memoryview, at: int, tag: int) -> tuple[int, int]:

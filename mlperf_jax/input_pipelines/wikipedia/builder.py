@@ -153,18 +153,15 @@ def _kind(source: str) -> str:
 def _parts(source: str) -> list[str]:
     """The names of training's files, all of them, in order."""
     names = sorted(name for name in records.listing(source) or () if _PART.fullmatch(name))
-    if not names:
-        raise UserError(f"{source} holds no part-00000-of-00500: fetch the organisers' files")
-    total = int(names[0].rpartition("-")[2])
-    expected = [f"part-{number:05d}-of-{total:05d}" for number in range(total)]
+    totals = sorted({int(name.rpartition("-")[2]) for name in names})
+    if len(totals) != 1:
+        what = f"parts of {totals[0]} and of {totals[1]}" if totals else "no part-00000-of-00500"
+        raise UserError(f"{source} holds {what}: fetch the organisers' files into one folder")
+    expected = [f"part-{number:05d}-of-{totals[0]:05d}" for number in range(totals[0])]
     missing = sorted({*expected} - {*names})
     if missing:
         raise UserError(
-            f"{source} lacks {len(missing)} of {total} files, the first is {missing[0]}: fetch them"
-        )
-    if len(names) > total:
-        raise UserError(
-            f"{source} holds {sorted({*names} - {*expected})[0]} too: remove one set of parts"
+            f"{source} lacks {len(missing)} of {totals[0]} files, the first is {missing[0]}: fetch them"
         )
     return names
 

@@ -79,7 +79,7 @@ class Part:
         raw = self._mapped("idx", np.dtype(np.uint8))
         if len(raw) < _HEADER.size or bytes(raw[:8]) != _MAGIC:
             raise UserError(f"{prefix}.idx is no index of examples: build it again")
-        _, self.longest, self.vocabulary, n, words = _HEADER.unpack(raw[: _HEADER.size])
+        _, self.longest, self.vocabulary, n, words = _HEADER.unpack(bytes(raw[: _HEADER.size]))
         size = _HEADER.size + n * sum(np.dtype(kind).itemsize for kind in _COLUMNS.values())
         for ending, found, expected in (("idx", len(raw), size), ("bin", len(self._words), words)):
             if found != expected:

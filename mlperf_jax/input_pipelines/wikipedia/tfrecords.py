@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def read(path: str, longest: int, most: int, vocabulary: int) -> Iterator[Exampl
 def frames(path: str) -> Iterator[memoryview]:
     """Yields the records of a TFRecord file, whose checksums hold; raises as `read`."""
     try:
-        data = np.memmap(path, np.uint8, "r").view(np.ndarray)  # whose slices are quicker
+        data: Any = np.memmap(path, np.uint8, "r").view(np.ndarray)  # whose slices are quicker
     except FileNotFoundError:
         raise UserError(f"{path} is missing: fetch it") from None
     except (OSError, ValueError) as error:
@@ -130,7 +130,7 @@ def _example(features: dict[str, np.ndarray], longest: int, most: int, vocabular
     positions, ids, weights = (features[name] for name in _MASKED)
     (random,) = features[_NEXT].tolist()
     length, count = _run_of_ones("input_mask", mask), _run_of_ones("masked_lm_weights", weights)
-    split = length - int(segments.sum())
+    split = length - np.count_nonzero(segments)
     for name, found, kept in (
         ("input_ids", tokens, length),
         ("masked_lm_ids", ids, count),
@@ -142,10 +142,10 @@ def _example(features: dict[str, np.ndarray], longest: int, most: int, vocabular
         if found.min() < 0 or found.max() >= vocabulary:
             wrong = found[(found < 0) | (found >= vocabulary)][0]
             raise ValueError(f"{name} has {wrong}, which is outside the vocabulary of {vocabulary}")
-    expected = np.arange(longest)
-    if not 0 < split < length or ((expected >= split) & (expected < length) != segments).any():
+    if not 0 < split < length or (segments[split:length] != 1).any():
         raise ValueError("segment_ids is not a run of 0 and a run of 1")
-    if positions[:count].max() >= length or (np.diff(positions[:count], prepend=-1) <= 0).any():
+    rising = (positions[1:count] > positions[: count - 1]).all()
+    if not rising or positions[0] < 0 or positions[count - 1] >= length:
         raise ValueError(
             f"masked_lm_positions is not ascending below the example's {length} tokens"
         )
@@ -162,7 +162,7 @@ def _example(features: dict[str, np.ndarray], longest: int, most: int, vocabular
 
 def _run_of_ones(name: str, values: np.ndarray) -> int:
     """How many ones stand in front of zeros."""
-    count = int(values.sum())
-    if count < 1 or (values[:count] != 1).any() or values[count:].any():
+    count = np.count_nonzero(values)
+    if not count or (values[:count] != 1).any():
         raise ValueError(f"{name} is not a run of 1 and then 0")
     return count

@@ -21,7 +21,7 @@ _END = re.compile(r"(?<=[.!?:;,])\s+|\n\s*\n")
 
 def write_text(folder: str | os.PathLike, vocabulary: int) -> None:
     """Writes the parts, evaluation's text and a vocabulary of so many pieces trained on them."""
-    documents = text.docstrings()[:_DOCSTRINGS]
+    documents = list(text.docstrings()[:_DOCSTRINGS])
     splits = {builder.TEXT: documents[::_HELD_OUT]}
     learnt = [document for number, document in enumerate(documents) if number % _HELD_OUT]
     for number in range(PARTS):
