@@ -130,7 +130,7 @@ def _example(features: dict[str, np.ndarray], longest: int, most: int, vocabular
     positions, ids, weights = (features[name] for name in _MASKED)
     (random,) = features[_NEXT].tolist()
     length, count = _run_of_ones("input_mask", mask), _run_of_ones("masked_lm_weights", weights)
-    split = length - np.count_nonzero(segments)
+    split = length - int(np.count_nonzero(segments))
     for name, found, kept in (
         ("input_ids", tokens, length),
         ("masked_lm_ids", ids, count),
@@ -162,7 +162,7 @@ def _example(features: dict[str, np.ndarray], longest: int, most: int, vocabular
 
 def _run_of_ones(name: str, values: np.ndarray) -> int:
     """How many ones stand in front of zeros."""
-    count = np.count_nonzero(values)
+    count = int(np.count_nonzero(values))
     if not count or (values[:count] != 1).any():
         raise ValueError(f"{name} is not a run of 1 and then 0")
     return count
