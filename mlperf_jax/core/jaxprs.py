@@ -111,6 +111,8 @@ def _value(value: Any, known: Known) -> str:
         return f"({' '.join(_value(each, known) for each in value)})"
     if isinstance(value, np.ndarray | jax.Array):
         return _constant(value)
+    if isinstance(value, set | frozenset):
+        return f"{{{' '.join(sorted(_value(each, known) for each in value))}}}"
     if callable(value) and not isinstance(value, type):
         return getattr(value, "__qualname__", type(value).__name__)
     return _ADDRESS.sub("", repr(value))

@@ -84,6 +84,9 @@ def given_to_all(plan: preflight.PlannedRun) -> dict[str, Any]:
     """What each process of a run must have been given alike: what is trained, how, and by which versions."""
     shared = {name: getattr(plan.options, name) for name in SHARED}
     where = {"mesh": meshes.describe(plan.assembly.mesh)}
+    given = plan.options.optimizer
+    if plan.optimizer and isinstance(given, str):  # says more than its program's digits
+        shared |= {"optimizer": f"{given} ({plan.optimizer})"}
     return durable.plain({**plan.config(), **shared, **where, **versions()})
 
 

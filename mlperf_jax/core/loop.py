@@ -75,7 +75,7 @@ def initialise(run: Run) -> tuple[Programs, states.State]:
     run.begin_init()
     assembly, benchmark = run.assembly, run.benchmark
     evaluates = preflight.evaluates(benchmark, run.options)
-    finite = jax.jit(lambda state: states.all_finite(benchmark, assembly.kept(state)))
+    finite = jax.jit(lambda state: states.all_finite(benchmark, assembly.saved(state)))
     programs = Programs(
         train=compile_train(assembly),
         predict=evaluation.compile_predict(assembly) if evaluates else {},

@@ -163,7 +163,8 @@ def _parts(thing: Any, above: tuple[int, ...] = ()) -> list[_Part]:
         name = f"inject_hyperparams({_maker_name(held['inner_factory'])})"
     parts = [part for one in inner for part in _parts(one, (*above, id(thing)))]
     spared = name == "masked" and [part.name for part in parts] in ([only] for only in _SPARING)
-    through = spared or module.startswith(PACKAGE) or name in _THROUGH
+    optaxs = name in _THROUGH and module.startswith("optax.")
+    through = spared or module.startswith(PACKAGE) or optaxs
     if inner and through:
         return parts
     branches = len(inner) > 1 or name == "masked"

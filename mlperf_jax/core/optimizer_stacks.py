@@ -53,7 +53,10 @@ _NOTHING = Lineage()
 
 
 def mixing(
-    program: core.ClosedJaxpr, inputs: Sequence[Lineage], updates: Sequence[str]
+    program: core.ClosedJaxpr,
+    inputs: Sequence[Lineage],
+    updates: Sequence[str],
+    sizes: Mapping[str, int],
 ) -> tuple[list[str], Mapping[str, Count]]:
     """The stacks that the program mixes, and by parameter what is done to its elements.
 
@@ -61,8 +64,9 @@ def mixing(
         program: of the update.
         inputs: of its arguments.
         updates: paths of its first results, which are the updates of these parameters.
+        sizes: elements of a parameter.
     """
-    reader = _Reader()
+    reader = _Reader(sizes)
     outputs = reader.read(program.jaxpr, [_NOTHING] * len(program.consts), inputs)
     pairs = zip(updates, outputs, strict=False)
     return [path for path, found in pairs if frozenset([path]) in found.mixed], reader.done
@@ -72,10 +76,12 @@ class _Reader:
     """Follows lineages through a program.
 
     Attributes:
-        done: by parameter, how often each operation was done to its elements; layer axes do not count.
+        sizes: elements of a parameter.
+        done: by parameter, how often each operation was done to all of its elements; layer axes do not count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.sizes = sizes
         self.done: dict[str, Count] = defaultdict(Counter)
 
     def read(
@@ -170,6 +176,9 @@ class _Reader:
         axes = _reduced(equation)
         layers = {each.axis for each, _ in layered}
         (owner,) = owners
+        whole = self.sizes.get(owner, 0)
+        if not any(math.prod(_shape(var)) >= whole for var in equation.invars):
+            return
         self.done[owner][name, None if axes is None else len(set(axes) - layers)] += 1
 
 

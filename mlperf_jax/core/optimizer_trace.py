@@ -73,13 +73,14 @@ def _functions(loss: Callable[..., jax.Array]) -> dict[str, Callable[..., Any]]:
     return {"value_fn": loss, "obj_fn": loss, "grad_fn": jax.grad(loss)}
 
 
-def trace(tx: Any, params: State, tree: trees.ParamTree) -> Traced:
+def trace(tx: Any, params: State, tree: trees.ParamTree, *, told: bool = False) -> Traced:
     """Traces `init` and `update` three times; nothing is allocated.
 
     Args:
         tx: an optax transformation, or an object with its two functions.
         params: shapes and dtypes of the trained parameters.
         tree: their description.
+        told: whether it was made by a function that was given the tree, and knows which are stacks.
 
     Raises:
         UserError: one fails; updates or state have other shapes or types than they must; a callback, a
@@ -87,18 +88,21 @@ def trace(tx: Any, params: State, tree: trees.ParamTree) -> Traced:
     """
     _check_numbers(tx)
     found = _Trial(tx, params)
+    held = python_file.contents(
+        tx
+    )  # some of optax's schedules settle their numbers when called first
     _check_updates(found)
     _check_state(found)
     _check_constants(found)
-    program = jaxprs.fingerprint(found.init, found.update)
+    program = jaxprs.fingerprint(*found.programs)
     for _ in range(REPEATS - 1):
         again = _Trial(tx, params, found.extras)
-        if jaxprs.fingerprint(again.init, again.update) != program:
+        if jaxprs.fingerprint(*again.programs) != program or python_file.contents(tx) != held:
             raise UserError(
                 "the optimizer is another one each time it is traced: an update must follow from its "
                 "arguments, so keep counters, random numbers and arrays in the state that init returns"
             )
-    notes = (*_stacks(tx, found, tree), *_between_syncs(found))
+    notes = (*_stacks(tx, found, tree, told), *_between_syncs(found))
     return Traced(program, found.extras, found.calls, notes)
 
 
@@ -116,6 +120,23 @@ class _Trial:
         self.params, self.calls = params, 0
         self.init, self.state = _traced("init", tx.init, params)
         self.extras = accepted(tx.update) if extras is None else extras
+        try:
+            self._trace_with_fewer(tx)
+        except UserError:
+            if not self.extras or extras is not None:
+                raise
+            wanted, self.extras = self.extras, ()  # some that take any say that they want none
+            try:
+                self._trace_update(tx)
+            except UserError:
+                self.extras = wanted
+                self._trace_with_fewer(tx)
+        own = getattr(tx, "eval_params", None)
+        self.programs = [self.init, self.update]
+        if own is not None:
+            self.programs.append(_traced("eval_params", own, self.state, params)[0])
+
+    def _trace_with_fewer(self, tx: Any) -> None:
         while True:
             try:
                 self._trace_update(tx)
@@ -127,13 +148,12 @@ class _Trial:
     def _trace_update(self, tx: Any) -> None:
         self.calls = 0
 
-        def update(grads: State, state: Any, params: State, value: jax.Array) -> Any:
-            loss = self._loss(params)
-            given = Traced("", self.extras).given(value, grads, loss)
-            return tx.update(grads, state, params, **given)
+        def update(clipped: State, state: Any, params: State, value: Any, grads: State) -> Any:
+            given = Traced("", self.extras).given(value, grads, self._loss(params))
+            return tx.update(clipped, state, params, **given)
 
         value = jax.ShapeDtypeStruct((), jax.tree.leaves(self.params)[0].dtype)
-        arguments = (self.params, self.state, self.params, value)
+        arguments = (self.params, self.state, self.params, value, self.params)
         self.update, result = _traced("update", update, *arguments, extras=self.extras)
         if not isinstance(result, tuple) or len(result) != 2:
             raise UserError(
@@ -147,7 +167,10 @@ class _Trial:
         def value(given: State, *_: Any) -> jax.Array:
             self.calls += 1
             check_whole(given, params)
-            return sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(given))  # pyright: ignore[reportReturnType]
+            # factors that no loss of the user's own has, so that it is not taken for theirs
+            return (
+                sum(0.6180339 * jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(given)) + 0.5772156
+            )  # pyright: ignore[reportReturnType]
 
         return value
 
@@ -217,7 +240,7 @@ def _way_out(error: Exception) -> str:
 
 
 _IN_THE_STATE = "keep them in the state that init returns, not in the object or a global"
-_NUMBERS = ("learning_rate", "step_size", "momentum", "decay", "weight_decay", "b1", "b2", "eps")
+_RATES = ("learning_rate", "step_size")
 _ADVICE = {
     "LookaheadParams|attribute '(fast|slow)'": (
         "parameters stay plain arrays here, so average them with ema_decay or "
@@ -235,10 +258,15 @@ _ADVICE = {
 
 
 def _check_numbers(tx: Any) -> None:
+    """Nothing, if optax's own functions hold a learning rate that is a number."""
     for function in python_file.functions_inside(tx):
         for name, value in python_file.closed_over(function).items():
-            if name in _NUMBERS and isinstance(value, str):
+            if name not in _RATES or not (function.__module__ or "").startswith("optax."):
+                continue
+            if isinstance(value, str):
                 raise UserError(f"{name} of the optimizer is text: give a number")
+            if isinstance(value, float) and not np.isfinite(value):
+                raise UserError(f"{name} of the optimizer is {value}: give a number")
 
 
 # -- what was traced -------------------------------------------------------------------------------
@@ -261,6 +289,11 @@ def _check_updates(found: _Trial) -> None:
             )
     if odd := sorted(given.keys() - wanted.keys()):
         raise UserError(f"the optimizer gives an update of {odd[0]}, which the model lacks")
+    if jax.tree.structure(found.updates) != jax.tree.structure(found.params):
+        raise UserError(
+            "the optimizer gives its updates in other containers than the gradients: give nested dicts, as "
+            "jax.tree.map leaves them"
+        )
 
 
 def _check_state(found: _Trial) -> None:
@@ -274,7 +307,17 @@ def _check_state(found: _Trial) -> None:
                 f"the optimizer's state changes from step to step: {path or 'it'} is {said[0]} after init and "
                 f"{said[1]} after update, and must stay as init made it"
             )
-    if jax.tree.structure(found.state) != jax.tree.structure(found.new_state):
+    for path, leaf in old.items():
+        if str(leaf.dtype) in ("int4", "uint4", "int2", "uint2"):
+            raise UserError(
+                f"the optimizer's state keeps {path} in {leaf.dtype}, which arrays of a step cannot be: pack two "
+                "into a uint8"
+            )
+    try:
+        same = jax.tree.structure(found.state) == jax.tree.structure(found.new_state)
+    except ValueError:  # some containers compare arrays
+        same = False
+    if not same:
         raise UserError(
             "the optimizer's state changes from step to step: update must return the structure that init made"
         )
@@ -287,19 +330,26 @@ def _check_constants(found: _Trial) -> None:
                 f"the optimizer calls Python while a step runs ({', '.join(names)}), which no accelerator waits "
                 "for: compute it with jax.numpy"
             )
-    state = dict(zip(_leaves(found.state), found.init.jaxpr.outvars, strict=True))
-    starts = [(path, var.val) for path, var in state.items() if isinstance(var, core.Literal)]
-    settings = [value for path, value in starts if "hyperparams/" in path or np.isnan(value).any()]
+    paths = [trees.join_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.state)]
+    starts = zip(paths, found.init.jaxpr.outvars, strict=True)
+    settings = [var.val for path, var in starts if _is_setting(path, var)]
     for value in (*settings, *_terms(found.update)):
-        if not np.isfinite(value).all():
+        if np.isnan(value).any():
             raise UserError(
-                f"the optimizer computes with {np.asarray(value).item()}: look at its learning rate and its "
-                "other settings"
+                "the optimizer computes with nan: look at its learning rate and its other settings"
             )
+    for path, var in zip(paths, found.init.jaxpr.outvars, strict=True):
+        if _is_setting(path, var) and path.endswith("learning_rate") and np.isinf(var.val):
+            raise UserError(f"learning_rate of the optimizer is {var.val}: give a number")
+
+
+def _is_setting(path: str, var: Any) -> bool:
+    """Whether it is a number of the state that optax's `inject_hyperparams` keeps there."""
+    return "hyperparams/" in f"{path}/" and isinstance(var, core.Literal)
 
 
 def _terms(program: core.ClosedJaxpr) -> Iterator[Any]:
-    """Numbers of the program itself that are multiplied or added; some are infinite where they are compared."""
+    """Numbers of the program itself that are multiplied or added."""
     for equation in jaxprs.equations(program):
         if equation.primitive.name in ("mul", "div", "add", "sub"):
             literals = [var.val for var in equation.invars if isinstance(var, core.Literal)]
@@ -328,13 +378,17 @@ def _kind(result: Any) -> str:
 # -- stacks of layers ------------------------------------------------------------------------------
 
 
-def _stacks(tx: Any, found: _Trial, tree: trees.ParamTree) -> list[str]:
+def _stacks(tx: Any, found: _Trial, tree: trees.ParamTree, told: bool) -> list[str]:
     """What is to be said of stacks that the optimizer does not see as layers."""
     layers = {leaf.path: leaf.layers for leaf in tree.leaves if leaf.stacked and leaf.layers > 1}
     if not layers:
         return []
-    mixed, done = _read(found, layers)
-    one = _one_layer(tx, found, layers) if not mixed and not _knows_stacks(tx) else None
+    try:
+        mixed, done = _read(found, layers)
+    except (IndexError, KeyError, ValueError):  # operations of which nothing is known here
+        return []
+    asks = not (mixed or told or _knows_stacks(tx))
+    one = _one_layer(tx, found, layers) if asks else None
     named = mixed or [path for path in layers if one is not None and one[path] != done[path]]
     if not named:
         return []
@@ -359,9 +413,14 @@ def _read(found: _Trial, layers: Mapping[str, int]) -> Any:
         stacked = leaf.shape[:1] == (layers.get(longest),)
         return Lineage(frozenset([longest]), 0 if stacked else None)
 
-    given = [found.params, found.state, found.params]
-    inputs = [lineage(p, leaf) for part in given for p, leaf in trees.flatten_paths(part).items()]
-    return optimizer_stacks.mixing(found.update, [*inputs, Lineage()], paths)
+    def lineages(part: Any) -> list[Lineage]:
+        leaves = jax.tree_util.tree_leaves_with_path(part)
+        return [lineage(trees.join_path(path), leaf) for path, leaf in leaves]
+
+    grads = lineages(found.params)
+    inputs = [*grads, *lineages(found.state), *grads, Lineage(), *grads]
+    sizes = {path: leaf.size for path, leaf in trees.flatten_paths(found.params).items()}
+    return optimizer_stacks.mixing(found.update, inputs, paths, sizes)
 
 
 def _one_layer(tx: Any, found: _Trial, layers: Mapping[str, int]) -> Any:
@@ -380,11 +439,8 @@ def _one_layer(tx: Any, found: _Trial, layers: Mapping[str, int]) -> Any:
 
 def _knows_stacks(tx: Any) -> bool:
     """Whether a transformation of ours that looks for layer axes is in it."""
-    return any(
-        (function.__module__ or "").startswith("mlperf_jax.optimizers.")
-        for function in python_file.functions_inside(tx)
-        if function.__module__ != trees.__name__
-    )
+    ours = {f"{trees.__package__}.{name}" for name in ("lamb", "lars", "per_layer")}
+    return any(function.__module__ in ours for function in python_file.functions_inside(tx))
 
 
 def _between_syncs(found: _Trial) -> list[str]:

@@ -23,6 +23,7 @@ from mlperf_jax.errors import UserError, did_you_mean
 
 PACKAGE = __name__.partition(".")[0]
 OURS = pathlib.Path(__file__).resolve().parents[1]
+_MOST_OBJECTS = 10_000  # that are looked at in one; some make new ones for ever
 
 
 def load(text: str, what: str, example: str) -> Any:
@@ -113,19 +114,18 @@ def _is_users(file: str) -> bool:
     return not any(path.is_relative_to(each) for each in (*installed, OURS))
 
 
-def functions_inside(value: Any) -> Iterator[FunctionType]:
-    """All functions that an object is made of: its own, and what those have closed over, breadth first."""
-    seen: set[int] = set()
+def objects_inside(value: Any) -> Iterator[Any]:
+    """An object and all that it is made of: attributes, items, what functions have closed over; breadth first."""
+    seen: dict[int, Any] = {}  # they stay, so that no identity is used twice
     waiting = collections.deque([value])
-    while waiting:
+    while waiting and len(seen) < _MOST_OBJECTS:
         each = waiting.popleft()
         if id(each) in seen or isinstance(each, str | bytes | int | float | type | ModuleType):
             continue
-        seen.add(id(each))
+        seen[id(each)] = each
+        yield each
         if isinstance(each, FunctionType):
-            yield each
-            waiting.extend(closed_over(each).values())
-            waiting.extend(each.__defaults__ or ())
+            waiting.extend((*closed_over(each).values(), *(each.__defaults__ or ())))
         elif isinstance(each, tuple | list):
             waiting.extend(each)
         elif isinstance(each, Mapping):
@@ -134,9 +134,40 @@ def functions_inside(value: Any) -> Iterator[FunctionType]:
             waiting.extend((each.__func__, each.__self__))
         elif isinstance(each, functools.partial):
             waiting.extend((each.func, *each.args, *each.keywords.values()))
-        elif hasattr(each, "__dict__"):
-            waiting.extend(vars(each).values())
-            waiting.extend(getattr(each, name, None) for name in ("init", "update"))
+        else:
+            waiting.extend(_attributes(each).values())
+            waiting.extend(getattr(type(each), name, None) for name in ("init", "update"))
+
+
+def functions_inside(value: Any) -> Iterator[FunctionType]:
+    """All functions that an object is made of."""
+    return (each for each in objects_inside(value) if isinstance(each, FunctionType))
+
+
+def contents(value: Any) -> list[str]:
+    """The plain values that an object is made of, as texts in one order: what changes if it keeps a count."""
+    found = []
+    for each in objects_inside(value):
+        if isinstance(each, FunctionType):
+            held = closed_over(each)
+        elif isinstance(each, Mapping):
+            held = dict(each)
+        elif isinstance(each, tuple | list):
+            held = dict(enumerate(each))
+        elif type(each).__module__.partition(".")[0] in ("jax", "jaxlib", "numpy", "functools"):
+            continue  # what these remember of themselves changes nothing
+        else:
+            held = _attributes(each)
+        plain = {k: v for k, v in held.items() if isinstance(v, bool | int | float | str)}
+        found.append(f"{type(each).__qualname__} {len(held)} {plain}")
+    return found
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    try:
+        return dict(object.__getattribute__(thing, "__dict__"))
+    except AttributeError:
+        return {}
 
 
 def closed_over(function: FunctionType) -> dict[str, Any]:

@@ -15,6 +15,7 @@ file and `ops/stack.py` are the only places that split or merge a module.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -233,7 +234,11 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
     tree = trees.ParamTree.from_params(parts["params"])
     chosen = chosen_optimizer(benchmark, tree, optimizer)
     own = optimizer is None and python_file.is_ours(type(benchmark))
-    traced = None if own else optimizer_trace.trace(chosen, parts["params"], tree)
+    traced = None
+    if not own:
+        told = not _is_transformation(optimizer)
+        _check_averages(chosen)
+        traced = optimizer_trace.trace(chosen, parts["params"], tree, told=told)
     with jax.set_mesh(mesh):
         tx = make_optimizer(benchmark, chosen)
         asks = traced is not None and traced.calls > 0
@@ -305,13 +310,12 @@ def chosen_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any
         tx = chosen
     else:
         name = getattr(chosen, "__qualname__", chosen)
-        if str(getattr(chosen, "__module__", "")).startswith("optax."):
-            raise UserError(f"{name} of optax was not called: give what it returns, {name}(…)")
+        _check_maker(chosen)
         try:
             tx = chosen(tree)
         except UserError:
             raise
-        except Exception as error:  # most often a function that takes no ParamTree
+        except (Exception, SystemExit) as error:  # most often it takes no ParamTree
             raise UserError(
                 f"the optimizer {name} failed when given the ParamTree: {python_file.in_one_line(error)}"
             ) from error
@@ -321,6 +325,35 @@ def chosen_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any
             "or a function of the ParamTree that returns one"
         )
     return tx
+
+
+def _check_averages(tx: Any) -> None:
+    """Nothing, if no object inside has evaluation weights that the whole does not give."""
+    if hasattr(tx, "eval_params"):
+        return
+    for each in python_file.objects_inside(tx):
+        if callable(getattr(type(each), "eval_params", None)):
+            raise UserError(
+                f"{type(each).__qualname__} is evaluated at its eval_params, and what is around it has none: give "
+                "the outermost object an eval_params(opt_state, params) that finds its state"
+            )
+
+
+def _check_maker(maker: Callable[..., Any]) -> None:
+    """Nothing, if what is given the ParamTree has a place for it."""
+    function = maker.func if isinstance(maker, functools.partial) else maker
+    name = getattr(function, "__qualname__", function)
+    if str(getattr(function, "__module__", "")).startswith("optax."):
+        raise UserError(f"{name} of optax was not called: give what it returns, {name}(…)")
+    try:
+        first = next(iter(inspect.signature(maker).parameters.values()), None)
+    except (TypeError, ValueError):
+        return
+    if first is not None and first.default is not first.empty and first.default is not None:
+        raise UserError(
+            f"the optimizer {name} would be given the ParamTree as {first.name}, which is {first.default!r} by "
+            f"default: give what it returns, or lambda tree: {name}(…)"
+        )
 
 
 def make_optimizer(benchmark: Benchmark, tx: Any) -> Optimizer:
@@ -359,7 +392,8 @@ def all_finite(benchmark: Benchmark, state: State) -> jax.Array:
 
     The loss of the step that destroys the weights may itself be finite.
     """
-    parts = [state[part] for part in ("params", "ema", "tables", "stats") if part in state]
+    read = ("params", "ema", "evaluated", "tables", "stats")
+    parts = [state[part] for part in read if part in state]
     finite = [
         jnp.isfinite(leaf).all()
         for leaf in jax.tree.leaves(parts)

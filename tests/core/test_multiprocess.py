@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -195,7 +196,9 @@ def test_a_signal_to_one_process_stops_both_and_they_resume(pair, tmp_path):
     assert first == second == ""
     for text in (differs, differ):
         assert "UserError: processes of the run differ from process 0 (process 1: optimizer" in text
-        assert "'adamw:1e-1' against 'adamw:1e-3', log_every 20 against 10): start all" in text
+        assert re.search(
+            r"adamw:1e-1 .* against .*adamw:1e-3 .*, log_every 20 against 10\): start", text
+        )
     assert not (tmp_path / "differ").exists(), "before there is a folder"
     assert result_of(stopped).parameters_sha256 == result_of(whole).parameters_sha256
     assert result_of(stopped).resumed == 1 and result_of(whole).resumed == 0

@@ -1,5 +1,7 @@
 """Users' optimizers, traced before a run begins: what is refused with which sentence, and what is told apart."""
 
+import collections
+import functools
 import os
 import pathlib
 import subprocess
@@ -52,15 +54,49 @@ def each(function):
 class Counts:
     """Keeps a counter on itself, which a compiled step would never see again."""
 
-    def __init__(self):
-        self.steps = 0
+    def __init__(self, after=0):
+        self.steps, self.after = 0, after
 
     def init(self, params):
         return ()
 
     def update(self, grads, state, params=None):
         self.steps += 1
-        return jax.tree.map(lambda g: -0.1 * g / self.steps, grads), state
+        factor = max(self.steps, self.after)
+        return jax.tree.map(lambda g: -0.1 * g / factor, grads), state
+
+
+class Evaluated:
+    """SGD, evaluated at what a function makes of its weights."""
+
+    def __init__(self, eval_params):
+        self.sgd = optax.sgd(0.1)
+        if eval_params is not None:
+            self.eval_params = eval_params
+
+    def init(self, params):
+        return self.sgd.init(params)
+
+    def update(self, grads, state, params=None):
+        return self.sgd.update(grads, state, params)
+
+
+class Weighted(Evaluated):
+    def __init__(self):
+        super().__init__(None)
+
+    def eval_params(self, state, params):
+        return params
+
+
+class Settings:
+    """A research configuration, as they are written."""
+
+    def __init__(self, **values):
+        self._values = values
+
+    def __getattr__(self, name):
+        return self._values[name]
 
 
 class Keeps:
@@ -117,12 +153,27 @@ FAILING = {
     "noise of NumPy": (made(update=noisy), "is another one each time it is traced"),
     "arrays on the object": (Keeps(), "uses arrays of an earlier step: keep them in the state"),
     "a rate that is text": (optax.adam("0.1"), "step_size of the optimizer is text: give a number"),
-    "a rate that is no number": (optax.adamw(float("nan")), "computes with nan: look at its"),
-    "an infinite rate": (optax.adamw(float("inf")), "computes with -?inf"),
-    "an injected rate": (optax.inject_hyperparams(optax.adam)(np.inf), "computes with inf"),
+    "a rate that is no number": (optax.adamw(float("nan")), "step_size of the optimizer is nan"),
+    "another setting that is none": (optax.adam(1e-3, b1=float("nan")), "computes with nan: look"),
+    "an injected one": (optax.inject_hyperparams(optax.adam)(np.nan), "computes with nan"),
+    "an infinite rate": (optax.adamw(float("inf")), "step_size of the optimizer is -inf"),
+    "an injected rate": (
+        optax.inject_hyperparams(optax.adam)(np.inf),
+        "learning_rate of .* is inf",
+    ),
     "a mask of another tree": (
         optax.masked(optax.sgd(0.1), {"fc": True, "tail": False}),
         "init of the optimizer fails",
+    ),
+    "a counter that acts later": (Counts(after=9), "is another one each time it is traced"),
+    "other containers": (
+        made(update=lambda g, s, p: (collections.OrderedDict(g), s)),
+        "in other containers than the gradients",
+    ),
+    "four bits": (made(lambda p: jnp.zeros(3, jnp.int4)), "int4, which arrays of a step cannot be"),
+    "evaluation weights that fail": (
+        Evaluated(lambda s, p: 1 / 0),
+        "eval_params of the optimizer fails",
     ),
     "a callback": (
         each(lambda g: jax.pure_callback(np.asarray, g, g)),
@@ -152,6 +203,10 @@ def test_what_cannot_train_is_refused_in_one_sentence(what):
         (each(lambda g: g.reshape(-1)[:1]), "update of head/bias is"),
         (lambda tree: 1 / 0, r"failed when given the ParamTree: ZeroDivisionError.*line \d+\)"),
         (lambda tree: None, "optimizer None has no init and update"),
+        (lambda tree: sys.exit("bad settings"), "SystemExit: bad settings"),
+        (functools.partial(optax.sgd, 0.1, 0.9), "sgd of optax was not called"),
+        (lambda nesterov=False: optax.sgd(0.1), "as nesterov, which is False by default"),
+        (optax.chain(optax.clip(1.0), Weighted()), "Weighted is evaluated at its eval_params, and"),
     ],
 )
 def test_refused_before_any_folder(given, sentence, tmp_path):
@@ -159,6 +214,43 @@ def test_refused_before_any_folder(given, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         preflight.preflight(toys.Toy(), options, "data")
     assert not (tmp_path / "output").exists()
+
+
+def squares(tree):
+    return sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(tree))
+
+
+def asking(function):
+    def update(updates, state, params, *, value_fn, grad):
+        return function(updates, value_fn(params), grad), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+
+def refuses_extras(updates, state, params=None, **extra):
+    assert not extra
+    return updates, state
+
+
+def with_settings(settings):
+    return each(lambda g: -settings.rate * g)
+
+
+SERVED = {
+    "words in settings": optax.chain(optax.sgd(0.1), each(lambda g, decay="cosine": g)),
+    "no clipping": optax.clip_by_global_norm(np.inf),
+    "not known yet": made(lambda p: {"last": jnp.full((), jnp.nan)}, lambda g, s, p: (g, s)),
+    "no extras please": optax.GradientTransformationExtraArgs(lambda p: (), refuses_extras),
+    "settings of any name": with_settings(Settings(rate=0.1)),
+    "paths that meet": made(
+        lambda p: {"a/b": p["head"], "a": {"b": p["fc"]}}, lambda g, s, p: (g, s)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SERVED)
+def test_what_can_train_is_served(what):
+    assert traced(SERVED[what]).notes == ()
 
 
 # -- identity --------------------------------------------------------------------------------------
@@ -184,6 +276,14 @@ def test_a_program_is_told_from_others_by_what_it_computes():
         made(lambda p: jnp.arange(4.0)[::-1], lambda g, s, p: (g, s)),
         optax.noisy_sgd(0.1, key=0),
         optax.noisy_sgd(0.1, key=1),
+        Evaluated(lambda state, params: params),
+        Evaluated(lambda state, params: jax.tree.map(lambda p: 0.5 * p, params)),
+        asking(lambda updates, value, grad: jax.tree.map(lambda g: -0.1 * g, updates)),
+        asking(lambda updates, value, grad: jax.tree.map(lambda g: -0.1 * g, grad)),
+        asking(lambda updates, value, grad: jax.tree.map(lambda g: -g / (1 + value), updates)),
+        asking(
+            lambda updates, value, grad: jax.tree.map(lambda g: -g / (1 + squares(grad)), updates)
+        ),
     ]
     programs = [traced(tx).program for tx in different]
     PEAK = 1e-2
@@ -275,6 +375,7 @@ RIGHT = {
     "clipped lamb per layer": optax.chain(optax.clip(1.0), per_layer(optax.lamb(1e-3))),
     "ours": lars(0.1),
     "one layer at a time": each(lambda g: jax.lax.map(jnp.tanh, g)),
+    "by row": each(lambda g: g / jnp.sqrt((g * g).sum(-1, keepdims=True))),
 }
 
 
