@@ -30,6 +30,7 @@ from mlperf_jax.input_pipelines.sources import BatchSource, Source
 _KEPT_EPOCHS = 3  # orders kept in memory: batches that are read ahead may lie in the next epoch
 _SHUFFLE = 1  # sets the seeds of the order apart from others
 
+K = TypeVar("K")
 T = TypeVar("T")
 Planned = Sequence[tuple[int, np.ndarray]]
 LastBatch = Literal["drop", "keep", "mix"]
@@ -43,10 +44,13 @@ class BatchPlan:
         rows: B of each bucket shape.
         batches: (seed, epoch) -> the batches of that epoch: each the number of its bucket and its record
             ids, int [B of that bucket], -1 for padding.
+        per_epoch: batches of every epoch, where they are equally many: a batch is then found without those
+            before it being planned.
     """
 
     rows: tuple[int, ...]
     batches: Callable[[int, int], Planned]
+    per_epoch: int | None = None
 
 
 class CountedOrder:
@@ -82,7 +86,7 @@ class CountedOrder:
         self._n, self._last, self._groups = n, last_batch, groups
         self._steps = steps_per_epoch(n, rows, last_batch)
         self.batches = self._steps if evaluation else sys.maxsize
-        self._shuffled = None if seed is None else _Latest(functools.partial(_permutation, n, seed))
+        self._shuffled = None if seed is None else Latest(functools.partial(_permutation, n, seed))
 
     def __len__(self) -> int:
         """Positions, of which there is no end."""
@@ -139,8 +143,9 @@ class PlannedOrder:
 
     def __init__(self, plan: BatchPlan, source: Source | BatchSource, seed: int, evaluation: bool):
         self.rows = plan.rows
+        self._per_epoch = plan.per_epoch
         self._finite = evaluation
-        self._plans = _Latest(functools.partial(_planned, plan, source, seed, evaluation))
+        self._plans = Latest(functools.partial(_planned, plan, source, seed, evaluation))
         self._ends: list[int] = []  # number of batches in epochs 0..e
 
     @property
@@ -165,6 +170,9 @@ class PlannedOrder:
         return np.array([p if p == PADDING else self[p] for p in positions.tolist()])
 
     def _batch(self, number: int) -> tuple[int, np.ndarray]:
+        if self._per_epoch is not None:
+            epoch, number = divmod(number, self._per_epoch)
+            return self._plans[epoch][number]
         ends = self._ends
         while not ends or ends[-1] <= number:
             ends = [*ends, (ends[-1] if ends else 0) + len(self._plans[len(ends)])]
@@ -207,18 +215,18 @@ def _planned(
     return batches
 
 
-class _Latest(Generic[T]):
+class Latest(Generic[K, T]):
     """`make(epoch)`, kept for the latest few epochs, for many threads; a copy begins anew."""
 
-    def __init__(self, make: Callable[[int], T]):
+    def __init__(self, make: Callable[[K], T]):
         self._make = make
-        self._kept: dict[int, T] = {}
+        self._kept: dict[K, T] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> Any:  # locks don't travel to worker processes
-        return _Latest, (self._make,)
+        return Latest, (self._make,)
 
-    def __getitem__(self, epoch: int) -> T:
+    def __getitem__(self, epoch: K) -> T:
         found = self._kept.get(epoch)
         if found is None:
             with self._lock:

@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -291,6 +291,26 @@ def parse_example(message: bytes) -> dict[str, Any]:
     Raises:
         ValueError: the bytes are not such a message.
     """
+    found = _parsed(message, _first_value)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def parse_numbers(message: bytes | memoryview) -> dict[str, np.ndarray]:
+    """Parses a serialised `tf.Example` whose features are packed lists of numbers, as TensorFlow writes them.
+
+    Returns:
+        Feature name -> int64 or float32, of any length.
+
+    Raises:
+        ValueError: the bytes are not such a message.
+    """
+    return _parsed(message, _numbers)
+
+
+def _parsed(
+    message: bytes | memoryview, value: Callable[[memoryview, int, int], Any]
+) -> dict[str, Any]:
+    """What `value` makes of each feature of a `tf.Example`, by name."""
     found: dict[str, Any] = {}
     data = memoryview(message)
     try:
@@ -299,10 +319,7 @@ def parse_example(message: bytes) -> dict[str, Any]:
             at, entry_end = _open_field(data, at, 0x0A)  # Features.feature: a map entry
             at, stop = _open_field(data, at, 0x0A)  # its key
             name = str(data[at:stop], "utf-8")
-            at, stop = _open_field(data, stop, 0x12)  # its value: a Feature
-            value = _first_value(data, at, stop)
-            if value is not None:
-                found[name] = value
+            found[name] = value(data, *_open_field(data, stop, 0x12))  # its value: a Feature
             at = entry_end
         if at != len(data):
             raise IndexError(at)
@@ -326,6 +343,39 @@ def _first_value(data: memoryview, at: int, end: int) -> memoryview | int | None
         value = _varint(data, at)[0]
         return value - (1 << 64) if value >> 63 else value
     raise IndexError(kind)
+
+
+def _numbers(data: memoryview, at: int, end: int) -> np.ndarray:
+    kind = data[at] if at < end else 0
+    if kind not in (0x12, 0x1A):
+        raise ValueError("the record holds a feature that is no list of numbers")
+    at, end = _open_field(data, at, kind)
+    if at == end:
+        return np.zeros(0, np.float32 if kind == 0x12 else np.int64)
+    at, stop = _open_field(data, at, 0x0A)  # all in one
+    if stop != end:
+        raise ValueError("the record holds a list in pieces; TensorFlow packs it as one")
+    raw = np.frombuffer(data[at:end], np.uint8)
+    return _varints(raw) if kind == 0x1A else raw.view("<f4")
+
+
+def _varints(raw: np.ndarray) -> np.ndarray:
+    """The numbers of a packed list, int64."""
+    ends = np.flatnonzero(raw < 128)
+    if len(ends) == len(raw):
+        return raw.astype(np.int64)
+    if not len(ends) or ends[-1] != len(raw) - 1:
+        raise ValueError("the record holds a list that ends within a number")
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
+    sizes = ends - starts
+    if sizes.max() > 9:
+        raise ValueError("the record holds a number of more than 64 bits")
+    values = raw[starts].astype(np.int64) & 127
+    for place in range(1, int(sizes.max()) + 1):
+        (more,) = np.nonzero(sizes >= place)
+        values[more] |= (raw[starts[more] + place].astype(np.int64) & 127) << 7 * place
+    return values
 
 
 def _open_field(data: memoryview, at: int, tag: int) -> tuple[int, int]:

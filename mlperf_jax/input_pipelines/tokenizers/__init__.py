@@ -1,0 +1,5 @@
+"""Tokenizers that a benchmark's data are made with."""
+
+from mlperf_jax.input_pipelines.tokenizers.wordpiece import WordPiece
+
+__all__ = ["WordPiece"]
