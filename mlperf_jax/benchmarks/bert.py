@@ -35,7 +35,6 @@ from mlperf_jax.core.fields import (
     Rate,
     Samples,
     Several,
-    Share,
     Whole,
 )
 from mlperf_jax.input_pipelines.wikipedia import Wikipedia
