@@ -241,7 +241,7 @@ def test_a_run_starts_with_the_weights_alone(tmp_path) -> None:
     start = benchmark.start(str(tmp_path))
     assert (start.optimizer_step, dict(start.moments)) == (0, {})
     assert all(path.startswith("params/") for path in start.weights)
-    state = made.create(1, start)
+    state = made.begin_from(made.create(1), start)
     jax.tree.map(np.testing.assert_array_equal, state["params"], made.create(7)["params"])
     assert int(state["step"]) == 0
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state["opt"]))
