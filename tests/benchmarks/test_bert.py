@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rehearsal
 from flax import nnx
 
 from mlperf_jax import benchmarks
@@ -15,7 +16,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.metrics import MaskedAccuracy
 from mlperf_jax.models import bert_huggingface
 from mlperf_jax.optimizers import ParamTree
-from mlperf_jax.results import keys, rules
+from mlperf_jax.results import compliance, keys, rules
 from tests.benchmarks.language_models import first_steps, points, toy_params
 
 OFFICIAL = points("bert", "5.0.0")
@@ -72,6 +73,17 @@ def test_epochs_are_counted_in_samples() -> None:
     done = {"epochs": 0.01, "samples": 336 * 448, "steps": 336}
     where = keys.position(rules.resolve("bert", "5.0.0"), **done, logged={})
     assert where["epoch_num"] == where["samples_count"] == 150_528
+
+
+@pytest.mark.parametrize("division", ["closed", "open"])
+def test_both_ways_of_the_official_checker_count_the_same_samples(tmp_path, division) -> None:
+    """In `epoch_num`, and with `--bert_train_samples` in `train_samples`, which therefore ends the log."""
+    official = pytest.importorskip("mlperf_logging.rcp_checker.rcp_checker")
+    log = rehearsal.write(tmp_path / "result_0.txt", "bert", "5.0.0", division=division)
+    assert compliance.check(log, "5.0.0").success
+    found = [official.get_submission_epochs([log], "5.0.0", way) for way in (False, True)]
+    # the second evaluation of batch 256, after 1,172 steps, meets the target
+    assert found[0] == found[1] == (256, [1172 * 256], "bert")
 
 
 def test_closed_refuses_another_network_by_name() -> None:
