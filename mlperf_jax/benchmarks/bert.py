@@ -265,7 +265,8 @@ class Bert(Benchmark):
         folder = self._weights(data_dir)
         if os.path.exists(f"{folder}/config.json"):
             return
-        params = brief.train_briefly(self, data_dir, _TINY_STEPS)["params"]
+        unpacked = self.replace(packed=False)  # one shape to compile
+        params = brief.train_briefly(unpacked, data_dir, _TINY_STEPS)["params"]
         bert_huggingface.save_folder(folder, params, self.architecture())
 
     def _weights(self, data_dir: str) -> str:
