@@ -42,6 +42,7 @@ CASES = (
     Case("dlrm_dcnv2", "v6e:8x8", 65_536, "data=64"),
     Case("llama31_8b", "v5p:2x2x4", 16),
     Case("llama31_8b", "v6e:4x8", 32),
+    Case("bert", "v6e:2x4", 448),
     Case("gpt3", "v5p:8x8x16", 2048, "fsdp=128,tensor=8"),
     Case("llama31_405b", "v5p:8x16x16", 1152),
     Case("llama2_70b_lora", "v5p:2x2x4", 8),

@@ -106,5 +106,7 @@ def write(path, name, ruleset, *, division="closed", qualities=None, logged=None
                     log.event(key, value, **position(end), **metadata)
             log.stop("eval_stop", **position(end))
             begin = end
+        for key, samples in keys.trained(official, begin * batch).items():
+            log.event(key, samples)
         log.stop("run_stop", status="success", **position(begin))
     return path

@@ -56,6 +56,7 @@ _BENCHMARKS = {
     "llama2_70b_lora": "llama2_70b_lora:Llama2Lora",
     "llama31_405b": "llama31_405b:Llama31_405B",
     "llama31_8b": "llama31_8b:Llama31_8B",
+    "bert": "bert:Bert",
     "dlrm_dcnv2": "dlrm_dcnv2:DlrmDcnV2",
 }
 

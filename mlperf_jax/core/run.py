@@ -401,6 +401,8 @@ class Run:
     def log_run_stop(self, step: int, time_ms: int | None = None) -> None:
         ended = self.standing.ended
         assert ended is not None
+        for key, samples in keys.trained(self.official, self.benchmark.samples(step)).items():
+            self.log.event(key, samples, time_ms=time_ms)
         self.log.stop("run_stop", status=ended.status, time_ms=time_ms, **self.position(step))
 
     def finish(self, state: states.State, step: int, *, worth_keeping: bool) -> Result | None:

@@ -96,6 +96,7 @@ def translate(
         if key in values:
             metadata.setdefault(where["line"], {})[where["name"]] = values.pop(key)
     values |= _disclosed(official, disclosure)
+    values.pop(official.spelling.trained, None)  # known when the run ends
     first = [key for key in official.spelling.first if key in values]
     lines = [(key, values[key], metadata.get(key, {})) for key in dict.fromkeys([*first, *values])]
     tensors = initialized_tensors(official) if division == "closed" else ()
@@ -117,6 +118,11 @@ def quality_keys(official: Round, division: str) -> tuple[str, ...]:
     """The keys under which each evaluation logs its quality."""
     spelling = official.spelling
     return (*spelling.quality, *(spelling.open_quality if division == "open" else ()))
+
+
+def trained(official: Round, samples: int) -> dict[str, int]:
+    """The lines of a run's end that say how many samples it trained."""
+    return {official.spelling.trained: samples} if official.spelling.trained else {}
 
 
 def position(

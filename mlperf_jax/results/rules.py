@@ -90,6 +90,7 @@ class Spelling:
         open_quality: further ones in the open division.
         epoch_num: what that metadata is, a formula of `epochs`, `samples`, `steps` and logged values.
         step_num: whether evaluations have that metadata.
+        trained: the key that says when a run ends how many samples it trained; "" for none.
     """
 
     first: Sequence[str] = ()
@@ -101,6 +102,7 @@ class Spelling:
     open_quality: Sequence[str] = ()
     epoch_num: str = "epochs"
     step_num: bool = False
+    trained: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -86,8 +86,8 @@ class NotOne:
             "Mine has the name 'resnet', which is a benchmark of this lib",
         ),
         (
-            lambda: own(name="bert"),
-            "Mine has the name 'bert' of an official benchmark: state its rul",
+            lambda: own(name="rnnt"),
+            "Mine has the name 'rnnt' of an official benchmark: state its rul",
         ),
         (lambda: own(ruleset="4.0.0"), "the ruleset 4.0.0, but no round had 'mine': write ruleset"),
         (lambda: own(name="my wine"), "Mine has the name 'my wine': state one of letters"),
@@ -112,9 +112,9 @@ def test_what_cannot_be_one_is_refused(given, words):
 
 def test_an_official_benchmark_of_ones_own_keeps_its_rules():
     benchmark = benchmarks.get(
-        own(name="bert", ruleset="4.0.0", eval_steps=lambda self: itertools.count(1))
+        own(name="rnnt", ruleset="3.1.0", eval_steps=lambda self: itertools.count(1))
     )
-    with pytest.raises(UserError, match=r"the closed division of bert v4\.0"):
+    with pytest.raises(UserError, match=r"the closed division of rnnt v3\.1"):
         preflight.resolve_division(benchmark, RunOptions())
 
 

@@ -40,7 +40,10 @@ def logged(recipe) -> tuple[float, int, float, int | None]:
     raise AssertionError(f"say here what {recipe.name} logs of its schedule")
 
 
-@pytest.mark.parametrize("recipe", [p for p in RECIPES if p.values[0].name != "dlrm_dcnv2"])
+# of bert the warm-up ends on the decay, below the base rate: see test_bert.py
+@pytest.mark.parametrize(
+    "recipe", [p for p in RECIPES if p.values[0].name not in ("dlrm_dcnv2", "bert")]
+)
 def test_the_log_tells_of_the_schedule_that_runs(recipe) -> None:
     base, warm, last, end = logged(recipe)
     with jax.enable_x64(True):

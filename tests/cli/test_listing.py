@@ -27,7 +27,7 @@ def test_list_as_json(capsys):
     rows = {row["benchmark"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["resnet"]["status"] == "tiny, full"
     assert rows["resnet"]["targets"] == [{"name": "accuracy", "at_least": 0.759}]
-    assert rows["bert"]["status"] == "planned"
+    assert rows["rnnt"]["status"] == "planned"
 
 
 def test_list_on_a_terminal(capsys, monkeypatch):

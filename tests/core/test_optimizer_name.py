@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -184,7 +185,7 @@ def test_official_keys_are_of_what_is_known_and_means_the_same():
 
 def own(name):
     """Keys that speak of the benchmark's own optimizer."""
-    return {key for key in full_log(benchmarks.get(name)) if "opt_" in key or "lars" in key}
+    return {key for key in full_log(benchmarks.get(name)) if re.search("opt_|lars|warmup", key)}
 
 
 @pytest.mark.parametrize("name", benchmarks.names())
