@@ -203,7 +203,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         if (name, trained) not in made:
             with pytest.MonkeyPatch.context() as patch:
                 if not trained:
-                    patch.setattr(brief, "train_briefly", lambda *given: train(*given[:2], 2))
+                    few = lambda benchmark, folder, steps: train(benchmark, folder, min(steps, 2))  # noqa: E731
+                    patch.setattr(brief, "train_briefly", few)
                 benchmarks.build_data(benchmarks.get(name, tiny=True), folder)
             made.add((name, trained))
         return folder
