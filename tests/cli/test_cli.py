@@ -144,7 +144,7 @@ REFUSED = [
         "plan resnet --on v5p:2x2x2 --price-per-chip-hour -1",
         "--price-per-chip-hour must be a number, at least 0, not -1.0",
     ),
-    ("list nothing", "no benchmark 'nothing'; known: dlrm_dcnv2, "),
+    ("list nothing", "no benchmark 'nothing'; known: bert, dlrm_dcnv2, "),
     ("run", "needs the name of a benchmark (resnet, "),
     ("run resnt --tiny", "no benchmark 'resnt': did you mean 'resnet'?"),
     ("bench resnt", "no benchmark 'resnt': did you mean 'resnet'?"),
