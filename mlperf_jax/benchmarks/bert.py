@@ -93,7 +93,9 @@ class Bert(Benchmark):
     predictions: Annotated[Count, "masked tokens of a sequence at most"] = 76
     train_samples: Samples = 156_725_653
     eval_samples: Samples = 10_000
-    eval_every: Annotated[Samples | None, "samples; by default what the rules derive from the batch size"] = None
+    eval_every: Annotated[
+        Samples | None, "samples; by default what the rules derive from the batch size"
+    ] = None
     targets: Several[Target] = (Target("mlm_accuracy", at_least=0.72),)
 
     # -- samples and rows ----------------------------------------------------------------------
