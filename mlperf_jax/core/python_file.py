@@ -110,8 +110,9 @@ def _is_users(file: str) -> bool:
     if file.startswith("<") and not file.startswith("<ipython"):
         return False
     path = pathlib.Path(file).resolve()
-    installed = map(pathlib.Path, {*map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))})
-    return not any(path.is_relative_to(each) for each in (*installed, OURS))
+    installed = {*map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))}
+    places = (OURS, *(pathlib.Path(each).resolve() for each in installed))
+    return not any(path.is_relative_to(each) for each in places)
 
 
 def objects_inside(value: Any) -> Iterator[Any]:
