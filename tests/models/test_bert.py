@@ -264,7 +264,7 @@ def test_what_is_recomputed_drops_the_same():
         computed(NOISY.replace(remat=remat), jnp.float32)(parameters(), unpacked(), key)
         for remat, key in ((None, key), ("full", key), (None, other))
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), kept, again)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, again)
     assert not np.allclose(kept[1][0], anew[1][0], atol=1e-3)
 
 
