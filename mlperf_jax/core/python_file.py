@@ -160,7 +160,7 @@ def contents(value: Any) -> list[str]:
         else:
             held = _attributes(each)
         plain = {k: v for k, v in held.items() if isinstance(v, bool | int | float | str)}
-        found.append(f"{type(each).__qualname__} {plain}")
+        found += [f"{type(each).__qualname__} {plain}"] if plain else []
     return found
 
 
