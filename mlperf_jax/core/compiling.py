@@ -56,13 +56,13 @@ def known(wanted: Mapping[str, str | bool]) -> dict[str, str | bool]:
 
 
 def compiled(lowered: jax.stages.Lowered, wanted: Mapping[str, str | bool]) -> jax.stages.Compiled:
-    """The program with these options; without, by a compiler that does not know one of them."""
+    """The program with those of the options that the compiler knows."""
     try:
         return lowered.compile(compiler_options=dict(wanted) or None)
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise
-        return lowered.compile()
+        return lowered.compile(compiler_options=known(wanted) or None)
 
 
 @contextlib.contextmanager

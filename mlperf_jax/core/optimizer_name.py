@@ -24,7 +24,7 @@ import optax
 import optax.contrib
 
 from mlperf_jax.core.optimizer_argument import rate_of
-from mlperf_jax.core.python_file import PACKAGE
+from mlperf_jax.core.python_file import PACKAGE, closed_over
 from mlperf_jax.optimizers import clipping
 from mlperf_jax.results import log as logs
 
@@ -230,13 +230,7 @@ def _held(function: Any) -> dict[str, Any]:
     if inspect.ismethod(function):
         own = getattr(function.__self__, "__dict__", {})
         return {**_held(function.__func__), **{name.strip("_"): own[name] for name in own}}
-    found = {}
-    if inspect.isfunction(function):
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        for name, cell in cells:
-            with contextlib.suppress(ValueError):  # not filled yet
-                found[name] = cell.cell_contents
-    return found
+    return closed_over(function) if inspect.isfunction(function) else {}
 
 
 def _is_value(thing: Any) -> bool:

@@ -364,11 +364,7 @@ def _leaves(tree: Any) -> Mapping[str, Any]:
 
 
 def _shape(leaf: Any) -> str:
-    return f"{jnp.dtype(leaf.dtype).name if not _is_key(leaf) else leaf.dtype}{list(leaf.shape)}"
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _kind(result: Any) -> str:
