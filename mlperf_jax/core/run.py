@@ -367,9 +367,8 @@ class Run:
     def read(self, step: int | None = None) -> tuple[states.State, dict[str, Any]] | None:
         """What a run goes on from, and its meta data: of the newest checkpoint that verifies, or of this step's."""
         assembly = self.assembly
-        derived = (
-            assembly.evaluates == "evaluated"
-        )  # follows from the rest, and is left where it lies
+        # what follows from the rest is left where it lies
+        derived = assembly.evaluates == "evaluated"
         return self.checkpoints.restore(assembly.kept(assembly.abstract), step, partial=derived)
 
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:

@@ -73,7 +73,7 @@ class Assembly:
     benchmark: Benchmark
     graphdef: nnx.GraphDef
     tree: trees.ParamTree
-    tx: Optimizer
+    tx: optax.GradientTransformationExtraArgs
     mesh: Mesh
     abstract: State
     traced: Traced | None = None
@@ -233,9 +233,9 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
         parts = jax.eval_shape(shapes, key)
     tree = trees.ParamTree.from_params(parts["params"])
     chosen = chosen_optimizer(benchmark, tree, optimizer)
-    own = optimizer is None and python_file.is_ours(type(benchmark))
+    recipe = optimizer is None and python_file.is_ours(type(benchmark))
     traced = None
-    if not own:
+    if not recipe:
         told = not _is_transformation(optimizer)
         _check_averages(chosen)
         traced = optimizer_trace.trace(chosen, parts["params"], tree, told=told)
@@ -250,7 +250,7 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
         abstract,
         shardings,
     )
-    own = tx.eval_params if isinstance(tx, WithEvalParams) else None
+    own = _own_eval_params(benchmark, chosen)
     eval_params = averages.eval_params(benchmark, own, abstract["opt"], abstract["params"])
     program = (benchmark, found["graphdef"], tree, tx, mesh, abstract)
     return Assembly(*program, traced, optimizer is not None, eval_params)
@@ -271,7 +271,11 @@ def _store_rules(benchmark: Benchmark, mesh: Mesh) -> meshes.Rules:
 
 
 def initial_state(
-    benchmark: Benchmark, tx: Optimizer, key: jax.Array, *, asks: bool = False
+    benchmark: Benchmark,
+    tx: optax.GradientTransformationExtraArgs,
+    key: jax.Array,
+    *,
+    asks: bool = False,
 ) -> State:
     """The state before the first step, a pure function of the key.
 
@@ -356,30 +360,20 @@ def _check_maker(maker: Callable[..., Any]) -> None:
         )
 
 
-def make_optimizer(benchmark: Benchmark, tx: Any) -> Optimizer:
+def make_optimizer(benchmark: Benchmark, tx: Any) -> optax.GradientTransformationExtraArgs:
     """An optimizer with the benchmark's clipping in front."""
     extended = optax.GradientTransformationExtraArgs(tx.init, tx.update)
-    if benchmark.clip_norm is not None:
-        extended = optax.chain(clipping.clip_by_global_norm(benchmark.clip_norm), extended)
-    eval_params = getattr(tx, "eval_params", None)
-    if eval_params is None:
+    if benchmark.clip_norm is None:
         return extended
-    inner = (lambda state: state[1]) if benchmark.clip_norm is not None else (lambda state: state)
-    return WithEvalParams(
-        extended.init, extended.update, lambda state, params: eval_params(inner(state), params)
-    )
+    return optax.chain(clipping.clip_by_global_norm(benchmark.clip_norm), extended)
 
 
-@dataclass(frozen=True)
-class WithEvalParams:
-    """An optimizer that evaluates other weights than it trains (schedule-free, averaging)."""
-
-    init: optax.TransformInitFn
-    update: optax.TransformUpdateExtraArgsFn
-    eval_params: averages.EvalParams
-
-
-Optimizer = optax.GradientTransformationExtraArgs | WithEvalParams
+def _own_eval_params(benchmark: Benchmark, tx: Any) -> averages.EvalParams | None:
+    """The optimizer's own `eval_params`, of the state that `make_optimizer` gives it."""
+    own = getattr(tx, "eval_params", None)
+    if own is None or benchmark.clip_norm is None:
+        return own
+    return lambda state, params: own(state[1], params)
 
 
 def given_up(benchmark: Benchmark, step: Any, bad_since: Any) -> Any:

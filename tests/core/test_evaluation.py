@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import threading
 import types
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 import toys
 
 from mlperf_jax import metrics
-from mlperf_jax.core import evaluation, state as states
+from mlperf_jax.core import evaluation
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance, log as logs
@@ -112,8 +113,11 @@ def test_the_readmes_optimizer_is_evaluated_at_its_mean():
 def test_weights_that_are_no_parameters_are_refused():
     class Wrong(toys.Plain):
         def optimizer(self, tree):
-            averaged = lambda state, params: {"head": {"bias": params["head"]["bias"]}}  # noqa: E731
-            return states.WithEvalParams(*optax.sgd(0.1), averaged)
+            def averaged(state, params):
+                return {"head": {"bias": params["head"]["bias"]}}
+
+            init, update = optax.sgd(0.1)
+            return SimpleNamespace(init=init, update=update, eval_params=averaged)
 
     with pytest.raises(UserError, match=r"eval_params must .*: head/kernel was .* became nothing"):
         evaluator(Wrong())
