@@ -106,7 +106,7 @@ def row_counts() -> None:
     )
     for batch in BATCHES:
         examples = types.SimpleNamespace(lengths=lengths)
-        packer = packing.Packer(examples, batch, (batch,), S, L)  # type: ignore[reportArgumentType]
+        packer = packing.Packer(examples, batch, (batch,), S, L)  # pyright: ignore[reportArgumentType]
         needed = [
             int((np.diff(packer[0, k].starts) > 0).sum())
             for k in range(2000 if batch < 1000 else 200)

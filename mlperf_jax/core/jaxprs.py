@@ -50,18 +50,6 @@ def callbacks(program: core.ClosedJaxpr) -> list[str]:
     return sorted({e.primitive.name for e in equations(program)} & set(_CALLBACKS))
 
 
-def constants(program: core.ClosedJaxpr | core.Jaxpr) -> Iterator[Any]:
-    """Every number and array that the program was made with."""
-    if isinstance(program, core.ClosedJaxpr):
-        yield from program.consts
-    plain = _plain(program)
-    yield from (var.val for var in plain.outvars if isinstance(var, core.Literal))
-    for equation in plain.eqns:
-        yield from (var.val for var in equation.invars if isinstance(var, core.Literal))
-        for each in inner(equation.params):
-            yield from constants(each)
-
-
 def _plain(program: core.ClosedJaxpr | core.Jaxpr) -> core.Jaxpr:
     return program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
 

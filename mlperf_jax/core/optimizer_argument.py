@@ -66,6 +66,11 @@ def load_optimizer(text: str) -> Any:
     return make
 
 
+def is_transformation(thing: object) -> bool:
+    """Whether it has the two functions of an optax transformation."""
+    return hasattr(thing, "init") and callable(getattr(thing, "update", None))
+
+
 def rate_of(text: str) -> float | None:
     """The learning rate behind a short name; None where there is no number."""
     try:

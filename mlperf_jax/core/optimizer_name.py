@@ -23,7 +23,7 @@ import numpy as np
 import optax
 import optax.contrib
 
-from mlperf_jax.core.optimizer_argument import rate_of
+from mlperf_jax.core.optimizer_argument import is_transformation, rate_of
 from mlperf_jax.core.python_file import PACKAGE, closed_over
 from mlperf_jax.optimizers import clipping
 from mlperf_jax.results import log as logs
@@ -106,7 +106,7 @@ def _given_name(given: Any) -> str | None:
     if isinstance(given, str):
         name, _, rest = given.rpartition(":")
         return f"{pathlib.PurePath(name).name}:{rest}" if name.endswith(".py") else name or rest
-    if _is_transformation(given):
+    if is_transformation(given):
         return None
     function = _bare(given)
     name = getattr(function, "__qualname__", type(function).__qualname__)
@@ -173,16 +173,12 @@ def _parts(thing: Any, above: tuple[int, ...] = ()) -> list[_Part]:
 
 def _transformations(value: Any, depth: int = 3) -> list[Any]:
     """Those in what a function holds: itself, or in its tuples and dicts."""
-    if _is_transformation(value) or _is_update(value):
+    if is_transformation(value) or _is_update(value):
         return [value]
     if depth == 0 or not isinstance(value, Mapping | tuple | list):
         return []
     items = value.values() if isinstance(value, Mapping) else value
     return [one for item in items for one in _transformations(item, depth - 1)]
-
-
-def _is_transformation(thing: object) -> bool:
-    return hasattr(thing, "init") and callable(getattr(thing, "update", None))
 
 
 def _is_update(thing: object) -> bool:
@@ -261,7 +257,7 @@ def _plain(value: Any, depth: int) -> Any:
         return _UNKNOWN
     if isinstance(value, Mapping):
         return _settings(value, depth - 1) or _UNKNOWN if len(value) <= ITEMS else _UNKNOWN
-    if isinstance(value, tuple | list) and not _is_transformation(value):
+    if isinstance(value, tuple | list) and not is_transformation(value):
         items = [_plain(item, depth - 1) for item in value] if len(value) <= ITEMS else []
         return items if items and _UNKNOWN not in items else _UNKNOWN
     return _plain_function(value, depth)

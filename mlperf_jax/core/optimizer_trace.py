@@ -21,14 +21,14 @@ from jax.extend import core
 
 from mlperf_jax.core import jaxprs, optimizer_stacks, python_file
 from mlperf_jax.core.optimizer_stacks import Lineage
+from mlperf_jax.core.terms import differences
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
 
 State = dict[str, Any]
 REPEATS = 3
 # what an update may ask for beside gradients, state and parameters, as optax names it
-NUMBERS, GRADIENTS, FUNCTIONS = ("value",), ("grad",), ("value_fn", "grad_fn", "obj_fn")
-EXTRAS = (*NUMBERS, *GRADIENTS, *FUNCTIONS)
+EXTRAS = ("value", "grad", "value_fn", "grad_fn", "obj_fn")
 # how Python and optax's line searches say which argument they do not take
 _UNEXPECTED = re.compile(r"unexpected keyword argument (.*)|not consumed by `value_fn`: (.*?)\]")
 
@@ -53,8 +53,7 @@ class Traced:
         self, value: jax.Array, grads: State, loss: Callable[..., jax.Array]
     ) -> dict[str, Any]:
         """The extra arguments of an update: the loss, its gradients, and the loss as a function."""
-        known = {"value": value, "grad": grads, **_functions(loss)}
-        return {name: known[name] for name in self.extras}
+        return _given(self.extras, value, grads, loss)
 
     def evaluations(self, opt: Any) -> jax.Array | int:
         """How often the last update evaluated the loss, by the optimizer's state after it.
@@ -69,8 +68,12 @@ class Traced:
         return sum(leaf.sum() for leaf in counted) if counted else self.calls
 
 
-def _functions(loss: Callable[..., jax.Array]) -> dict[str, Callable[..., Any]]:
-    return {"value_fn": loss, "obj_fn": loss, "grad_fn": jax.grad(loss)}
+def _given(
+    extras: Sequence[str], value: jax.Array, grads: State, loss: Callable[..., jax.Array]
+) -> dict[str, Any]:
+    functions = {"value_fn": loss, "obj_fn": loss, "grad_fn": jax.grad(loss)}
+    known = {"value": value, "grad": grads, **functions}
+    return {name: known[name] for name in extras}
 
 
 def trace(tx: Any, params: State, tree: trees.ParamTree, *, told: bool = False) -> Traced:
@@ -88,9 +91,8 @@ def trace(tx: Any, params: State, tree: trees.ParamTree, *, told: bool = False) 
     """
     _check_numbers(tx)
     found = _Trial(tx, params)
-    held = python_file.contents(
-        tx
-    )  # some of optax's schedules settle their numbers when called first
+    # after the first trace, as some of optax's schedules settle their numbers when they are called
+    held = python_file.contents(tx)
     _check_updates(found)
     _check_state(found)
     _check_constants(found)
@@ -120,17 +122,7 @@ class _Trial:
         self.params, self.calls = params, 0
         self.init, self.state = _traced("init", tx.init, params)
         self.extras = accepted(tx.update) if extras is None else extras
-        try:
-            self._trace_with_fewer(tx)
-        except UserError:
-            if not self.extras or extras is not None:
-                raise
-            wanted, self.extras = self.extras, ()  # some that take any say that they want none
-            try:
-                self._trace_update(tx)
-            except UserError:
-                self.extras = wanted
-                self._trace_with_fewer(tx)
+        self._trace_with_fewer(tx)
         own = getattr(tx, "eval_params", None)
         self.programs = [self.init, self.update]
         if own is not None:
@@ -149,7 +141,7 @@ class _Trial:
         self.calls = 0
 
         def update(clipped: State, state: Any, params: State, value: Any, grads: State) -> Any:
-            given = Traced("", self.extras).given(value, grads, self._loss(params))
+            given = _given(self.extras, value, grads, self._loss(params))
             return tx.update(clipped, state, params, **given)
 
         value = jax.ShapeDtypeStruct((), jax.tree.leaves(self.params)[0].dtype)
@@ -298,15 +290,11 @@ def _check_updates(found: _Trial) -> None:
 
 def _check_state(found: _Trial) -> None:
     old, new = _leaves(found.state), _leaves(found.new_state)
-    for path in [*old, *(path for path in new if path not in old)]:
-        before, after = old.get(path), new.get(path)
-        if before is None or after is None or _shape(before) != _shape(after):
-            said = [("gone" if each is None else _shape(each)) for each in (before, after)]
-            said[0] = "not there" if before is None else said[0]
-            raise UserError(
-                f"the optimizer's state changes from step to step: {path or 'it'} is {said[0]} after init and "
-                f"{said[1]} after update, and must stay as init made it"
-            )
+    for path, after, before in differences(new, old):
+        raise UserError(
+            f"the optimizer's state changes from step to step: {path or 'it'} is {before} after init and {after} "
+            "after update, and must stay as init made it"
+        )
     for path, leaf in old.items():
         if str(leaf.dtype) in ("int4", "uint4", "int2", "uint2"):
             raise UserError(
@@ -330,22 +318,18 @@ def _check_constants(found: _Trial) -> None:
                 f"the optimizer calls Python while a step runs ({', '.join(names)}), which no accelerator waits "
                 "for: compute it with jax.numpy"
             )
-    paths = [trees.join_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.state)]
-    starts = zip(paths, found.init.jaxpr.outvars, strict=True)
-    settings = [var.val for path, var in starts if _is_setting(path, var)]
-    for value in (*settings, *_terms(found.update)):
-        if np.isnan(value).any():
-            raise UserError(
-                "the optimizer computes with nan: look at its learning rate and its other settings"
-            )
-    for path, var in zip(paths, found.init.jaxpr.outvars, strict=True):
-        if _is_setting(path, var) and path.endswith("learning_rate") and np.isinf(var.val):
-            raise UserError(f"learning_rate of the optimizer is {var.val}: give a number")
-
-
-def _is_setting(path: str, var: Any) -> bool:
-    """Whether it is a number of the state that optax's `inject_hyperparams` keeps there."""
-    return "hyperparams/" in f"{path}/" and isinstance(var, core.Literal)
+    if any(np.isnan(value) for value in _terms(found.update)):
+        raise UserError(
+            "the optimizer computes with nan: look at its learning rate and its settings"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(found.state)
+    for (path, _), var in zip(leaves, found.init.jaxpr.outvars, strict=True):
+        name = trees.join_path(path)
+        if "hyperparams/" in name and isinstance(var, core.Literal):  # optax's inject_hyperparams
+            rate = name.endswith("/learning_rate")
+            if np.isnan(var.val) or (rate and np.isinf(var.val)):
+                setting = name.rpartition("/")[2]
+                raise UserError(f"{setting} of the optimizer is {var.val}: give a number")
 
 
 def _terms(program: core.ClosedJaxpr) -> Iterator[Any]:

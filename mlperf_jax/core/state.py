@@ -37,6 +37,7 @@ from mlperf_jax.core import (
     starts,
 )
 from mlperf_jax.core.benchmark import Benchmark, Start
+from mlperf_jax.core.optimizer_argument import is_transformation
 from mlperf_jax.core.optimizer_trace import Traced
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding, embedding_plan
@@ -236,7 +237,7 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
     recipe = optimizer is None and python_file.is_ours(type(benchmark))
     traced = None
     if not recipe:
-        told = not _is_transformation(optimizer)
+        told = not is_transformation(optimizer)
         _check_averages(chosen)
         traced = optimizer_trace.trace(chosen, parts["params"], tree, told=told)
     with jax.set_mesh(mesh):
@@ -310,7 +311,7 @@ def chosen_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any
         UserError: when what was given is no optax transformation.
     """
     chosen = benchmark.optimizer if optimizer is None else optimizer
-    if _is_transformation(chosen) or not callable(chosen):
+    if is_transformation(chosen) or not callable(chosen):
         tx = chosen
     else:
         name = getattr(chosen, "__qualname__", chosen)
@@ -323,7 +324,7 @@ def chosen_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any
             raise UserError(
                 f"the optimizer {name} failed when given the ParamTree: {python_file.in_one_line(error)}"
             ) from error
-    if not _is_transformation(tx):
+    if not is_transformation(tx):
         raise UserError(
             f"optimizer {tx!r} has no init and update: give an optax transformation, "
             "or a function of the ParamTree that returns one"
@@ -394,10 +395,6 @@ def all_finite(benchmark: Benchmark, state: State) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
     return jnp.stack([~given_up(benchmark, state["step"], state["bad_since"]), *finite]).all()
-
-
-def _is_transformation(thing: object) -> bool:
-    return hasattr(thing, "init") and hasattr(thing, "update")
 
 
 # -- modules as dicts ------------------------------------------------------------------------------

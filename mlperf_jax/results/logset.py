@@ -291,7 +291,8 @@ class _Reader:
             where = (str(metadata.get("file", "")), metadata.get("lineno", 0))
             self.seeds.append((*where, json.dumps(value)))
         elif key == "opt_name":
-            self.programs += [str(metadata[name]) for name in ("program",) if name in metadata]
+            if "program" in metadata:
+                self.programs.append(str(metadata["program"]))
         elif key == "optimizer_changed":
             self.programs.append(str(value))
         elif key == "target_accuracy":

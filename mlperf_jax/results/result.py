@@ -64,7 +64,8 @@ def config_hash(config: dict[str, Any]) -> str:
 
 def trained_hash(config: dict[str, Any]) -> str:
     """The same of what checkpoints belong to: all but the optimizer, which may change on the way."""
-    return config_hash({n: v for n, v in config.items() if not n.startswith("optimizer")})
+    changing = ("optimizer", "optimizer_changes")
+    return config_hash({name: value for name, value in config.items() if name not in changing})
 
 
 def run_name(benchmark: str, config: dict[str, Any], *, tiny: bool) -> str:

@@ -152,7 +152,7 @@ def train(texts: Iterable[str], size: int, path: str | os.PathLike) -> None:
     if size < len(given):
         raise UserError(f"a vocabulary of these texts has at least {len(given)} pieces, not {size}")
     model = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[reportAttributeAccessIssue]
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=given, show_progress=False)
     model.train_from_iterator(lines, trainer)
     pieces = sorted(model.get_vocab().items(), key=lambda item: item[1])

@@ -64,7 +64,8 @@ def read_articles(path: str, tokenizer: WordPiece) -> list[Article]:
     read = 0
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
-            for read, line in enumerate(file, start=1):  # noqa: B007
+            for line in file:
+                read += 1
                 if not line.strip():
                     articles.append([])
                 elif ids := tokenizer.encode(line):
