@@ -6,6 +6,8 @@ names of functions or of where they stand.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +21,11 @@ from jax.extend import core
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # where a function stands, how it is shown, and rules of differentiation, which an update does not use
-_SILENT = ("name", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "fwd_jaxpr_thunk", "bwd", "debug_info")
+_SILENT = frozenset(
+    "name jvp_jaxpr_fun jvp_jaxpr_thunk fwd_jaxpr_thunk bwd debug_info origin index_map_src_info".split()
+)
+# kernels, calls of a library's functions, moves to another memory
+_FOREIGN = ("pallas_call", "ffi_call", "device_put")
 _CALLBACKS = ("pure_callback", "io_callback", "debug_callback", "debug_print")
 
 
@@ -47,7 +53,16 @@ def equations(program: core.ClosedJaxpr | core.Jaxpr) -> Iterator[core.JaxprEqn]
 
 def callbacks(program: core.ClosedJaxpr) -> list[str]:
     """The primitives in it that call Python while a step runs."""
-    return sorted({e.primitive.name for e in equations(program)} & set(_CALLBACKS))
+    return _named(program, _CALLBACKS)
+
+
+def foreign(program: core.ClosedJaxpr) -> list[str]:
+    """The primitives in it that not every kind of device or process can compile."""
+    return _named(program, _FOREIGN)
+
+
+def _named(program: core.ClosedJaxpr, names: Iterable[str]) -> list[str]:
+    return sorted({e.primitive.name for e in equations(program)} & {*names})
 
 
 def _plain(program: core.ClosedJaxpr | core.Jaxpr) -> core.Jaxpr:
@@ -77,18 +92,24 @@ def _words(jaxpr: core.Jaxpr, known: Known) -> Iterator[str]:
 
     def named(var: Any) -> str:
         if isinstance(var, core.Literal):
-            return f"{_constant(var.val)}{var.aval.str_short()}"
+            return f"{_constant(var.val)}{_type(var.aval)}"
         return str(numbers.setdefault(var, len(numbers)))
 
     for var in (*jaxpr.constvars, *jaxpr.invars):
-        yield f"{named(var)}:{var.aval.str_short()}"
+        yield f"{named(var)}:{_type(var.aval)}"
     for equation in jaxpr.eqns:
         yield f"{equation.primitive.name} {' '.join(map(named, equation.invars))}"
         for name, value in sorted(equation.params.items()):
             if name not in _SILENT:
                 yield f"{name}={_value(value, known)}"
-        yield " ".join(f"{named(var)}:{var.aval.str_short()}" for var in equation.outvars)
+        yield " ".join(f"{named(var)}:{_type(var.aval)}" for var in equation.outvars)
     yield " ".join(map(named, jaxpr.outvars))
+
+
+@functools.cache
+def _type(aval: Any) -> str:
+    """Shape and dtype; kept, as spelling them takes longer than all else here."""
+    return aval.str_short()
 
 
 def _value(value: Any, known: Known) -> str:
@@ -101,6 +122,12 @@ def _value(value: Any, known: Known) -> str:
         return _constant(value)
     if isinstance(value, set | frozenset):
         return f"{{{' '.join(sorted(_value(each, known) for each in value))}}}"
+    if dataclasses.is_dataclass(value) and not isinstance(
+        value, type
+    ):  # of kernels, with programs inside
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        told = (f"{k}={_value(v, known)}" for k, v in parts.items() if k not in _SILENT)
+        return f"{type(value).__name__}({' '.join(told)})"
     if callable(value) and not isinstance(value, type):
         return getattr(value, "__qualname__", type(value).__name__)
     return _ADDRESS.sub("", repr(value))

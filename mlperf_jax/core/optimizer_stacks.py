@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jax.extend import core
 
 Leaves = frozenset[str]  # of parameters, by path
@@ -77,7 +78,8 @@ class _Reader:
 
     Attributes:
         sizes: elements of a parameter.
-        done: by parameter, how often each operation was done to all of its elements; layer axes do not count.
+        done: by parameter, how often each operation was done to all of its elements, with which numbers and over
+            how many axes; layer axes do not count.
     """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
@@ -179,7 +181,9 @@ class _Reader:
         whole = self.sizes.get(owner, 0)
         if not any(math.prod(_shape(var)) >= whole for var in equation.invars):
             return
-        self.done[owner][name, None if axes is None else len(set(axes) - layers)] += 1
+        literals = [var.val for var in equation.invars if isinstance(var, core.Literal)]
+        numbers = tuple(float(x) for x in literals if np.size(x) == 1 and np.isrealobj(x))
+        self.done[owner][name, numbers, None if axes is None else len(set(axes) - layers)] += 1
 
 
 def _joined(lineages: Iterable[Lineage]) -> Lineage:
@@ -214,7 +218,7 @@ def _shape(var: Any) -> tuple[int, ...]:
 
 
 def _reduced(equation: core.JaxprEqn) -> Sequence[int] | None:
-    """The axes that an operation sums over, of its first operand; None of one that does not."""
+    """The axes whose elements an operation mixes, of its first operand; None of one that does not."""
     name, params = equation.primitive.name, equation.params
     if name.startswith(("reduce_", "argm")) and "axes" in params:
         return params["axes"]
@@ -222,6 +226,13 @@ def _reduced(equation: core.JaxprEqn) -> Sequence[int] | None:
         return (params["axis"],)
     if name == "sort":
         return (params["dimension"],)
+    if name == "top_k":
+        return (params["axis"],)
+    if name == "rev":
+        return params["dimensions"]
+    if name == "fft":
+        ndim = len(_shape(equation.invars[0]))
+        return range(ndim - len(params["fft_lengths"]), ndim)
     if name == "dot_general":
         return params["dimension_numbers"][0][0]
     if name in _MATRIX:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.extend import core
 
-from mlperf_jax.core import jaxprs, optimizer_stacks, python_file
+from mlperf_jax.core import jaxprs, optimizer_checks, optimizer_stacks, python_file
 from mlperf_jax.core.optimizer_stacks import Lineage
-from mlperf_jax.core.terms import differences
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
 
@@ -89,13 +87,13 @@ def trace(tx: Any, params: State, tree: trees.ParamTree, *, told: bool = False) 
         UserError: one fails; updates or state have other shapes or types than they must; a callback, a
             constant that is not a number; or two traces differ.
     """
-    _check_numbers(tx)
+    optimizer_checks.numbers(tx)
     found = _Trial(tx, params)
     # after the first trace, as some of optax's schedules settle their numbers when they are called
     held = python_file.contents(tx)
-    _check_updates(found)
-    _check_state(found)
-    _check_constants(found)
+    optimizer_checks.updates(params, found.updates)
+    optimizer_checks.state(found.state, found.new_state)
+    optimizer_checks.programs(found.init, found.update, found.state)
     program = jaxprs.fingerprint(*found.programs)
     for _ in range(REPEATS - 1):
         again = _Trial(tx, params, found.extras)
@@ -149,7 +147,7 @@ class _Trial:
         self.update, result = _traced("update", update, *arguments, extras=self.extras)
         if not isinstance(result, tuple) or len(result) != 2:
             raise UserError(
-                f"update of the optimizer gives {_kind(result)}: it must give the updates and its new state"
+                f"update of the optimizer gives {optimizer_checks.kind(result)}: it must give the updates and its new state"
             )
         self.updates, self.new_state = result
 
@@ -232,7 +230,6 @@ def _way_out(error: Exception) -> str:
 
 
 _IN_THE_STATE = "keep them in the state that init returns, not in the object or a global"
-_RATES = ("learning_rate", "step_size")
 _ADVICE = {
     "LookaheadParams|attribute '(fast|slow)'": (
         "parameters stay plain arrays here, so average them with ema_decay or "
@@ -247,112 +244,6 @@ _ADVICE = {
     ),
     "UnexpectedTracer": _IN_THE_STATE,
 }
-
-
-def _check_numbers(tx: Any) -> None:
-    """Nothing, if optax's own functions hold a learning rate that is a number."""
-    for function in python_file.functions_inside(tx):
-        for name, value in python_file.closed_over(function).items():
-            if name not in _RATES or not (function.__module__ or "").startswith("optax."):
-                continue
-            if isinstance(value, str):
-                raise UserError(f"{name} of the optimizer is text: give a number")
-            if isinstance(value, float) and not np.isfinite(value):
-                raise UserError(f"{name} of the optimizer is {value}: give a number")
-
-
-# -- what was traced -------------------------------------------------------------------------------
-
-
-def _check_updates(found: _Trial) -> None:
-    wanted, given = trees.flatten_paths(found.params), _leaves(found.updates)
-    for path, leaf in wanted.items():
-        if path not in given:
-            raise UserError(
-                f"the optimizer gives no update of {path}: give zeros (optax.set_to_zero) for what "
-                "must not change"
-            )
-        update = given[path]
-        fits = update.shape == leaf.shape and jnp.issubdtype(update.dtype, jnp.floating)
-        if not fits:
-            raise UserError(
-                f"the optimizer's update of {path} is {_shape(update)} and the parameter {_shape(leaf)}: it "
-                "must be floating-point numbers of the parameter's shape"
-            )
-    if odd := sorted(given.keys() - wanted.keys()):
-        raise UserError(f"the optimizer gives an update of {odd[0]}, which the model lacks")
-    if jax.tree.structure(found.updates) != jax.tree.structure(found.params):
-        raise UserError(
-            "the optimizer gives its updates in other containers than the gradients: give nested dicts, as "
-            "jax.tree.map leaves them"
-        )
-
-
-def _check_state(found: _Trial) -> None:
-    old, new = _leaves(found.state), _leaves(found.new_state)
-    for path, after, before in differences(new, old):
-        raise UserError(
-            f"the optimizer's state changes from step to step: {path or 'it'} is {before} after init and {after} "
-            "after update, and must stay as init made it"
-        )
-    for path, leaf in old.items():
-        if str(leaf.dtype) in ("int4", "uint4", "int2", "uint2"):
-            raise UserError(
-                f"the optimizer's state keeps {path} in {leaf.dtype}, which arrays of a step cannot be: pack two "
-                "into a uint8"
-            )
-    try:
-        same = jax.tree.structure(found.state) == jax.tree.structure(found.new_state)
-    except ValueError:  # some containers compare arrays
-        same = False
-    if not same:
-        raise UserError(
-            "the optimizer's state changes from step to step: update must return the structure that init made"
-        )
-
-
-def _check_constants(found: _Trial) -> None:
-    for program in (found.init, found.update):
-        if names := jaxprs.callbacks(program):
-            raise UserError(
-                f"the optimizer calls Python while a step runs ({', '.join(names)}), which no accelerator waits "
-                "for: compute it with jax.numpy"
-            )
-    if any(np.isnan(value) for value in _terms(found.update)):
-        raise UserError(
-            "the optimizer computes with nan: look at its learning rate and its settings"
-        )
-    leaves = jax.tree_util.tree_leaves_with_path(found.state)
-    for (path, _), var in zip(leaves, found.init.jaxpr.outvars, strict=True):
-        name = trees.join_path(path)
-        if "hyperparams/" in name and isinstance(var, core.Literal):  # optax's inject_hyperparams
-            rate = name.endswith("/learning_rate")
-            if np.isnan(var.val) or (rate and np.isinf(var.val)):
-                setting = name.rpartition("/")[2]
-                raise UserError(f"{setting} of the optimizer is {var.val}: give a number")
-
-
-def _terms(program: core.ClosedJaxpr) -> Iterator[Any]:
-    """Numbers of the program itself that are multiplied or added."""
-    for equation in jaxprs.equations(program):
-        if equation.primitive.name in ("mul", "div", "add", "sub"):
-            literals = [var.val for var in equation.invars if isinstance(var, core.Literal)]
-            yield from (x for x in literals if np.result_type(x).kind == "f" and np.size(x) == 1)
-
-
-def _leaves(tree: Any) -> Mapping[str, Any]:
-    """Arrays by path; of a tree with a None, what stands beside it."""
-    if hasattr(tree, "shape"):
-        return {"": tree}
-    return trees.flatten_paths(tree)
-
-
-def _shape(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _kind(result: Any) -> str:
-    return f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
 
 
 # -- stacks of layers ------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import toys
+from jax.experimental import pallas
 
 from mlperf_jax.core import optimizer_trace, preflight
 from mlperf_jax.errors import UserError
@@ -49,6 +50,23 @@ def made(init=lambda params: (), update=lambda grads, state, params: (grads, sta
 def each(function):
     """A transformation that maps a function over the gradients."""
     return made(update=lambda grads, state, params: (jax.tree.map(function, grads), state))
+
+
+def kernel(index, interpret=True):
+    """Doubles the gradient by a kernel that writes its blocks of two rows in another order."""
+    block = pallas.BlockSpec((2, 1), index)
+
+    def double(given, out):
+        out[...] = 2 * given[...]
+
+    def update(g):
+        rows = jnp.zeros((4, 1), g.dtype) + g.sum()
+        call = pallas.pallas_call(
+            double, rows, grid=(2,), in_specs=[block], out_specs=block, interpret=interpret
+        )
+        return g + call(rows).sum()
+
+    return each(update)
 
 
 class Counts:
@@ -179,6 +197,14 @@ FAILING = {
         each(lambda g: jax.pure_callback(np.asarray, g, g)),
         r"calls Python while a step runs \(pure_callback\)",
     ),
+    "a kernel of an accelerator": (
+        kernel(lambda row: (row, 0), interpret=False),
+        r"cannot be compiled here \(.*leave out its pallas_call",
+    ),
+    "a function of no library": (
+        each(lambda g: jax.ffi.ffi_call("nobodys", f32(*g.shape))(g)),
+        r"cannot be compiled here \(.*leave out its ffi_call",
+    ),
     "averages of its own": (optax.lookahead(optax.sgd(0.1), 5, 0.5), "average them with ema_decay"),
     "gradients of examples": (contrib.dpsgd(0.1, 1.0, 1.0, 0), "per-example ones cannot be had"),
     "the loss at a part": (
@@ -270,6 +296,8 @@ def test_a_program_is_told_from_others_by_what_it_computes():
         made(lambda p: jnp.arange(4.0)[::-1], lambda g, s, p: (g, s)),
         optax.noisy_sgd(0.1, key=0),
         optax.noisy_sgd(0.1, key=1),
+        kernel(lambda row: (row, 0)),
+        kernel(lambda row: (1 - row, 0)),
         Evaluated(lambda state, params: params),
         Evaluated(lambda state, params: jax.tree.map(lambda p: 0.5 * p, params)),
         asking(lambda updates, value, grad: jax.tree.map(lambda g: -0.1 * g, updates)),
@@ -352,6 +380,11 @@ WRONG = {
     "centralised": optax.chain(optax.centralize(), optax.sgd(0.1)),
     "per axis": optax.sm3(1e-3),
     "sorted": each(lambda g: jnp.sort(g, axis=0)),
+    "the largest": each(lambda g: g * (g >= jax.lax.top_k(g, 2, axis=0)[0][-1])),
+    "in reverse": each(lambda g: g[::-1]),
+    "transformed": each(lambda g: jnp.fft.fftn(g).real),
+    "by size": each(lambda g: g / g.size**0.5),
+    "by rank": each(lambda g: g * 0.5 if g.ndim > 1 else g * 0.25),
     "scanned and summed": each(lambda g: g / jnp.cumsum(g, axis=0)[-1]),
 }
 RIGHT = {
@@ -369,6 +402,7 @@ RIGHT = {
     "clipped lamb per layer": optax.chain(optax.clip(1.0), per_layer(optax.lamb(1e-3))),
     "ours": lars(0.1),
     "one layer at a time": each(lambda g: jax.lax.map(jnp.tanh, g)),
+    "the largest of a row": each(lambda g: g * (g >= jax.lax.top_k(g, 2)[0][..., -1:])),
     "by row": each(lambda g: g / jnp.sqrt((g * g).sum(-1, keepdims=True))),
 }
 
