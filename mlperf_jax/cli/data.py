@@ -27,9 +27,14 @@ def build(about: str, words: Sequence[str]) -> int:
 
 
 def check(about: str, words: Sequence[str]) -> int:
-    """Prints what is found in the data; an error when something is wrong with them."""
-    own = [Option("data_dir", help="the folder of the data; tiny has a default", metavar="DIR")]
+    """Prints what is found in the data and what its start weights score; an error when something is wrong."""
+    own = [
+        Option("data_dir", help="the folder of the data; tiny has a default", metavar="DIR"),
+        Option("score", bool, help="evaluate the start weights, too: as long as one evaluation"),
+        *named.run_options(["mesh"]),
+    ]
     given = named.parse("data check", about, words, own)
+    scored = given.pop("score", False)
     benchmark, folder = _benchmark_and_folder(given)
     report = benchmark.data().check(folder)
     for line in report:
@@ -38,10 +43,20 @@ def check(about: str, words: Sequence[str]) -> int:
     if problems:
         more = f" (and {len(problems) - 1} more above)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0].removeprefix('problem: ')}{more}")
+    from mlperf_jax import benchmarks
     from mlperf_jax.core import preflight
 
     preflight.check_counts(benchmark, folder)
-    benchmark.start(folder)
+    start = benchmark.start(folder)
+    if scored:
+        from mlperf_jax.core import brief
+
+        options = benchmarks.RunOptions(mesh=given.get("mesh"))
+        quality = brief.score_start(benchmark, options, folder)
+        told = ", ".join(f"{name} {value:.5f}" for name, value in quality.items())
+        print(f"the start weights score {told}")
+    elif start is not None:
+        print("the start weights were not scored: --score does")
     print(f"{benchmark.name} can be trained on {folder}")
     return 0
 

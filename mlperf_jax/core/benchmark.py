@@ -77,6 +77,8 @@ class Benchmark:
     absent: ClassVar[tuple[Absence, ...]] = ()
     # of one that is not this library's: what tells its code from others', set where it is registered
     own_code: ClassVar[str] = ""
+    # what its start weights score before any training, by the first target's metric; None: nobody says
+    start_quality: ClassVar[float | None] = None
     # samples of a picture when nobody says how many
     pictured: ClassVar[int] = 6
     # training records that a core makes a second at full size, the least measured; None: nobody has
