@@ -1,0 +1,269 @@
+"""Times BERT's train step on packed rows, on padded ones, and the same model in PyTorch on padded ones.
+
+    python scripts/bench_bert.py [--json FILE]                                # BERT-large in bfloat16, on a GPU
+    JAX_PLATFORMS=cpu python scripts/bench_bert.py --size small --cores 1     # a small one, by processor time
+
+All three take the same 448 sequences of 512 tokens at most, as long as those of Wikipedia are, in micro-batches, and
+take turns in one process. Ours is the step that `run` compiles, without dropout, so that both halves give one loss,
+which is checked. PyTorch's is BertForPreTraining of `transformers` with scaled_dot_product_attention, torch.compile,
+bfloat16 autocast and the head at the masked tokens alone; it steps with fused AdamW, as PyTorch has no LAMB, which is
+less work. `--no-twin` leaves it out; so does a machine without torch.
+
+Steps are timed by the clock on an accelerator, by processor time on a CPU. The exit code is 1 when packing gains less
+than 1.8 times, or a GPU is slower than PyTorch. 998 sequences/s and H100 is the best published rate, of runs without
+padding (performance.md, section 4).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import measuring
+
+# isort: split
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room beside us
+
+import jax
+import numpy as np
+
+sys.path.append(str(measuring.ROOT / "tests" / "input_pipelines"))
+import wikipedia_toys as toys
+
+from mlperf_jax.benchmarks.bert import Bert
+from mlperf_jax.core import bench, evaluation, mesh as meshes, peaks, state as states, step as train
+from mlperf_jax.input_pipelines.wikipedia import files
+from mlperf_jax.input_pipelines.wikipedia.instances import Example
+
+PACKING_BAR, RATIO_BAR, PUBLISHED = 1.8, 1.0, 998
+SAME = {"float32": 1e-5, "bfloat16": 5e-3}  # how far two losses of the same weights and sequences may lie apart
+SMALL = {"layers": 2, "width": 128, "heads": 2, "hidden": 512, "vocab": 8192}
+RECORDS = 4096
+
+
+def benchmark(arguments: argparse.Namespace) -> Bert:
+    """The recipe for 448, of the size that is asked for, without dropout."""
+    sizes = SMALL if arguments.size == "small" else {}
+    return Bert(
+        **sizes,
+        dropout=0.0,
+        batch_size=arguments.batch,
+        gradient_accumulation_steps=arguments.micro_batches,
+        dtype=arguments.dtype,
+        remat=None if arguments.remat == "none" else arguments.remat,
+    )
+
+
+def write_examples(folder: str, given: Bert) -> None:
+    """Random sequences with the lengths of Wikipedia's, 0.15 of them masked."""
+    rng, lengths = np.random.default_rng(0), toys.wikipedia_lengths(RECORDS).tolist()
+    target = pathlib.Path(folder) / "wikipedia"
+    target.mkdir()
+
+    def example(length: int) -> Example:
+        count = min(given.predictions, max(1, round(0.15 * length)))
+        positions = np.sort(rng.permutation(length)[:count])
+        drawn = rng.integers(0, given.vocab, length), positions, rng.integers(0, given.vocab, count)
+        tokens, positions, ids = (array.astype(np.uint16) for array in drawn)
+        return Example(tokens, length // 2, positions, ids, int(rng.integers(2)))
+
+    made = map(example, lengths)
+    files.write(files.part(target, "train", 0, 1), made, given.sequence_length, given.vocab)
+
+
+class Ours:
+    """The compiled step on one device; the loss of its first step."""
+
+    def __init__(self, given: Bert, folder: str) -> None:
+        mesh = meshes.make_mesh("data=1")
+        assembly = states.assemble(given, mesh)
+        key = jax.device_put(jax.random.key(0), meshes.replicated(mesh))
+        batch = given.data().train(folder).batched(given.rows, seed=0)[0]
+        self.rows = len(batch["tokens"])
+        self.batch = jax.device_put(batch, meshes.batch_sharding(mesh))
+        jitted = train.jit_train_step(assembly)
+        program = assembly.compile(jitted, assembly.abstract, self.batch, key)
+        programs = {evaluation.shape_key(self.batch): program}
+        self.stepper = bench.Stepper(programs, assembly.create(0), key)
+        self.loss = float(self.step())
+
+    def step(self) -> Any:
+        return self.stepper.step(self.batch)
+
+    def wait(self) -> None:
+        jax.block_until_ready(self.stepper.state)
+
+
+class Twin:
+    """The same step in PyTorch; its weights are random, as no loss is compared."""
+
+    def __init__(self, given: Bert, folder: str, compiled: bool) -> None:
+        import torch
+        import transformers
+
+        self.torch = torch
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = getattr(torch, given.dtype)
+        torch.set_float32_matmul_precision("high")
+        config = transformers.BertConfig(
+            vocab_size=given.vocab,
+            hidden_size=given.width,
+            num_hidden_layers=given.layers,
+            num_attention_heads=given.heads,
+            intermediate_size=given.hidden,
+            hidden_act="gelu_new",
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            max_position_embeddings=given.sequence_length,
+            attn_implementation="sdpa",
+        )
+        self.model = transformers.BertForPreTraining(config).to(self.device).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.loss = torch.compile(self._loss) if compiled else self._loss
+        batch = given.data().train(folder).batched(given.rows, seed=0)[0]
+        self.rows, parts = len(batch["tokens"]), given.gradient_accumulation_steps
+        self.parts = [
+            {name: torch.from_numpy(part.copy()).to(self.device) for name, part in zip(batch, each)}
+            for each in zip(*(np.split(np.asarray(leaf), parts) for leaf in batch.values()))
+        ]
+        self.totals = {
+            name: float(batch[name].sum()) for name in ("masked_weights", "next_sentence_weights")
+        }
+
+    def _loss(self, part: dict[str, Any]) -> Any:
+        torch, F = self.torch, self.torch.nn.functional
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+            hidden, pooled = self.model.bert(
+                part["tokens"], (part["sequences"] > 0).long(), part["types"], return_dict=False
+            )
+            at = part["masked_positions"].long()[..., None].expand(-1, -1, hidden.shape[-1])
+            masked, following = self.model.cls(hidden.gather(1, at), pooled)
+        each = F.cross_entropy(
+            masked.flatten(0, 1).float(), part["masked_ids"].long().flatten(), reduction="none"
+        )
+        first = (each * part["masked_weights"].flatten()).sum() / self.totals["masked_weights"]
+        labels = part["next_sentence"].long().flatten()
+        second = F.cross_entropy(following.float(), labels, reduction="sum")
+        return first + second / self.totals["next_sentence_weights"]
+
+    def step(self) -> None:
+        for part in self.parts:
+            self.loss(part).backward()
+        self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def wait(self) -> None:
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+
+def timed(sides: dict[str, Any], arguments: argparse.Namespace) -> measuring.Spent:
+    """Seconds a step of each side, a value for each round; each turn begins with a step that is not counted."""
+    clock: Callable[[], float] = time.perf_counter
+    if jax.default_backend() == "cpu":
+        clock = measuring.at_rest
+    spent: measuring.Spent = {name: [] for name in sides}
+    for _, name in measuring.turns(tuple(sides), arguments.rounds):
+        side = sides[name]
+        side.step()
+        side.wait()
+        begin = clock()
+        for _ in range(arguments.steps):
+            side.step()
+        side.wait()
+        spent[name].append((clock() - begin) / arguments.steps)
+        print(f"  {name}: {spent[name][-1]:.4g} s", file=sys.stderr, flush=True)
+    return spent
+
+
+def sides_of(arguments: argparse.Namespace, folder: str) -> Iterator[tuple[str, Any]]:
+    given = benchmark(arguments)
+    write_examples(folder, given)
+    yield "padded", Ours(given.replace(packed=False), folder)
+    yield "packed", Ours(given, folder)
+    if not arguments.no_twin and importlib.util.find_spec("torch"):
+        yield "PyTorch, padded", Twin(given.replace(packed=False), folder, not arguments.eager)
+
+
+def report(
+    arguments: argparse.Namespace, sides: dict[str, Any], spent: measuring.Spent
+) -> dict[str, Any]:
+    """What was measured: seconds, sequences a second, ratios, shares of peaks."""
+    given, device = benchmark(arguments), jax.devices()[0].device_kind
+    found: dict[str, Any] = {"header": measuring.header(), "device": device, "command": sys.argv}
+    for name, values in spent.items():
+        rate = arguments.batch / statistics.median(values)
+        real = given.flops_per_sample  # of real tokens, whoever computes more
+        found[name] = {
+            "rows": sides[name].rows,
+            "step_seconds": values,
+            "sequences_per_second": rate,
+            "of_998": rate / PUBLISHED if arguments.size == "large" else None,
+            "mfu": peaks.utilisation(real, rate, device, 1, arguments.dtype),
+        }
+    found["losses"] = {name: sides[name].loss for name in ("padded", "packed")}
+    found["gains"] = {
+        f"packed over {name}": measuring.ratios(spent, "packed", name)
+        for name in spent
+        if name != "packed"
+    }
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"{found['header']}, {found['device']}")
+    for name, row in found.items():
+        if isinstance(row, dict) and "rows" in row:
+            share = "" if row["of_998"] is None else f", {100 * row['of_998']:.1f} % of {PUBLISHED}"
+            mfu = "" if row["mfu"] is None else f", MFU {100 * row['mfu']:.1f} %"
+            seconds = measuring.spread(row["step_seconds"])
+            rate = measuring.number(row["sequences_per_second"])
+            print(f"  {name:16} {row['rows']} rows, {seconds} s a step, {rate} sequences/s{share}{mfu}")
+    print("  losses: " + ", ".join(f"{name} {loss:.6f}" for name, loss in found["losses"].items()))
+    for name, values in found["gains"].items():
+        print(f"  {name}: {measuring.spread(values)} times as fast")
+
+
+def main() -> None:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--size", choices=("large", "small"), default="large")
+    parser.add_argument("--batch", type=int, default=448, help="sequences of a step")
+    parser.add_argument("--micro-batches", type=int, default=8)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"))
+    parser.add_argument("--remat", default="none", help="as the benchmark takes it")
+    parser.add_argument("--steps", type=int, help="of a turn; default 5, of the small size 1")
+    parser.add_argument("--no-twin", action="store_true", help="ours alone")
+    parser.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
+    parser.add_argument("--json", type=pathlib.Path, help="where the report is written too")
+    arguments = parser.parse_args()
+    small = arguments.size == "small"
+    arguments.dtype = arguments.dtype or ("float32" if small else "bfloat16")
+    arguments.steps = arguments.steps or (1 if small else 5)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = dict(sides_of(arguments, folder))
+        found = report(arguments, sides, timed(sides, arguments))
+    show(found)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    one, other = found["losses"].values()
+    if abs(one - other) > SAME[arguments.dtype] * abs(one):
+        sys.exit(f"the losses differ: {one} and {other}")
+    gains = {name: statistics.median(values) for name, values in found["gains"].items()}
+    on_gpu = jax.default_backend() == "gpu"
+    slower = on_gpu and gains.get("packed over PyTorch, padded", RATIO_BAR) < RATIO_BAR
+    sys.exit(int(gains["packed over padded"] < PACKING_BAR or slower))
+
+
+if __name__ == "__main__":
+    main()
