@@ -101,15 +101,18 @@ def xla(call: Call, dropout_rate: float, dropout_key: jax.Array | None) -> jax.A
     wide = jnp.promote_types(q.dtype, jnp.float32)
     # groups get an axis of their own, so keys and values are read as they are, not repeated
     grouped = q.reshape(batch, queries, k.shape[2], -1, head)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=wide) * call.scale
-    if call.bias is not None:
-        groups = scores.shape[1:3] if call.bias.shape[1] > 1 else (1, 1)
-        bias = call.bias.reshape(call.bias.shape[0], *groups, *call.bias.shape[2:])
-        scores = scores + bias.astype(jnp.promote_types(bias.dtype, wide))
-    mask = call.mask()
-    weights = _softmax(scores, mask if mask is None else mask[:, :, None])  # over G
+    mask, bias = call.mask(), call.bias
+    if mask is not None:
+        mask = mask[:, :, None]  # over G
+    if bias is not None:
+        groups = (k.shape[2], grouped.shape[3]) if bias.shape[1] > 1 else (1, 1)
+        bias = bias.reshape(bias.shape[0], *groups, *bias.shape[2:])
+        bias = bias.astype(jnp.promote_types(bias.dtype, wide))
 
-    def weigh(weights: jax.Array, v: jax.Array, keep: jax.Array | None) -> jax.Array:
+    def attend(grouped: jax.Array, k: jax.Array, v: jax.Array, bias: Any, keep: Any) -> jax.Array:
+        scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=wide)
+        scores = scores * call.scale
+        weights = _softmax(scores if bias is None else scores + bias, mask)
         if keep is not None:
             weights = dropout.masked(weights, dropout_rate, keep)
         return jnp.einsum(
@@ -117,11 +120,12 @@ def xla(call: Call, dropout_rate: float, dropout_key: jax.Array | None) -> jax.A
         )
 
     if dropout_rate > 0 and dropout_key is not None:
-        keep = dropout.kept(dropout_key, dropout_rate, weights.shape)
-        # a byte of mask is kept for each weight, and not the weights that are left, too
-        out = jax.checkpoint(weigh)(weights, v, keep)
+        shape = (batch, k.shape[2], grouped.shape[3], queries, k.shape[1])
+        keep = dropout.kept(dropout_key, dropout_rate, shape)
+        # a byte of mask is kept for each weight, and no weights: they are computed again, as flash attention does
+        out = jax.checkpoint(attend)(grouped, k, v, bias, keep)
     else:
-        out = weigh(weights, v, None)
+        out = attend(grouped, k, v, bias, None)
     out = out.reshape(batch, queries, heads, v.shape[-1]).astype(q.dtype)
     return shard(out, ROWS, "context", "tensor")
 
