@@ -87,7 +87,11 @@ def main() -> None:
         ) as pool:
             for name in given.names:
                 pool.submit(measure, name, given).result()
-    rows = {name: list(table_rows(name, given.kept)) for name in benchmarks.names()}
+    standing = TABLE.read_text().splitlines() if TABLE.exists() else []
+    rows = {
+        name: list(table_rows(name, given.kept)) or of_before(name, standing)
+        for name in benchmarks.names()
+    }
     missing = ", ".join(name for name, found in rows.items() if not found)
     text = TEXT.format(
         date=datetime.date.today(),
@@ -230,6 +234,13 @@ def table_rows(name: str, kept: pathlib.Path) -> Iterator[list[str]]:
             shown(best["blind"], sign),
             ", ".join(sorted(commits)),
         ]
+
+
+def of_before(name: str, lines: list[str]) -> list[list[str]]:
+    """The rows that the table has of a benchmark already, unless its targets are others by now."""
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith(f"| {name} |")]
+    targets = {str(target) for target in benchmarks.get(name, tiny=True).targets}
+    return rows if {row[1] for row in rows} == targets else []
 
 
 def shown(values: list[float], sign: int) -> str:
