@@ -151,6 +151,17 @@ def traces(_: pathlib.Path) -> Sides:
     return {name: of(name) for name in benchmarks.names()}
 
 
+def masks(_: pathlib.Path) -> Sides:
+    """ops/dropout.py: a mask of [4, 16, 512, 512], from JAX's bernoulli and from 16 bits an element."""
+    from mlperf_jax.ops import dropout
+
+    key, shape = jax.random.key(0), (4, 16, 512, 512)
+    return {
+        "bernoulli": compiled(lambda key: jax.random.bernoulli(key, 0.9, shape), key),
+        "ours": compiled(lambda key: dropout.kept(key, 0.1, shape), key),
+    }
+
+
 def orders(_: pathlib.Path) -> Sides:
     """input_pipelines/orders.py: 20 rows of Grain's order by the number of records, and a whole table of ours."""
 
@@ -266,6 +277,7 @@ NOTES = (
     pool,
     initialise,
     traces,
+    masks,
     orders,
     rows,
     records,

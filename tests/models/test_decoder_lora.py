@@ -112,7 +112,8 @@ def test_branch_dropout_keeps_the_mean():
     branch.b[...] = jnp.ones_like(branch.b[...])
     x = jnp.ones([20_000, 1, 8])
     for noisy, plain in zip(branch(x, jax.random.key(0)), branch(x, None)):
-        np.testing.assert_allclose(noisy.mean(0), plain[0], atol=0.05)
+        # within five deviations of a mean; not divided by 1 - rate it lies fifty off
+        assert np.abs(noisy.mean(0) - plain[0]).max() < 5 * noisy.std(0).max() / np.sqrt(len(x))
         assert noisy.shape == plain.shape
 
 

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.ops import attention as attentions, attention_backends as backends, splash
+from mlperf_jax.ops import attention as attentions, attention_backends as backends, dropout, splash
 from mlperf_jax.ops.attention import attention
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -53,7 +53,7 @@ def test_a_bias_values_of_their_own_width_and_segments_apart_equal_numpy(shape):
 
 def keeps(key, rate, *shape):
     """What dropout multiplies the weights by."""
-    return np.asarray(jax.random.bernoulli(key, 1 - rate, shape)) / (1 - rate)
+    return np.asarray(dropout.masked(jnp.ones(shape), rate, dropout.kept(key, rate, shape)))
 
 
 def test_dropout_equals_numpy_with_its_mask_and_is_off_without_a_key():
