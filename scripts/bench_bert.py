@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=448, help="sequences of a step")
     parser.add_argument("--micro-batches", type=int, default=8)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"))
-    parser.add_argument("--remat", default="none", help="as the benchmark takes it")
+    parser.add_argument("--remat", default="none", help="default none, as one device has room")
     parser.add_argument("--steps", type=int, help="of a turn; default 5, of the small size 1")
     parser.add_argument("--no-twin", action="store_true", help="ours alone")
     parser.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")

@@ -33,7 +33,8 @@ function of the `ParamTree` that returns one. Before a run makes a folder, `init
 the benchmark's parameters; what cannot train is refused in one sentence, and what takes a stack of layers for
 one tensor is named with the remedy. This table, of `python scripts/optimizer_table.py`, shows all that is
 public in optax {version} and here. Made as written in the second column, each was traced on a small model with
-a stack of three layers and, where accepted, took three compiled steps.
+a stack of three layers and, where accepted, took three compiled steps. [ten_steps.md](ten_steps.md) tells of ten
+steps of every benchmark with some of them.
 
 * *works*: as it is.
 * *works, said:* a run begins with this note. By short name (`--optimizer lamb:1e-3`) the remedy is applied.

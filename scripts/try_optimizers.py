@@ -1,13 +1,14 @@
 """Every benchmark's tiny run for ten steps with twenty-two optimizers; two of them on eight devices too.
 
-    python scripts/try_optimizers.py --keep tried.jsonl [BENCHMARK …]
+    python scripts/try_optimizers.py --keep tried.jsonl [BENCHMARK …] > docs/ten_steps.md
 
-What was tried is kept in a file of JSON lines, so that a second call goes on; the table goes to stdout.
+What was tried is kept in a file of JSON lines, so that a second call goes on; the page goes to stdout.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -16,6 +17,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+PAGE = """\
+# Ten steps with other optimizers
+
+Every benchmark's tiny run, seed 1, for ten steps with {count} optimizers of {families} families by their short names
+(`--optimizer lion:1e-4 --division open`), and with two of them on eight devices: the loss of the first and of the tenth
+step. Rates were not chosen for any benchmark, so a loss that rises says nothing against an optimizer. Made on
+{date} by `python scripts/try_optimizers.py`; [optimizers.md](optimizers.md) has all that are known.
+
+"""
 
 FAMILIES = {
     "plain and momentum": ["sgd:0.01", "noisy_sgd:0.01"],
@@ -129,7 +140,8 @@ def main() -> None:
             mine = [case for case in todo if case[0] == name and case[2] == devices]
             if mine:
                 in_a_process(name, mine, devices, given.keep)
-    print(table(read(), names))
+    page = PAGE.format(count=len(OPTIMIZERS), families=len(FAMILIES), date=datetime.date.today())
+    print(page + table(read(), names))
 
 
 if __name__ == "__main__":

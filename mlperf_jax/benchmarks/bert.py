@@ -79,7 +79,7 @@ class Bert(Benchmark):
     packed: Annotated[bool, "several sequences a row, or one"] = True
     row_sequences: Annotated[Count, "of a packed row at most"] = 8
     # what the forward pass keeps per layer for the backward one, see `ops.stack.Stack`
-    remat: str | None = None
+    remat: str | None = "dots_no_batch"
     # sizes: what tiny() shrinks
     weights: Annotated[str, "folder of safetensors and config.json in the data's"] = (
         "bert-large-uncased-mlperf"
@@ -288,6 +288,7 @@ class Bert(Benchmark):
             sequence_length=64,
             mean_length=46,
             predictions=10,
+            remat=None,
             train_samples=14_016,
             eval_samples=256,
             batch_size=32,
