@@ -27,7 +27,7 @@ class BertConfig:
         dropout: on the embeddings, attention weights, and both branches of a layer.
         init_std: of matrices and embeddings, normal and cut at two deviations.
         remat: what the forward pass keeps per layer, see `ops.stack.Stack`.
-        attention: back end of `ops.attention.attention`; with dropout "auto" is plain XLA.
+        attention: back end of `ops.attention.attention`.
     """
 
     layers: int = 24

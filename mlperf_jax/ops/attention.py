@@ -1,4 +1,4 @@
-"""Attention: one function, three back ends, the same numbers from each.
+"""Attention: one function, four back ends, the same numbers from each.
 
 B batch · T queries · S keys · N heads · K key and value heads · G heads per K · H width of a head's
 queries and keys · V width of its values
@@ -6,15 +6,17 @@ queries and keys · V width of its values
 What each back end takes; "auto" goes to plain XLA with the rest, and a back end that was asked for by
 name refuses it:
 
-              xla    cudnn                            splash
-    runs on   all    NVIDIA GPUs, capability 8.0 on   TPUs
-    dtypes    all    bfloat16, float16                bfloat16, float32
-    T, S      all    all                              from 64 on
-    H, V      all    multiples of 8 up to 256         multiples of 64
+              xla    cudnn                            splash                    whole
+    runs on   all    NVIDIA GPUs, capability 8.0 on   TPUs                      TPUs
+    dtypes    all    bfloat16, float16                bfloat16, float32         bfloat16, float32
+    T, S      all    all                              from 64 on                multiples of 128, T S <= 512^2
+    H, V      all    multiples of 8 up to 256         multiples of 64           multiples of 64
                      (128 before capability 9.0)
-    bias      yes    yes, with its gradient           no
-    dropout   yes    no: the seed is a constant       no
-    context   yes    yes                              causal: 128 queries or a multiple per part
+    N, K      all    all                              all                       N = K
+    bias      yes    yes, with its gradient           no                        no
+    dropout   yes    no: the seed is a constant       no                        always
+    context   yes    yes                              causal: 128 queries or    not causal
+                                                      a multiple per part
 
 Lengths that a kernel's tiles do not divide are padded and masked, and where cuDNN wants one width for
 keys and values the narrower of the two is filled up with zeros.
@@ -30,11 +32,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.ops import attention_backends as backends, splash
+from mlperf_jax.ops import attention_backends as backends, splash, whole_attention
 from mlperf_jax.ops.pretend import pretended
 from mlperf_jax.ops.shard import free_axes, platform
 
-BACKENDS = ("auto", "xla", "cudnn", "splash", "splash_interpret")
+BACKENDS = ("auto", "xla", "cudnn", "splash", "splash_interpret", "whole", "whole_interpret")
 NAME = splash.NAME  # a remat policy that keeps this name does not attend twice
 _PRETENDED = {"gpu": (9, 0)}  # the CUDA capability of a GPU that is not here
 
@@ -64,8 +66,8 @@ def attention(
     A query that sees no key (padding of a packed row) gives zeros, and neither it nor its gradient
     reaches anything else.
 
-    "auto" is cuDNN's flash attention on NVIDIA GPUs and the splash kernel on TPUs where they take the
-    arguments, else plain XLA, which holds all [B, N, T, S] scores.
+    "auto" is cuDNN's flash attention on NVIDIA GPUs and on TPUs the splash kernel, or with dropout that of whole
+    rows, where they take the arguments, else plain XLA, which holds all [B, N, T, S] scores.
 
     Args:
         q: [B, T, N, H] queries.
@@ -80,8 +82,8 @@ def attention(
         dropout_rate: the probability that a weight of the softmax becomes 0; the others are divided by
             1 - rate.
         dropout_key: what the dropped weights follow from; None drops nothing, as in evaluation.
-        backend: "auto", "xla", "cudnn", "splash", or "splash_interpret" (the TPU kernel, slowly, on
-            any device: for tests).
+        backend: "auto", "xla", "cudnn", "splash", "whole", or with "_interpret" behind it a TPU kernel, slowly,
+            on any device: for tests.
 
     Returns:
         [B, T, N, V] in q's dtype.
@@ -120,6 +122,9 @@ def attention(
         out = backends.shapes_of_flash(call)
     elif chosen == "cudnn":
         out = backends.cudnn(call)
+    elif chosen.startswith("whole"):
+        assert dropout_key is not None
+        out = backends.whole(call, dropout_rate, dropout_key, chosen == "whole_interpret")
     else:  # names what it keeps itself
         return backends.without_blind(
             backends.splash(call, chosen == "splash_interpret"), call, own
@@ -180,11 +185,14 @@ def _choose(backend: str, call: backends.Call, dropping: bool = False) -> str:
         )
     wanted = backend
     if backend == "auto":
-        wanted = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla")
+        on_tpu = "whole" if dropping else "splash"
+        wanted = {"gpu": "cudnn", "tpu": on_tpu}.get(platform(), "xla")
     if wanted == "xla":
         return wanted
     widths = {call.q.shape[-1], call.v.shape[-1]}
-    if dropping:
+    if wanted.startswith("whole"):
+        misfit = _whole_misfit(call, widths, dropping)
+    elif dropping:
         misfit = "dropout"
     elif wanted == "cudnn":
         misfit = _cudnn_misfit(call.q.dtype, max(widths))
@@ -202,6 +210,17 @@ def _choose(backend: str, call: backends.Call, dropping: bool = False) -> str:
         f"attention: back end {backend!r} cannot take {misfit}; choose 'auto' or 'xla', "
         "or change the arguments"
     )
+
+
+def _whole_misfit(call: backends.Call, widths: set[int], dropping: bool) -> str | None:
+    """What the kernel of whole rows would refuse, in words, or None."""
+    if not dropping:
+        return "attention without dropout, which splash is for"
+    if call.bias is not None:
+        return "a bias"
+    heads, queries = (call.q.shape[2], call.k.shape[2]), call.queries // call.ways
+    ordered = call.causal and call.ways > 1
+    return whole_attention.misfit(call.q.dtype, queries, call.keys, heads, widths, ordered)
 
 
 def _cudnn_misfit(dtype, width: int) -> str | None:

@@ -1,4 +1,4 @@
-"""The back ends of `ops.attention`: plain XLA, cuDNN's flash attention, the splash kernel.
+"""The back ends of `ops.attention`: plain XLA, cuDNN's flash attention, the splash kernel, and that of whole rows.
 
 B batch · T queries · S keys · N heads · K key and value heads · G heads per K · H width of a head's
 queries and keys · V width of its values
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from mlperf_jax.ops import dropout, splash as kernels
+from mlperf_jax.ops import dropout, splash as kernels, whole_attention
 from mlperf_jax.ops.shard import ROWS, row_axes, shard
 
 
@@ -261,6 +261,30 @@ def splash(call: Call, interpret: bool) -> jax.Array:
     axis = "context" if call.causal and call.ways > 1 else None
     spec = kernels.kernel_spec(kernel, axis) if call.parts else None
     return _over_mesh(local, call._replace(q=scaled), kernel, spec)
+
+
+# --- whole rows
+
+
+def whole(call: Call, dropout_rate: float, dropout_key: jax.Array, interpret: bool) -> jax.Array:
+    """The kernel of short sequences with dropout; the mask is that of plain XLA."""
+    shape = (*call.q.shape[:1], *call.q.shape[2:0:-1], call.keys)  # [B, N, T, S]
+    keep = dropout.kept(dropout_key, dropout_rate, shape).astype(jnp.int8)
+
+    def local(part: Call, keep: jax.Array) -> jax.Array:
+        ids = part.q_segments, part.k_segments
+        if ids[0] is None:
+            ids = jnp.zeros(part.q.shape[:2], jnp.int32), jnp.zeros(part.k.shape[:2], jnp.int32)
+        q, k, v = (x.swapaxes(1, 2) for x in (part.q, part.k, part.v))
+        q_segments, k_segments = (x if x is None else x.astype(jnp.int32) for x in ids)
+        how = (part.scale, part.causal, dropout_rate, interpret)
+        out: Any = whole_attention.attend(q, k, v, q_segments, k_segments, keep, *how)
+        return out.swapaxes(1, 2)
+
+    parts = call.parts
+    context, tensor = (axis if axis in parts else None for axis in ("context", "tensor"))
+    spec = PartitionSpec(row_axes() or None, tensor, context)
+    return _over_mesh(local, call, keep, spec)
 
 
 # --- the mesh

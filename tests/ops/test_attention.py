@@ -358,10 +358,14 @@ def test_auto_on_a_tpu_takes_splash_where_it_fits(monkeypatch):
         "narrow values": attentions._choose("auto", call_of((q, k, v[..., :8]))),
         "a bias": attentions._choose("auto", call_of(arrays, bias=bias_of(1, 1, 1, 256))),
         "dropout": attentions._choose("auto", call_of(arrays), dropping=True),
+        "dropout and a bias": attentions._choose(
+            "auto", call_of(arrays, bias=bias_of(1, 1, 1, 256)), dropping=True
+        ),
     }
     taken = {case for case, backend in chosen.items() if backend == "splash"}
     assert taken == {"as it is", "whole tiles a part", "the same, all seen"}
-    assert set(chosen.values()) == {"splash", "xla"}
+    assert [case for case, backend in chosen.items() if backend == "whole"] == ["dropout"]
+    assert set(chosen.values()) == {"splash", "whole", "xla"}
 
 
 def test_forced_back_ends_say_why_not():

@@ -1,6 +1,8 @@
-"""The splash kernel compiled for TPUs on this CPU; `make test-aot`, one process, needs libtpu."""
+"""The kernels of attention compiled for TPUs on this CPU; `make test-aot`, one process, needs libtpu."""
 
+import functools
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,12 @@ def topology_mesh(topology: str, sizes: dict[str, int]) -> Mesh:
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def abstract(mesh: Mesh, dtype, *shape: int) -> jax.ShapeDtypeStruct:
+    """Queries, keys or values, or segments, as they lie over the mesh."""
+    spec = PartitionSpec(ROWS, "context", *["tensor"] * (len(shape) == 4))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
 @pytest.mark.parametrize(
     ("topology", "sizes", "length", "heads", "kv_heads", "head", "segmented"), CASES
 )
@@ -53,10 +61,7 @@ def test_forward_and_backward_compile(
     """One row per part of the batch; the scores of that row alone would be 2 to 16 GiB."""
     mesh = topology_mesh(topology, sizes)
     rows = sizes.get("data", 1) * sizes.get("fsdp", 1)
-
-    def tensor(dtype, *shape):
-        spec = PartitionSpec(ROWS, "context", *["tensor"] * (len(shape) == 4))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    tensor = functools.partial(abstract, mesh)
 
     def step(q, k, v, segments):
         def loss(q, k, v):
@@ -102,3 +107,31 @@ def test_lengths_and_widths_of_their_own_compile(topology, queries, keys, head, 
     with jax.set_mesh(mesh):
         text = jax.jit(step).lower(*arrays, *ids).compile().as_text()
     assert "splash_mha_fwd" in text and "splash_mha_dkv" in text
+
+
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_dropout_over_short_rows_compiles(topology: str, dtype) -> None:
+    """BERT's rows: beside the mask of a byte a weight nothing of the scores' size is kept."""
+    mesh = topology_mesh(topology, {"data": 4})
+    rows, length, heads = 16, 512, 16
+
+    def step(q, k, v, segments, key):
+        def loss(q, k, v):
+            how = {"causal": False, "segments": segments}
+            out = attention(q, k, v, dropout_rate=0.1, dropout_key=key, **how)
+            return out.astype(jnp.float32).sum()
+
+        return jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+
+    q = abstract(mesh, dtype, rows, length, heads, 64)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step).lower(q, q, q, abstract(mesh, jnp.int32, rows, length), key)
+        compiled = lowered.compile()
+    text = compiled.as_text()
+    assert "tpu_custom_call" in text
+    scores = re.findall(r"\b(\w+)\[[\d,]*512,512\]", text)
+    assert "s8" in scores and not {"f32", "bf16"} & {*scores}
+    temporary = compiled.memory_analysis().temp_size_in_bytes / (rows // 4 * heads * length**2)
+    print(f"attention {topology} {dtype.__name__} {q.shape}: {temporary:.2f} bytes a score")
