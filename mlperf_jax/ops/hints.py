@@ -1,4 +1,4 @@
-"""What a compiled program's text cannot say of itself, as name scopes that planning reads.
+"""What a compiled program's text cannot say of itself, as names and name scopes that planning reads.
 
 They change nothing that is computed.
 """
@@ -12,6 +12,9 @@ from typing import Any
 
 import jax
 
+WHOLE_ATTENTION = (
+    "whole_attention"  # a kernel of ops/whole_attention.py, with "_fwd" or "_bwd" behind it
+)
 _RARELY = "rarely"
 _TURNS = re.compile(r"/turns_(\d+)/")
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from mlperf_jax.ops import dropout
+from mlperf_jax.ops import dropout, hints
 
 _LANES = 128
 _MOST = (
@@ -84,7 +84,7 @@ def attend(
     run = functools.partial(_forward, scale=scale, causal=causal, rate=rate)
     out = jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), q.dtype)
     arrays = _given(q, k, v, q_segments, k_segments, keep)
-    return _over_heads(run, arrays, [out], interpret)[0]
+    return _over_heads("fwd", run, arrays, [out], interpret)[0]
 
 
 def _attend_forward(q, k, v, q_segments, k_segments, keep, *how):
@@ -95,7 +95,7 @@ def _attend_forward(q, k, v, q_segments, k_segments, keep, *how):
 def _attend_backward(scale, causal, rate, interpret, given, slope):
     run = functools.partial(_backward, scale=scale, causal=causal, rate=rate)
     outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given[:3]]
-    found = _over_heads(run, [*_given(*given), slope], outs, interpret)
+    found = _over_heads("bwd", run, [*_given(*given), slope], outs, interpret)
     return (*found, None, None, None)
 
 
@@ -107,7 +107,7 @@ def _given(q, k, v, q_segments, k_segments, keep) -> list[jax.Array]:
     return [q, k, v, q_segments[:, None, :, None], k_segments[:, None, None], keep]
 
 
-def _over_heads(run: Any, arrays: Any, outs: Any, interpret: bool) -> list[jax.Array]:
+def _over_heads(which: str, run: Any, arrays: Any, outs: Any, interpret: bool) -> list[jax.Array]:
     """One program for each row and head; what has one head is every head's."""
 
     def spec(shape: tuple[int, ...]) -> pl.BlockSpec:
@@ -123,6 +123,7 @@ def _over_heads(run: Any, arrays: Any, outs: Any, interpret: bool) -> list[jax.A
         in_specs=[spec(x.shape) for x in arrays],
         out_specs=[spec(x.shape) for x in outs],
         interpret=interpret,
+        name=f"{hints.WHOLE_ATTENTION}_{which}",
     )(*arrays)
 
 

@@ -3,7 +3,7 @@
 Loops count as often as they run, and branches in equal parts but for those that `ops` call rare. A fused
 instruction reads and writes its ends only; what lives in the chip's small memory is free; a slice of an
 array costs the slice, and an update in place the update. Products inside kernels that the compiler cannot
-see into are known for splash attention.
+see into are known for the kernels of attention.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _TINY = 4096  # bytes; smaller instructions are added up instead of being listed
 
 # Products of one attended pair of a query and a key, over the head dimension H: 2 H FLOPs each
 _SPLASH = {"fwd": 2, "dkv": 4, "dq": 3, "fused_dkv": 5}
+_WHOLE = {"fwd": 2, "bwd": 5}
 
 
 def work(module: Module, devices: int, slices: int = 1) -> dict[str, Any]:
@@ -334,6 +335,8 @@ def _flops(computation: Computation, instruction: Instruction) -> float:
         return _convolution_flops(computation, instruction)
     if instruction.opcode == "custom-call" and "splash" in instruction.name:
         return _splash_flops(computation, instruction)
+    if instruction.opcode == "custom-call" and hints.WHOLE_ATTENTION in instruction.name:
+        return _whole_flops(computation, instruction)
     return 0.0
 
 
@@ -416,6 +419,15 @@ def _splash_flops(computation: Computation, instruction: Instruction) -> float:
         partial = [a for a in instruction.shape if a.dims[-3:] == queries[-3:]]
         products = _SPLASH["fused_dkv"] if partial else products
     return 2.0 * products * queries[-1] * pairs
+
+
+def _whole_flops(computation: Computation, instruction: Instruction) -> float:
+    """Of a kernel of `ops.whole_attention`: q [B, N, T, H] and k [B, N, S, H] are its first operands."""
+    kind = re.search(rf"{hints.WHOLE_ATTENTION}_(fwd|bwd)", instruction.name)
+    queries, keys = (_shape(computation, instruction, i) for i in (0, 1))
+    if kind is None or len(queries) != 4 or len(keys) != 4:
+        return 0.0
+    return 2.0 * _WHOLE[kind[1]] * math.prod(queries) * keys[2]
 
 
 # -- between devices -------------------------------------------------------------------------------

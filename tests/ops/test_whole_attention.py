@@ -62,7 +62,8 @@ def test_no_scores_leave_the_kernel(monkeypatch):
     outside = [e for e in found.eqns if e.primitive.name != "pallas_call"]
     kinds = {v.aval.dtype for e in outside for v in e.outvars if v.aval.shape[-2:] == (256, 256)}
     assert np.dtype("int8") in kinds and not {np.dtype("float32"), jnp.bfloat16.dtype} & kinds
-    assert str(found).count("pallas_call[") == 2  # forward and backward
+    # under these names planning knows them
+    assert {"whole_attention_fwd", "whole_attention_bwd"} <= set(str(found).split())
 
 
 def call_of(

@@ -191,6 +191,21 @@ ENTRY %main (x: bf16[64,2,128,1], k: bf16[32,128,16,2]) -> bf16[64,32,16,1] {
     assert found == 2 * 64 * (32 * 16) * (2 * 128)
 
 
+@pytest.mark.parametrize(("kind", "products"), [("fwd", 2), ("bwd", 5)])
+def test_products_inside_the_kernel_of_whole_rows(kind, products):
+    text = f"""HloModule m
+
+ENTRY %main (q: bf16[4,16,512,64], k: bf16[4,16,256,64], v: bf16[4,16,256,64]) -> bf16[4,16,512,64] {{
+  %q = bf16[4,16,512,64]{{3,2,1,0}} parameter(0)
+  %k = bf16[4,16,256,64]{{3,2,1,0}} parameter(1)
+  %v = bf16[4,16,256,64]{{3,2,1,0}} parameter(2)
+  ROOT %whole_attention_{kind}.3 = bf16[4,16,512,64]{{3,2,1,0}} custom-call(%q, %k, %v), custom_call_target="tpu_custom_call"
+}}
+"""
+    found = sum(f * n for f, *_, n in work.work(hlo.parse(text), 1)["instructions"])
+    assert found == products * 2 * 4 * 16 * 512 * 256 * 64
+
+
 CHAIN = """HloModule m
 
 %start_fusion (p.0: bf16[64,256]) -> (bf16[256,256], u32[]) {
