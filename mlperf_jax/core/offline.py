@@ -82,6 +82,7 @@ def score(
     launch.use_compile_cache()
     options = dataclasses.replace(options, resume=True, transform=None)
     plan = preflight.preflight(benchmark, options, data_dir)
+    processes.check_same(launch.given_to_all(plan))
     with Run(dataclasses.replace(plan, transform=transform), to_score=True) as run:
         trained = run.trained
         if trained is None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from mlperf_jax.ops import dropout, hints
 
@@ -122,6 +123,8 @@ def _over_heads(which: str, run: Any, arrays: Any, outs: Any, interpret: bool) -
         grid=outs[0].shape[:2],
         in_specs=[spec(x.shape) for x in arrays],
         out_specs=[spec(x.shape) for x in outs],
+        # so the two cores of a chip share the heads
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=interpret,
         name=f"{hints.WHOLE_ATTENTION}_{which}",
     )(*arrays)

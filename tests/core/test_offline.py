@@ -268,6 +268,19 @@ def test_what_is_not_to_be_scored_is_refused(tmp_path, monkeypatch):
         benchmarks.evaluate(tmp_path)
 
 
+def test_processes_that_score_different_things_are_stopped(tmp_path, monkeypatch):
+    """As those that train are (test_processes.py); here only one is asked."""
+
+    def differ(given):
+        raise UserError(f"processes differ: {given['targets']}")
+
+    trained(tmp_path, steps=20)
+    monkeypatch.setattr(offline.processes, "check_same", differ)
+    with pytest.raises(UserError, match="processes differ: .*accuracy"):
+        benchmarks.evaluate(tmp_path)
+    assert not lines(tmp_path, "eval_accuracy")
+
+
 def test_a_configuration_survives_its_json():
     benchmark = toys.Offline(
         dtype="float32", targets=(Target("accuracy", above=0.5), Target("accuracy", at_most=1.0))
