@@ -276,7 +276,7 @@ def test_processes_that_score_different_things_are_stopped(tmp_path, monkeypatch
 
     trained(tmp_path, steps=20)
     monkeypatch.setattr(offline.processes, "check_same", differ)
-    with pytest.raises(UserError, match="processes differ: .*accuracy"):
+    with pytest.raises(UserError, match=r"processes differ: .*accuracy"):
         benchmarks.evaluate(tmp_path)
     assert not lines(tmp_path, "eval_accuracy")
 
