@@ -114,9 +114,11 @@ def cases() -> tuple[Case, ...]:
 
 
 def row(case: Case, made: Plan) -> str:
-    """One line of it; sizes in GiB of one device, processor seconds of all the compiling."""
-    train = next(p for p in made.programs if p.name == "train")
-    evaluation = next(p for p in made.programs if p.name == "evaluation")
+    """One line of it; sizes in GiB of one device, those of the largest bucket, processor seconds of all the compiling."""
+    train, evaluation = (
+        max((p for p in made.programs if p.name.startswith(name)), key=lambda p: p.total or 0)
+        for name in ("train", "evaluation")
+    )
     seconds = sum(program.cpu_seconds for program in made.programs)
     cells = [
         case.benchmark,
