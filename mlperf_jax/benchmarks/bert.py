@@ -61,6 +61,7 @@ class Bert(Benchmark):
     rules = bert.RULES
     parameters = 336_226_108
     start_quality = 0.34085
+    records_per_core = 27_000  # scripts/bench_bert_data.py: 38,518 (27,836 … 43,566)
     absent = ("pictures",)
 
     # hyperparameters
