@@ -111,7 +111,7 @@ class _Reader:
             second = first + params["body_nconsts"]
             return self._loop(params["body_jaxpr"], given[first:second], given[second:])
         if name == "scan":
-            return self._scan(params, given)
+            return self._scan(equation, given)
         for key in _CALLS:
             if key in params:
                 return self._call(params[key], given)
@@ -137,12 +137,16 @@ class _Reader:
             carry = [_joined(pair) for pair in zip(carry, new, strict=True)]
         return list(carry)
 
-    def _scan(self, params: Mapping[str, Any], given: Sequence[Lineage]) -> list[Lineage]:
-        first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
+    def _scan(self, equation: core.JaxprEqn, given: Sequence[Lineage]) -> list[Lineage]:
+        """Constants, the carry and what is scanned over; how many of each, JAX's versions say in other ways."""
+        body = equation.params["jaxpr"]
+        carried = sum(map(_same_shape, equation.outvars, body.jaxpr.outvars))
+        second = sum(map(_same_shape, equation.invars, body.jaxpr.invars))
+        first = second - carried
         consts, carry = given[:first], given[first:second]
         pieces = [_shifted(each, -1) for each in given[second:]]
-        carry = self._loop(params["jaxpr"], consts, [*carry], pieces)
-        found = self._call(params["jaxpr"], [*consts, *carry, *pieces])[len(carry) :]
+        carry = self._loop(body, consts, [*carry], pieces)
+        found = self._call(body, [*consts, *carry, *pieces])[len(carry) :]
         return [*carry, *(_shifted(each, 1) for each in found)]
 
     def _plain(self, equation: core.JaxprEqn, given: Sequence[Lineage]) -> list[Lineage]:
@@ -215,6 +219,11 @@ def _shifted(lineage: Lineage, by: int) -> Lineage:
 
 def _shape(var: Any) -> tuple[int, ...]:
     return var.aval.shape
+
+
+def _same_shape(outside: Any, inside: Any) -> bool:
+    """Whether a loop's body is given a value as it is, not a slice of it."""
+    return _shape(outside) == _shape(inside)
 
 
 def _reduced(equation: core.JaxprEqn) -> Sequence[int] | None:
