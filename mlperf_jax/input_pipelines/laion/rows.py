@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from mlperf_jax.errors import UserError
@@ -91,7 +92,11 @@ class CaptionedMoments:
             ranges += [shard.text(index) for shard, index in places]
         found = self.samples.files.read(ranges)
         for row, ((shard, index), raw) in enumerate(zip(places, found)):
-            out["moments"][row] = shard.moments(index, raw).transpose(1, 2, 0)
+            planes = shard.moments(index, raw)  # [2C, S, S]
+            # written in place, 1.5 times as fast as by NumPy
+            cv2.transpose(
+                planes.reshape(len(planes), -1), out["moments"][row].reshape(-1, len(planes))
+            )
         if self.embeddings is not None:
             self.embeddings.read(places, out["embedding"])
             return

@@ -117,7 +117,7 @@ class Tar:
         data, found = self.read(at, size), {}
         while data.strip(b"\0"):
             length, blank, _ = data.partition(b" ")
-            count = int(length) if length.isdigit() else 0
+            count = int(length) if length.isdigit() and int(length) <= len(data) else 0
             record, data = data[len(length) + 1 : count], data[count:]
             name, equals, value = record[:-1].partition(b"=")
             if not (blank and equals and record.endswith(b"\n")):
