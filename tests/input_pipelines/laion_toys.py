@@ -84,3 +84,9 @@ def small(**changed) -> Laion:
     """The data set of `write_set`."""
     sizes = {"length": LENGTH, "side": FORM.side, "channels": FORM.channels // 2, "shards": 3}
     return Laion(changed.pop("tokenizer", Letters()), **(sizes | changed))
+
+
+def all_rows(split, rows, batches):
+    """The first batches of so many rows as one."""
+    found = [split.batched(rows, seed=3)[number] for number in range(batches)]
+    return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}

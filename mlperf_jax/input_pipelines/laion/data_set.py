@@ -141,9 +141,12 @@ class Laion:
         ]
         captions = []
         for shard in samples.shards:
-            for index in sorted({*np.linspace(0, len(shard) - 1, _LOOKED_AT).astype(int).tolist()}):
+            looked_at = sorted({*np.linspace(0, len(shard) - 1, _LOOKED_AT).astype(int).tolist()})
+            ranges = [shard.array(i) for i in looked_at] + [shard.text(i) for i in looked_at]
+            read = shard.files.read(ranges)
+            for index, array, text in zip(looked_at, read, read[len(looked_at) :]):
                 try:
-                    captions.append(self._examined(shard, index))
+                    captions.append(self._examined(shard, index, array, text))
                 except UserError as error:
                     found.append(f"problem: {error}")
         found.append(self._cut("train", captions, source.tokenizer))
@@ -152,9 +155,8 @@ class Laion:
         found.append(self._cut("validation", list(table.captions[:1024]), source.tokenizer))
         return found
 
-    def _examined(self, shard: files.Shard, index: int) -> str:
-        """The caption of a sample whose array is one of moments."""
-        array, text = shard.files.read([shard.array(index), shard.text(index)])
+    def _examined(self, shard: files.Shard, index: int, array: Any, text: Any) -> str:
+        """The caption of a sample whose array is one of moments; both in bytes."""
         files.check_header(shard.describe(index), bytes(array[:256]), self._form)
         moments = shard.moments(index, array)
         if not np.isfinite(moments).all():

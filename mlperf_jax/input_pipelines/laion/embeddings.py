@@ -38,7 +38,7 @@ def write_embeddings(
         UserError: they are not as many as the captions, of several shapes, or not finite in float16.
     """
     with building.alone(f"{os.fspath(folder)}/{shard.name}.json", resumes=True) as note:
-        if note.exists() and json.loads(note.read_text()) == _note(shard):
+        if note.exists() and _parsed(note.read_bytes()) == _note(shard):
             return
         note.unlink(missing_ok=True)
         with building.unfinished(note.with_suffix(".npy")) as part, open(part, "wb") as file:
@@ -70,6 +70,14 @@ def _note(shard: files.Shard) -> dict[str, Any]:
     return {"rows": len(shard), "keys": shard.digest()}
 
 
+def _parsed(note: bytes) -> Any:
+    """What a note says; None of a damaged one."""
+    try:
+        return json.loads(note)
+    except ValueError:
+        return None
+
+
 class Embeddings:
     """The embeddings of all shards; opening reads their notes and the headers of their arrays.
 
@@ -80,34 +88,39 @@ class Embeddings:
         width: W.
 
     Raises:
-        UserError: those of a shard are missing, cut short, of other captions or of another shape.
+        UserError: those of a shard are missing, cut short, of other samples or of another shape.
     """
 
     def __init__(self, folder: str, samples: files.Samples, length: int, width: int):
         self._given = folder, samples, length, width
         self._files, self._bytes = files.Files(), 2 * length * width
         there = records.listing(folder) or {}
-        self._paths: dict[str, str] = {}
-        for shard in samples.shards:
-            path, note = f"{folder}/{shard.name}.npy", f"{shard.name}.json"
-            if note not in there or f"{shard.name}.npy" not in there:
+        names = {
+            shard.name: (f"{shard.name}.json", f"{shard.name}.npy") for shard in samples.shards
+        }
+        for shard, pair in names.items():
+            if not {*pair} <= {*there}:
                 raise UserError(
-                    f"{folder} lacks the embeddings of shard {shard.name}: write them with "
+                    f"{folder} lacks the embeddings of shard {shard}: write them with "
                     "input_pipelines.laion.write_embeddings, or train on the captions' tokens"
                 )
-            if json.loads(records.read_text(f"{folder}/{note}")) != _note(shard):
+        self._paths = {shard: f"{folder}/{array}" for shard, (_, array) in names.items()}
+        notes = [(f"{folder}/{note}", 0, there[note]) for note, _ in names.values()]
+        heads = [(f"{folder}/{array}", 0, min(_HEAD, there[array])) for _, array in names.values()]
+        read = self._files.read(notes + heads)
+        for shard, note, head in zip(samples.shards, read, read[len(notes) :]):
+            path = self._paths[shard.name]
+            if _parsed(bytes(note)) != _note(shard):
                 raise UserError(
-                    f"{path} is of other captions than {shard.path} now has: remove {note} and write it again"
+                    f"{path} is of other samples than {shard.path} now has, or {shard.name}.json is damaged: remove "
+                    "that and write them again"
                 )
-            expected = _HEAD + len(shard) * self._bytes
-            (head,) = self._files.read([(path, 0, min(_HEAD, there[f"{shard.name}.npy"]))])
             self._check(path, bytes(head), (len(shard), length, width))
-            if there[f"{shard.name}.npy"] != expected:
+            found, expected = there[f"{shard.name}.npy"], _HEAD + len(shard) * self._bytes
+            if found != expected:
                 raise UserError(
-                    f"{path} has {there[f'{shard.name}.npy']:,} bytes and its header asks for {expected:,}: copy or "
-                    "write it again"
+                    f"{path} has {found:,} bytes and its header asks for {expected:,}: copy or write it again"
                 )
-            self._paths[shard.name] = path
 
     def __reduce__(self) -> Any:
         return Embeddings, self._given
