@@ -44,7 +44,7 @@ CASES = (
     Case("llama31_8b", "v6e:4x8", 32),
     Case("bert", "v6e:2x4", 448),
     Case("bert", "v5e:2x4", 448),
-    Case("bert", "v6e:8x8", 8192),
+    Case("bert", "v6e:8x16", 8192),
     Case("gpt3", "v5p:8x8x16", 2048, "fsdp=128,tensor=8"),
     Case("llama31_405b", "v5p:8x16x16", 1152),
     Case("llama2_70b_lora", "v5p:2x2x4", 8),
