@@ -34,7 +34,10 @@ def predicted_v(xp: ModuleType, noisy: Any, time: Any, context: Any) -> Any:
     """Stands for the network, written for NumPy and JAX (`xp`): it looks at rows, time and context alike."""
     draw = np.random.RandomState(17)
     mix, look = draw.standard_normal((4, 4)) / 2, draw.standard_normal((30, 4)) / 6
-    seen = context.reshape(len(context), -1) @ look + xp.cos(xp.asarray(time, noisy.dtype) / 300)[:, None]
+    seen = (
+        context.reshape(len(context), -1) @ look
+        + xp.cos(xp.asarray(time, noisy.dtype) / 300)[:, None]
+    )
     return xp.tanh(noisy @ mix + seen[:, None, None]) + noisy[:, ::-1] / 3
 
 
