@@ -23,7 +23,9 @@ def make(images: int, width: int, seed: int) -> np.ndarray:
     """Float32 rows whose deviations fall from 1 to 0.001 along directions of no axis."""
     rng = np.random.default_rng(seed)
     turned = np.linalg.qr(rng.standard_normal((width, width)))[0] * np.geomspace(1, 1e-3, width)
-    return (rng.standard_normal((images, width), np.float32) @ turned.astype(np.float32).T) + seed
+    return (
+        rng.standard_normal((images, width), np.float32) @ turned.astype(np.float32).T
+    ) + seed / 100
 
 
 def by_sqrtm(rows: np.ndarray, real: fid.Statistics) -> float:

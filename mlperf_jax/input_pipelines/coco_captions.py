@@ -7,6 +7,7 @@ writes, and the organisers hand out, is `val2014_30k.tsv` with the columns image
 
 from __future__ import annotations
 
+import collections
 import csv
 import io
 import json
@@ -111,12 +112,12 @@ def _row(path: str | os.PathLike, number: int, line: list[str]) -> Caption:
 
 def _annotations(path: str) -> list[Caption]:
     """All captions of COCO's file in its order, newlines taken out."""
-    help = f"fetch annotations_trainval2014.zip from cocodataset.org and unpack {SOURCE}"
+    advice = f"fetch annotations_trainval2014.zip from cocodataset.org and unpack {SOURCE}"
     try:
-        document = json.loads(_text(path, help))
+        document = json.loads(_text(path, advice))
         found = [_annotation(path, one) for one in document["annotations"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no file of COCO's captions ({error!r}): {help}") from error
+        raise UserError(f"{path} is no file of COCO's captions ({error!r}): {advice}") from error
     _refuse_twice(path, found, [caption.id for caption in found], "annotation")
     return found
 
@@ -130,21 +131,20 @@ def _annotation(path: str, one: Mapping[str, Any]) -> Caption:
     return Caption(image, ident, text.replace("\n", "").strip())
 
 
-def _text(path: str, help: str) -> str:
+def _text(path: str, advice: str) -> str:
     try:
         return records.read_text(path)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {help}") from None
+        raise UserError(f"{path} is missing: {advice}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {help}") from error
+        raise UserError(f"{path} cannot be read ({error}): {advice}") from error
 
 
 def _refuse_twice(
     path: str | os.PathLike, captions: list[Caption], ids: list[int], what: str
 ) -> None:
-    if len(set(ids)) < len(ids):
-        seen: set[int] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))
+    (twice, times), *_ = collections.Counter(ids).most_common(1) or [(0, 0)]
+    if times > 1:
         raise UserError(
             f"{pathlib.Path(path).name} has {len(captions):,} captions, and {what} {twice} comes twice: fetch it again"
         )

@@ -61,7 +61,7 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
     Raises:
         UserError: no such file, another one, or arrays that are no mean and covariance.
     """
-    help = "fetch val2014_30k_stats.npz from the organisers, or build the data again"
+    advice = "fetch val2014_30k_stats.npz from the organisers, or build the data again"
     try:
         file = np.load(path)
         if not isinstance(file, np.lib.npyio.NpzFile):
@@ -69,22 +69,22 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
         with file:
             found = {n: np.asarray(file[n], np.float64) for n in ("mu", "sigma") if n in file.files}
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {help}") from None
+        raise UserError(f"{path} is missing: {advice}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is no whole npz file ({error}): {help}") from error
+        raise UserError(f"{path} is no whole npz file ({error}): {advice}") from error
     if missing := [name for name in ("mu", "sigma") if name not in found]:
         raise UserError(
-            f"{path} lacks {' and '.join(missing)}: statistics for FID are the arrays mu and sigma; {help}"
+            f"{path} lacks {' and '.join(missing)}: statistics for FID are the arrays mu and sigma; {advice}"
         )
     mean, covariance = found["mu"], found["sigma"]
     if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
         raise UserError(
-            f"{path} has mu {list(mean.shape)} and sigma {list(covariance.shape)}, expected [D] and [D, D]: {help}"
+            f"{path} has mu {list(mean.shape)} and sigma {list(covariance.shape)}, expected [D] and [D, D]: {advice}"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(f"{path} holds numbers that are not finite: {help}")
+        raise UserError(f"{path} holds numbers that are not finite: {advice}")
     if not np.allclose(covariance, covariance.T, rtol=1e-5, atol=1e-8 * abs(covariance).max()):
-        raise UserError(f"{path} has a sigma without symmetry, which is no covariance: {help}")
+        raise UserError(f"{path} has a sigma without symmetry, which is no covariance: {advice}")
     return Statistics(mean, covariance)
 
 
