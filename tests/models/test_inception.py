@@ -25,6 +25,7 @@ spec = importlib.util.spec_from_file_location("make_inception_reference", SCRIPT
 reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
+
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
