@@ -1,6 +1,7 @@
 """What the UNet and the autoencoder of Stable Diffusion are both made of.
 
-B batch · H, W height and width · C, F channels in and out · E width of the time's embedding
+B batch · H, W height and width · C, F channels in and out · T queries · S keys · N heads ·
+E width of the time's embedding
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from flax import nnx
 
 from mlperf_jax.models.unet3d import uniform
 from mlperf_jax.ops import conv as convs, dense
+from mlperf_jax.ops.attention import attention
 from mlperf_jax.ops.group_norm import GroupNorm
-from mlperf_jax.ops.shard import ROWS, shard
+from mlperf_jax.ops.shard import ROWS, free_axes, shard
 
 
 class ResBlock(nnx.Module):
@@ -113,6 +115,29 @@ def linear(
         dot_general=dense.dot_general,
         rngs=rngs,
     )
+
+
+def attended(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, backend: str) -> jax.Array:
+    """Softmax attention of so many heads, every query over all keys.
+
+    Any number of keys goes to the fast kernels, which fill them up to whole tiles and mask them. Heads of
+    zeros are added where the mesh's tensor axis does not divide their number.
+
+    Args:
+      q: [B, T, C] queries.
+      k, v: [B, S, C] keys and values.
+      heads: N.
+      backend: of `ops.attention.attention`.
+
+    Returns:
+      [B, T, C].
+    """
+    more = -heads % free_axes().get("tensor", 1)
+    parts = (y.reshape(*y.shape[:2], heads, -1) for y in (q, k, v))
+    q, k, v = (jnp.pad(y, ((0, 0), (0, 0), (0, more), (0, 0))) if more else y for y in parts)
+    q = shard(q, ROWS, "context", "tensor")  # [B, T, N, C / N]
+    y = attention(q, k, v, causal=False, backend=backend)[:, :, :heads]
+    return shard(y.reshape(*y.shape[:2], -1), ROWS, "context", None if more else "tensor")
 
 
 def doubled(x: jax.Array) -> jax.Array:

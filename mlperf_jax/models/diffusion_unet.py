@@ -4,8 +4,8 @@ The groups of channels are 16 in residual blocks and before the output and 32 in
 
 Reference: mlcommons/training, retired_benchmarks/stable_diffusion, ldm/modules (openaimodel, attention).
 
-B batch · H, W height and width of latents · C channels · T queries, H W of a level · S tokens of the context ·
-K width of the context · N heads · E width of the time's embedding
+B batch · H, W height and width of latents · C channels · T queries, H W of a level ·
+S tokens of the context · K width of the context · E width of the time's embedding
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.models.diffusion_layers import ResBlock, conv, doubled, linear
+from mlperf_jax.models.diffusion_layers import ResBlock, attended, conv, doubled, linear
 from mlperf_jax.models.diffusion_unet_config import (
     BLOCK_EPSILON,
     LAYER_EPSILON,
@@ -30,7 +30,7 @@ from mlperf_jax.models.diffusion_unet_config import (
 )
 from mlperf_jax.ops import attention as attentions, stack
 from mlperf_jax.ops.group_norm import GroupNorm
-from mlperf_jax.ops.shard import ROWS, free_axes, shard
+from mlperf_jax.ops.shard import ROWS, shard
 
 __all__ = ["RULES", "UNet", "UNetConfig"]
 
@@ -83,10 +83,7 @@ class TimeEmbedding(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """[B, T, C] -> [B, T, C]: every query sees all tokens of the context, or of its own picture.
-
-    The kernels of `ops.attention` take any number of keys: 77 are filled up to whole tiles and masked there.
-    """
+    """[B, T, C] -> [B, T, C]: every query sees all tokens of the context, or of its own picture."""
 
     def __init__(
         self,
@@ -106,17 +103,9 @@ class Attention(nnx.Module):
         self.backend = config.attention
 
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        if self.heads % (ways := free_axes().get("tensor", 1)):
-            raise UserError(
-                f"unet: {self.heads} attention heads do not split over mesh axis tensor of {ways} parts; choose "
-                "a tensor axis that divides the heads of every level"
-            )
         seen = x if context is None else context
-        parts = (self.query(x), self.key(seen), self.value(seen))
-        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in parts)  # [B, T or S, N, C / N]
-        q = shard(q, ROWS, "context", "tensor")
-        y = attentions.attention(q, k, v, causal=False, backend=self.backend)
-        return self.out(shard(y.reshape(x.shape), ROWS, "context", "tensor"))
+        q, k, v = self.query(x), self.key(seen), self.value(seen)
+        return self.out(attended(q, k, v, self.heads, self.backend))
 
 
 class FeedForward(nnx.Module):
@@ -191,9 +180,7 @@ class Block(nnx.Module):
             rngs=rngs,
         )
         attends, width = sizes.attends, sizes.features_out
-        self.transformer = (
-            SpatialTransformer(width, config, dtype, rngs=rngs) if attends else None
-        )
+        self.transformer = SpatialTransformer(width, config, dtype, rngs=rngs) if attends else None
 
     def __call__(self, xs: Sequence[jax.Array], time: jax.Array, context: jax.Array) -> jax.Array:
         x = self.residual(jnp.concatenate(xs, axis=-1) if len(xs) > 1 else xs[0], time)
@@ -292,7 +279,9 @@ class UNet(nnx.Module):
                 x = up.double(doubled(x))
         return self.head(self.norm(x, nnx.silu), wide=True)
 
-    def _check(self, latents: tuple[int, ...], timesteps: tuple[int, ...], context: tuple[int, ...]):
+    def _check(
+        self, latents: tuple[int, ...], timesteps: tuple[int, ...], context: tuple[int, ...]
+    ):
         config, times = self.config, 2**self.config.halvings
         if len(latents) != 4 or latents[-1] != config.channels:
             raise UserError(
@@ -316,7 +305,9 @@ class UNet(nnx.Module):
             )
 
 
-def _checkpointed(remat: str | None) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+def _checkpointed(
+    remat: str | None,
+) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
     """Wraps a block so that the backward pass computes again what the policy does not keep."""
     if remat is None:
         return lambda block: block

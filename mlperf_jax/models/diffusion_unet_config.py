@@ -176,6 +176,8 @@ class UNetConfig:
             if features != width:
                 yield seen * features * width
             if attends:
-                yield 20 * seen * width**2  # 2 around the block, 4 + 2 in the attentions, 12 feed forward
+                yield (
+                    20 * seen * width**2
+                )  # 2 around the block, 4 + 2 in the attentions, 12 feed forward
                 yield 2 * tokens * self.context_width * width
                 yield 2 * seen * (seen + tokens) * width
