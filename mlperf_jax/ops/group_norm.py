@@ -5,6 +5,7 @@ B batch · G groups · C channels · ... spatial axes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -64,23 +65,23 @@ class GroupNorm(nnx.Module):
     ) -> jax.Array:
         """[B, ..., C] to the same shape, in `dtype`.
 
-        Of all that is elementwise the backward pass keeps x alone, in x's own precision.
+        The backward pass keeps x as it came, and nothing else of its size.
 
         Args:
           x: of at least two spatial axes.
           then: an elementwise function of the result, before it is rounded to `dtype`.
         """
-        kept = jnp.promote_types(x.dtype, jnp.float32)
-        mean, var = moments(x.astype(kept), self.groups)
+        mean, var = moments(x, self.groups)
         gain = self.scale[...] * lax.rsqrt(var + self.epsilon)
 
         def finish(x, mean, gain, bias):
-            y = (x.astype(kept) - mean) * gain + bias
+            y = (_wide(x) - mean) * gain + bias
             return (y if then is None else then(y)).astype(self.dtype)
 
         return jax.checkpoint(finish, prevent_cse=False)(x, mean, gain, self.bias[...])
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of each channel's group, in one pass over x.
 
@@ -91,11 +92,33 @@ def moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
       groups: G.
 
     Returns:
-      Mean and variance, [B, 1, ..., C], equal within a group.
+      Mean and variance, [B, 1, ..., C], equal within a group, in promote_types(x.dtype, f32).
     """
-    mean, var = instance_norm.moments(x)
-    shape = (*mean.shape[:-1], groups, -1)
-    means, vars = mean.reshape(shape), var.reshape(shape)
-    whole = means.mean(-1, keepdims=True)
-    spread = (vars + jnp.square(means - whole)).mean(-1, keepdims=True)
-    return tuple(jnp.broadcast_to(v, means.shape).reshape(mean.shape) for v in (whole, spread))
+    mean, var = instance_norm.moments(_wide(x))
+    whole = _group_mean(mean, groups)
+    return whole, _group_mean(var + jnp.square(mean - whole), groups)
+
+
+def _forward(x: jax.Array, groups: int):
+    mean, var = moments(x, groups)
+    return (mean, var), (x, mean)
+
+
+def _backward(groups: int, saved: tuple[jax.Array, jax.Array], slopes: tuple[jax.Array, jax.Array]):
+    x, mean = saved
+    pixels = x.size // (x.shape[0] * x.shape[-1])
+    of_mean, of_var = (_group_mean(slope, groups) / pixels for slope in slopes)
+    return ((of_mean + 2 * of_var * (_wide(x) - mean)).astype(x.dtype),)
+
+
+moments.defvjp(_forward, _backward)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _group_mean(x: jax.Array, groups: int) -> jax.Array:
+    """Means [B, 1, ..., C] over the channels of each group, for each of them."""
+    each = x.reshape(*x.shape[:-1], groups, -1)
+    return jnp.broadcast_to(each.mean(-1, keepdims=True), each.shape).reshape(x.shape)
