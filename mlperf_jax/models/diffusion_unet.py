@@ -10,6 +10,7 @@ S tokens of the context · K width of the context · E width of the time's embed
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -117,9 +118,13 @@ class FeedForward(nnx.Module):
         self.down = linear(4 * width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # the backward pass keeps both factors and no step of the exact GELU
-        gated = jax.checkpoint(lambda up, gate: up * jax.nn.gelu(gate, approximate=False), prevent_cse=False)  # fmt: skip
-        return self.down(shard(gated(self.up(x), self.gate(x)), ROWS, "context", "tensor"))
+        return self.down(shard(_gated(self.up(x), self.gate(x)), ROWS, "context", "tensor"))
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gated(up: jax.Array, gate: jax.Array) -> jax.Array:
+    """up gelu(gate), exactly; the backward pass keeps both and none of the function's own steps."""
+    return up * jax.nn.gelu(gate, approximate=False)
 
 
 class TransformerBlock(nnx.Module):
@@ -228,7 +233,7 @@ class UNet(nnx.Module):
         """
         around: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.config = config
-        self.checkpointed = _checkpointed(config.remat)
+        _checkpointed(config.remat)  # refuses what it does not know
         deepest, last = config.widths[-1], config.halvings
         self.time_embedding = TimeEmbedding(config, **around)
         self.conv_in = conv(config.channels, config.width, 3, **around)
@@ -260,21 +265,21 @@ class UNet(nnx.Module):
           UserError: shapes that do not fit.
         """
         self._check(latents.shape, timesteps.shape, context.shape)
-        time = self.time_embedding(timesteps)
+        run, time = _checkpointed(self.config.remat), self.time_embedding(timesteps)
         x = self.conv_in(shard(latents, ROWS))
         skips = [x]
         for down in self.down:
             for block in down.blocks:
-                x = self.checkpointed(block)([x], time, context)
+                x = run(block)([x], time, context)
                 skips.append(x)
             if down.halve is not None:
                 x = down.halve(x)
                 skips.append(x)
         for block in self.middle:
-            x = self.checkpointed(block)([x], time, context)
+            x = run(block)([x], time, context)
         for up in self.up:
             for block in up.blocks:
-                x = self.checkpointed(block)([x, skips.pop()], time, context)
+                x = run(block)([x, skips.pop()], time, context)
             if up.double is not None:
                 x = up.double(doubled(x))
         return self.head(self.norm(x, nnx.silu), wide=True)

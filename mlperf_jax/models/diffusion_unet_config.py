@@ -57,9 +57,8 @@ class UNetConfig:
     attention: str = "auto"
 
     def __post_init__(self) -> None:
-        for field in (
-            "width", "res_blocks", "head_width", "context_width", "channels", "groups", "transformer_groups",
-        ):  # fmt: skip
+        sizes = ("width", "res_blocks", "head_width", "context_width", "channels", "groups")
+        for field in (*sizes, "transformer_groups"):
             if getattr(self, field) < 1:
                 raise UserError(f"unet: {field} is {getattr(self, field)}; give at least 1")
         if not self.multipliers or min(self.multipliers) < 1:
@@ -74,10 +73,12 @@ class UNetConfig:
             raise UserError(
                 f"unet: width {self.width} is odd; half of it are cosines of the time, half sines"
             )
+        blocks = [block for level in (*self.down, *self.up) for block in level]
+        inside = [width for block in blocks for width in (block.features_in, block.features_out)]
         attending = [*self.widths[: self.attention_levels], self.widths[-1]]
-        for field, of in (("head_width", attending), ("transformer_groups", attending),
-                          ("groups", [w for level in (*self.down, *self.up) for b in level for w in b[:2]])):  # fmt: skip
-            if odd := [width for width in of if width % getattr(self, field)]:
+        divided = {"groups": inside, "head_width": attending, "transformer_groups": attending}
+        for field, widths in divided.items():
+            if odd := [width for width in widths if width % getattr(self, field)]:
                 raise UserError(
                     f"unet: {field} {getattr(self, field)} does not divide the {odd[0]} channels of a block; "
                     "choose one that divides them all"

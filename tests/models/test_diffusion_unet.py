@@ -22,6 +22,8 @@ from scripts import make_diffusion_reference as reference
 
 MIXED = UNetConfig(**reference.UNET)
 WHOLE = MIXED.replace(groups=32)
+MINI = UNetConfig(width=8, multipliers=(1, 2), res_blocks=1, attention_levels=1, head_width=8,
+                  context_width=6, groups=2, transformer_groups=4)  # fmt: skip
 
 
 @pytest.fixture
@@ -91,28 +93,39 @@ def compiled(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def applied(config, dtype, params, latents, context):
+    times = jnp.resize(jnp.array(reference.TIMESTEPS), (len(latents),))
+    return states.merge(abstract(config, dtype)[0], params, {}, {})(latents, times, context)
+
+
 @functools.cache
-def computed(config, dtype, rows=1):
-    """A jitted function of (params, latents, context): the output, and gradients of its weighted sum."""
-    times = jnp.array(reference.TIMESTEPS * rows)
-    shape = (2, 4, 4, 6)
+def forward(config, dtype):
+    """A jitted function of (params, latents, context): the output."""
+    return compiled(functools.partial(applied, config, dtype))
 
-    def run(params, latents, context):
-        slope = np.tile(
-            last(reference.drawn(f"slope unet {config.groups}", shape)), (rows, 1, 1, 1)
-        )
 
-        def loss(params, latents, context):
-            model = states.merge(abstract(config, dtype)[0], params, {}, {})
-            out = model(latents, times, context)
+@functools.cache
+def computed(config, dtype, name="slope"):
+    """The same: the output, and the gradients of its sum weighted by numbers that go by the name."""
+
+    def run(*arguments):
+        slope = last(reference.drawn(name, first(np.empty(arguments[1].shape)).shape))
+
+        def loss(*arguments):
+            out = applied(config, dtype, *arguments)
             return (out * slope).sum(), out
 
-        (_, out), slopes = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
-            params, latents, context
-        )
+        (_, out), slopes = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*arguments)
         return out, slopes
 
     return compiled(run)
+
+
+def mini(dtype=np.float32):
+    """Parameters and inputs, of four rows, of a network that compiles faster yet."""
+    draw = np.random.RandomState(0)
+    shapes = abstract(MINI)[1], *(jnp.empty(shape) for shape in ((4, 4, 6, 4), (4, 5, 6)))
+    return jax.tree.map(lambda x: (draw.standard_normal(x.shape) * 0.5).astype(dtype), shapes)
 
 
 # -- sizes -----------------------------------------------------------------------------------------
@@ -180,40 +193,36 @@ def equations(jaxpr):
 # -- parity ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [MIXED, WHOLE], ids=["16 and 32 groups", "32 groups"])
-def test_outputs_and_gradients_are_those_of_diffusers(config, x64):
-    name = f"unet {config.groups}"
-    out, slopes = computed(config, jnp.float64)(
+def test_outputs_and_gradients_are_those_of_diffusers(x64):
+    """16 groups in residual blocks and 32 in transformers."""
+    out, slopes = computed(MIXED, jnp.float64, "slope unet 16")(
         parameters(np.float64), *inputs(reference.UNET_INPUTS, np.float64)
     )
-    np.testing.assert_allclose(first(out), stored()[name], atol=1e-11)
-    found = huggingface.unet_to_huggingface(slopes[0], config)
+    np.testing.assert_allclose(first(out), stored()["unet 16"], atol=1e-11)
+    found = huggingface.unet_to_huggingface(slopes[0], MIXED)
     found |= {"input 0": first(slopes[1]), "input 1": np.asarray(slopes[2])}
-    found, wanted = reference.summary(found), told(name)[1]
+    found, wanted = reference.summary(found), told("unet 16")[1]
     assert found.keys() == wanted.keys()
     for array, values in wanted.items():
         np.testing.assert_allclose(found[array], values, rtol=1e-9, atol=1e-10, err_msg=array)
 
 
-def test_the_mix_of_groups_is_seen():
+def test_with_32_groups_it_is_the_one_that_diffusers_has(x64):
+    found = forward(WHOLE, jnp.float64)(
+        parameters(np.float64), *inputs(reference.UNET_INPUTS, np.float64)
+    )
+    np.testing.assert_allclose(first(found), stored()["unet 32"], atol=1e-11)
     assert np.abs(stored()["unet 16"] - stored()["unet 32"]).max() > 0.01
 
 
-def test_float32_is_within_its_rounding_of_diffusers():
-    out, _ = computed(MIXED, jnp.float32)(parameters(), *inputs(reference.UNET_INPUTS))
-    np.testing.assert_allclose(first(out), stored()["unet 16"], atol=1e-4)
-
-
-def test_bfloat16_follows_float32():
-    arguments = parameters(), *inputs(reference.UNET_INPUTS)
-    wide, narrow = (computed(MIXED, d)(*arguments) for d in (jnp.float32, jnp.bfloat16))
-    assert narrow[0].dtype == jnp.float32
-    assert 0 < np.abs(wide[0] - narrow[0]).max() < 0.06 * np.abs(wide[0]).max()
-    norms = [
-        np.array([np.linalg.norm(x) for x in jax.tree.leaves(slopes)])
-        for slopes in (wide[1], narrow[1])
-    ]
-    np.testing.assert_allclose(norms[1], norms[0], rtol=0.2)
+@pytest.mark.parametrize(("dtype", "share"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.06)])
+def test_narrower_numbers_follow(dtype, share):
+    found, wanted = (
+        forward(MIXED, dtype)(parameters(), *inputs(reference.UNET_INPUTS)),
+        stored()["unet 16"],
+    )
+    assert found.dtype == jnp.float32
+    assert 0 < np.abs(first(found) - wanted).max() < share * np.abs(wanted).max()
 
 
 def test_sinusoids_are_those_of_diffusers():
@@ -281,10 +290,10 @@ def test_a_spatial_transformer_of_the_benchmark(x64):
 
 def test_it_begins_as_zero_and_by_torchs_laws():
     model = build(MIXED)
-    latents, context = inputs(reference.UNET_INPUTS)
-    out = jax.jit(lambda *x: model(*x))(latents, jnp.array(reference.TIMESTEPS), context)
+    params = states.split(model)[1]["params"]
+    out = forward(MIXED, jnp.float32)(params, *inputs(reference.UNET_INPUTS))
     assert out.dtype == jnp.float32 and not out.any()
-    params = flatten_paths(states.split(model)[1]["params"])
+    params = flatten_paths(params)
     zero, drawn = [], {}
     for path, value in params.items():
         module, _, name = path.rpartition("/")
@@ -306,7 +315,7 @@ def test_it_begins_as_zero_and_by_torchs_laws():
     assert {kind for kind in kinds if (kind, "bias") not in drawn} == {"query", "key", "value"}
     for kind, values in drawn.items():
         values = np.concatenate(values)
-        assert np.abs(values).max() <= 1 and values.max() > 0.85 and values.min() < -0.85, kind
+        assert np.abs(values).max() <= 1 and values.max() > 0.7 and values.min() < -0.7, kind
         assert abs(values.mean()) < 4 / math.sqrt(3 * len(values)), kind
         assert np.square(values).mean() == pytest.approx(
             1 / 3, abs=4 * 0.3 / math.sqrt(len(values))
@@ -317,28 +326,28 @@ def test_it_begins_as_zero_and_by_torchs_laws():
 # -- memory and kernels ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", "attention"])
+@pytest.mark.parametrize("remat", ["full", "attention"])
 def test_what_is_recomputed_is_the_same(remat):
-    arguments = parameters(), *inputs(reference.UNET_INPUTS)
-    kept, again = (computed(MIXED.replace(remat=r), jnp.float32)(*arguments) for r in (None, remat))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), kept, again)
+    kept, again = (computed(MINI.replace(remat=r), jnp.float32)(*mini()) for r in (None, remat))
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4 * np.abs(a).max())
 
 
 def residuals(remat):
-    """Bytes that the forward pass of the benchmark's network keeps for the backward one."""
-    graphdef, params = abstract(UNetConfig(remat=remat, attention="xla"))
-    latents, context = jnp.zeros([1, 64, 64, 4]), jnp.zeros([1, 77, 1024])
+    """Bytes that the forward pass keeps for the backward one."""
+    graphdef = abstract(MINI.replace(remat=remat))[0]
+    params, latents, context = mini()
 
     def loss(params):
-        return states.merge(graphdef, params, {}, {})(latents, jnp.zeros(1), context).sum()
+        return states.merge(graphdef, params, {}, {})(latents, jnp.zeros(4), context).sum()
 
     kept = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
 
 def test_remat_keeps_less():
-    everything, attended, nothing = (residuals(remat) for remat in (None, "attention", "full"))
-    assert nothing < attended < 0.5 * everything
+    found = [residuals(remat) for remat in ("full", "attention", "dots_no_batch", "dots", None)]
+    assert found == sorted(set(found)), found
 
 
 @pytest.mark.parametrize(("device", "kernel"), [("tpu", "splash"), ("gpu", "cudnn")])
@@ -384,23 +393,20 @@ def test_77_keys_are_the_same_to_the_tpus_kernel():
 # -- meshes ----------------------------------------------------------------------------------------
 
 
-@functools.cache
 def on_mesh(text):
-    """Output and gradients in float64 of eight rows, the parameters placed by the rules."""
-    mesh, params = meshes.make_mesh(text), parameters(np.float64)
-    arguments = [np.concatenate([x] * 4) for x in inputs(reference.UNET_INPUTS, np.float64)]
+    """Output and gradients in float64, the parameters placed by the rules."""
+    mesh, (params, *arguments) = meshes.make_mesh(text), mini(np.float64)
     with jax.set_mesh(mesh):
         shardings = meshes.state_shardings({"params": params}, diffusion_unet.RULES, mesh)
         placed = jax.device_put({"params": params}, shardings)["params"]
-        return jax.device_get(computed(MIXED, jnp.float64, rows=4)(placed, *arguments))
+        return jax.device_get(computed(MINI, jnp.float64)(placed, *arguments))
 
 
-@pytest.mark.parametrize("text", ["fsdp=8", "data=2,tensor=4"])
-def test_the_mesh_changes_nothing(text, x64):
-    """Of four devices on `tensor` the finest level's two heads fill half."""
-    for found, wanted in zip(*(jax.tree.leaves(on_mesh(t)) for t in (text, "data=1")), strict=True):
-        scale = np.abs(wanted).max()
-        np.testing.assert_allclose(found, wanted, atol=1e-11 * scale)
+def test_the_mesh_changes_nothing(x64):
+    """Of two devices on `tensor` the finest level's one head keeps one idle."""
+    for found, wanted in zip(*map(jax.tree.leaves, map(on_mesh, ("data=2,fsdp=2,tensor=2", "data=1"))),
+                             strict=True):  # fmt: skip
+        np.testing.assert_allclose(found, wanted, atol=1e-11 * np.abs(wanted).max())
 
 
 def test_where_parameters_live():

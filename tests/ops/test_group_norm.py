@@ -34,9 +34,8 @@ def twin(x, groups, scale, bias, epsilon=1e-5):
 def made(features, groups, dtype=jnp.float32, **how):
     norm = GroupNorm(features, groups, dtype=dtype, **how, rngs=nnx.Rngs(0))
     draw = np.random.RandomState(1)
-    norm.scale[...], norm.bias[...] = (
-        jnp.asarray(draw.standard_normal(features)) for _ in range(2)
-    )
+    for weight in (norm.scale, norm.bias):
+        weight[...] = jnp.asarray(draw.standard_normal(features), weight.dtype)
     return norm
 
 
