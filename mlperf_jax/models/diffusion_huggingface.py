@@ -222,10 +222,11 @@ def _transformer(path: str, name: str, width: int, context: int) -> Iterator[Lea
     yield from _attention(f"{path}/attention", f"{name}.attn1", width, width, False)
     yield from _attention(f"{path}/cross_attention", f"{name}.attn2", width, context, False)
     for part, start in (("up", 0), ("gate", inner)):
-        both: dict[str, int] = {"start": start, "whole": 2 * inner}
         ours, theirs = f"{path}/feed_forward/{part}", f"{name}.ff.net.0.proj"
-        yield Leaf(f"{ours}/kernel", f"{theirs}.weight", (width, inner), transposed=True, **both)
-        yield Leaf(f"{ours}/bias", f"{theirs}.bias", (inner,), **both)
+        part_of: dict[str, Any] = {"start": start, "whole": 2 * inner}
+        shape = (width, inner)
+        yield Leaf(f"{ours}/kernel", f"{theirs}.weight", shape, transposed=True, **part_of)
+        yield Leaf(f"{ours}/bias", f"{theirs}.bias", (inner,), **part_of)
     yield from _dense(f"{path}/feed_forward/down", f"{name}.ff.net.2", inner, width)
 
 

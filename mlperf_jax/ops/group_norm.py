@@ -5,7 +5,6 @@ B batch · G groups · C channels · ... spatial axes
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -81,8 +80,7 @@ class GroupNorm(nnx.Module):
         return jax.checkpoint(finish, prevent_cse=False)(x, mean, gain, self.bias[...])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+def _moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of each channel's group, in one pass over x.
 
     They follow from the channels' own moments, so that only [B, C] arrays are ever regrouped.
@@ -100,7 +98,7 @@ def moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _forward(x: jax.Array, groups: int):
-    mean, var = moments(x, groups)
+    mean, var = _moments(x, groups)
     return (mean, var), (x, mean)
 
 
@@ -111,6 +109,7 @@ def _backward(groups: int, saved: tuple[jax.Array, jax.Array], slopes: tuple[jax
     return ((of_mean + 2 * of_var * (_wide(x) - mean)).astype(x.dtype),)
 
 
+moments = jax.custom_vjp(_moments, nondiff_argnums=(1,))
 moments.defvjp(_forward, _backward)
 
 
