@@ -346,8 +346,9 @@ def residuals(remat):
 
 
 def test_remat_keeps_less():
-    found = [residuals(remat) for remat in ("full", "attention", "dots_no_batch", "dots", None)]
-    assert found == sorted(set(found)), found
+    nothing, attended, everything = (residuals(remat) for remat in ("full", "attention", None))
+    assert nothing < attended < everything
+    assert nothing < residuals("dots_no_batch") < residuals("dots")
 
 
 @pytest.mark.parametrize(("device", "kernel"), [("tpu", "splash"), ("gpu", "cudnn")])
