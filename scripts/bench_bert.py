@@ -46,7 +46,10 @@ from mlperf_jax.input_pipelines.wikipedia import files
 from mlperf_jax.input_pipelines.wikipedia.instances import Example
 
 PACKING_BAR, RATIO_BAR, PUBLISHED = 1.8, 1.0, 998
-SAME = {"float32": 1e-5, "bfloat16": 5e-3}  # how far two losses of the same weights and sequences may lie apart
+SAME = {
+    "float32": 1e-5,
+    "bfloat16": 5e-3,
+}  # how far two losses of the same weights and sequences may lie apart
 SMALL = {"layers": 2, "width": 128, "heads": 2, "hidden": 512, "vocab": 8192}
 RECORDS = 4096
 
@@ -229,7 +232,9 @@ def show(found: dict[str, Any]) -> None:
             mfu = "" if row["mfu"] is None else f", MFU {100 * row['mfu']:.1f} %"
             seconds = measuring.spread(row["step_seconds"])
             rate = measuring.number(row["sequences_per_second"])
-            print(f"  {name:16} {row['rows']} rows, {seconds} s a step, {rate} sequences/s{share}{mfu}")
+            print(
+                f"  {name:16} {row['rows']} rows, {seconds} s a step, {rate} sequences/s{share}{mfu}"
+            )
     print("  losses: " + ", ".join(f"{name} {loss:.6f}" for name, loss in found["losses"].items()))
     for name, values in found["gains"].items():
         print(f"  {name}: {measuring.spread(values)} times as fast")
