@@ -167,16 +167,23 @@ def open_folder(folder: str | Path) -> dict[str, Any]:
         )
     tensors: dict[str, Any] = {}
     for name in names:
-        try:
-            file = _safetensors().safe_open(folder / name, framework="numpy")
-            keys = list(file.keys())
-            tensors |= {key: file.get_slice(key) for key in keys}
-        except _safetensors().SafetensorError as error:
-            raise UserError(
-                f"{folder / name} cannot be read ({error}): it is truncated or no safetensors file; "
-                "download it again"
-            ) from error
+        tensors |= open_file(folder / name)
     return tensors
+
+
+def open_file(path: Path) -> dict[str, Any]:
+    """Name -> lazy slice over one safetensors file.
+
+    Raises:
+      UserError: it is damaged, or none.
+    """
+    try:
+        file = _safetensors().safe_open(path, framework="numpy")
+        return {key: file.get_slice(key) for key in list(file.keys())}
+    except _safetensors().SafetensorError as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): it is truncated or no safetensors file; download it again"
+        ) from error
 
 
 # -- out -------------------------------------------------------------------------------------------
