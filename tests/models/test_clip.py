@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -297,10 +298,12 @@ def test_the_tpu_kernel_gives_the_same():
     config = TextConfig(layers=2, width=64, heads=1, hidden=64, features=8, vocab=30)
     params = states.split(tower(config))[1]["params"]
     tokens = reference.captions({"vocab": 30, "tokens": 77}, 2).astype(np.int32)
-    found = [
-        states.merge(graph(lambda: tower(c)), params, {}, {}).conditioning(tokens)
-        for c in (config, config.replace(attention="splash_interpret"))
-    ]
+
+    def conditioned(config):
+        made = graph(lambda: tower(config))
+        return states.merge(made, params, {}, {}).conditioning(tokens)
+
+    found = [conditioned(c) for c in (config, config.replace(attention="splash_interpret"))]
     np.testing.assert_allclose(*found, atol=1e-4)
 
 
@@ -414,30 +417,16 @@ def test_images_are_filled_up_for_the_mesh_too(x64):
 
 @pytest.mark.parametrize("inside", ["", "frozen_text/"])
 def test_rules_split_every_matrix_over_fsdp_and_tensor(inside):
-    flat = {
-        inside + p: x
-        for p, x in flatten_paths(
-            shapes(lambda: build(jnp.float32, TextConfig(), VisionConfig()))
-        ).items()
-    }
+    params = shapes(lambda: build(jnp.float32, TextConfig(), VisionConfig()))
+    flat = {inside + path: leaf for path, leaf in flatten_paths(params).items()}
     mesh = meshes.make_mesh("fsdp=4,tensor=2")
     for path, leaf in flat.items():
-        matched = [
-            spec for pattern, spec in clip.RULES if __import__("re").fullmatch(pattern, path)
-        ]
-        assert matched, path
+        assert any(re.fullmatch(pattern, path) for pattern, _ in clip.RULES), path
         spec = meshes.leaf_spec(path, leaf.shape, clip.RULES, mesh)
         parts = leaf.size // math.prod(
             jax.sharding.NamedSharding(mesh, spec).shard_shape(leaf.shape)
         )
         split = path.endswith(("kernel", "/embedding"))
-        wanted = (
-            4
-            if "patches" in path
-            else 8
-            if split
-            else 2
-            if path.split("/")[-2] in "query key value up"
-            else 1
-        )
+        columns = path.split("/")[-2] in ("query", "key", "value", "up")
+        wanted = 4 if "patches" in path else 8 if split else 2 if columns else 1
         assert parts == wanted, path
