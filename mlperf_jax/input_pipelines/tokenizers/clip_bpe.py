@@ -170,10 +170,10 @@ class _Kinds(dict[int, str]):
         return self[code]
 
 
-# What the pattern names stands for itself. The reference ignores case: to it a long s is an s, and the iota below a
-# letter one of its own.
+# What the pattern names stands for itself. The reference ignores case: to it a long s is an s, and it passes over the
+# iota below a letter, which is a mark whose capital is a letter.
 _KINDS = _Kinds({ord(char): char for char in "abcdefghijklmnopqrstuvwxyz'<>_"})
-_KINDS |= {0x17F: "s", 0x345: "z"}
+_KINDS |= {0x17F: "s", 0x345: " "}
 _WORD = re.compile(rf"{_START}|{_END}|'(?:s|t|re|ve|m|ll|d)|[a-z]+|0|[^ a-z0]+")
 
 
