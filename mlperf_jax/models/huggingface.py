@@ -52,7 +52,8 @@ class Leaf:
     @property
     def file_shape(self) -> tuple[int, ...]:
         shape = list(self.shape)
-        shape[self.axis] = self.whole or shape[self.axis]
+        if self.whole:
+            shape[self.axis] = self.whole
         return tuple(shape[::-1] if self.transposed else shape)
 
     def names(self, layers: int) -> list[str]:
@@ -61,9 +62,9 @@ class Leaf:
     def region(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
         """Slices of ours as slices of theirs."""
         parts = list(index)
-        parts[self.axis] = slice(
-            parts[self.axis].start + self.start, parts[self.axis].stop + self.start
-        )
+        if self.start:
+            part = parts[self.axis]
+            parts[self.axis] = slice(part.start + self.start, part.stop + self.start)
         return tuple(parts[::-1] if self.transposed else parts)
 
 
