@@ -145,7 +145,7 @@ def to_open_clip(
     leaves = list(_text_leaves(text, False, "text/"))
     tensors = huggingface.exported(params, leaves, text.layers - 1)
     tensors |= huggingface.exported(params, list(_vision_leaves(vision, False)), vision.layers)
-    return {name: np.ascontiguousarray(_columns_first(name, x)[...]) for name, x in tensors.items()}
+    return {name: np.array(_columns_first(name, x)[...], order="C") for name, x in tensors.items()}
 
 
 def save_folder(
