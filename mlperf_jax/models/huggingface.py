@@ -52,7 +52,8 @@ class Leaf:
     @property
     def file_shape(self) -> tuple[int, ...]:
         shape = list(self.shape)
-        shape[self.axis] = self.whole or shape[self.axis]
+        if self.whole:
+            shape[self.axis] = self.whole
         return tuple(shape[::-1] if self.transposed else shape)
 
     def names(self, layers: int) -> list[str]:
@@ -61,9 +62,9 @@ class Leaf:
     def region(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
         """Slices of ours as slices of theirs."""
         parts = list(index)
-        parts[self.axis] = slice(
-            parts[self.axis].start + self.start, parts[self.axis].stop + self.start
-        )
+        if self.start:
+            part = parts[self.axis]
+            parts[self.axis] = slice(part.start + self.start, part.stop + self.start)
         return tuple(parts[::-1] if self.transposed else parts)
 
 
@@ -171,16 +172,23 @@ def open_folder(folder: str | Path, stem: str | None = None) -> dict[str, Any]:
         )
     tensors: dict[str, Any] = {}
     for name in names:
-        try:
-            file = _safetensors().safe_open(folder / name, framework="numpy")
-            keys = list(file.keys())
-            tensors |= {key: file.get_slice(key) for key in keys}
-        except _safetensors().SafetensorError as error:
-            raise UserError(
-                f"{folder / name} cannot be read ({error}): it is truncated or no safetensors file; "
-                "download it again"
-            ) from error
+        tensors |= open_file(folder / name)
     return tensors
+
+
+def open_file(path: Path) -> dict[str, Any]:
+    """Name -> lazy slice over one safetensors file.
+
+    Raises:
+      UserError: it is damaged, or none.
+    """
+    try:
+        file = _safetensors().safe_open(path, framework="numpy")
+        return {key: file.get_slice(key) for key in list(file.keys())}
+    except _safetensors().SafetensorError as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): it is truncated or no safetensors file; download it again"
+        ) from error
 
 
 # -- out -------------------------------------------------------------------------------------------
