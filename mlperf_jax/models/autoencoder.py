@@ -7,11 +7,10 @@ B batch · H, W height and width of pictures · h, w of latents · C channels ·
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from jax import lax
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.models.diffusion_layers import ResBlock, attended, conv, doubled, linear
+from mlperf_jax.models.diffusion_unet_config import Levelled
 from mlperf_jax.ops.group_norm import GroupNorm
 from mlperf_jax.ops.shard import ROWS, free_axes, shard
 
@@ -40,7 +40,7 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
+class AutoencoderConfig(Levelled):
     """One autoencoder; the defaults are that of Stable Diffusion.
 
     Attributes:
@@ -73,15 +73,6 @@ class AutoencoderConfig:
             raise UserError(
                 f"autoencoder: {self.groups} groups do not divide the width {self.width}; choose groups that do"
             )
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with these fields changed."""
-        return dataclasses.replace(self, **changes)
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels of each level, the finest first."""
-        return [self.width * multiplier for multiplier in self.multipliers]
 
     @property
     def side(self) -> int:

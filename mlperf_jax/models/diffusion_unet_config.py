@@ -25,8 +25,24 @@ class Block(NamedTuple):
     attends: bool
 
 
+class Levelled:
+    """What the sizes of networks with several resolutions share."""
+
+    width: int
+    multipliers: tuple[int, ...]
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with these fields changed."""
+        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, the finest first."""
+        return [self.width * multiplier for multiplier in self.multipliers]
+
+
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig:
+class UNetConfig(Levelled):
     """One UNet; the defaults are the benchmark's, a UNet of Stable Diffusion v2 with 16 groups.
 
     Attributes:
@@ -83,15 +99,6 @@ class UNetConfig:
                     f"unet: {field} {getattr(self, field)} does not divide the {odd[0]} channels of a block; "
                     "choose one that divides them all"
                 )
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with these fields changed."""
-        return dataclasses.replace(self, **changes)
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels of each level, the finest first."""
-        return [self.width * multiplier for multiplier in self.multipliers]
 
     @property
     def time_width(self) -> int:
