@@ -19,9 +19,10 @@ _MOST_TAPS = 2**24 // 255**2  # of so many 8-bit products float32 holds every su
 
 
 def pillow_bicubic(images: jax.Array, height: int, width: int) -> jax.Array:
-    """`Image.resize((width, height), BICUBIC)` of Pillow, every bit of it.
+    """`Image.resize((width, height), BICUBIC)` of Pillow, every bit of it for images no higher than wide.
 
-    Columns are resized first and rounded to 8 bits, then rows. When an image shrinks the kernel grows with it, so
+    Columns are resized first and rounded to 8 bits, then rows; Pillow 13 begins with the rows of some images that are
+    higher than wide, which moves some pixels by one. When an image shrinks the kernel grows with it, so
     nothing aliases. The sums are Pillow's, of integers; each weight is taken apart into three digits of 8 bits,
     whose products matrix units add up without an error.
 

@@ -128,7 +128,7 @@ def test_the_same_texts_give_the_same_vocabulary(tmp_path):
     ("texts", "size", "message"),
     [
         (["a circle"], 513, "at least 514 pieces, not 513"),
-        (["a circle"], 600, r"give a vocabulary of 52\d pieces, not 600"),
+        (["a circle"], 600, "give a vocabulary of 519 pieces, not 600"),
     ],
 )
 def test_a_vocabulary_of_that_size_cannot_be_trained(tmp_path, texts, size, message):
@@ -150,7 +150,7 @@ def test_a_vocabulary_without_merges_is_the_bytes(tmp_path):
         (b"#version\ni n\ni n\n", "line 3 merges no two known pieces"),
         (b"#version\n\ni n\n", "line 2 merges no two known pieces"),
         (b"#version\n\xff\n", "is no list of merges .*utf-8"),
-        (gzip.compress(b"#version\ni n\n" * 90)[:-9], "is no list of merges"),
+        (gzip.compress(b"#version\ni n\n" * 90, mtime=0)[:-9], "is no list of merges"),
     ],
 )
 def test_what_is_no_list_of_merges(tmp_path, content, message):

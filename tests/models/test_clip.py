@@ -251,8 +251,8 @@ def hub_folder(folder, kind):
 def test_transformers_clip_model_is_read(tmp_path, x64):
     read = clip_import.readers(hub_folder(tmp_path, "CLIPModel"), TEXT, VISION)
     found, _ = computed(jnp.float64)(whole(read, np.float64), batch())
-    np.testing.assert_allclose(found["logits"], stored()["hub_logits"], atol=1e-10)
-    np.testing.assert_allclose(found["scores"], stored()["hub_scores"], atol=1e-10)
+    np.testing.assert_allclose(found["logits"], stored()["hub_logits"], atol=1e-6)
+    np.testing.assert_allclose(found["scores"], stored()["hub_scores"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_transformers_text_models_are_read(tmp_path, x64, kind, is_whole, wanted
     model = states.merge(graph(lambda: tower(config, jnp.float64)), params, {}, {})
     tokens = batch()["tokens"]
     found = model.features(tokens) if is_whole else model.conditioning(tokens)
-    np.testing.assert_allclose(found, stored()[wanted], atol=1e-10)
+    np.testing.assert_allclose(found, stored()[wanted], atol=1e-6)  # its softmax is in float32
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -427,6 +427,6 @@ def test_rules_split_every_matrix_over_fsdp_and_tensor(inside):
             jax.sharding.NamedSharding(mesh, spec).shard_shape(leaf.shape)
         )
         split = path.endswith(("kernel", "/embedding"))
-        columns = path.split("/")[-2] in ("query", "key", "value", "up")
+        columns = ["", *path.split("/")][-2] in ("query", "key", "value", "up")
         wanted = 4 if "patches" in path else 8 if split else 2 if columns else 1
         assert parts == wanted, path
