@@ -22,7 +22,7 @@ from jax import lax
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import importing
-from mlperf_jax.ops import conv as convs
+from mlperf_jax.ops import conv as convs, resize
 
 FEATURES = 2048
 SIDE = 299
@@ -274,7 +274,7 @@ class Inception(Part):
           Features [B, 2048] in `dtype`.
         """
         x = image.astype(self.dtype)
-        x = 2 * (x if self.side is None else resized(x, self.side)) - 1
+        x = 2 * (x if self.side is None else resize.bilinear(x, self.side, self.side)) - 1
         for module, block in NETWORK:
             part = self._part(module)
             x = jnp.concatenate([_through(part, branch, x) for branch in block], -1)
@@ -290,13 +290,6 @@ def _through(part: Part, branch: Branch, x: jax.Array) -> jax.Array:
         else:
             x = jnp.concatenate([getattr(part, layer.name)(x) for layer in step], -1)
     return x
-
-
-def resized(image: jax.Array, side: int) -> jax.Array:
-    """Images [B, H, W, C] as squares [B, S, S, C]: bilinear between pixel centres, without antialiasing."""
-    shape = (image.shape[0], side, side, image.shape[-1])
-    exact = lax.Precision.HIGHEST
-    return jax.image.resize(image, shape, "linear", antialias=False, precision=exact)
 
 
 def _pooled(x: jax.Array, pool: Pool) -> jax.Array:

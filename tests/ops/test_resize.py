@@ -85,3 +85,12 @@ def test_bilinear_is_torch_s():
 def test_bilinear_has_a_gradient():
     slope = jax.grad(lambda x: resize.bilinear(x, 4, 6).sum())(jnp.ones((1, 2, 3, 1)))
     np.testing.assert_allclose(slope, 4.0)  # every pixel has as large a part
+
+
+def test_resizing_is_bilinear_between_centres_without_antialiasing():
+    """One row of 8 to 3: places 5/6, 3 1/2 and 6 1/6 of the row, each between two pixels."""
+    row = np.random.RandomState(0).rand(8).astype(np.float32)
+    image = np.broadcast_to(row[None, None, :, None], (1, 8, 8, 3))
+    found = resize.bilinear(jnp.asarray(image), 3, 3)
+    wanted = np.interp((np.arange(3) + 0.5) * 8 / 3 - 0.5, np.arange(8), row)
+    np.testing.assert_allclose(found[0, 1, :, 2], wanted, rtol=1e-6)
