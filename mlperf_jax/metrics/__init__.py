@@ -1,8 +1,9 @@
 """Quality as the rules define it."""
 
 from mlperf_jax.metrics.auc import Auc, AucHistogram
+from mlperf_jax.metrics.fid import FidClip
 from mlperf_jax.metrics.masked_accuracy import MaskedAccuracy
 from mlperf_jax.metrics.metric import Mean
 from mlperf_jax.metrics.perplexity import LogPerplexity
 
-__all__ = ["Auc", "AucHistogram", "LogPerplexity", "MaskedAccuracy", "Mean"]
+__all__ = ["Auc", "AucHistogram", "FidClip", "LogPerplexity", "MaskedAccuracy", "Mean"]

@@ -52,7 +52,8 @@ class Leaf:
     @property
     def file_shape(self) -> tuple[int, ...]:
         shape = list(self.shape)
-        shape[self.axis] = self.whole or shape[self.axis]
+        if self.whole:
+            shape[self.axis] = self.whole
         return tuple(shape[::-1] if self.transposed else shape)
 
     def names(self, layers: int) -> list[str]:
@@ -61,9 +62,9 @@ class Leaf:
     def region(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
         """Slices of ours as slices of theirs."""
         parts = list(index)
-        parts[self.axis] = slice(
-            parts[self.axis].start + self.start, parts[self.axis].stop + self.start
-        )
+        if self.start:
+            part = parts[self.axis]
+            parts[self.axis] = slice(part.start + self.start, part.stop + self.start)
         return tuple(parts[::-1] if self.transposed else parts)
 
 
@@ -143,23 +144,27 @@ def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
 
 
-def open_folder(folder: str | Path) -> dict[str, Any]:
+def open_folder(folder: str | Path, stem: str | None = None) -> dict[str, Any]:
     """Name -> lazy slice over a folder's safetensors files, sharded or not.
+
+    Args:
+      folder: of a model.
+      stem: what the files are called, before the number of a shard: others beside them are not read. None:
+        "model" if there is an index of that name, or else all files.
 
     Raises:
       UserError: no such folder or files, or shards that the index names are missing.
     """
     folder = Path(folder)
-    listing = folder / "model.safetensors.index.json"
+    listing = folder / f"{stem or 'model'}.safetensors.index.json"
     if listing.exists():
         names = sorted(set(json.loads(listing.read_text())["weight_map"].values()))
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        names = sorted(path.name for path in folder.glob(f"{stem or '*'}.safetensors"))
     if not names:
         raise UserError(
-            f"{folder} holds no safetensors: download the model's *.safetensors and "
-            "model.safetensors.index.json into it (models under a licence need an account that has "
-            "accepted it)"
+            f"{folder} holds no safetensors: download the model's {stem or '*'}.safetensors and "
+            f"{listing.name} into it (models under a licence need an account that has accepted it)"
         )
     if missing := [name for name in names if not (folder / name).exists()]:
         raise UserError(
@@ -167,16 +172,23 @@ def open_folder(folder: str | Path) -> dict[str, Any]:
         )
     tensors: dict[str, Any] = {}
     for name in names:
-        try:
-            file = _safetensors().safe_open(folder / name, framework="numpy")
-            keys = list(file.keys())
-            tensors |= {key: file.get_slice(key) for key in keys}
-        except _safetensors().SafetensorError as error:
-            raise UserError(
-                f"{folder / name} cannot be read ({error}): it is truncated or no safetensors file; "
-                "download it again"
-            ) from error
+        tensors |= open_file(folder / name)
     return tensors
+
+
+def open_file(path: Path) -> dict[str, Any]:
+    """Name -> lazy slice over one safetensors file.
+
+    Raises:
+      UserError: it is damaged, or none.
+    """
+    try:
+        file = _safetensors().safe_open(path, framework="numpy")
+        return {key: file.get_slice(key) for key in list(file.keys())}
+    except _safetensors().SafetensorError as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): it is truncated or no safetensors file; download it again"
+        ) from error
 
 
 # -- out -------------------------------------------------------------------------------------------
@@ -207,13 +219,18 @@ def exported(
 
 
 def save_folder(
-    folder: str | Path, tensors: Mapping[str, np.ndarray], *, shard_bytes: int = _SHARD_BYTES
+    folder: str | Path,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    stem: str = "model",
+    shard_bytes: int = _SHARD_BYTES,
 ) -> list[Path]:
     """Writes a state dict as safetensors with the index that `transformers` reads.
 
     Args:
       folder: made if it is missing.
       tensors: what `to_huggingface` gave.
+      stem: what the files are called.
       shard_bytes: a file's size at most, unless one array is larger.
 
     Returns:
@@ -229,14 +246,14 @@ def save_folder(
             used = 0
         shards[-1][name] = value
         used += value.nbytes
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    names = [f"{stem}.safetensors"]
+    if (total := len(shards)) > 1:
+        names = [f"{stem}-{i:05}-of-{total:05}.safetensors" for i in range(1, total + 1)]
         index = {
             "metadata": {"total_size": sum(value.nbytes for value in tensors.values())},
             "weight_map": {key: name for name, shard in zip(names, shards) for key in shard},
         }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
     from safetensors.numpy import save_file
 
     _safetensors()
