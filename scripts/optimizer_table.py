@@ -34,7 +34,7 @@ the benchmark's parameters; what cannot train is refused in one sentence, and wh
 one tensor is named with the remedy. This table, of `python scripts/optimizer_table.py`, shows all that is
 public in optax {version} and here. Made as written in the second column, each was traced on a small model with
 a stack of three layers and, where accepted, took three compiled steps. [ten_steps.md](ten_steps.md) tells of ten
-steps of every benchmark with some of them.
+steps of benchmarks with some of them.
 
 * *works*: as it is.
 * *works, said:* a run begins with this note. By short name (`--optimizer lamb:1e-3`) the remedy is applied.

@@ -21,7 +21,7 @@ from typing import Any
 PAGE = """\
 # Ten steps with other optimizers
 
-Every benchmark's tiny run, seed 1, for ten steps with {count} optimizers of {families} families by their short names
+Tiny runs of the benchmarks below, seed 1, for ten steps with {count} optimizers of {families} families by their short names
 (`--optimizer lion:1e-4 --division open`), and with two of them on eight devices: the loss of the first and of the tenth
 step. Rates were not chosen for any benchmark, so a loss that rises says nothing against an optimizer. Made on
 {date} by `python scripts/try_optimizers.py`; [optimizers.md](optimizers.md) has all that are known.
