@@ -171,6 +171,12 @@ def test_latents_are_drawn_from_their_moments():
     assert not np.array_equal(found, autoencoder.sample(moments, jax.random.key(2)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def made_before_it_is_traced():
+    """Made within a test's trace, its arrays would be of that trace alone."""
+    decoder()
+
+
 @functools.cache
 def decoder():
     model = make(TINY, jnp.float32, Decoder)
