@@ -191,7 +191,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = measuring.parser(__doc__)
+    parser = measuring.parser(__doc__, seconds=None)
     parser.add_argument("--shape", choices=tuple(shapes()), default="1b")
     parser.add_argument("--batch", type=int, default=1, help="sequences of a step")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")

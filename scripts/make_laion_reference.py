@@ -41,7 +41,7 @@ def image(height: int, width: int) -> np.ndarray:
 def write_tar() -> None:
     import webdataset
 
-    with webdataset.TarWriter(str(TAR), mtime=1_700_000_000.25) as writer:  # type: ignore
+    with webdataset.TarWriter(str(TAR), mtime=1_700_000_000.25) as writer:  # pyright: ignore
         for key, caption in CAPTIONS.items():
             more: dict[str, Any] = {"npy": moments(key), "txt": caption, "json": {"key": key}}
             writer.write({"__key__": key, **more})

@@ -34,12 +34,17 @@ if "--cores" in sys.argv:
 Spent = dict[str, list[float]]  # processor seconds by side, a value for each round
 
 
-def parser(doc: str | None, rounds: int = 5, seconds: float = 1.0) -> argparse.ArgumentParser:
-    """With the options that every measuring script has."""
+def parser(
+    doc: str | None, rounds: int = 5, seconds: float | None = 1.0
+) -> argparse.ArgumentParser:
+    """With the options that every measuring script has; `seconds` None is of one whose turns are steps."""
     made = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     made.add_argument("--cores", type=int, help="take only so many; default all")
     made.add_argument("--rounds", type=int, default=rounds)
-    made.add_argument("--seconds", type=float, default=seconds, help="of processor time, each turn")
+    if seconds is not None:
+        made.add_argument(
+            "--seconds", type=float, default=seconds, help="of processor time, each turn"
+        )
     return made
 
 

@@ -39,6 +39,12 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.fixture
+def x64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def compile_cache() -> str:
     """The compile cache that child processes of a test should use too."""

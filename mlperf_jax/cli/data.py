@@ -17,7 +17,7 @@ def build(about: str, words: Sequence[str]) -> int:
         Option("source", help="the downloaded original: an archive or a folder", metavar="PATH"),
     ]
     given = named.parse("data build", about, words, own, fields=False)
-    benchmark, folder = _benchmark_and_folder(given)
+    benchmark, _, folder = _asked(given)
     from mlperf_jax import benchmarks
 
     benchmarks.build_data(benchmark, folder, given.get("source"))
@@ -34,8 +34,7 @@ def check(about: str, words: Sequence[str]) -> int:
         *named.run_options(["mesh"]),
     ]
     given = named.parse("data check", about, words, own)
-    scored = given.pop("score", False)
-    benchmark, folder = _benchmark_and_folder(given)
+    benchmark, options, folder = _asked(given)
     report = benchmark.data().check(folder)
     for line in report:
         print(line)
@@ -43,15 +42,11 @@ def check(about: str, words: Sequence[str]) -> int:
     if problems:
         more = f" (and {len(problems) - 1} more above)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0].removeprefix('problem: ')}{more}")
-    from mlperf_jax import benchmarks
-    from mlperf_jax.core import preflight
+    from mlperf_jax.core import brief, preflight
 
     preflight.check_counts(benchmark, folder)
     start = benchmark.start(folder)
-    if scored:
-        from mlperf_jax.core import brief
-
-        options = benchmarks.RunOptions(mesh=given.get("mesh"))
+    if given.get("score"):
         quality = brief.score_start(benchmark, options, folder)
         told = ", ".join(f"{name} {value:.5f}" for name, value in quality.items())
         print(f"the start weights score {told}")
@@ -61,11 +56,12 @@ def check(about: str, words: Sequence[str]) -> int:
     return 0
 
 
-def _benchmark_and_folder(given: dict[str, Any]) -> tuple[Any, str]:
+def _asked(given: dict[str, Any]) -> tuple[Any, Any, str]:
+    """The benchmark, the `RunOptions` and the folder of its data."""
     from mlperf_jax import benchmarks
 
     benchmark, settings, _ = named.made(given)
     folder = settings.data_dir
     if folder is None and benchmarks.needs_folder(benchmark):
         raise UserError(f"say where the data of {benchmark.name} belong: --data-dir DIR")
-    return benchmark, folder or benchmarks.default_tiny_folder()
+    return benchmark, settings, folder or benchmarks.default_tiny_folder()

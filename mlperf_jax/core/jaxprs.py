@@ -108,7 +108,7 @@ def _words(jaxpr: core.Jaxpr, known: Known) -> Iterator[str]:
 
 @functools.cache
 def _type(aval: Any) -> str:
-    """Shape and dtype; kept, as spelling them takes longer than all else here."""
+    """Shape and dtype, as words that are kept: there are few kinds and thousands of values."""
     return aval.str_short()
 
 
@@ -122,9 +122,8 @@ def _value(value: Any, known: Known) -> str:
         return _constant(value)
     if isinstance(value, set | frozenset):
         return f"{{{' '.join(sorted(_value(each, known) for each in value))}}}"
-    if dataclasses.is_dataclass(value) and not isinstance(
-        value, type
-    ):  # of kernels, with programs inside
+    # a kernel's grid and blocks, which have programs inside
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         told = (f"{k}={_value(v, known)}" for k, v in parts.items() if k not in _SILENT)
         return f"{type(value).__name__}({' '.join(told)})"

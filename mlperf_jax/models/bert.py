@@ -22,6 +22,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.models.bert_config import EPSILON, BertConfig
 from mlperf_jax.ops import attention as attentions, dense, stack
 from mlperf_jax.ops.dropout import dropped
+from mlperf_jax.ops.norm import layer_norm
 from mlperf_jax.ops.shard import ROWS, shard
 
 __all__ = ["RULES", "Bert", "BertConfig"]
@@ -104,9 +105,9 @@ class Layer(nnx.Module):
 
     def __init__(self, config: BertConfig, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs):
         self.attention = Attention(config, dtype, rngs=rngs)
-        self.attention_norm = _norm(config, dtype, rngs=rngs)
+        self.attention_norm = layer_norm(config.width, EPSILON, dtype, rngs=rngs)
         self.feed_forward = FeedForward(config, dtype, rngs=rngs)
-        self.feed_forward_norm = _norm(config, dtype, rngs=rngs)
+        self.feed_forward_norm = layer_norm(config.width, EPSILON, dtype, rngs=rngs)
         self.dropout = config.dropout
 
     def __call__(
@@ -124,7 +125,7 @@ class MaskedHead(nnx.Module):
 
     def __init__(self, config: BertConfig, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs):
         self.transform = _linear(config.width, config.width, config, dtype, rngs=rngs)
-        self.norm = _norm(config, dtype, rngs=rngs)
+        self.norm = layer_norm(config.width, EPSILON, dtype, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab, _kept(dtype)))
 
     def __call__(self, x: jax.Array, words: jax.Array) -> jax.Array:
@@ -175,7 +176,7 @@ class Bert(nnx.Module):
         self.words = Embedding(config.vocab, config, dtype, rngs=rngs)
         self.positions = Embedding(config.max_positions, config, dtype, rngs=rngs)
         self.types = Embedding(config.types, config, dtype, rngs=rngs)
-        self.embed_norm = _norm(config, dtype, rngs=rngs)
+        self.embed_norm = layer_norm(config.width, EPSILON, dtype, rngs=rngs)
         self.blocks = stack.Stack(
             lambda rngs: Layer(config, dtype, rngs=rngs),
             config.layers,
@@ -263,18 +264,6 @@ def _linear(inputs: int, outputs: int, config: BertConfig, dtype, *, rngs) -> nn
         param_dtype=_kept(dtype),
         kernel_init=nnx.initializers.truncated_normal(config.init_std),
         dot_general=dense.dot_general,
-        rngs=rngs,
-    )
-
-
-def _norm(config: BertConfig, dtype, *, rngs) -> nnx.LayerNorm:
-    """Statistics, epsilon and gain in promote_types(dtype, f32); the variance of the centred values."""
-    return nnx.LayerNorm(
-        config.width,
-        epsilon=EPSILON,
-        dtype=dtype,
-        param_dtype=_kept(dtype),
-        use_fast_variance=False,
         rngs=rngs,
     )
 

@@ -133,11 +133,9 @@ def _leaves(config: BertConfig) -> Iterator[Leaf]:
 
 def _shape_fault(name: str, leaf: Leaf, shape: tuple[int, ...]) -> str | None:
     wanted = leaf.file_shape
-    if shape == wanted:
-        return None
-    if name == _WORDS and shape[1:] == wanted[1:]:
+    if name == _WORDS and shape != wanted and shape[1:] == wanted[1:]:
         return f"{name} has {shape[0]} vocabulary rows, not {wanted[0]}"
-    return f"{name} has shape {shape}, not {wanted}"
+    return huggingface.other_shape(name, leaf, shape)
 
 
 def _check_function(file: Path) -> None:

@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from mlperf_jax.errors import UserError
 from mlperf_jax.models.clip_config import EPSILON, TextConfig, TowerConfig, VisionConfig
 from mlperf_jax.ops import attention as attentions, conv, dense, resize, stack
+from mlperf_jax.ops.norm import layer_norm
 from mlperf_jax.ops.shard import ROWS, free_axes, shard
 
 __all__ = ["RULES", "Clip", "TextConfig", "TextTower", "VisionConfig", "VisionTower", "pixels"]
@@ -101,9 +102,9 @@ class Layer(nnx.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
     def __init__(self, config: TowerConfig, causal: bool, dtype: Any, *, rngs: nnx.Rngs):
-        self.attention_norm = _norm(config.width, dtype, rngs=rngs)
+        self.attention_norm = layer_norm(config.width, EPSILON, dtype, rngs=rngs)
         self.attention = Attention(config, causal, dtype, rngs=rngs)
-        self.feed_forward_norm = _norm(config.width, dtype, rngs=rngs)
+        self.feed_forward_norm = layer_norm(config.width, EPSILON, dtype, rngs=rngs)
         self.feed_forward = FeedForward(config, dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
@@ -140,7 +141,7 @@ class TextTower(nnx.Module):
         layer = functools.partial(Layer, config, True, dtype)
         self.blocks = _stack(layer, config, config.layers - 1, rngs=rngs)
         self.last = layer(rngs=rngs) if config.whole else None
-        self.final_norm = _norm(width, dtype, rngs=rngs)
+        self.final_norm = layer_norm(width, EPSILON, dtype, rngs=rngs)
         out = (width, config.features, width**-0.5)
         self.projection = _linear(*out, dtype, bias=False, rngs=rngs) if config.whole else None
 
@@ -215,11 +216,11 @@ class VisionTower(nnx.Module):
         )
         self.class_embedding = nnx.Param(draw(rngs.params(), (width,), kept))
         self.positions = Embedding(config.tokens, width, std, dtype, rngs=rngs)
-        self.first_norm = _norm(width, dtype, rngs=rngs)
+        self.first_norm = layer_norm(width, EPSILON, dtype, rngs=rngs)
         self.blocks = _stack(
             functools.partial(Layer, config, False, dtype), config, config.layers, rngs=rngs
         )
-        self.final_norm = _norm(width, dtype, rngs=rngs)
+        self.final_norm = layer_norm(width, EPSILON, dtype, rngs=rngs)
         self.projection = _linear(width, config.features, std, dtype, bias=False, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -332,12 +333,6 @@ def _linear(
     init = nnx.initializers.normal(std)
     how = {"dtype": dtype, "param_dtype": _kept(dtype), "dot_general": dense.dot_general}
     return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, **how, rngs=rngs)
-
-
-def _norm(width: int, dtype: Any, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Statistics in at least f32; the variance is that of the centred values."""
-    how = {"dtype": dtype, "param_dtype": _kept(dtype), "use_fast_variance": False}
-    return nnx.LayerNorm(width, epsilon=EPSILON, **how, rngs=rngs)
 
 
 def _stack(make_layer: Any, config: TowerConfig, layers: int, *, rngs: nnx.Rngs) -> stack.Stack:

@@ -69,7 +69,7 @@ def readers(
     wanted = f"a CLIP vision tower of {vision.layers} layers, width {vision.width} and {vision.tokens} tokens"
     leaves = list(_vision_leaves(vision, weights.transformers))
     given = {n: _columns_first(n, x) for n, x in weights.tensors.items() if not _of_text(n)}
-    huggingface.check(given, leaves, vision.layers, wanted, _shape_fault)
+    huggingface.check(given, leaves, vision.layers, wanted)
     found = {leaf.path: Reader(leaf, given, vision.layers) for leaf in leaves}
     return _text_readers(weights, text, "text/") | found
 
@@ -121,7 +121,7 @@ def _text_readers(weights: Weights, config: TextConfig, prefix: str) -> dict[str
         beyond = (f"{layer}.", "text_projection")
         given = {name: x for name, x in given.items() if not name.startswith(beyond)}
     wanted = f"a CLIP text tower of {config.layers} layers, width {config.width} and {config.vocab} words"
-    huggingface.check(given, leaves, config.layers - 1, wanted, _shape_fault)
+    huggingface.check(given, leaves, config.layers - 1, wanted)
     return {leaf.path: Reader(leaf, given, config.layers - 1) for leaf in leaves}
 
 
@@ -278,29 +278,14 @@ def _projection(config: TowerConfig, path: str, name: str, transformers: bool) -
 
 def _columns_first(name: str, tensor: Any) -> Any:
     """The kernel of the patches with W before H, so that its axes are ours reversed; others as they are."""
-    return _Swapped(tensor) if name.endswith(("conv1.weight", "patch_embedding.weight")) else tensor
-
-
-class _Swapped:
-    """An array of a file whose last two axes are exchanged; read only when indexed."""
-
-    def __init__(self, tensor: Any):
-        shape = tuple(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
-        self.shape = (*shape[:-2], *shape[:-3:-1])
-        self._tensor = tensor
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        if index is not ...:
-            index = (*index[:-2], *index[:-3:-1])
-        return np.asarray(self._tensor[index]).swapaxes(-1, -2)
+    return (
+        huggingface.Swapped(tensor)
+        if name.endswith(("conv1.weight", "patch_embedding.weight"))
+        else tensor
+    )
 
 
 # -- checks ----------------------------------------------------------------------------------------
-
-
-def _shape_fault(name: str, leaf: Leaf, shape: tuple[int, ...]) -> str | None:
-    wanted = leaf.file_shape
-    return None if shape == wanted else f"{name} has shape {shape}, not {wanted}"
 
 
 def _check_function(weights: Weights, text: TextConfig, vision: VisionConfig | None) -> None:

@@ -85,27 +85,28 @@ def autoencoder_readers(
 
 def _readers(tensors: Mapping[str, Any], leaves: list[Leaf], wanted: str) -> dict[str, Reader]:
     ranks = {leaf.name: len(leaf.shape) for leaf in leaves}
-    seen = {name: _Tensor(x, ranks.get(name)) for name, x in tensors.items()}
-    huggingface.check(seen, leaves, 1, wanted, _shape_fault)
+    seen = {name: _as_ours(x, ranks.get(name)) for name, x in tensors.items()}
+    huggingface.check(seen, leaves, 1, wanted)
     return {leaf.path: Reader(leaf, seen, 1) for leaf in leaves}
 
 
-class _Tensor:
+def _as_ours(tensor: Any, rank: int | None) -> Any:
     """An array of a file with its axes in the reverse of our order, W before H, and as many as ours has."""
+    shape = huggingface.shape_of(tensor)
+    if rank == 2 and shape[2:] == (1, 1):
+        return _Dense(tensor)
+    return huggingface.Swapped(tensor) if len(shape) == 4 else tensor
 
-    def __init__(self, tensor: Any, rank: int | None):
-        shape = tuple(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
-        self.dense = rank == 2 and shape[2:] == (1, 1)
-        self.shape = shape[:2] if self.dense else shape  # kernels are square
+
+class _Dense:
+    """A matrix that a file holds as a 1x1 convolution."""
+
+    def __init__(self, tensor: Any):
+        self.shape = huggingface.shape_of(tensor)[:2]
         self._tensor = tensor
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        if self.dense:
-            return np.asarray(self._tensor[(*index, slice(0, 1), slice(0, 1))])[:, :, 0, 0]
-        if len(index) < 4:
-            return np.asarray(self._tensor[index])
-        outputs, inputs, columns, rows = index
-        return _columns_first(np.asarray(self._tensor[outputs, inputs, rows, columns]))
+        return np.asarray(self._tensor[(*index, slice(0, 1), slice(0, 1))])[:, :, 0, 0]
 
 
 def _columns_first(kernel: np.ndarray) -> np.ndarray:
@@ -117,11 +118,6 @@ def _new_name(name: str) -> str:
     start, middle, rest = name.partition(".mid_block.attentions.0.")
     part, dot, kind = rest.rpartition(".")
     return start + middle + _OLD_NAMES.get(part, part) + dot + kind
-
-
-def _shape_fault(name: str, leaf: Leaf, shape: tuple[int, ...]) -> str | None:
-    wanted = leaf.file_shape
-    return None if shape == wanted else f"{name} has shape {shape}, not {wanted}"
 
 
 # -- out -------------------------------------------------------------------------------------------

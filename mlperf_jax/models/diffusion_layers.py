@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlperf_jax.models.unet3d import uniform
 from mlperf_jax.ops import conv as convs, dense
 from mlperf_jax.ops.attention import attention
 from mlperf_jax.ops.group_norm import GroupNorm
 from mlperf_jax.ops.shard import ROWS, free_axes, shard
+from mlperf_jax.ops.torch_law import uniform
 
 
 class ResBlock(nnx.Module):

@@ -31,6 +31,7 @@ from mlperf_jax.models.diffusion_unet_config import (
 )
 from mlperf_jax.ops import attention as attentions, stack
 from mlperf_jax.ops.group_norm import GroupNorm
+from mlperf_jax.ops.norm import layer_norm
 from mlperf_jax.ops.shard import ROWS, shard
 
 __all__ = ["RULES", "UNet", "UNetConfig"]
@@ -133,11 +134,11 @@ class TransformerBlock(nnx.Module):
     def __init__(
         self, width: int, config: UNetConfig, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs
     ):
-        self.attention_norm = _layer_norm(width, dtype, rngs=rngs)
+        self.attention_norm = layer_norm(width, LAYER_EPSILON, dtype, rngs=rngs)
         self.attention = Attention(width, width, config, dtype, rngs=rngs)
-        self.cross_norm = _layer_norm(width, dtype, rngs=rngs)
+        self.cross_norm = layer_norm(width, LAYER_EPSILON, dtype, rngs=rngs)
         self.cross_attention = Attention(width, config.context_width, config, dtype, rngs=rngs)
-        self.feed_forward_norm = _layer_norm(width, dtype, rngs=rngs)
+        self.feed_forward_norm = layer_norm(width, LAYER_EPSILON, dtype, rngs=rngs)
         self.feed_forward = FeedForward(width, dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
@@ -322,15 +323,3 @@ def _checkpointed(
         policy = stack.remat_policy(remat)
     # a function of its own for each call: what was traced is found again by it
     return lambda block: jax.checkpoint(lambda *args: block(*args), policy=policy)
-
-
-def _layer_norm(width: int, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Statistics, epsilon and gain in promote_types(dtype, f32); the variance of the centred values."""
-    return nnx.LayerNorm(
-        width,
-        epsilon=LAYER_EPSILON,
-        dtype=dtype,
-        param_dtype=jnp.promote_types(dtype, jnp.float32),
-        use_fast_variance=False,
-        rngs=rngs,
-    )

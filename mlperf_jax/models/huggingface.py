@@ -101,12 +101,18 @@ class Reader:
 # -- in --------------------------------------------------------------------------------------------
 
 
+def other_shape(name: str, leaf: Leaf, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with the shape of the array of this name, in words; None for nothing."""
+    wanted = leaf.file_shape
+    return None if shape == wanted else f"{name} has shape {shape}, not {wanted}"
+
+
 def check(
     given: Mapping[str, Any],
     leaves: Collection[Leaf],
     layers: int,
     wanted: str,
-    shape_fault: Callable[[str, Leaf, tuple[int, ...]], str | None],
+    shape_fault: Callable[[str, Leaf, tuple[int, ...]], str | None] = other_shape,
 ) -> None:
     """Nothing, if names and shapes are those of the leaves.
 
@@ -115,7 +121,7 @@ def check(
       leaves: all arrays of the model.
       layers: of the model.
       wanted: what the model is called.
-      shape_fault: what is wrong with the shape of the array of this name, in words; None for nothing.
+      shape_fault: as `other_shape`, of models that have more to say.
 
     Raises:
       UserError: lists what is missing, unexpected or of the wrong shape.
@@ -129,7 +135,7 @@ def check(
     wrong = [
         fault
         for name, leaf in expected.items()
-        if name in given and (fault := shape_fault(name, leaf, _shape(given[name])))
+        if name in given and (fault := shape_fault(name, leaf, shape_of(given[name])))
     ]
     if wrong:
         faults.append(f"{len(wrong)} have the wrong shape ({some(wrong, _SOME)})")
@@ -140,8 +146,26 @@ def check(
         )
 
 
-def _shape(tensor: Any) -> tuple[int, ...]:
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Of an array or a lazy slice."""
     return tuple(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
+
+
+class Swapped:
+    """An array or lazy slice whose last two axes are exchanged; read only when indexed.
+
+    Kernels OIHW as OIWH, which reversed is our [H, W, in, out].
+    """
+
+    def __init__(self, tensor: Any):
+        shape = shape_of(tensor)
+        self.shape = (*shape[:-2], *shape[:-3:-1])
+        self._tensor = tensor
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if index is not ...:
+            index = (*index[:-2], *index[:-3:-1])
+        return np.asarray(self._tensor[index]).swapaxes(-1, -2)
 
 
 def open_folder(folder: str | Path, stem: str | None = None) -> dict[str, Any]:

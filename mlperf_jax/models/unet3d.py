@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,7 @@ from flax import nnx
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import conv as convs
 from mlperf_jax.ops.instance_norm import InstanceNorm
-
-
-def uniform(fan_in: int) -> nnx.Initializer:
-    """U(-b, b) with b = 1 / sqrt(fan_in): what torch's convolutions start from."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+from mlperf_jax.ops.torch_law import uniform
 
 
 class Conv(nnx.Module):

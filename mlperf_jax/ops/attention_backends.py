@@ -268,8 +268,8 @@ def splash(call: Call, interpret: bool) -> jax.Array:
 
 def whole(call: Call, dropout_rate: float, dropout_key: jax.Array, interpret: bool) -> jax.Array:
     """The kernel of short sequences with dropout; the mask is that of plain XLA."""
-    shape = (*call.q.shape[:1], *call.q.shape[2:0:-1], call.keys)  # [B, N, T, S]
-    keep = dropout.kept(dropout_key, dropout_rate, shape).astype(jnp.int8)
+    batch, queries, heads, _ = call.q.shape
+    keep = dropout.kept(dropout_key, dropout_rate, (batch, heads, queries, call.keys))
 
     def local(part: Call, keep: jax.Array) -> jax.Array:
         ids = part.q_segments, part.k_segments
@@ -284,7 +284,7 @@ def whole(call: Call, dropout_rate: float, dropout_key: jax.Array, interpret: bo
     parts = call.parts
     context, tensor = (axis if axis in parts else None for axis in ("context", "tensor"))
     spec = PartitionSpec(row_axes() or None, tensor, context)
-    return _over_mesh(local, call, keep, spec)
+    return _over_mesh(local, call, keep.astype(jnp.int8), spec)
 
 
 # --- the mesh

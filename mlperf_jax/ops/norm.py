@@ -15,6 +15,23 @@ from jax import lax
 from mlperf_jax.errors import UserError
 
 
+def layer_norm(
+    features: int, epsilon: float, dtype: jax.typing.DTypeLike, *, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+    """Over the last axis; statistics, gain and shift in promote_types(dtype, f32).
+
+    The variance is that of the centred values: E[x^2] - E[x]^2 is wrong where the mean is large.
+    """
+    return nnx.LayerNorm(
+        features,
+        epsilon=epsilon,
+        dtype=dtype,
+        param_dtype=jnp.promote_types(dtype, jnp.float32),
+        use_fast_variance=False,
+        rngs=rngs,
+    )
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation with statistics over `span` consecutive rows of the global batch.
 

@@ -17,12 +17,6 @@ from mlperf_jax.results.runs import Scalars
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def losses(model, batch):
     """Cross entropy of each row, and how far its first logit is from 1."""
     logits = model(batch["x"])

@@ -2,9 +2,7 @@
 
 import doctest
 import functools
-import importlib.util
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +12,9 @@ import pytest
 from mlperf_jax.decoding import ddim
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.diffusion import Schedule
-
-SCRIPT = Path(__file__).parents[2] / "scripts/make_ddim_reference.py"
-spec = importlib.util.spec_from_file_location("make_ddim_reference", SCRIPT)
-reference = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(reference)
+from scripts import make_ddim_reference as reference
 
 predict_v = functools.partial(reference.predicted_v, jnp)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 @functools.cache

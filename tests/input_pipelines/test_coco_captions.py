@@ -1,4 +1,4 @@
-"""The captions that images are generated for: what pandas chooses, its file byte by byte, and bad files."""
+"""The captions that images are generated for: what pandas chooses, its file byte by byte, and bad sources."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import pytest
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import coco_captions
 from mlperf_jax.input_pipelines.coco_captions import Caption
+from mlperf_jax.input_pipelines.laion import prompts
 
 # What pandas 3.1.1 writes for `annotations()`, by the steps of the reference:
 #   frame = pandas.DataFrame(annotations())
@@ -61,9 +62,10 @@ def test_captions_are_those_that_pandas_chooses(source, tmp_path):
     assert [caption.id for caption in chosen] == PANDAS_IDS
     assert len({caption.image_id for caption in chosen}) == 40
     file = tmp_path / "chosen.tsv"
-    coco_captions.write(file, chosen)
+    prompts.write(file, chosen)
     assert hashlib.md5(file.read_bytes()).hexdigest() == PANDAS_MD5
-    assert coco_captions.read(file, 40) == chosen
+    found = prompts.read(str(file))
+    assert [Caption(*pair, text) for pair, text in zip(found.numbers, found.captions)] == chosen
 
 
 def test_newlines_are_taken_out_and_ends_stripped(source):
@@ -83,17 +85,6 @@ def test_the_first_caption_of_an_image_after_the_shuffle_is_kept(source):
         kept.setdefault(given[at]["image_id"], given[at]["id"])
     found = coco_captions.choose(source({"annotations": given}), 60)
     assert [caption.id for caption in found] == sorted(kept.values())
-
-
-def test_any_number_where_none_is_said(tmp_path):
-    captions = [Caption(5, 9, "a 'b'"), Caption(4, 2, 'c "d"\te')]
-    coco_captions.write(tmp_path / "few.tsv", captions)
-    assert coco_captions.read(tmp_path / "few.tsv", None) == captions
-    assert (tmp_path / "few.tsv").read_text().splitlines() == [
-        "image_id\tid\tcaption",
-        "5\t9\ta 'b'",
-        '4\t2\t"c ""d""\te"',
-    ]
 
 
 @pytest.mark.parametrize(
@@ -120,33 +111,10 @@ def test_a_bad_source_is_refused(source, document, message):
         coco_captions.choose(source(document))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "does not begin with the columns"),
-        ("id\timage_id\tcaption\n", "does not begin with the columns"),
-        ("image_id\tid\tcaption\n", "holds 0 captions, 3 are needed"),
-        ("image_id\tid\tcaption\n1\t2\ta\n", "holds 1 captions, 3 are needed"),
-        ("image_id\tid\tcaption\n1\t2\n", r"line 2: \['1', '2'\] is no image_id, id and caption"),
-        ("image_id\tid\tcaption\n1\tx\ta\n", r"line 2: \['1', 'x', 'a'\] is no"),
-        ("image_id\tid\tcaption\n1\t2\ta\n1\t3\tb\n", "image 1 comes twice"),
-    ],
-)
-def test_a_bad_file_is_refused(tmp_path, text, message):
-    file = tmp_path / coco_captions.FILE
-    file.write_text(text)
-    with pytest.raises(UserError, match=message):
-        coco_captions.read(file, 3)
-
-
-def test_missing_files_are_named(tmp_path):
+def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(UserError, match=r"captions_val2014.json is missing: fetch annotations"):
         coco_captions.choose(tmp_path / coco_captions.SOURCE)
-    with pytest.raises(UserError, match=r"val2014_30k.tsv is missing: fetch val2014_30k.tsv"):
-        coco_captions.read(tmp_path / coco_captions.FILE)
-    binary = tmp_path / "binary.tsv"
-    binary.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=r"binary.tsv cannot be read"):
-        coco_captions.read(binary)
+    with pytest.raises(UserError, match="cannot be read"):
+        coco_captions.choose(tmp_path)
     with pytest.raises(UserError, match="s3:// paths are not read"):
-        coco_captions.read("s3://bucket/val2014_30k.tsv")
+        coco_captions.choose("s3://bucket/captions_val2014.json")

@@ -1,12 +1,10 @@
 """Preparation from NIfTI, against torch's resampling and the reference's steps, and bad scans."""
 
 import gzip
-import importlib.util
 import sys
 import threading
 import types
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +12,10 @@ import pytest
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building
 from mlperf_jax.input_pipelines.kits19 import builder, files, tiny
+from scripts import make_unet3d_reference as reference
 
 nibabel = pytest.importorskip("nibabel")
 
-SCRIPT = Path(__file__).parents[2] / "scripts/make_unet3d_reference.py"
-spec = importlib.util.spec_from_file_location("make_unet3d_reference", SCRIPT)
-reference = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(reference)
 
 # first axis down the body, second to the back, third to the left: "IPL", as KiTS19 lies
 IPL = np.array([[0, 0, -1, 0], [0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1]], float)

@@ -302,7 +302,7 @@ def test_prompts_are_read_as_pandas_writes_them(tmp_path):
     found = prompts.read(str(path))
     assert list(found.captions) == texts
     assert found.numbers.tolist() == [[i, 829_000 + i] for i in range(6)]
-    prompts.write(str(tmp_path / "again"), found.numbers, found.captions)
+    prompts.write(tmp_path / "again", zip(*found.numbers.T, found.captions))
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 

@@ -2,9 +2,7 @@
 
 import doctest
 import functools
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +11,7 @@ from mlperf_jax import metrics
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics import fid
 from mlperf_jax.metrics.fid import FidClip, Statistics, frechet_distance, statistics
-
-SCRIPT = Path(__file__).parents[2] / "scripts/make_fid_reference.py"
-spec = importlib.util.spec_from_file_location("make_fid_reference", SCRIPT)
-reference = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(reference)
+from scripts import make_fid_reference as reference
 
 WIDTH = 12
 

@@ -5,12 +5,12 @@ import json
 
 import jax
 import jax.numpy as jnp
+import modules
 import numpy as np
 import pytest
 from flax import nnx
-from flax.traverse_util import unflatten_dict
 
-from mlperf_jax.core import mesh as meshes, state as states
+from mlperf_jax.core import jaxprs, mesh as meshes, state as states
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import autoencoder, diffusion_huggingface as huggingface
 from mlperf_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Decoder, Encoder
@@ -21,28 +21,13 @@ CONFIG = AutoencoderConfig(**reference.AUTOENCODER)
 TINY = AutoencoderConfig(width=8, multipliers=(1, 2), res_blocks=1, groups=4)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def make(config, dtype, kind=Autoencoder):
     return kind(config, dtype, rngs=nnx.Rngs(0))
 
 
 @functools.cache
 def abstract(config, dtype=jnp.bfloat16):
-    """The module's definition and the shapes of its parameters."""
-    found = []
-
-    def parts():
-        graphdef, state = states.split(make(config, dtype))
-        found.append(graphdef)
-        return state["params"]
-
-    shapes = jax.eval_shape(parts)
-    return found[0], shapes
+    return modules.abstract(lambda: make(config, dtype))
 
 
 @functools.cache
@@ -57,9 +42,7 @@ def told():
 
 def parameters(dtype=np.float32):
     tensors = {n: reference.weight(n, tuple(shape)) for n, shape in told()["shapes"].items()}
-    read = huggingface.autoencoder_readers(tensors, CONFIG)
-    whole = {path: reader((slice(None),) * len(reader.shape)) for path, reader in read.items()}
-    return unflatten_dict({path: x.astype(dtype) for path, x in whole.items()}, sep="/")
+    return modules.whole(huggingface.autoencoder_readers(tensors, CONFIG), dtype)
 
 
 def last(x):
@@ -171,13 +154,7 @@ def test_latents_are_drawn_from_their_moments():
     assert not np.array_equal(found, autoencoder.sample(moments, jax.random.key(2)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def made_before_it_is_traced():
-    """Made within a test's trace, its arrays would be of that trace alone."""
-    decoder()
-
-
-@functools.cache
+@pytest.fixture(scope="module")
 def decoder():
     model = make(TINY, jnp.float32, Decoder)
     # wide enough to be clamped at both ends
@@ -189,70 +166,64 @@ def drawn_latents(rows):
     return jnp.asarray(reference.drawn("drawn latents", (rows, 4, 6, 4)))
 
 
-def test_pictures_are_in_0_to_1_and_latents_are_scaled_back():
+def test_pictures_are_in_0_to_1_and_latents_are_scaled_back(decoder):
     latents = drawn_latents(2)
-    wanted = np.clip((np.asarray(decoder()(latents / 0.18215)) + 1) / 2, 0, 1)
+    wanted = np.clip((np.asarray(decoder(latents / 0.18215)) + 1) / 2, 0, 1)
     assert (wanted == 0).any() and (wanted == 1).any() and (wanted != np.rint(wanted)).any()
-    np.testing.assert_allclose(decoder().decode(latents), wanted, atol=1e-6)
+    np.testing.assert_allclose(decoder.decode(latents), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4, 6, 100])
-def test_decoding_in_parts_is_the_same(at_once):
+def test_decoding_in_parts_is_the_same(at_once, decoder):
     latents = drawn_latents(6)
-    found = jax.jit(lambda x: decoder().decode(x, at_once=at_once))(latents)
-    np.testing.assert_allclose(found, decoder().decode(latents), atol=1e-5)
+    found = jax.jit(lambda x: decoder.decode(x, at_once=at_once))(latents)
+    np.testing.assert_allclose(found, decoder.decode(latents), atol=1e-5)
 
 
 def largest_batch(function, *args):
     """The most pictures that any convolution of a program sees."""
-    found = []
-
-    def look(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "conv_general_dilated":
-                found.append(equation.invars[0].aval.shape[0])
-            for inner in jax.core.jaxprs_in_params(equation.params):
-                look(inner)
-
-    look(jax.make_jaxpr(function)(*args).jaxpr)
-    return max(found)
+    return max(
+        equation.invars[0].aval.shape[0]
+        for equation in jaxprs.equations(jax.make_jaxpr(function)(*args))
+        if equation.primitive.name == "conv_general_dilated"
+    )
 
 
-def test_no_part_is_larger_than_was_said():
+def test_no_part_is_larger_than_was_said(decoder):
     for rows, at_once, most in ((8, None, 8), (8, 4, 4), (8, 3, 2), (7, 3, 1), (2, 5, 2)):
-        decode = functools.partial(decoder().decode, at_once=at_once)
+        decode = functools.partial(decoder.decode, at_once=at_once)
         assert largest_batch(decode, drawn_latents(rows)) == most
 
 
 @pytest.mark.parametrize("text", ["data=4", "data=2,tensor=2"])
-def test_on_a_mesh_every_device_decodes_its_own(text):
+def test_on_a_mesh_every_device_decodes_its_own(text, decoder):
     """Each device a part of so many at a time, and nothing gathered where only rows are split."""
     latents, mesh = np.asarray(drawn_latents(8)), meshes.make_mesh(text)
     with jax.set_mesh(mesh):
         placed = jax.device_put(latents, meshes.batch_sharding(mesh))
         decode = jax.jit(
-            lambda x: decoder().decode(x, at_once=1),
+            lambda x: decoder.decode(x, at_once=1),
             compiler_options={"xla_backend_optimization_level": 0},
         )
         program = decode.lower(placed).compile()
         found = program(placed)
-        assert largest_batch(lambda x: decoder().decode(x, at_once=1), placed) == int(text[5])
+        assert largest_batch(lambda x: decoder.decode(x, at_once=1), placed) == int(text[5])
     if "tensor" not in text:
         gathered = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
         assert not [name for name in gathered if name in program.as_text()]
-    np.testing.assert_allclose(found, decoder().decode(jnp.asarray(latents)), atol=1e-5)
+    np.testing.assert_allclose(found, decoder.decode(jnp.asarray(latents)), atol=1e-5)
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_shapes_that_do_not_fit_are_refused(decoder):
     encoder = make(TINY, jnp.float32, Encoder)
     with pytest.raises(UserError, match=r"images of shape \(1, 3, 8, 8\) are not .* 3\]"):
         encoder(jnp.zeros([1, 3, 8, 8]))
     with pytest.raises(UserError, match="9 x 8 pixels; both sides must be multiples of 2"):
         encoder(jnp.zeros([1, 9, 8, 3]))
     with pytest.raises(UserError, match=r"latents of shape \(2, 4, 6, 8\)"):
-        decoder()(jnp.zeros([2, 4, 6, 8]))
+        decoder(jnp.zeros([2, 4, 6, 8]))
     with pytest.raises(UserError, match="at_once is 0"):
-        decoder().decode(drawn_latents(2), at_once=0)
+        decoder.decode(drawn_latents(2), at_once=0)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import re
 
 import jax
 import jax.numpy as jnp
+import modules
 import numpy as np
 import optax
 import pytest
 from flax import nnx
-from flax.traverse_util import unflatten_dict
 
 from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.errors import UserError
@@ -25,12 +25,6 @@ TEXT = TextConfig(**reference.TEXT, features=reference.FEATURES)
 VISION = VisionConfig(**reference.VISION, features=reference.FEATURES)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def build(dtype=jnp.float32, text=TEXT, vision=VISION):
     return Clip(text, vision, dtype, rngs=nnx.Rngs(0))
 
@@ -40,13 +34,11 @@ def tower(config, dtype=jnp.float32):
 
 
 def shapes(make):
-    return jax.eval_shape(lambda: states.split(make())[1])["params"]
+    return modules.abstract(make)[1]
 
 
 def graph(make):
-    found = []
-    jax.eval_shape(lambda: found.append(states.split(make())[0]))
-    return found[0]
+    return modules.abstract(make)[0]
 
 
 @functools.cache
@@ -62,14 +54,9 @@ def tensors():
     return {name: np.asarray(reference.weight(name, tuple(s))) for name, s in told.items()}
 
 
-def whole(readers, dtype):
-    read = {p: r((slice(None),) * len(r.shape)).astype(dtype) for p, r in readers.items()}
-    return unflatten_dict(read, sep="/")
-
-
 def parameters(dtype=np.float32):
     weights = clip_import.Weights(tensors(), transformers=False)
-    return whole(clip_import.readers(weights, TEXT, VISION), dtype)
+    return modules.whole(clip_import.readers(weights, TEXT, VISION), dtype)
 
 
 def batch():
@@ -220,7 +207,7 @@ def test_full_width_is_that_of_open_clip():
     leaves = clip_import._text_leaves(config, False, "")
     names = {name: leaf.file_shape for leaf in leaves for name in leaf.names(config.layers - 1)}
     given = {name: reference.weight(name, shape) for name, shape in names.items()}
-    params = whole(
+    params = modules.whole(
         clip_import.text_readers(clip_import.Weights(given, transformers=False), config), np.float32
     )
     model = states.merge(graph(lambda: tower(config)), params, {}, {})
@@ -250,7 +237,7 @@ def hub_folder(folder, kind):
 
 def test_transformers_clip_model_is_read(tmp_path, x64):
     read = clip_import.readers(hub_folder(tmp_path, "CLIPModel"), TEXT, VISION)
-    found, _ = computed(jnp.float64)(whole(read, np.float64), batch())
+    found, _ = computed(jnp.float64)(modules.whole(read, np.float64), batch())
     np.testing.assert_allclose(found["logits"], stored()["hub_logits"], atol=1e-6)
     np.testing.assert_allclose(found["scores"], stored()["hub_scores"], atol=1e-6)
 
@@ -264,7 +251,7 @@ def test_transformers_clip_model_is_read(tmp_path, x64):
 )
 def test_transformers_text_models_are_read(tmp_path, x64, kind, is_whole, wanted):
     config = TEXT.replace(whole=is_whole)
-    params = whole(clip_import.text_readers(hub_folder(tmp_path, kind), config), np.float64)
+    params = modules.whole(clip_import.text_readers(hub_folder(tmp_path, kind), config), np.float64)
     model = states.merge(graph(lambda: tower(config, jnp.float64)), params, {}, {})
     tokens = batch()["tokens"]
     found = model.features(tokens) if is_whole else model.conditioning(tokens)

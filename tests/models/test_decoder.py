@@ -289,12 +289,6 @@ def loss_and_gradients(config, mesh_text):
     return float(value), jax.tree.map(np.asarray, gradients)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.parametrize(
     ("config", "mesh"),
     [

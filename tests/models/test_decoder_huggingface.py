@@ -1,9 +1,7 @@
 """The decoder against transformers (scripts/make_decoder_reference.py), and its files."""
 
 import functools
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +17,7 @@ from mlperf_jax.models import decoder, decoder_huggingface as huggingface
 from mlperf_jax.models.decoder import Decoder, DecoderConfig, Lora, RopeScaling
 from mlperf_jax.models.huggingface import open_folder, save_folder
 from mlperf_jax.optimizers.tree import flatten_paths
-
-SCRIPT = Path(__file__).parents[2] / "scripts/make_decoder_reference.py"
-spec = importlib.util.spec_from_file_location("make_decoder_reference", SCRIPT)
-reference = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(reference)
+from scripts import make_decoder_reference as reference
 
 KINDS = tuple(reference.HEADS)
 

@@ -6,12 +6,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+import modules
 import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from mlperf_jax.core import mesh as meshes, state as states
+from mlperf_jax.core import jaxprs, mesh as meshes, state as states
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import diffusion_huggingface as huggingface, diffusion_unet
 from mlperf_jax.models.diffusion_layers import ResBlock
@@ -26,28 +27,13 @@ MINI = UNetConfig(width=8, multipliers=(1, 2), res_blocks=1, attention_levels=1,
                   context_width=6, groups=2, transformer_groups=4)  # fmt: skip
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def build(config, dtype=jnp.float32):
     return UNet(config, dtype, rngs=nnx.Rngs(0))
 
 
 @functools.cache
 def abstract(config, dtype=jnp.bfloat16):
-    """The module's definition and the shapes of its parameters."""
-    found = []
-
-    def parts():
-        graphdef, state = states.split(build(config, dtype))
-        found.append(graphdef)
-        return state["params"]
-
-    shapes = jax.eval_shape(parts)
-    return found[0], shapes
+    return modules.abstract(lambda: build(config, dtype))
 
 
 @functools.cache
@@ -70,9 +56,7 @@ def weights():
 
 
 def parameters(dtype=np.float32):
-    read = huggingface.unet_readers(weights(), MIXED)
-    whole = {path: reader((slice(None),) * len(reader.shape)) for path, reader in read.items()}
-    return unflatten_dict({path: x.astype(dtype) for path, x in whole.items()}, sep="/")
+    return modules.whole(huggingface.unet_readers(weights(), MIXED), dtype)
 
 
 def last(x):
@@ -172,7 +156,7 @@ def test_flops_are_those_that_the_compiler_counts():
         return model(latents, jnp.zeros(1), jnp.zeros([1, 7, 24]))
 
     found = 0
-    for equation in equations(jax.make_jaxpr(run)(params).jaxpr):
+    for equation in jaxprs.equations(jax.make_jaxpr(run)(params).jaxpr):
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
@@ -181,13 +165,6 @@ def test_flops_are_those_that_the_compiler_counts():
             kernel = equation.invars[1].aval
             found += 2 * equation.outvars[0].aval.size * kernel.size // kernel.shape[-1]
     assert config.flops(8, 12, 7) == found
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from equations(inner)
 
 
 # -- parity ----------------------------------------------------------------------------------------

@@ -2,12 +2,11 @@
 
 import doctest
 import functools
-import importlib.util
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import modules
 import numpy as np
 import pytest
 from flax import nnx
@@ -20,17 +19,7 @@ from mlperf_jax.models import inception
 from mlperf_jax.models.inception import Inception, Layer
 from mlperf_jax.ops import resize
 from mlperf_jax.optimizers.tree import flatten_paths
-
-SCRIPT = Path(__file__).parents[2] / "scripts/make_inception_reference.py"
-spec = importlib.util.spec_from_file_location("make_inception_reference", SCRIPT)
-reference = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(reference)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
+from scripts import make_inception_reference as reference
 
 
 @functools.cache
@@ -61,15 +50,7 @@ def folded():
 
 
 def structure(**options):
-    """Graph and shapes of parameters."""
-    found = []
-
-    def make():
-        graph, parts = states.split(Inception(**options, rngs=nnx.Rngs(0)))
-        found.append(graph)
-        return parts["params"]
-
-    return jax.eval_shape(make), found[0]
+    return modules.abstract(lambda: Inception(**options, rngs=nnx.Rngs(0)))
 
 
 # -- sizes -----------------------------------------------------------------------------------------
@@ -79,14 +60,14 @@ def test_parameters_are_as_many_as_torch_counts():
     shapes = shapes_of()
     learned = {n: s for n, s in shapes.items() if "running" not in n}
     assert sum(map(math.prod, learned.values())) == stored()["parameters"] == 23_850_960
-    params = flatten_paths(structure()[0])
+    params = flatten_paths(structure()[1])
     scales = sum(math.prod(s) for n, s in shapes.items() if n.endswith("bn.weight"))
     assert sum(leaf.size for leaf in params.values()) == 21_785_568 - scales
     assert sum(path.endswith("kernel") for path in params) == 94
 
 
 def test_weights_fill_the_module():
-    params = flatten_paths(structure()[0])
+    params = flatten_paths(structure()[1])
     small = {name: np.zeros((), np.float32) for name in shapes_of()}
     given = {n: np.broadcast_to(small[n], shape) for n, shape in shapes_of().items()}
     found = inception.folded(given)
@@ -111,7 +92,7 @@ def test_images_become_squares_of_299(monkeypatch):
     [("unscaled", reference.UNSCALED, None), ("scaled", reference.SCALED, reference.SIDE)],
 )
 def test_features_are_those_of_pytorch_fid(name, images, side, x64):
-    _, graph = structure(side=side, dtype=jnp.float64)
+    graph, _ = structure(side=side, dtype=jnp.float64)
     params = unflatten_dict(folded(), sep="/")
     image = reference.images(*images)[:1]  # XLA:CPU takes its time for convolutions in float64
     features = jax.jit(lambda params, x: states.merge(graph, params, {}, {})(x))

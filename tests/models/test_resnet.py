@@ -1,9 +1,7 @@
 """ResNet against the fact sheet's tables and against torch (scripts/make_resnet_reference.py)."""
 
 import functools
-import importlib.util
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +13,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.models import resnet
 from mlperf_jax.ops import norm
 from mlperf_jax.ops.losses import softmax_xent
-
-SCRIPT = Path(__file__).parents[2] / "scripts/make_resnet_reference.py"
-spec = importlib.util.spec_from_file_location("make_resnet_reference", SCRIPT)
-reference = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(reference)
+from scripts import make_resnet_reference as reference
 
 R50 = {"stages": (3, 4, 6, 3), "width": 64, "classes": 1000}
 TINY = {"stages": (1, 1, 1, 1), "width": 16, "classes": 10}

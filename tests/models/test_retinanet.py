@@ -1,7 +1,6 @@
 """RetinaNet against torchvision's: raw outputs, losses, matches, detections; sizes and counts of the fact sheet."""
 
 import functools
-import importlib.util
 import pathlib
 
 import jax
@@ -14,20 +13,11 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.models import resnext, retinanet
 from mlperf_jax.models.fpn import upsample
 from mlperf_jax.ops import anchors as anchorlib, detections, matching
+from scripts import make_retinanet_reference as reference
 
 ROOT = pathlib.Path(__file__).parents[2]
 FULL = dict(stages=(3, 4, 6, 3), width=64, groups=32, pyramid_width=256, head_depth=4, classes=264)
 SMALL = dict(stages=(1, 1, 1, 1), width=8, groups=4, pyramid_width=8, head_depth=1, classes=3)
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = load("make_retinanet_reference")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """The 3D U-Net against the fact sheet's tables and against torch (scripts/make_unet3d_reference.py)."""
 
 import functools
-import importlib.util
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +13,9 @@ from flax import nnx
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import importing, unet3d
 from mlperf_jax.ops.dice import dice_xent
+from scripts import make_unet3d_reference as reference
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiled once and run once: LLVM need not try hard
-SCRIPT = Path(__file__).parents[2] / "scripts/make_unet3d_reference.py"
-spec = importlib.util.spec_from_file_location("make_unet3d_reference", SCRIPT)
-reference = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(reference)
 
 FULL = (32, 64, 128, 256, 320)
 STAGES = {

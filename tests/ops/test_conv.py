@@ -10,13 +10,9 @@ from jax import lax
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import conv
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def normal(seed, shape):

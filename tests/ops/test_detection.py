@@ -9,12 +9,6 @@ from jax.test_util import check_grads
 from mlperf_jax.ops import anchors, boxes, detections, focal, matching, nms
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def some_boxes(draw, *shape, side=100.0):
     corner = draw.uniform(0, side, (*shape, 2))
     return np.concatenate([corner, corner + draw.uniform(2, side / 2, (*shape, 2))], -1)

@@ -15,12 +15,6 @@ from mlperf_jax.ops.diffusion import Schedule, add_noise, parts_of, v_target
 TIMES = np.array([0, 1, 500, 999])
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @functools.cache
 def samples(dtype=np.float64):
     draw = np.random.RandomState(0)

@@ -14,6 +14,8 @@ from mlperf_jax.ops.embedding_plan import Bag, make_plan
 from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.optimizers import rows
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 W, B = 8, 32
 BAGS = [Bag("a", 100, 3), Bag("b", 7, 1), Bag("c", 33, 5), Bag("d", 3, 2), Bag("e", 60, 3)]
 MIXED = {"a": "rows", "b": "replicated", "c": "columns", "d": "tables", "e": "auto"}
@@ -22,12 +24,6 @@ OPTIMIZERS = {
     "adagrad": rows.adagrad(0.1, 1e-3),
     "rowwise_adagrad": rows.rowwise_adagrad(0.1, 1e-3),
 }
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def tables(seed=0):

@@ -11,12 +11,6 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.ops.group_norm import GroupNorm
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def twin(x, groups, scale, bias, epsilon=1e-5):
     """One row and one group after the other, in float64."""
     x = np.asarray(x, np.float64)

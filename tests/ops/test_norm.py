@@ -1,4 +1,4 @@
-"""Batch norm against NumPy, and over meshes."""
+"""Batch norm against NumPy, and over meshes; layer norm."""
 
 import re
 
@@ -11,17 +11,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.ops.norm import BatchNorm
+from mlperf_jax.ops.norm import BatchNorm, layer_norm
 
 COLLECTIVE = re.compile(
     r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 )
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def numpy_twin(x, scale, bias, span, epsilon=1e-5):
@@ -222,3 +216,19 @@ def test_groups_that_straddle_devices_unevenly(x64):
     alone = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     values = [sharded_calls(each, 8, rows=24)[-1] for each in (mesh, alone)]  # 3 rows a device
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), *values)
+
+
+# -- layer norm ------------------------------------------------------------------------------------
+
+
+def test_layer_norm_is_right_where_the_mean_is_large_and_the_variance_small():
+    noise = np.random.RandomState(0).standard_normal((4, 32))
+    x = np.float32(100 + 0.01 * noise)
+    wanted = x.astype(np.float64) - x.mean(-1, keepdims=True, dtype=np.float64)
+    wanted /= wanted.std(-1, keepdims=True)
+    kinds = (jnp.float32, jnp.bfloat16)
+    norm, narrow = (layer_norm(32, 1e-12, kind, rngs=nnx.Rngs(0)) for kind in kinds)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), wanted, atol=2e-3)
+    half = narrow(jnp.asarray(noise * 1e-5, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(half).std(-1), 1, atol=0.01)  # epsilon is 1 % of it

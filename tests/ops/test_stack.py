@@ -12,6 +12,8 @@ from mlperf_jax.ops.norm import BatchNorm
 from mlperf_jax.ops.shard import shard
 from mlperf_jax.ops.stack import Stack, remat_policy
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 N, B, D = 3, 8, 4
 
 
@@ -40,12 +42,6 @@ class NoLayer(nnx.Module):
 
     def __call__(self, x):
         return self.call(self, x)
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def make_x():

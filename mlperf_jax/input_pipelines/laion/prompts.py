@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -90,15 +92,14 @@ def read(path: str) -> Prompts:
     return Prompts(path, np.array(numbers, np.int32), tuple(captions), tuple(lines))
 
 
-def write(path: str, numbers: np.ndarray, captions: tuple[str, ...]) -> None:
-    """Writes prompts as pandas does.
+def write(path: str | os.PathLike, rows: Iterable[tuple[int, int, str]]) -> None:
+    """Writes prompts byte by byte as pandas does.
 
     Args:
         path: of the file.
-        numbers: image_id and id of each, [N, 2].
-        captions: [N].
+        rows: image_id, id and caption of each, such as what `coco_captions.choose` gives.
     """
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(COLUMNS)
-        table.writerows((*pair, caption) for pair, caption in zip(numbers.tolist(), captions))
+        table.writerows(rows)

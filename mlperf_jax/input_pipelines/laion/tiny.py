@@ -129,6 +129,5 @@ def write(folder: str | os.PathLike, sizes: Sizes, shards: int = 4) -> None:
         moments.write_shard(pathlib.Path(folder, files.shard_name(number)), samples)
     _, wanted = shapes(sizes.validation, VALIDATION, sizes.image)
     ids = np.arange(sizes.validation)
-    prompts.write(
-        os.path.join(folder, prompts.FILE), np.stack([ids + 1, 10 * ids + 7], 1), tuple(wanted)
-    )
+    rows = zip((ids + 1).tolist(), (10 * ids + 7).tolist(), wanted)
+    prompts.write(os.path.join(folder, prompts.FILE), rows)
