@@ -58,6 +58,7 @@ _BENCHMARKS = {
     "llama31_8b": "llama31_8b:Llama31_8B",
     "bert": "bert:Bert",
     "dlrm_dcnv2": "dlrm_dcnv2:DlrmDcnV2",
+    "stable_diffusion": "stable_diffusion:StableDiffusion",
 }
 
 

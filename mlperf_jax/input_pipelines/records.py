@@ -133,6 +133,13 @@ def read_text(path: str) -> str:
     return pathlib.Path(path).read_text(encoding="utf-8")
 
 
+def read_bytes(path: str) -> bytes:
+    if path.startswith("gs://"):
+        content: Any = gcs().cat_file(path)
+        return content
+    return pathlib.Path(path).read_bytes()
+
+
 def missing_tiny(name: str, benchmark: str, data_dir: str) -> str:
     """The sentence that says how to make the small stand-in of a data set."""
     return (

@@ -77,20 +77,17 @@ def conv(
 ) -> convs.Conv:
     """A square convolution with bias by torch's law of the start, or all 0."""
     law = _law(features_in * size**2, zero)
-    made = convs.Conv(
+    return convs.Conv(
         features_in,
         features_out,
         size,
         stride=stride,
         padding=padding,
-        bias=0.0,
+        bias=law,
         dtype=dtype,
         kernel_init=law,
         rngs=rngs,
     )
-    assert made.bias is not None
-    made.bias[...] = law(rngs.params(), made.bias.shape, made.bias.dtype)
-    return made
 
 
 def linear(

@@ -31,7 +31,7 @@ _TPU_LANES = 128
 
 
 class Conv(nnx.Module):
-    """A square convolution, parameters `kernel` [k, k, C / G, F] and `bias` [F] where it begins with one.
+    """A square convolution, parameters `kernel` [k, k, C / G, F] and `bias` [F], a number or drawn, unless it is None.
 
     >>> init = nnx.initializers.he_normal()
     >>> conv = Conv(4, 8, 3, stride=2, groups=2, bias=0.0, kernel_init=init, rngs=nnx.Rngs(0))
@@ -48,7 +48,7 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: Padding = "SAME",
         groups: int = 1,
-        bias: float | None = None,
+        bias: float | nnx.Initializer | None = None,
         dtype: jax.typing.DTypeLike = jnp.float32,
         kernel_init: nnx.Initializer,
         rngs: nnx.Rngs,
@@ -60,7 +60,8 @@ class Conv(nnx.Module):
         kept = jnp.promote_types(dtype, jnp.float32)
         shape = (size, size, features_in // groups, features_out)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, kept))
-        self.bias = None if bias is None else nnx.Param(jnp.full(features_out, bias, kept))
+        drawn = bias(rngs.params(), (features_out,), kept) if callable(bias) else bias
+        self.bias = None if drawn is None else nnx.Param(jnp.full(features_out, drawn, kept))
         self.stride = stride
         self.padding: Padding = padding
         self.groups = groups

@@ -14,6 +14,7 @@ import functools
 import io
 import os
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,6 +140,26 @@ def labelled(
     for image, word, bad in zip(images, words, marked, strict=True):
         tile = pillow().fromarray(to_bytes(np.asarray(image)), "RGB").resize((side, side))
         tiles.append(caption(framed(tile) if bad else tile, word, WRONG if bad else INK))
+    return grid(tiles, columns=columns)
+
+
+def captioned(
+    images: np.ndarray, captions: Sequence[str], *, side: int = 192, columns: int = 4
+) -> Any:
+    """Images [B, S, S, 3], as `labelled` takes them, in a grid, each with its caption in several lines below.
+
+    >>> captioned(np.zeros((2, 8, 8, 3)), ["a small red circle on a blue ground", ""], side=96).size
+    (210, 151)
+    """
+    letters = max(1, side // 6)  # of a line
+    lines = [textwrap.wrap(text, letters)[:4] or [""] for text in captions]
+    most = max(map(len, lines), default=1)
+    tiles = []
+    for image, words in zip(images, lines, strict=True):
+        tile = pillow().fromarray(to_bytes(np.asarray(image)), "RGB").resize((side, side))
+        for line in (*words, *[""] * (most - len(words))):
+            tile = caption(tile, line)
+        tiles.append(tile)
     return grid(tiles, columns=columns)
 
 

@@ -27,13 +27,6 @@ class Letters:
         return np.array(ids + [0] * (self.length - len(ids)), np.int32)
 
 
-class LettersOfFolder:
-    """One whose vocabulary lies in the data folder."""
-
-    def for_folder(self, path):
-        return Letters(extra=int(pathlib.Path(path, "vocabulary").read_text()))
-
-
 def moments(key: str) -> np.ndarray:
     """The array of a sample."""
     draw = np.random.RandomState(int(key))

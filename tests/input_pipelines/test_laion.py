@@ -14,7 +14,6 @@ from laion_toys import (
     HEADER,
     LENGTH,
     Letters,
-    LettersOfFolder,
     all_rows,
     captions_of,
     moments,
@@ -121,11 +120,18 @@ def test_workers_are_given_paths_alone(built):
     assert copy.describe(14).endswith("00002.tar, 200004.npy")
 
 
-def test_a_tokenizer_of_the_data_folder(built, copied):
-    (copied.parent / "vocabulary").write_text("5")
-    data = small(tokenizer=LettersOfFolder())
-    assert data.validation(copied.parent).batched(7)[0]["tokens"][0, 1] == ord("p") + 5
-    assert all_rows(data.train(copied.parent), 5, 3)["tokens"].max() > ord("k")
+def test_clips_vocabulary_lies_in_the_data_folder(built, copied):
+    data = small(tokenizer=None)
+    with pytest.raises(UserError, match=r"bpe_simple_vocab.* is missing: take .* and put it there"):
+        data.train(copied.parent)
+    path = copied.parent / clip_bpe.VOCABULARY
+    clip_bpe.train(["prompt 1 2 3 4"], 518, path)
+    tokenizer = clip_bpe.ClipBpe(path, context=LENGTH)
+    tokens = data.validation(copied.parent).batched(7)[0]["tokens"]
+    assert tokens[0].tolist() == tokenizer("prompt 0").tolist()
+    assert all_rows(data.train(copied.parent), 5, 3)["tokens"].max() == 517
+    names = data.class_names(copied.parent)
+    assert clip_bpe.spelled(names[token] for token in tokens[0]) == "prompt 0"
 
 
 def test_a_tokenizer_of_another_length(built):

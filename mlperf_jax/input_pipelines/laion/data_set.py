@@ -26,6 +26,8 @@ from mlperf_jax.input_pipelines.laion import (
     rows,
     tiny as shapes,
 )
+from mlperf_jax.input_pipelines.tokenizers import clip_bpe
+from mlperf_jax.input_pipelines.tokenizers.clip_bpe import ClipBpe
 
 _LOOKED_AT = 4  # samples of each shard that `check` reads, and 1,024 prompts
 
@@ -35,8 +37,7 @@ class Laion:
     """The data set: every method takes the folder that holds `laion`, or the shards themselves.
 
     Attributes:
-        tokenizer: of captions, a `rows.Tokenizer`. One that has `for_folder(path)` is replaced by what that gives
-            of the data folder, in which its vocabulary then lies.
+        tokenizer: of captions; None for CLIP's, whose vocabulary lies beside the shards or in the data folder.
         length: T.
         side: S.
         channels: C.
@@ -45,7 +46,7 @@ class Laion:
         tiny: the shapes in the place of LAION, so many.
     """
 
-    tokenizer: Any
+    tokenizer: rows.Tokenizer | None = None
     length: int = 77
     side: int = 64
     channels: int = 4
@@ -131,6 +132,11 @@ class Laion:
             raise UserError(self._missing(folder))
         builder.build(place, self.shards, self._form, pipeline.usable_cores(), print)
 
+    def class_names(self, folder: records.Folder) -> tuple[str, ...]:
+        """The pieces of CLIP's vocabulary by id, which `clip_bpe.spelled` joins; none of another tokenizer."""
+        tokenizer = self._tokenizer(folder)
+        return tokenizer.pieces if isinstance(tokenizer, ClipBpe) else ()
+
     def check(self, folder: records.Folder) -> list[str]:
         """Reads some samples of every shard, and some prompts; says how many captions are cut."""
         source: Any = self.train(folder).source
@@ -200,14 +206,25 @@ class Laion:
         )
 
     def _prompts(self, folder: records.Folder) -> prompts.Prompts:
-        place = self._place(folder)
-        folders = [place.folder, place.shards, records.local(folder)]
-        there = [at for at in folders if prompts.FILE in (records.listing(at) or {})]
-        return prompts.read(f"{(there or folders)[0]}/{prompts.FILE}")
+        return prompts.read(self._beside(folder, prompts.FILE))
 
     def _tokenizer(self, folder: records.Folder) -> rows.Tokenizer:
-        made = getattr(self.tokenizer, "for_folder", None)
-        return self.tokenizer if made is None else made(records.local(folder))
+        return self.vocabulary(folder) if self.tokenizer is None else self.tokenizer
+
+    def vocabulary(self, folder: records.Folder) -> ClipBpe:
+        """CLIP's tokenizer, by the vocabulary of the data folder.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        return ClipBpe(self._beside(folder, clip_bpe.VOCABULARY), context=self.length)
+
+    def _beside(self, folder: records.Folder, name: str) -> str:
+        """A file of the data's own folder, of that of the shards, or of the one that holds them."""
+        place = self._place(folder)
+        folders = [place.folder, place.shards, records.local(folder)]
+        there = [at for at in folders if name in (records.listing(at) or {})]
+        return f"{(there or folders)[0]}/{name}"
 
     def _build_tiny(self, folder: records.Folder, sizes: shapes.Sizes) -> None:
         with building.alone(self._folders(folder)[0]) as target:

@@ -11,6 +11,7 @@ Shape legend: n images, I side of an image, S = I / 4 of a latent.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import pathlib
 from typing import NamedTuple
@@ -18,11 +19,14 @@ from typing import NamedTuple
 import numpy as np
 
 from mlperf_jax.input_pipelines.laion import files, moments, prompts
+from mlperf_jax.input_pipelines.tokenizers import clip_bpe
 
 PATCH, CHANNELS = 4, 4
 TRAINING, VALIDATION = 1, 2  # seeds of the two splits
 SCALE = 5.0  # latents times Stable Diffusion's 0.18215 then vary about as much as noise does
 LOG_VARIANCE = -8.0
+UNSAID = 8  # one sample of so many has no caption: the text that guidance leads away from
+VOCABULARY = 556  # byte pairs that spell every word of the captions as one
 COLOURS = {
     "red": (0.85, 0.15, 0.15),
     "green": (0.15, 0.7, 0.2),
@@ -31,7 +35,7 @@ COLOURS = {
 }
 KINDS = ("circle", "square", "triangle")
 RADII = {"small": 0.17, "large": 0.33}  # half the width of a shape, in sides of the image
-_GREY = 0.5
+GREY = 0.5
 _MATRIX_SEED = 400
 
 
@@ -58,10 +62,23 @@ def shapes(n: int, seed: int, size: int) -> tuple[np.ndarray, list[str]]:
     cover = _cover(kind, x, y, radius, size)[..., None]
     made = cover * colours[colour][:, None, None] + (1 - cover) * colours[ground][:, None, None]
     captions = [
-        f"a {list(RADII)[e]} {names[c]} {KINDS[k]} on a {names[g]} ground"
+        _caption(list(RADII)[e], names[c], KINDS[k], names[g])
         for e, c, k, g in zip(extent, colour, kind, ground)
     ]
     return made.astype(np.float32), captions
+
+
+def all_captions() -> list[str]:
+    """Every caption that there may be."""
+    return [
+        _caption(*words)
+        for words in itertools.product(RADII, COLOURS, KINDS, COLOURS)
+        if words[1] != words[3]
+    ]
+
+
+def _caption(size: str, colour: str, kind: str, ground: str) -> str:
+    return f"a {size} {colour} {kind} on a {ground} ground"
 
 
 def _cover(
@@ -104,28 +121,36 @@ def encode(images: np.ndarray) -> np.ndarray:
     n, height, width, _ = images.shape
     patches = images.reshape(n, height // PATCH, PATCH, width // PATCH, PATCH, 3)
     flat = patches.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // PATCH, width // PATCH, -1)
-    means = SCALE * (flat - np.float32(_GREY)) @ matrix()
+    means = SCALE * (flat - np.float32(GREY)) @ matrix()
     return np.concatenate([means, np.full_like(means, LOG_VARIANCE)], -1)
 
 
 def decode(latents: np.ndarray) -> np.ndarray:
     """Images f32 [n, I, I, 3] about [0, 1] of latents f32 [n, S, S, 4]; `encode` of them gives the latents again."""
     n, height, width, _ = latents.shape
-    flat = latents @ matrix().T / SCALE + np.float32(_GREY)
+    flat = latents @ matrix().T / SCALE + np.float32(GREY)
     patches = flat.reshape(n, height, width, PATCH, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
     return patches.reshape(n, height * PATCH, width * PATCH, 3)
+
+
+def seen(n: int, seed: int, size: int) -> tuple[np.ndarray, list[str]]:
+    """`shapes` as their latents let them be seen, cut off at 0 and 1: what a perfect model would make."""
+    images, captions = shapes(n, seed, size)
+    return np.clip(decode(encode(images)[..., :CHANNELS]), 0, 1), captions
 
 
 # -- files ---------------------------------------------------------------------------------------
 
 
 def write(folder: str | os.PathLike, sizes: Sizes, shards: int = 4) -> None:
-    """Writes shards of moments and captions, and the table of prompts; the folder is there."""
+    """Writes shards of moments and captions, the prompts and the vocabulary; the folder is there."""
+    clip_bpe.train(all_captions(), VOCABULARY, os.path.join(folder, clip_bpe.VOCABULARY))
     pixels, captions = shapes(sizes.train, TRAINING, sizes.image)
     encoded = encode(pixels)
     for number in range(shards):
         held = range(number, sizes.train, shards)
-        samples = ((f"{number:05d}{i:04d}", encoded[i], captions[i].encode()) for i in held)
+        said = {i: "" if i % UNSAID == 0 else captions[i] for i in held}
+        samples = ((f"{number:05d}{i:04d}", encoded[i], said[i].encode()) for i in held)
         moments.write_shard(pathlib.Path(folder, files.shard_name(number)), samples)
     _, wanted = shapes(sizes.validation, VALIDATION, sizes.image)
     ids = np.arange(sizes.validation)

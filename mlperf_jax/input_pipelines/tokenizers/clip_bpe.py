@@ -13,9 +13,9 @@ from __future__ import annotations
 import collections
 import gzip
 import html.entities
+import itertools
 import json
 import os
-import pathlib
 import re
 import unicodedata
 import zlib
@@ -41,6 +41,7 @@ class ClipBpe:
         path: its file.
         size: V: the bytes twice, the merges, the start and the end.
         start, end: ids of these two, the largest.
+        pieces: the text of each id, "</w>" at a word's end, bytes as letters that can be seen.
         context: tokens of a caption.
 
     Raises:
@@ -66,7 +67,8 @@ class ClipBpe:
         merges = read_merges(path)
         bytes_ = list(_BYTES.values())
         pieces = [*bytes_, *(piece + _LAST for piece in bytes_), *map("".join, merges)]
-        ids = {piece: number for number, piece in enumerate((*pieces, _START, _END))}
+        self.pieces = (*pieces, _START, _END)
+        ids = {piece: number for number, piece in enumerate(self.pieces)}
         if context < 2:
             raise UserError(
                 f"clip: captions of {context} tokens have no room for start and end; give 2 or more"
@@ -119,11 +121,11 @@ def read_merges(path: str | os.PathLike) -> list[tuple[str, str]]:
     path = records.local(path)
     fetch = f"take {VOCABULARY} out of the package open_clip_torch"
     try:
-        data = pathlib.Path(path).read_bytes()
+        data = records.read_bytes(path)
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
         lines = data.decode().split("\n")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {fetch}") from None
+        raise UserError(f"{path} is missing: {fetch} and put it there") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no list of merges ({error}): {fetch}") from error
     merges: list[tuple[str, str]] = []
@@ -177,6 +179,17 @@ _KINDS |= {0x17F: "s", 0x345: " "}
 _WORD = re.compile(rf"{_START}|{_END}|'(?:s|t|re|ve|m|ll|d)|[a-z]+|0|[^ a-z0]+")
 
 
+def spelled(pieces: Iterable[str]) -> str:
+    """The text of a caption's pieces, but for its start, its end and what comes after.
+
+    >>> spelled(["<start_of_text>", "a</w>", "caf", "Ã©</w>", "<end_of_text>", "!"])
+    'a café'
+    """
+    kept = itertools.takewhile(lambda piece: piece != _END, pieces)
+    text = "".join(piece for piece in kept if piece != _START).replace(_LAST, " ").strip()
+    return bytes(_LETTERS.get(letter, 32) for letter in text).decode(errors="replace")
+
+
 def _byte_letters() -> dict[int, str]:
     """A letter that can be seen for each byte, in the order of their ids."""
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -185,6 +198,7 @@ def _byte_letters() -> dict[int, str]:
 
 
 _BYTES = _byte_letters()
+_LETTERS = {letter: byte for byte, letter in _BYTES.items()}
 
 
 def _as_bytes(word: str) -> str:

@@ -1,0 +1,399 @@
+"""Stable Diffusion v2 on LAION-400M: MLPerf Training v3.1 to v5.0.
+
+Train the UNet from random weights until pictures made for 30,000 captions of COCO lie within an FID of 90 of real ones
+and fit their captions by a CLIP score of 0.15.
+Reference: mlcommons/training, retired_benchmarks/stable_diffusion; reference convergence points of ruleset 5.0.0.
+
+Shape legend: B rows, S side of a latent, C its channels, T tokens of a caption, K width of the text encoder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from mlperf_jax import metrics, pictures
+from mlperf_jax.core import state as states
+from mlperf_jax.core.benchmark import Benchmark, Example, Start, Target, f32, i32
+from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Whole
+from mlperf_jax.core.terms import Reader
+from mlperf_jax.decoding import ddim
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines.laion import Laion, Sizes, tiny as shapes
+from mlperf_jax.input_pipelines.tokenizers import clip_bpe
+from mlperf_jax.metrics import fid
+from mlperf_jax.models import (
+    autoencoder,
+    clip,
+    clip_import,
+    diffusion_huggingface,
+    inception,
+    shape_judges,
+)
+from mlperf_jax.models.diffusion_unet import RULES, UNet, UNetConfig
+from mlperf_jax.ops import diffusion
+from mlperf_jax.optimizers import schedules
+
+_STATISTICS = "val2014_30k_stats.npz"
+_DECODER = autoencoder.AutoencoderConfig()
+_VISION = clip.VisionConfig()
+_TINY_SHAPES = Sizes()
+_TINY_JUDGES = "judges.safetensors"
+_TINY_REAL = 1024  # pictures that generated ones are compared with
+
+
+class Model(nnx.Module):
+    """The UNet and, where captions come as tokens, the text tower that it is told them by."""
+
+    def __init__(self, unet: UNet, text: clip.TextTower | None):
+        self.unet, self.text = unet, text
+
+
+class Judges(nnx.Module):
+    """The networks of evaluation alone: the autoencoder's second half, Inception, CLIP, and a text tower if need be.
+
+    Tiny has stand-ins of `models.shape_judges` in the place of the first three.
+    """
+
+    def __init__(self, decoder: Any, features: Any, fit: Any, side: int, text: Any):
+        self.decoder, self.features, self.fit = decoder, features, fit
+        self.side, self.text = side, text
+
+    def __call__(self, images: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
+        """What `FidClip` takes, of pictures [B, H, W, 3] in [0, 1] and their captions [B, T]."""
+        fitting = self.fit(clip.pixels(images, self.side), tokens)
+        return {"features": self.features(images), "clip": fitting}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableDiffusion(Benchmark):
+    """The defaults are the reference convergence point for batch 512.
+
+    Differs: the reference resamples its shards with replacement, here each sample comes once an epoch. Scored after
+    the run: `mlperf-jax evaluate`.
+    """
+
+    name = "stable_diffusion"
+    ruleset = "5.0.0"  # last round that ran it
+    metric = metrics.FidClip()
+    rules = (*RULES, *clip.RULES)
+    parameters = 865_910_724
+    records_per_core = 12_000  # scripts/bench_input.py stable_diffusion: 14,327 (12,742 … 14,810)
+
+    # hyperparameters
+    batch_size: Samples = 512
+    base_lr: Annotated[Rate, "per sample of a batch: the rate is this times batch_size"] = 2.3e-7
+    warmup_steps: Whole = 1000
+    warmup_start: Annotated[Fraction, "of the rate, at the first step"] = 1e-6
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    weight_decay: Annotated[Rate, "of all parameters"] = 0.01
+    text_embeddings: Annotated[bool, "read captions' embeddings, made beforehand"] = False
+    # evaluation
+    eval_every: Samples = 512_000
+    sampler_steps: Count = 50
+    guidance: Annotated[Rate, "how many times what the caption changes"] = 8.0
+    decoded_at_once: Annotated[Count, "pictures on a device, at most"] = 8
+    # what the forward pass keeps per block for the backward one, see `models.diffusion_unet_config`
+    remat: str | None = None
+    # sizes: what tiny() shrinks
+    weights: Annotated[str, "folder of the given networks in the data's"] = (
+        "stable_diffusion_weights"
+    )
+    side: Annotated[Count, "of a latent"] = 64
+    width: Count = 320
+    multipliers: Several[Count] = (1, 2, 4, 4)
+    res_blocks: Count = 2
+    attention_levels: Annotated[Whole, "from the finest on; the middle has attention too"] = 3
+    head_width: Annotated[Count, "of the UNet and the text tower"] = 64
+    groups: Annotated[Count, "of norms in residual blocks"] = 16
+    transformer_groups: Count = 32
+    tokens: Annotated[Count, "of a caption"] = 77
+    vocab: Count = 49_408
+    text_layers: Count = 24
+    text_width: Count = 1024
+    shards: Count = 832
+    train_samples: Samples = 6_513_144
+    eval_samples: Samples = 30_000
+    sample_limit: Samples | None = 6_144_000
+    targets: Several[Target] = (Target("FID", at_most=90.0), Target("CLIP", at_least=0.15))
+
+    # -- what is trained -----------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return () if self.text_embeddings else ("text/.*",)
+
+    def example(self) -> Example:
+        moments = {"moments": f32(self.side, self.side, 2 * _DECODER.channels)}
+        if not self.text_embeddings:
+            return moments | {"tokens": i32(self.tokens)}
+        form = (self.tokens, self.text_width)
+        return moments | {"embedding": jax.ShapeDtypeStruct(form, np.dtype("float16"))}
+
+    def eval_example(self) -> Example:
+        return {"tokens": i32(self.tokens), "image_id": i32(), "id": i32()}
+
+    def architecture(self) -> UNetConfig:
+        """The UNet's configuration."""
+        names = ("width", "multipliers", "res_blocks", "attention_levels", "head_width", "groups")
+        return UNetConfig(
+            **{name: getattr(self, name) for name in (*names, "transformer_groups", "remat")},
+            context_width=self.text_width,
+            channels=_DECODER.channels,
+        )
+
+    def text_tower(self) -> clip.TextConfig:
+        """That of the text tower that the UNet is told captions by: its last layer has no part."""
+        return clip.TextConfig(
+            layers=self.text_layers,
+            width=self.text_width,
+            heads=self.text_width // self.head_width,
+            hidden=4 * self.text_width,
+            vocab=self.vocab,
+            tokens=self.tokens,
+            whole=False,
+        )
+
+    def model(self, rngs: Any) -> Model:
+        unet = UNet(self.architecture(), self.dtype, rngs=rngs)
+        return Model(unet, None if self.text_embeddings else self._text(rngs))
+
+    def _text(self, rngs: Any) -> clip.TextTower:
+        return clip.TextTower(self.text_tower(), self.dtype, rngs=rngs)
+
+    def loss(self, model: Any, batch: Any, key: Any) -> Any:
+        draw, disturb, when = jax.random.split(key, 3)
+        x = autoencoder.sample(batch["moments"], draw)  # [B, S, S, C]
+        noise = jax.random.normal(disturb, x.shape, x.dtype)
+        schedule = diffusion.STABLE_DIFFUSION
+        time = jax.random.randint(when, x.shape[:1], 0, schedule.times)
+        if self.text_embeddings:
+            context = batch["embedding"]
+        else:
+            context = model.text.conditioning(batch["tokens"])
+        v = model.unet(diffusion.add_noise(x, noise, time), time, context)
+        return jnp.mean((v - diffusion.v_target(x, noise, time)) ** 2)
+
+    @property
+    def learning_rate(self) -> float:
+        """After the warm-up."""
+        return self.base_lr * self.batch_size
+
+    def optimizer(self, tree: Any) -> Any:
+        rate = schedules.warmup_constant(
+            self.learning_rate,
+            self.warmup_steps,
+            start_lr=self.warmup_start * self.learning_rate,
+        )
+        return optax.adamw(
+            rate, self.beta_1, self.beta_2, self.epsilon, weight_decay=self.weight_decay
+        )
+
+    @property
+    def flops_per_sample(self) -> float:
+        """Three passes of the UNet, and one of the text tower unless embeddings were made beforehand."""
+        unet = 3 * self.architecture().flops(self.side, self.side, self.tokens)
+        return unet + (0 if self.text_embeddings else self.text_tower().conditioning_flops())
+
+    # -- quality -------------------------------------------------------------------------------
+
+    def predict(self, model: Any, batch: Any, key: Any, judges: Any) -> Any:
+        return judges(self.generate_images(model, batch, key, judges), batch["tokens"])
+
+    def generate_images(self, model: Any, batch: Any, key: Any, judges: Any) -> jax.Array:
+        """Pictures [B, 8 S, 8 S, 3] in [0, 1] of captions {"tokens": [B, T]}, from noise that the key draws."""
+        tokens = batch["tokens"]
+        text = model.text if judges.text is None else judges.text
+        nothing = np.zeros((1, self.tokens), np.int32)
+        nothing[0, :2] = self.vocab - 2, self.vocab - 1  # begin and end
+        shape = (len(tokens), self.side, self.side, _DECODER.channels)
+        noise = jax.random.normal(key, shape, jnp.promote_types(self.dtype, jnp.float32))
+        latents = ddim.sample(
+            model.unet,
+            noise,
+            text.conditioning(tokens),
+            text.conditioning(jnp.asarray(nothing)),
+            steps=self.sampler_steps,
+            guidance=self.guidance,
+        )
+        return judges.decoder.decode(latents, self.decoded_at_once)
+
+    def judges(self, rngs: Any) -> Judges:
+        kept = jnp.promote_types(self.dtype, jnp.float32)
+        text = self._text(rngs) if self.text_embeddings else None
+        if self.is_tiny:
+            around: dict[str, Any] = {"dtype": kept, "rngs": rngs}
+            return Judges(
+                shape_judges.PatchDecoder(_DECODER.channels, shapes.PATCH, **around),
+                shape_judges.Features(shape_judges.INCEPTION, **around),
+                shape_judges.Clip(self.vocab, self.tokens, **around),
+                _TINY_SHAPES.image,
+                text,
+            )
+        tower = self.text_tower().replace(whole=True)
+        return Judges(
+            autoencoder.Decoder(_DECODER, self.dtype, rngs=rngs),
+            inception.Inception(dtype=kept, rngs=rngs),
+            clip.Clip(tower, _VISION, kept, rngs=rngs),
+            _VISION.side,
+            text,
+        )
+
+    def judge_weights(self, data_dir: str) -> Mapping[str, np.ndarray | Reader]:
+        folder = self._weights(data_dir)
+        parts: dict[str, Mapping[str, Any]] = {"text": {}}
+        if self.text_embeddings:
+            parts["text"] = clip_import.text_readers(folder, self.text_tower())
+        if self.is_tiny:
+            parts |= {"": shape_judges.read(f"{folder}/{_TINY_JUDGES}")}
+        else:
+            whole = self.text_tower().replace(whole=True)
+            parts["decoder"] = diffusion_huggingface.open_autoencoder(folder, _DECODER, "decoder")
+            parts["features"] = inception.read_weights(f"{folder}/{inception.FILE}")
+            parts["fit"] = clip_import.readers(folder, whole, _VISION)
+        return {
+            "/".join(filter(None, ("params", part, path))): array
+            for part, arrays in parts.items()
+            for path, array in arrays.items()
+        }
+
+    def metric_from(self, data_dir: str) -> metrics.FidClip:
+        return metrics.FidClip(fid.read_statistics(f"{self._weights(data_dir)}/{_STATISTICS}"))
+
+    def eval_steps(self) -> Iterator[int]:
+        """Every ceil(512,000 / batch size) steps."""
+        return schedules.every_samples(self.eval_every, self.batch_size)
+
+    def quality_lines(self, quality: Mapping[str, float]) -> list[tuple[Any, dict[str, Any]]]:
+        return [(quality[name], {"metric": name}) for name in ("FID", "CLIP")]
+
+    # -- pictures ------------------------------------------------------------------------------
+
+    def find(self, model: Any, batch: Any, judges: Any) -> Any:
+        """Pictures of the captions, f32 [B, 8 S, 8 S, 3] in [0, 1]."""
+        if "tokens" not in batch:
+            raise UserError(
+                f"these batches of {self.name} hold embeddings and no captions: draw split eval"
+            )
+        return self.generate_images(model, batch, jax.random.key(0), judges)
+
+    def picture(self, batch: Any, names: Sequence[str] = (), found: Any = None) -> Any:
+        """Captions with what was generated for them; without that, training's latents, three channels as colours."""
+        if found is None and "moments" not in batch:
+            raise UserError(
+                f"the evaluation data of {self.name} are captions alone: give a run, which draws pictures for "
+                "them, or split train"
+            )
+        images = batch["moments"][..., :3] if found is None else np.rint(255 * found)
+        images = images if found is None else images.astype(np.uint8)
+        said = [clip_bpe.spelled(names[token] for token in row) for row in batch.get("tokens", ())]
+        return pictures.captioned(images, said or [""] * len(images))
+
+    # -- the log and the recipes ---------------------------------------------------------------
+
+    def optimizer_log(self) -> Mapping[str, Any]:
+        return {
+            "opt_name": "adamw",
+            "opt_adamw_beta_1": self.beta_1,
+            "opt_adamw_beta_2": self.beta_2,
+            "opt_adamw_epsilon": self.epsilon,
+            "opt_adamw_weight_decay": self.weight_decay,
+            "opt_base_learning_rate": self.learning_rate,
+            "opt_learning_rate_warmup_steps": self.warmup_steps,
+        }
+
+    @classmethod
+    def recipes(cls) -> Mapping[int, Self]:
+        """The reference convergence points of ruleset 5.0.0."""
+        return cls.recipe_table(
+            "batch_size base_lr",
+            (256, 2.8e-7),
+            (384, 2.3e-7),
+            (512, 2.3e-7),
+            (1024, 1.25e-7),
+            (2048, 1.25e-7),
+        )
+
+    # -- data and start ------------------------------------------------------------------------
+
+    def data(self) -> Laion:
+        return Laion(
+            length=self.tokens,
+            side=self.side,
+            channels=_DECODER.channels,
+            shards=self.shards,
+            embedding_width=self.text_width if self.text_embeddings else 0,
+            tiny=_TINY_SHAPES if self.is_tiny else None,
+        )
+
+    def start(self, data_dir: str) -> Start | None:
+        """The text tower; the UNet begins with random weights, and the released ones are not used."""
+        if self.text_embeddings:
+            return None
+        readers = clip_import.text_readers(self._weights(data_dir), self.text_tower())
+        return Start({f"frozen/text/{path}": reader for path, reader in readers.items()})
+
+    def make_start(self, data_dir: str) -> None:
+        """Tiny's given networks: a random text tower, judges fitted to the shapes, and statistics of these."""
+        folder = self._weights(data_dir)
+        if os.path.exists(f"{folder}/{_STATISTICS}"):
+            return
+        tower = clip.TextTower(self.text_tower(), jnp.float32, rngs=nnx.Rngs(0))
+        _, text = states.split(tower)
+        clip_import.save_folder(folder, text["params"], self.text_tower())
+        tokenizer = self.data().vocabulary(data_dir)
+        images, captions = shapes.seen(_TINY_SHAPES.train, shapes.TRAINING, _TINY_SHAPES.image)
+        given = np.asarray(clip.pixels(jnp.asarray(images), _TINY_SHAPES.image))
+        arrays = {
+            "decoder": shape_judges.decoder_arrays(shapes.matrix(), shapes.SCALE, shapes.GREY),
+            "features": shape_judges.feature_arrays(shape_judges.INCEPTION, seed=0),
+            "fit": shape_judges.clip_arrays(given, tokenizer.rows(captions)[0], self.vocab, seed=1),
+        }
+        shape_judges.save(f"{folder}/{_TINY_JUDGES}", arrays)
+        real, _ = shapes.seen(_TINY_REAL, shapes.VALIDATION, _TINY_SHAPES.image)
+        features = shape_judges.applied(arrays["features"], real)
+        fid.statistics(features).save(f"{folder}/{_STATISTICS}")
+
+    def _weights(self, data_dir: str) -> str:
+        return f"{str(data_dir).rstrip('/')}/{self.weights}"
+
+    def tiny(self) -> Self:
+        """Coloured shapes of 32 pixels with captions; judges of random convolutions, made by the build."""
+        return self.replace(
+            size="tiny",
+            weights="tiny_stable_diffusion",
+            side=_TINY_SHAPES.image // shapes.PATCH,
+            width=32,
+            multipliers=(1,),
+            res_blocks=1,
+            attention_levels=0,
+            head_width=16,
+            groups=4,
+            transformer_groups=8,
+            tokens=12,
+            vocab=shapes.VOCABULARY,
+            text_layers=2,
+            text_width=32,
+            shards=4,
+            train_samples=_TINY_SHAPES.train,
+            eval_samples=_TINY_SHAPES.validation,
+            batch_size=32,
+            eval_batch_size=64,
+            base_lr=2e-3 / 32,
+            warmup_steps=20,
+            eval_every=32 * 250,
+            sampler_steps=10,
+            guidance=2.0,
+            sample_limit=32 * 750,
+            targets=(Target("FID", at_most=0.75), Target("CLIP", at_least=0.55)),
+        )
