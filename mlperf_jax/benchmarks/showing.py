@@ -38,7 +38,7 @@ class Wanted:
 def draw(benchmark: Benchmark, folder: str, wanted: Wanted, run: Trained | None = None) -> Any:
     """The picture of a benchmark's data in this folder and of what a run's model finds in them."""
     batch = chosen(benchmark, folder, wanted)
-    found = jax.device_get(run.apply(benchmark.find, batch)) if run else None
+    found = jax.device_get(run.find(batch)) if run else None
     data = benchmark.data()
     names = data.class_names(folder) if isinstance(data, NamesClasses) else ()
     picture = benchmark.picture(batch, names, found)

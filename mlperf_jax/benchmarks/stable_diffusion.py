@@ -45,6 +45,7 @@ from mlperf_jax.optimizers import schedules
 _STATISTICS = "val2014_30k_stats.npz"
 _DECODER = autoencoder.AutoencoderConfig()
 _VISION = clip.VisionConfig()
+_FIRST_RATE = 1e-6  # of the rate, at the first step
 _TINY_SHAPES = Sizes()
 _TINY_JUDGES = "judges.safetensors"
 _TINY_REAL = 1024  # pictures that generated ones are compared with
@@ -92,7 +93,6 @@ class StableDiffusion(Benchmark):
     batch_size: Samples = 512
     base_lr: Annotated[Rate, "per sample of a batch: the rate is this times batch_size"] = 2.3e-7
     warmup_steps: Whole = 1000
-    warmup_start: Annotated[Fraction, "of the rate, at the first step"] = 1e-6
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     epsilon: Positive = 1e-8
@@ -193,7 +193,7 @@ class StableDiffusion(Benchmark):
         rate = schedules.warmup_constant(
             self.learning_rate,
             self.warmup_steps,
-            start_lr=self.warmup_start * self.learning_rate,
+            start_lr=_FIRST_RATE * self.learning_rate,
         )
         return optax.adamw(
             rate, self.beta_1, self.beta_2, self.epsilon, weight_decay=self.weight_decay
@@ -207,7 +207,7 @@ class StableDiffusion(Benchmark):
 
     # -- quality -------------------------------------------------------------------------------
 
-    def predict(self, model: Any, batch: Any, key: Any, judges: Any) -> Any:
+    def predict(self, model: Any, batch: Any, key: Any, judges: Any = None) -> Any:
         return judges(self.generate_images(model, batch, key, judges), batch["tokens"])
 
     def generate_images(self, model: Any, batch: Any, key: Any, judges: Any) -> jax.Array:
@@ -279,7 +279,7 @@ class StableDiffusion(Benchmark):
 
     # -- pictures ------------------------------------------------------------------------------
 
-    def find(self, model: Any, batch: Any, judges: Any) -> Any:
+    def find(self, model: Any, batch: Any, judges: Any = None) -> Any:
         """Pictures of the captions, f32 [B, 8 S, 8 S, 3] in [0, 1]."""
         if "tokens" not in batch:
             raise UserError(
@@ -296,7 +296,8 @@ class StableDiffusion(Benchmark):
             )
         images = batch["moments"][..., :3] if found is None else np.rint(255 * found)
         images = images if found is None else images.astype(np.uint8)
-        said = [clip_bpe.spelled(names[token] for token in row) for row in batch.get("tokens", ())]
+        pieces = list(names)
+        said = [clip_bpe.spelled(pieces[token] for token in row) for row in batch.get("tokens", ())]
         return pictures.captioned(images, said or [""] * len(images))
 
     # -- the log and the recipes ---------------------------------------------------------------

@@ -302,7 +302,8 @@ class Benchmark:
     def find(self, model: Any, batch: Batch) -> Any:
         """What the model sees in a batch, to be drawn by `picture`: arrays with leading axis B.
 
-        Unlike `predict` it takes batches of any size, and of training data too.
+        Unlike `predict` it takes batches of any size, and of training data too. A benchmark with `judges` takes
+        them as a third argument.
         """
         raise NotImplementedError
 

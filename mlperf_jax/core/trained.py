@@ -14,7 +14,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,19 +102,32 @@ class Trained:
 
     def predict(self, batch: Batch) -> Any:
         """What the benchmark's `predict` gives for a batch of its evaluation data, arrays [B, …]."""
-        more = [self._judges.load(self.find_data())] if self._judges else []
-        return self.apply(self._predict, batch, *more)
+        return self.apply(self._predict, batch, *self._judge_arrays())
+
+    def find(self, batch: Batch) -> Any:
+        """What the benchmark's `find` sees in a batch, of any data and size, to be drawn; arrays [B, …]."""
+        return self.apply(self._find, batch, *self._judge_arrays())
 
     @functools.cached_property
     def _judges(self) -> Judges | None:
         return judges_of(self.benchmark, self.assembly.mesh)
 
+    def _judge_arrays(self) -> list[states.State]:
+        """Those of the benchmark's judges, to be given to `_predict` and `_find`; none where it has no judges."""
+        return [self._judges.load(self.find_data())] if self._judges else []
+
+    def _judging(self, arrays: Sequence[states.State]) -> list[nnx.Module]:
+        return [self._judges.module(one) for one in arrays if self._judges]
+
     @functools.cached_property
     def _predict(self) -> Callable[..., Any]:
-        key, judges = states.stream(self.seed, "evaluation"), self._judges
-        return lambda model, batch, *more: self.benchmark.predict(
-            model, batch, key, *(judges.module(arrays) for arrays in more if judges)
-        )
+        key, predict = states.stream(self.seed, "evaluation"), self.benchmark.predict
+        return lambda model, batch, *more: predict(model, batch, key, *self._judging(more))
+
+    @functools.cached_property
+    def _find(self) -> Callable[..., Any]:
+        find = self.benchmark.find
+        return lambda model, batch, *more: find(model, batch, *self._judging(more))
 
     def evaluate(
         self, data_dir: str | None = None, *, threads: int | None = None

@@ -70,6 +70,7 @@ def attempt(name: str, task: dict[str, Any]) -> Any:
         kill_in_save(task["kill_in_save"])
     if "weights" in task:
         save_weights(task["weights"])
+        score_never()
     result = benchmarks.run(name, **task["settings"])
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()  # else the one that leaves first would abort the other
@@ -103,6 +104,13 @@ def kill_in_save(number: int) -> None:
             die()
 
     checkpoints.Checkpoints.save = killed
+
+
+def score_never() -> None:
+    """Lets a run that is scored afterwards end before its second checkpoint: it is one whose weights are compared."""
+    from mlperf_jax.core import preflight
+
+    preflight.check_offline = lambda *_: None
 
 
 def save_weights(file: str) -> None:

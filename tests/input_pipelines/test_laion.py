@@ -25,6 +25,7 @@ from laion_toys import (
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline
 from mlperf_jax.input_pipelines.laion import Laion, files, prompts, write_embeddings
+from mlperf_jax.input_pipelines.tokenizers import clip_bpe
 from scripts import make_laion_reference as reference
 
 WIDTH = 6
