@@ -148,16 +148,15 @@ def same_weights_on_one_and_eight_devices(folder: pathlib.Path) -> None:
             )
 
 
-def killed_and_resumed_ends_equal(folder: pathlib.Path, benchmark: Benchmark) -> None:
-    """Killed while it wrote a checkpoint and resumed, a run ends with the same bits and scalars."""
+def killed_and_resumed_ends_equal(folder: pathlib.Path, *, stopped: bool = True) -> None:
+    """Killed while it wrote a checkpoint and resumed, a run ends with the same bits and scalars; as `log_is_whole`."""
     one, resumed = (runs.weights(folder / f"{end}.npz") for end in ("one", "resumed"))
     for path in one.keys() | resumed.keys():
         both = path in one and path in resumed
         same = both and np.array_equal(one[path], resumed[path], equal_nan=True)
         must(same, f"{path} is another after the run was killed and resumed")
     must(any(np.any(leaf != 0) for leaf in one.values()), "all weights are zero")
-    offline = benchmark.metric.mode == "offline"
-    log_is_whole(folder / "resumed" / "result_0.txt", stopped=not offline)
+    log_is_whole(folder / "resumed" / "result_0.txt", stopped=stopped)
     same = _scalars(folder / "one") == _scalars(folder / "resumed")
     must(same, "the scalars of a killed and resumed run are others")
 
