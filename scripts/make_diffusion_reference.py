@@ -102,16 +102,16 @@ def exact_sinusoids(timesteps: Any, width: int) -> Any:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def build_unet(groups: int) -> Any:
-    """The small UNet, whose transformers have 32 groups."""
+def build_unet(groups: int, sizes: dict[str, Any] = UNET) -> Any:
+    """A small UNet, whose transformers have 32 groups."""
     import diffusers
     import torch
 
     class Sinusoids(torch.nn.Module):
         def forward(self, timesteps: Any) -> Any:
-            return exact_sinusoids(timesteps, UNET["width"])
+            return exact_sinusoids(timesteps, sizes["width"])
 
-    model = filled(diffusers.UNet2DConditionModel(**unet_config(UNET, 32)))
+    model = filled(diffusers.UNet2DConditionModel(**unet_config(sizes, 32)))
     model.time_proj = Sinusoids()
     for name, norm in model.named_modules():
         if isinstance(norm, torch.nn.GroupNorm) and ".attentions." not in name:

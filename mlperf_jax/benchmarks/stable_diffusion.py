@@ -9,6 +9,8 @@ Shape legend: B rows, S side of a latent, C its channels, T tokens of a caption,
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +23,15 @@ import optax
 from flax import nnx
 
 from mlperf_jax import metrics, pictures
-from mlperf_jax.core import state as states
+from mlperf_jax.core import brief, state as states
 from mlperf_jax.core.benchmark import Benchmark, Example, Start, Target, f32, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Whole
 from mlperf_jax.core.terms import Reader
 from mlperf_jax.decoding import ddim
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import coco_captions, laion
 from mlperf_jax.input_pipelines.laion import Laion, Sizes, tiny as shapes
+from mlperf_jax.input_pipelines.laion.prompts import Prompts
 from mlperf_jax.input_pipelines.tokenizers import clip_bpe
 from mlperf_jax.metrics import fid
 from mlperf_jax.models import (
@@ -43,6 +47,8 @@ from mlperf_jax.ops import diffusion
 from mlperf_jax.optimizers import schedules
 
 _STATISTICS = "val2014_30k_stats.npz"
+_COCO = "val2014"  # folder of COCO's images in the data's, for `check_judges` alone
+_REAL_FID = 1.0  # of real pictures at most: JPEG and rounding
 _DECODER = autoencoder.AutoencoderConfig()
 _VISION = clip.VisionConfig()
 _FIRST_RATE = 1e-6  # of the rate, at the first step
@@ -127,6 +133,10 @@ class StableDiffusion(Benchmark):
     sample_limit: Samples | None = 6_144_000
     targets: Several[Target] = (Target("FID", at_most=90.0), Target("CLIP", at_least=0.15))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ddim.steps_of(self.sampler_steps)  # refuses more than there are times
+
     # -- what is trained -----------------------------------------------------------------------
 
     @property
@@ -171,12 +181,21 @@ class StableDiffusion(Benchmark):
     def _text(self, rngs: Any) -> clip.TextTower:
         return clip.TextTower(self.text_tower(), self.dtype, rngs=rngs)
 
+    def draws(self, batch: Any, key: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What a step draws: noise of latents and noise added to them [B, S, S, C], and times int [B]."""
+        latent, added, when = jax.random.split(key, 3)
+        rows, *sides, moments = batch["moments"].shape
+        shape, kept = (rows, *sides, moments // 2), jnp.promote_types(self.dtype, jnp.float32)
+        latent_noise, noise = (jax.random.normal(one, shape, kept) for one in (latent, added))
+        return (
+            latent_noise,
+            noise,
+            jax.random.randint(when, (rows,), 0, diffusion.STABLE_DIFFUSION.times),
+        )
+
     def loss(self, model: Any, batch: Any, key: Any) -> Any:
-        draw, disturb, when = jax.random.split(key, 3)
-        x = autoencoder.sample(batch["moments"], draw)  # [B, S, S, C]
-        noise = jax.random.normal(disturb, x.shape, x.dtype)
-        schedule = diffusion.STABLE_DIFFUSION
-        time = jax.random.randint(when, x.shape[:1], 0, schedule.times)
+        latent_noise, noise, time = self.draws(batch, key)
+        x = autoencoder.sample(batch["moments"], latent_noise)
         if self.text_embeddings:
             context = batch["embedding"]
         else:
@@ -214,15 +233,15 @@ class StableDiffusion(Benchmark):
         """Pictures [B, 8 S, 8 S, 3] in [0, 1] of captions {"tokens": [B, T]}, from noise that the key draws."""
         tokens = batch["tokens"]
         text = model.text if judges.text is None else judges.text
-        nothing = np.zeros((1, self.tokens), np.int32)
-        nothing[0, :2] = self.vocab - 2, self.vocab - 1  # begin and end
+        # begin and end; a row for each, as the mesh divides these
+        nothing = jnp.zeros_like(tokens).at[:, :2].set([self.vocab - 2, self.vocab - 1])
         shape = (len(tokens), self.side, self.side, _DECODER.channels)
         noise = jax.random.normal(key, shape, jnp.promote_types(self.dtype, jnp.float32))
         latents = ddim.sample(
             model.unet,
             noise,
             text.conditioning(tokens),
-            text.conditioning(jnp.asarray(nothing)),
+            text.conditioning(nothing),
             steps=self.sampler_steps,
             guidance=self.guidance,
         )
@@ -266,6 +285,41 @@ class StableDiffusion(Benchmark):
             for part, arrays in parts.items()
             for path, array in arrays.items()
         }
+
+    def check_judges(self, data_dir: str, mesh: str | None = None) -> str:
+        """FID and CLIP of the real pictures of the prompts: about 0, as the statistics are theirs, and high."""
+        prompts, rows = self.data().prompts(data_dir), self.eval_rows
+        tokens, _ = self.data().vocabulary(data_dir).rows(prompts.captions)
+        count = len(tokens)
+        numbers = np.arange(-(-count // rows) * rows) % count  # the last batch is filled up
+        judge = brief.judging(self, data_dir, lambda j, b: j(b["images"], b["tokens"]), mesh)
+        found = [
+            judge({"images": self._real(data_dir, prompts, part), "tokens": tokens[part]})
+            for part in numbers.reshape(-1, rows)
+        ]
+        outputs = {name: np.concatenate([one[name] for one in found])[:count] for name in found[0]}
+        quality = self.metric_from(data_dir).result(outputs)
+        told = ", ".join(f"{name} {value:.4f}" for name, value in quality.items())
+        if quality["FID"] > _REAL_FID or not self.meets_targets(quality):
+            raise UserError(
+                f"the real pictures of the prompts score {told}, and FID must be about 0: look whether Inception's "
+                f"weights, {_STATISTICS} and the pictures are those that the rules name"
+            )
+        return f"the real pictures of the prompts score {told}"
+
+    def _real(self, data_dir: str, prompts: Prompts, numbers: np.ndarray) -> np.ndarray:
+        """Pictures of prompts, f32 [N, 8 S, 8 S, 3] in [0, 1]."""
+        if self.is_tiny:
+            return shapes.seen(len(prompts.captions), shapes.VALIDATION, _TINY_SHAPES.image)[0][
+                numbers
+            ]
+        names = [
+            coco_captions.image_name(number) for number in prompts.numbers[numbers, 0].tolist()
+        ]
+        paths = [f"{str(data_dir).rstrip('/')}/{_COCO}/{name}" for name in names]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            pixels = np.stack([*pool.map(coco_captions.squashed, paths)])
+        return pixels.astype(np.float32) / 255
 
     def metric_from(self, data_dir: str) -> metrics.FidClip:
         return metrics.FidClip(fid.read_statistics(f"{self._weights(data_dir)}/{_STATISTICS}"))
@@ -344,6 +398,33 @@ class StableDiffusion(Benchmark):
         readers = clip_import.text_readers(self._weights(data_dir), self.text_tower())
         return Start({f"frozen/text/{path}": reader for path, reader in readers.items()})
 
+    def write_embeddings(
+        self, data_dir: str, shards: Sequence[int] | None = None, mesh: str | None = None
+    ) -> None:
+        """Writes the embeddings of all captions, which `text_embeddings` reads; those that are there are kept.
+
+        Args:
+            data_dir: holds the shards' index and the text tower.
+            shards: numbers of those that are this machine's; all by default.
+            mesh: as a run takes it.
+
+        Raises:
+            UserError: the index, the vocabulary or the text tower is missing.
+        """
+        data, rows = self.data(), self.eval_rows
+        samples, tokenizer = data.samples(data_dir), data.vocabulary(data_dir)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        encode = brief.judging(
+            _Encoder(**fields), data_dir, lambda tower, b: tower.conditioning(b["tokens"]), mesh
+        )
+        for number in range(len(samples.shards)) if shards is None else shards:
+            shard = samples.shards[number]
+            tokens, _ = tokenizer.rows(shard.captions())
+            filled = np.pad(tokens, ((0, -len(tokens) % rows), (0, 0)))
+            parts = range(0, len(tokens), rows)
+            found = (encode({"tokens": filled[at : at + rows]})[: len(tokens) - at] for at in parts)
+            laion.write_embeddings(data.embeddings(data_dir), shard, found)
+
     def make_start(self, data_dir: str) -> None:
         """Tiny's given networks: a random text tower, judges fitted to the shapes, and statistics of these."""
         folder = self._weights(data_dir)
@@ -403,3 +484,15 @@ class StableDiffusion(Benchmark):
             sample_limit=32 * 675,
             targets=(Target("FID", at_most=0.75), Target("CLIP", at_least=0.45)),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoder(StableDiffusion):
+    """One whose only judge is the text tower, for `write_embeddings`."""
+
+    def judges(self, rngs: Any) -> Any:
+        return self._text(rngs)
+
+    def judge_weights(self, data_dir: str) -> Mapping[str, np.ndarray | Reader]:
+        found = clip_import.text_readers(self._weights(data_dir), self.text_tower())
+        return {f"params/{path}": reader for path, reader in found.items()}

@@ -27,10 +27,14 @@ def build(about: str, words: Sequence[str]) -> int:
 
 
 def check(about: str, words: Sequence[str]) -> int:
-    """Prints what is found in the data and what its start weights score; an error when something is wrong."""
+    """Prints what is found in the data and what start weights or judges score; an error when something is wrong."""
     own = [
         Option("data_dir", help="the folder of the data; tiny has a default", metavar="DIR"),
-        Option("score", bool, help="evaluate the start weights, too: as long as one evaluation"),
+        Option(
+            "score",
+            bool,
+            help="evaluate the start weights, or known data by the judges, too: as long as one evaluation",
+        ),
         *named.run_options(["mesh"]),
     ]
     given = named.parse("data check", about, words, own)
@@ -46,12 +50,15 @@ def check(about: str, words: Sequence[str]) -> int:
 
     preflight.check_counts(benchmark, folder)
     start = benchmark.start(folder)
-    if given.get("score"):
+    judged = given.get("score") and benchmark.check_judges(folder, options.mesh)
+    if judged:
+        print(judged)
+    elif given.get("score"):
         quality = brief.score_start(benchmark, options, folder)
         told = ", ".join(f"{name} {value:.5f}" for name, value in quality.items())
         print(f"the start weights score {told}")
     elif start is not None:
-        print("the start weights were not scored: --score does")
+        print("the given weights were not scored: --score does")
     print(f"{benchmark.name} can be trained on {folder}")
     return 0
 

@@ -276,6 +276,16 @@ class Benchmark:
         """
         raise NotImplementedError
 
+    def check_judges(self, data_dir: str, mesh: str | None = None) -> str | None:
+        """What the judges say of data whose quality is known, in a sentence; None where none is known.
+
+        `mlperf-jax data check --score` asks it.
+
+        Raises:
+            UserError: they say something else than they must, or the data are missing.
+        """
+        return None
+
     def metric_from(self, data_dir: str) -> Metric:
         """The metric with what it needs of the data: a vocabulary, references, statistics, polygons.
 

@@ -1,13 +1,17 @@
-"""Without clock or log: a brief training, by which tiny start checkpoints are made, and what start weights score."""
+"""Without clock or log: a brief training, by which tiny start checkpoints are made, what start weights score, and what
+judges say."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from mlperf_jax.core import evaluation, launch, mesh as meshes, preflight, state as states, step
-from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.benchmark import Batch, Benchmark
+from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 
@@ -66,3 +70,36 @@ def score_start(benchmark: Benchmark, options: RunOptions, data_dir: str) -> eva
             "they, the vocabulary and the evaluation data are the organisers'"
         )
     return quality
+
+
+def judging(
+    benchmark: Benchmark,
+    data_dir: str,
+    function: Callable[[Any, Batch], Any],
+    mesh: str | None = None,
+) -> Callable[[Batch], Any]:
+    """A function of a batch: what `function(judges, batch)` gives, NumPy arrays, on the devices of one process.
+
+    Args:
+        benchmark: whose judges.
+        data_dir: where their weights are, which are read at once.
+        function: traced once for each shape; `judges` is the module of `benchmark.judges`.
+        mesh: as a run takes it; it must divide the rows of a batch.
+
+    Raises:
+        UserError: weights are missing, or, of what is returned, the mesh does not divide a batch.
+    """
+    launch.use_compile_cache()
+    benchmark, devices = preflight.resolve_dtype(benchmark), meshes.make_mesh(mesh)
+    judges = judges_of(benchmark, devices)
+    assert judges is not None, f"{benchmark.name} has judges"
+    arrays = judges.load(data_dir)
+    program = jax.jit(lambda arrays, batch: function(judges.module(arrays), batch))
+
+    def judged(batch: Batch) -> Any:
+        meshes.check_divides(devices, len(next(iter(batch.values()))), "batch size")
+        with jax.set_mesh(devices):
+            placed = jax.device_put(dict(batch), meshes.batch_sharding(devices))
+            return jax.device_get(program(arrays, placed))
+
+    return judged

@@ -1,4 +1,4 @@
-"""The 30,000 captions of COCO that images are generated for, chosen as the reference chooses them.
+"""The 30,000 captions of COCO that images are generated for, chosen as the reference chooses them, and the real images.
 
 Reference: mlcommons/training, retired_benchmarks/stable_diffusion/scripts/datasets/coco-split-resize.py.
 Its shuffle by pandas is NumPy's permutation of RandomState(2023), so pandas is not needed. `laion.prompts` writes and
@@ -8,6 +8,7 @@ reads the table that the organisers hand out, `val2014_30k.tsv`.
 from __future__ import annotations
 
 import collections
+import io
 import json
 import os
 import pathlib
@@ -59,6 +60,36 @@ def choose(path: str | os.PathLike, count: int = COUNT) -> list[Caption]:
             f"{path} has captions for {len(first):,} images, {count:,} are needed: give COCO 2014's {SOURCE}"
         )
     return sorted(list(first.values())[:count], key=lambda caption: caption.id)
+
+
+def squashed(path: str | os.PathLike, side: int = 512) -> np.ndarray:
+    """An image as the reference's statistics saw it, uint8 [side, side, 3]: squeezed, and once more through JPEG.
+
+    Raises:
+        UserError: it is missing or damaged, or Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise UserError("images of COCO are resized by Pillow: pip install pillow") from None
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing: fetch val2014.zip from cocodataset.org and unpack it there"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} is no whole image ({error}): unpack it again") from error
+    file = io.BytesIO()
+    small.save(file, "JPEG")
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+def image_name(image_id: int) -> str:
+    """The file of an image of COCO 2014's validation split."""
+    return f"COCO_val2014_{image_id:012d}.jpg"
 
 
 def _annotations(path: str) -> list[Caption]:

@@ -26,6 +26,7 @@ from mlperf_jax.input_pipelines.laion import (
     rows,
     tiny as shapes,
 )
+from mlperf_jax.input_pipelines.laion.prompts import Prompts
 from mlperf_jax.input_pipelines.tokenizers import clip_bpe
 from mlperf_jax.input_pipelines.tokenizers.clip_bpe import ClipBpe
 
@@ -75,8 +76,8 @@ class Laion:
         samples = self.samples(folder)
         found = None
         if self.embedding_width:
-            where = f"{self._place(folder).folder}/{embeddings.FOLDER}"
-            found = embeddings.Embeddings(where, samples, self.length, self.embedding_width)
+            given = self.embeddings(folder), samples, self.length, self.embedding_width
+            found = embeddings.Embeddings(*given)
         source = rows.CaptionedMoments(
             samples, self._tokenizer(folder), self.length, self.embedding_width, found
         )
@@ -88,17 +89,25 @@ class Laion:
         Raises:
             UserError: the table is missing or damaged.
         """
-        source = rows.PromptRows(self._prompts(folder), self._tokenizer(folder), self.length)
+        source = rows.PromptRows(self.prompts(folder), self._tokenizer(folder), self.length)
         return pipeline.evaluation(source)
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """Prompts; training's samples are repeated as a run asks. Raises as `train` and `validation`."""
         self.samples(folder)
-        return {"validation": len(self._prompts(folder).captions)}
+        return {"validation": len(self.prompts(folder).captions)}
 
     def samples(self, folder: records.Folder) -> files.Samples:
         """The shards, for `write_embeddings`; raises as `train`."""
         return files.Samples(self._place(folder), self.shards, self._form)
+
+    def embeddings(self, folder: records.Folder) -> str:
+        """The folder of captions' embeddings, for `write_embeddings`; raises as `train`."""
+        return f"{self._place(folder).folder}/{embeddings.FOLDER}"
+
+    def prompts(self, folder: records.Folder) -> Prompts:
+        """The captions of evaluation and their images' numbers; raises as `validation`."""
+        return prompts.read(self._beside(folder, prompts.FILE))
 
     def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
         """Writes the index of the shards, one process a core; the indices that are there are kept.
@@ -156,7 +165,7 @@ class Laion:
                 except UserError as error:
                     found.append(f"problem: {error}")
         found.append(self._cut("train", captions, source.tokenizer))
-        table = self._prompts(folder)
+        table = self.prompts(folder)
         found.append(f"validation: {len(table.captions):,} prompts")
         found.append(self._cut("validation", list(table.captions[:1024]), source.tokenizer))
         return found
@@ -204,9 +213,6 @@ class Laion:
             f"stable-diffusion-laion-400m-filtered-moments-dataset), {files.shard_name(0)} to "
             f"{files.shard_name(self.shards - 1)}, or name their folder with --source"
         )
-
-    def _prompts(self, folder: records.Folder) -> prompts.Prompts:
-        return prompts.read(self._beside(folder, prompts.FILE))
 
     def _tokenizer(self, folder: records.Folder) -> rows.Tokenizer:
         return self.vocabulary(folder) if self.tokenizer is None else self.tokenizer
