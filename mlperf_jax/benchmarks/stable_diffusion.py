@@ -482,7 +482,8 @@ class StableDiffusion(Benchmark):
             sampler_steps=10,
             guidance=2.0,
             sample_limit=32 * 675,
-            targets=(Target("FID", at_most=0.75), Target("CLIP", at_least=0.45)),
+            # of 20 seeds the best has CLIP 0.36 after the first third of its samples, 0.03 with shuffled captions
+            targets=(Target("FID", at_most=0.75), Target("CLIP", at_least=0.42)),
         )
 
 

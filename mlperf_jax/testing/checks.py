@@ -168,9 +168,14 @@ def log_is_whole(path: pathlib.Path, *, stopped: bool = True) -> None:
     for key in "init_start init_stop run_start run_stop seed submission_benchmark".split():
         wanted = int(stopped or key != "run_stop")
         must(keys.count(key) == wanted, f"{path.name} has {keys.count(key)} lines {key}")
-    evaluated = [line.metadata["samples_count"] for line in lines if line.key == "eval_accuracy"]
-    once = evaluated == sorted(set(evaluated))
-    must(once, f"an evaluation was logged twice: after {evaluated} samples")
+    evaluated = [
+        (line.metadata["samples_count"], line.metadata.get("metric"))
+        for line in lines
+        if line.key == "eval_accuracy"
+    ]
+    samples = [count for count, _ in evaluated]
+    once = samples == sorted(samples) and len({*evaluated}) == len(evaluated)
+    must(once, f"an evaluation was logged twice: after {samples} samples")
 
 
 def _scalars(output: pathlib.Path) -> list[dict[str, Any]]:
