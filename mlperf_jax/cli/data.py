@@ -58,7 +58,7 @@ def check(about: str, words: Sequence[str]) -> int:
         told = ", ".join(f"{name} {value:.5f}" for name, value in quality.items())
         print(f"the start weights score {told}")
     elif start is not None:
-        print("the given weights were not scored: --score does")
+        print("the start weights were not scored: --score does")
     print(f"{benchmark.name} can be trained on {folder}")
     return 0
 

@@ -217,10 +217,8 @@ class Benchmark:
         from micro-batch to micro-batch, such as the tokens of each expert, is used and set to zero here.
 
         Args:
-            stats: a nested dict of arrays: all variables of the model that are not `nnx.Param`.
-
-        Returns:
-            The same arrays with other values; they are evaluated, and the next step begins with them.
+            stats: a nested dict of arrays: all variables of the model that are not `nnx.Param`. The same with
+                other values are returned; they are evaluated, and the next step begins with them.
         """
         return stats
 
@@ -277,9 +275,7 @@ class Benchmark:
         raise NotImplementedError
 
     def check_judges(self, data_dir: str, mesh: str | None = None) -> str | None:
-        """What the judges say of data whose quality is known, in a sentence; None where none is known.
-
-        `mlperf-jax data check --score` asks it.
+        """What the judges say of known data, in a sentence, for `data check --score`; None where none is known.
 
         Raises:
             UserError: they say something else than they must, or the data are missing.
@@ -312,8 +308,7 @@ class Benchmark:
     def find(self, model: Any, batch: Batch) -> Any:
         """What the model sees in a batch, to be drawn by `picture`: arrays with leading axis B.
 
-        Unlike `predict` it takes batches of any size, and of training data too. A benchmark with `judges` takes
-        them as a third argument.
+        Unlike `predict` it takes batches of any size, and of training data too; `judges` are its third argument.
         """
         raise NotImplementedError
 

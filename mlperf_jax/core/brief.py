@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
 from mlperf_jax.core import evaluation, launch, mesh as meshes, preflight, state as states, step
 from mlperf_jax.core.benchmark import Batch, Benchmark
@@ -70,6 +71,12 @@ def score_start(benchmark: Benchmark, options: RunOptions, data_dir: str) -> eva
             "they, the vocabulary and the evaluation data are the organisers'"
         )
     return quality
+
+
+def drawn(make: Callable[[nnx.Rngs], nnx.Module], seed: int = 0) -> states.State:
+    """The parameters that a module begins with, a nested dict of NumPy arrays."""
+    arrays = jax.jit(lambda key: states.split(make(nnx.Rngs(key)))[1]["params"])
+    return jax.device_get(arrays(jax.random.key(seed)))
 
 
 def judging(

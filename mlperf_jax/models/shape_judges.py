@@ -21,6 +21,7 @@ from jax import lax
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.models.autoencoder import SCALE
+from mlperf_jax.models.clip import pixels
 from mlperf_jax.ops.shard import ROWS, shard
 
 Arrays = dict[str, np.ndarray]  # by path in a module: "kernel", "features/first/kernel"
@@ -152,14 +153,22 @@ def feature_arrays(widths: Widths, seed: int) -> Arrays:
     return arrays
 
 
-def clip_arrays(images: np.ndarray, tokens: np.ndarray, vocab: int, seed: int) -> Arrays:
-    """Those of `Clip`, fitted to pictures f32 [N, S, S, 3], as the judge is given them, and their tokens [N, T]."""
+def clip_arrays(images: np.ndarray, side: int, tokens: np.ndarray, vocab: int, seed: int) -> Arrays:
+    """Those of `Clip`, fitted to pictures and what is said of them.
+
+    Args:
+      images: f32 [N, H, W, 3] in [0, 1].
+      side: S, of what the judge is given of them: `clip.pixels`.
+      tokens: [N, T].
+      vocab: V.
+      seed: of what is drawn.
+    """
     features = feature_arrays(CLIP, seed)
     draw = np.random.default_rng(seed + 1)
     said = draw.normal(size=(tokens.shape[1], vocab, EMBEDDED)).astype(np.float32)
     captions = said[np.arange(tokens.shape[1]), tokens].sum(1)
     mean = captions.mean(0)
-    seen = applied(features, images)
+    seen = applied(features, images, side)
     centre, deviation = seen.mean(0), seen.std(0) + 1e-6
     x, y = (seen - centre) / deviation, captions - mean
     fitted = np.linalg.solve(x.T @ x + _RIDGE * np.eye(x.shape[1]), x.T @ y) / deviation[:, None]
@@ -180,8 +189,8 @@ def save(path: str | os.PathLike, parts: Mapping[str, Arrays]) -> None:
     save_file(named, path)
 
 
-def read(path: str | os.PathLike) -> Arrays:
-    """What `save` wrote: "decoder/kernel", ….
+def read(path: str | os.PathLike) -> dict[str, Arrays]:
+    """What `save` wrote: the arrays by module.
 
     Raises:
       UserError: it is missing or damaged.
@@ -190,15 +199,28 @@ def read(path: str | os.PathLike) -> Arrays:
     from safetensors.numpy import load_file
 
     try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
+        named = load_file(path)
+    except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} is missing or damaged ({error}): remove its folder and build the data again"
         ) from error
+    found: dict[str, Arrays] = {}
+    for name, array in named.items():
+        part, _, inside = name.partition("/")
+        found.setdefault(part, {})[inside] = array
+    return found
 
 
-def applied(arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
-    """What `Features` of these arrays gives for pictures [N, S, S, 3], float64 [N, D]."""
+def applied(
+    arrays: Mapping[str, np.ndarray], images: np.ndarray, side: int | None = None
+) -> np.ndarray:
+    """What `Features` of these arrays gives for pictures, float64 [N, D].
+
+    Args:
+      arrays: of `feature_arrays`.
+      images: [N, H, W, 3].
+      side: of `clip.pixels` of them, which are then what is looked at.
+    """
     widths = Widths(*(len(arrays[f"{name}/bias"]) for name in ("first", "second")))
 
     def features(given: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
@@ -206,6 +228,6 @@ def applied(arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
         for name in ("first", "second"):
             layer = getattr(module, name)
             layer.kernel[...], layer.bias[...] = given[f"{name}/kernel"], given[f"{name}/bias"]
-        return module(x)
+        return module(x if side is None else pixels(x, side))
 
     return np.asarray(jax.jit(features)(dict(arrays), images), np.float64)

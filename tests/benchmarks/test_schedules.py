@@ -26,6 +26,8 @@ def logged(recipe) -> tuple[float, int, float, int | None]:
             total, first = said["learning_rate_decay_steps"], int(recipe.convention == "mxnet")
             warm = said["learning_rate_warmup_epochs"] * total // recipe.lr_epochs
             return base, warm - first, said["end_learning_rate"], total + 1 - first
+        case "stable_diffusion":
+            return base, said["learning_rate_warmup_steps"], base, None
         case "unet3d" | "retinanet":
             warm = said["learning_rate_warmup_epochs"]
             # of unet3d whole epochs have one rate, and the first is number 1

@@ -18,7 +18,7 @@ from mlperf_jax.input_pipelines.imagenet import ImageNet
 
 Image = pytest.importorskip("PIL.Image")
 
-PICTURED = ("resnet", "unet3d", "retinanet")
+PICTURED = ("resnet", "unet3d", "retinanet", "stable_diffusion")
 
 
 @pytest.fixture

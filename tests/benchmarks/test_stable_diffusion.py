@@ -15,6 +15,7 @@ import pytest
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.stable_diffusion import StableDiffusion
+from mlperf_jax.benchmarks.stable_diffusion.judging import Judges
 from mlperf_jax.core import mesh as meshes, preflight, state as states, step as steps
 from mlperf_jax.core.benchmark import Start, f32, i32
 from mlperf_jax.core.judges import judges_of
@@ -80,7 +81,7 @@ def test_decay_reaches_all_parameters() -> None:
     zeros = jax.tree.map(jnp.zeros_like, weights)
     updates, _ = optimizer.update(zeros, optimizer.init(weights), weights)
     for update in jax.tree.leaves(updates):
-        np.testing.assert_allclose(update, -0.01 * FULL.learning_rate, rtol=1e-6)
+        np.testing.assert_allclose(update, -0.01 * FULL.rate, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -367,8 +368,6 @@ def test_statistics_of_another_judge_are_refused(tiny, folder, tmp_path) -> None
 def test_inception_takes_no_rounding_and_clip_eight_bits() -> None:
     """What the two are given of one picture."""
     given: dict[str, Any] = {}
-    from mlperf_jax.benchmarks.stable_diffusion import Judges
-
     judges = Judges(
         None,
         lambda images: given.setdefault("features", images),

@@ -31,7 +31,8 @@ def test_tiny_is_built_and_read_as_the_real_one(tiny_folder):
     assert sorted(order) == list(range(24))
     np.testing.assert_array_equal(rows["moments"], wanted[order])
     for row, number in enumerate(order):
-        assert rows["tokens"][row].tolist() == Letters(77)(captions[number]).tolist()
+        said = captions[number] if number % 8 else ""
+        assert rows["tokens"][row].tolist() == Letters(77)(said).tolist()
     prompt = TINY.validation(tiny_folder).batched(10)[0]["tokens"]
     for tokens, caption in zip(prompt, tiny.shapes(10, tiny.VALIDATION, 32)[1]):
         assert tokens.tolist() == Letters(77)(caption).tolist()

@@ -9,7 +9,6 @@ Shape legend: B rows, S side of a latent, C its channels, T tokens of a caption,
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,38 +22,24 @@ import optax
 from flax import nnx
 
 from mlperf_jax import metrics, pictures
-from mlperf_jax.core import brief, state as states
+from mlperf_jax.benchmarks.stable_diffusion import judging, tiny
+from mlperf_jax.benchmarks.stable_diffusion.judging import Judges
+from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Benchmark, Example, Start, Target, f32, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Whole
 from mlperf_jax.core.terms import Reader
 from mlperf_jax.decoding import ddim
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import coco_captions, laion
-from mlperf_jax.input_pipelines.laion import Laion, Sizes, tiny as shapes
-from mlperf_jax.input_pipelines.laion.prompts import Prompts
+from mlperf_jax.input_pipelines import laion
+from mlperf_jax.input_pipelines.laion import Laion
 from mlperf_jax.input_pipelines.tokenizers import clip_bpe
 from mlperf_jax.metrics import fid
-from mlperf_jax.models import (
-    autoencoder,
-    clip,
-    clip_import,
-    diffusion_huggingface,
-    inception,
-    shape_judges,
-)
+from mlperf_jax.models import autoencoder, clip, clip_import
 from mlperf_jax.models.diffusion_unet import RULES, UNet, UNetConfig
 from mlperf_jax.ops import diffusion
 from mlperf_jax.optimizers import schedules
 
-_STATISTICS = "val2014_30k_stats.npz"
-_COCO = "val2014"  # folder of COCO's images in the data's, for `check_judges` alone
-_REAL_FID = 1.0  # of real pictures at most: JPEG and rounding
-_DECODER = autoencoder.AutoencoderConfig()
-_VISION = clip.VisionConfig()
 _FIRST_RATE = 1e-6  # of the rate, at the first step
-_TINY_SHAPES = Sizes()
-_TINY_JUDGES = "judges.safetensors"
-_TINY_REAL = 1024  # pictures that generated ones are compared with
 
 
 class Model(nnx.Module):
@@ -62,22 +47,6 @@ class Model(nnx.Module):
 
     def __init__(self, unet: UNet, text: clip.TextTower | None):
         self.unet, self.text = unet, text
-
-
-class Judges(nnx.Module):
-    """The networks of evaluation alone: the autoencoder's second half, Inception, CLIP, and a text tower if need be.
-
-    Tiny has stand-ins of `models.shape_judges` in the place of the first three.
-    """
-
-    def __init__(self, decoder: Any, features: Any, fit: Any, side: int, text: Any):
-        self.decoder, self.features, self.fit = decoder, features, fit
-        self.side, self.text = side, text
-
-    def __call__(self, images: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
-        """What `FidClip` takes, of pictures [B, H, W, 3] in [0, 1] and their captions [B, T]."""
-        fitting = self.fit(clip.pixels(images, self.side), tokens)
-        return {"features": self.features(images), "clip": fitting}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +113,7 @@ class StableDiffusion(Benchmark):
         return () if self.text_embeddings else ("text/.*",)
 
     def example(self) -> Example:
-        moments = {"moments": f32(self.side, self.side, 2 * _DECODER.channels)}
+        moments = {"moments": f32(self.side, self.side, 2 * judging.DECODER.channels)}
         if not self.text_embeddings:
             return moments | {"tokens": i32(self.tokens)}
         form = (self.tokens, self.text_width)
@@ -159,7 +128,7 @@ class StableDiffusion(Benchmark):
         return UNetConfig(
             **{name: getattr(self, name) for name in (*names, "transformer_groups", "remat")},
             context_width=self.text_width,
-            channels=_DECODER.channels,
+            channels=judging.DECODER.channels,
         )
 
     def text_tower(self) -> clip.TextConfig:
@@ -204,18 +173,19 @@ class StableDiffusion(Benchmark):
         return jnp.mean((v - diffusion.v_target(x, noise, time)) ** 2)
 
     @property
-    def learning_rate(self) -> float:
-        """After the warm-up."""
+    def rate(self) -> float:
+        """The learning rate after the warm-up."""
         return self.base_lr * self.batch_size
 
+    def learning_rate(self) -> schedules.Schedule:
+        """Count of updates -> rate: from a millionth of it over the warm-up, then constant."""
+        start = _FIRST_RATE * self.rate
+        return schedules.warmup_constant(self.rate, self.warmup_steps, start_lr=start)
+
     def optimizer(self, tree: Any) -> Any:
-        rate = schedules.warmup_constant(
-            self.learning_rate,
-            self.warmup_steps,
-            start_lr=_FIRST_RATE * self.learning_rate,
-        )
+        betas = self.beta_1, self.beta_2
         return optax.adamw(
-            rate, self.beta_1, self.beta_2, self.epsilon, weight_decay=self.weight_decay
+            self.learning_rate(), *betas, self.epsilon, weight_decay=self.weight_decay
         )
 
     @property
@@ -235,7 +205,7 @@ class StableDiffusion(Benchmark):
         text = model.text if judges.text is None else judges.text
         # begin and end; a row for each, as the mesh divides these
         nothing = jnp.zeros_like(tokens).at[:, :2].set([self.vocab - 2, self.vocab - 1])
-        shape = (len(tokens), self.side, self.side, _DECODER.channels)
+        shape = (len(tokens), self.side, self.side, judging.DECODER.channels)
         noise = jax.random.normal(key, shape, jnp.promote_types(self.dtype, jnp.float32))
         latents = ddim.sample(
             model.unet,
@@ -248,40 +218,18 @@ class StableDiffusion(Benchmark):
         return judges.decoder.decode(latents, self.decoded_at_once)
 
     def judges(self, rngs: Any) -> Judges:
-        kept = jnp.promote_types(self.dtype, jnp.float32)
         text = self._text(rngs) if self.text_embeddings else None
-        if self.is_tiny:
-            around: dict[str, Any] = {"dtype": kept, "rngs": rngs}
-            return Judges(
-                shape_judges.PatchDecoder(_DECODER.channels, shapes.PATCH, **around),
-                shape_judges.Features(shape_judges.INCEPTION, **around),
-                shape_judges.Clip(self.vocab, self.tokens, **around),
-                _TINY_SHAPES.image,
-                text,
-            )
-        tower = self.text_tower().replace(whole=True)
-        return Judges(
-            autoencoder.Decoder(_DECODER, self.dtype, rngs=rngs),
-            inception.Inception(dtype=kept, rngs=rngs),
-            clip.Clip(tower, _VISION, kept, rngs=rngs),
-            _VISION.side,
-            text,
-        )
+        make = tiny.judges if self.is_tiny else judging.full
+        return make(self.text_tower(), self.dtype, text=text, rngs=rngs)
 
     def judge_weights(self, data_dir: str) -> Mapping[str, np.ndarray | Reader]:
-        folder = self._weights(data_dir)
-        parts: dict[str, Mapping[str, Any]] = {"text": {}}
+        folder, tower = self._weights(data_dir), self.text_tower()
+        parts: dict[str, Mapping[str, Any]] = {}
         if self.text_embeddings:
-            parts["text"] = clip_import.text_readers(folder, self.text_tower())
-        if self.is_tiny:
-            parts |= {"": shape_judges.read(f"{folder}/{_TINY_JUDGES}")}
-        else:
-            whole = self.text_tower().replace(whole=True)
-            parts["decoder"] = diffusion_huggingface.open_autoencoder(folder, _DECODER, "decoder")
-            parts["features"] = inception.read_weights(f"{folder}/{inception.FILE}")
-            parts["fit"] = clip_import.readers(folder, whole, _VISION)
+            parts["text"] = clip_import.text_readers(folder, tower)
+        parts |= tiny.weights(folder) if self.is_tiny else judging.full_weights(folder, tower)
         return {
-            "/".join(filter(None, ("params", part, path))): array
+            f"params/{part}/{path}": array
             for part, arrays in parts.items()
             for path, array in arrays.items()
         }
@@ -293,36 +241,27 @@ class StableDiffusion(Benchmark):
         count = len(tokens)
         numbers = np.arange(-(-count // rows) * rows) % count  # the last batch is filled up
         judge = brief.judging(self, data_dir, lambda j, b: j(b["images"], b["tokens"]), mesh)
-        found = [
-            judge({"images": self._real(data_dir, prompts, part), "tokens": tokens[part]})
-            for part in numbers.reshape(-1, rows)
-        ]
+        found = []
+        for part in numbers.reshape(-1, rows):
+            if self.is_tiny:
+                images = tiny.real_images(count, part)
+            else:
+                images = judging.coco_images(data_dir, prompts.numbers[part, 0].tolist())
+            found.append(judge({"images": images, "tokens": tokens[part]}))
         outputs = {name: np.concatenate([one[name] for one in found])[:count] for name in found[0]}
         quality = self.metric_from(data_dir).result(outputs)
         told = ", ".join(f"{name} {value:.4f}" for name, value in quality.items())
-        if quality["FID"] > _REAL_FID or not self.meets_targets(quality):
+        if quality["FID"] > judging.REAL_FID or not self.meets_targets(quality):
             raise UserError(
                 f"the real pictures of the prompts score {told}, and FID must be about 0: look whether Inception's "
-                f"weights, {_STATISTICS} and the pictures are those that the rules name"
+                f"weights, {judging.STATISTICS} and the pictures are those that the rules name"
             )
         return f"the real pictures of the prompts score {told}"
 
-    def _real(self, data_dir: str, prompts: Prompts, numbers: np.ndarray) -> np.ndarray:
-        """Pictures of prompts, f32 [N, 8 S, 8 S, 3] in [0, 1]."""
-        if self.is_tiny:
-            return shapes.seen(len(prompts.captions), shapes.VALIDATION, _TINY_SHAPES.image)[0][
-                numbers
-            ]
-        names = [
-            coco_captions.image_name(number) for number in prompts.numbers[numbers, 0].tolist()
-        ]
-        paths = [f"{str(data_dir).rstrip('/')}/{_COCO}/{name}" for name in names]
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            pixels = np.stack([*pool.map(coco_captions.squashed, paths)])
-        return pixels.astype(np.float32) / 255
-
     def metric_from(self, data_dir: str) -> metrics.FidClip:
-        return metrics.FidClip(fid.read_statistics(f"{self._weights(data_dir)}/{_STATISTICS}"))
+        return metrics.FidClip(
+            fid.read_statistics(f"{self._weights(data_dir)}/{judging.STATISTICS}")
+        )
 
     def eval_steps(self) -> Iterator[int]:
         """Every ceil(512,000 / batch size) steps."""
@@ -363,7 +302,7 @@ class StableDiffusion(Benchmark):
             "opt_adamw_beta_2": self.beta_2,
             "opt_adamw_epsilon": self.epsilon,
             "opt_adamw_weight_decay": self.weight_decay,
-            "opt_base_learning_rate": self.learning_rate,
+            "opt_base_learning_rate": self.rate,
             "opt_learning_rate_warmup_steps": self.warmup_steps,
         }
 
@@ -385,10 +324,10 @@ class StableDiffusion(Benchmark):
         return Laion(
             length=self.tokens,
             side=self.side,
-            channels=_DECODER.channels,
+            channels=judging.DECODER.channels,
             shards=self.shards,
             embedding_width=self.text_width if self.text_embeddings else 0,
-            tiny=_TINY_SHAPES if self.is_tiny else None,
+            tiny=tiny.SIZES if self.is_tiny else None,
         )
 
     def start(self, data_dir: str) -> Start | None:
@@ -428,27 +367,8 @@ class StableDiffusion(Benchmark):
     def make_start(self, data_dir: str) -> None:
         """Tiny's given networks: a random text tower, judges fitted to the shapes, and statistics of these."""
         folder = self._weights(data_dir)
-        if os.path.exists(f"{folder}/{_STATISTICS}"):
-            return
-        tower = self.text_tower()
-
-        def drawn(key: jax.Array) -> Any:
-            return states.split(clip.TextTower(tower, jnp.float32, rngs=nnx.Rngs(key)))[1]
-
-        text = jax.device_get(jax.jit(drawn)(jax.random.key(0)))
-        clip_import.save_folder(folder, text["params"], tower)
-        tokenizer = self.data().vocabulary(data_dir)
-        images, captions = shapes.seen(_TINY_SHAPES.train, shapes.TRAINING, _TINY_SHAPES.image)
-        given = np.asarray(jax.jit(clip.pixels, static_argnums=1)(images, _TINY_SHAPES.image))
-        arrays = {
-            "decoder": shape_judges.decoder_arrays(shapes.matrix(), shapes.SCALE, shapes.GREY),
-            "features": shape_judges.feature_arrays(shape_judges.INCEPTION, seed=0),
-            "fit": shape_judges.clip_arrays(given, tokenizer.rows(captions)[0], self.vocab, seed=1),
-        }
-        shape_judges.save(f"{folder}/{_TINY_JUDGES}", arrays)
-        real, _ = shapes.seen(_TINY_REAL, shapes.VALIDATION, _TINY_SHAPES.image)
-        features = shape_judges.applied(arrays["features"], real)
-        fid.statistics(features).save(f"{folder}/{_STATISTICS}")
+        if not os.path.exists(f"{folder}/{judging.STATISTICS}"):
+            tiny.make(folder, self.text_tower(), self.data().vocabulary(data_dir))
 
     def _weights(self, data_dir: str) -> str:
         return f"{str(data_dir).rstrip('/')}/{self.weights}"
@@ -458,7 +378,7 @@ class StableDiffusion(Benchmark):
         return self.replace(
             size="tiny",
             weights="tiny_stable_diffusion",
-            side=_TINY_SHAPES.image // shapes.PATCH,
+            side=tiny.SIDE,
             width=32,
             multipliers=(1,),
             res_blocks=1,
@@ -467,12 +387,12 @@ class StableDiffusion(Benchmark):
             groups=4,
             transformer_groups=8,
             tokens=12,
-            vocab=shapes.VOCABULARY,
+            vocab=tiny.VOCABULARY,
             text_layers=2,
             text_width=32,
             shards=4,
-            train_samples=_TINY_SHAPES.train,
-            eval_samples=_TINY_SHAPES.validation,
+            train_samples=tiny.SIZES.train,
+            eval_samples=tiny.SIZES.validation,
             batch_size=32,
             eval_batch_size=64,
             base_lr=1.5e-3 / 32,
