@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlperf_jax import benchmarks
-from mlperf_jax.benchmarks.stable_diffusion import StableDiffusion
+from mlperf_jax import benchmarks, cli
+from mlperf_jax.benchmarks.stable_diffusion import StableDiffusion, judging
 from mlperf_jax.benchmarks.stable_diffusion.judging import Judges
-from mlperf_jax.core import mesh as meshes, preflight, state as states, step as steps
+from mlperf_jax.core import (
+    evaluation,
+    mesh as meshes,
+    preflight,
+    state as states,
+    step as steps,
+)
 from mlperf_jax.core.benchmark import Start, f32, i32
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.starts import begin_from
@@ -406,3 +413,65 @@ def test_a_limit_below_two_checkpoints_is_refused(tiny, folder, tmp_path) -> Non
     with pytest.raises(UserError, match=r"needs two checkpoints: .* at least 14400 samples"):
         preflight.preflight(tiny, options, folder)
     assert not (tmp_path / "a").exists()
+
+
+# -- on devices, and known pictures ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mesh", ["data=4,fsdp=2", "data=2,tensor=2"])
+def test_every_device_generates_its_own_as_one_does(mesh: str, tiny, folder) -> None:
+    """Features and cosines of a batch of prompts, whatever the mesh; frozen and judging weights are spread or copied."""
+    found = [predicted(tiny.replace(sampler_steps=2), folder, where) for where in ("data=1", mesh)]
+    for name in ("features", "clip"):
+        one, many = (outputs[name] for outputs in found)
+        np.testing.assert_allclose(many, one, atol=2e-4)
+
+
+def predicted(benchmark: StableDiffusion, folder: str, where: str) -> Any:
+    devices = meshes.make_mesh(where)
+    assembly, judges = states.assemble(benchmark, devices), judges_of(benchmark, devices)
+    assert judges is not None
+    start = benchmark.start(folder)
+    assert start is not None
+    # every weight moved, or the network would give 0
+    state = jax.tree.map(lambda x: x + jnp.ones((), x.dtype) / 64, assembly.create(0)["params"])
+    view = assembly.eval_view({**begin_from(assembly.create(0), start), "params": state})
+    (program,) = evaluation.compile_predict(assembly).values()
+    batch = benchmark.data().validation(folder).batched(64)[0]
+    mask = batch.pop("mask")
+    placed = jax.device_put((batch, mask), meshes.batch_sharding(devices))
+    return jax.device_get(program(view, *placed, jax.random.key(1), judges.load(folder)))
+
+
+def test_data_check_scores_real_pictures(tiny, folder, tmp_path, capsys) -> None:
+    argv = ["data", "check", "stable_diffusion", "--tiny", "--data-dir"]
+    assert cli.main([*argv, folder, "--score", "--mesh", "data=2"]) == 0
+    said = capsys.readouterr().out
+    assert "captions looked at have more than 12 tokens" in said
+    score = re.search(r"the real pictures of the prompts score FID (0\.\d+), CLIP (0\.\d+)", said)
+    assert score and float(score[1]) < 0.05 and float(score[2]) > 0.8
+    shutil.copytree(folder, tmp_path / "data")
+    path = tmp_path / "data" / tiny.weights / "val2014_30k_stats.npz"
+    fid.statistics(np.random.RandomState(0).standard_normal((90, 64))).save(path)
+    assert cli.main([*argv, str(tmp_path / "data"), "--score"]) == 2
+    assert "FID must be about 0: look whether Inception's weights" in capsys.readouterr().err
+
+
+def test_coco_pictures_are_squeezed_and_once_more_jpeg(tmp_path) -> None:
+    """As the reference's script makes those of its statistics: bicubic to a square, quality 75."""
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "val2014").mkdir()
+    draw = np.random.RandomState(0).randint(0, 256, (30, 20, 3), np.uint8)
+    smooth = image.fromarray(draw).resize((320, 480), image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "val2014" / "COCO_val2014_000000000042.jpg")
+    found = judging.coco_images(str(tmp_path), [42])
+    assert found.shape == (1, 512, 512, 3) and found.dtype == np.float32
+    with image.open(tmp_path / "val2014" / "COCO_val2014_000000000042.jpg") as one:
+        small = one.resize((512, 512), image.Resampling.BICUBIC)
+    small.save(tmp_path / "again.jpg", quality=75)
+    with image.open(tmp_path / "again.jpg") as one:
+        np.testing.assert_array_equal(np.rint(255 * found[0]), np.asarray(one))
+    with pytest.raises(
+        UserError, match=r"000000000007.jpg is missing: fetch val2014.zip from coco"
+    ):
+        judging.coco_images(str(tmp_path), [42, 7])
