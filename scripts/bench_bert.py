@@ -24,8 +24,7 @@ import pathlib
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import measuring
@@ -36,12 +35,12 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 
 import jax
 import numpy as np
+import stepping
 
 sys.path.append(str(measuring.ROOT / "tests" / "input_pipelines"))
 import wikipedia_toys as toys
 
 from mlperf_jax.benchmarks.bert import Bert
-from mlperf_jax.core import bench, evaluation, mesh as meshes, peaks, state as states, step as train
 from mlperf_jax.input_pipelines.wikipedia import files
 from mlperf_jax.input_pipelines.wikipedia.instances import Example
 
@@ -84,33 +83,15 @@ def write_examples(folder: str, given: Bert) -> None:
     files.write(files.part(target, "train", 0, 1), made, given.sequence_length, given.vocab)
 
 
-class Ours:
-    """The compiled step on one device; the loss of its first step."""
-
-    def __init__(self, given: Bert, folder: str) -> None:
-        mesh = meshes.make_mesh("data=1")
-        assembly = states.assemble(given, mesh)
-        key = jax.device_put(jax.random.key(0), meshes.replicated(mesh))
-        batch = given.data().train(folder).batched(given.rows, seed=0)[0]
-        self.rows = len(batch["tokens"])
-        self.batch = jax.device_put(batch, meshes.batch_sharding(mesh))
-        jitted = train.jit_train_step(assembly)
-        program = assembly.compile(jitted, assembly.abstract, self.batch, key)
-        programs = {evaluation.shape_key(self.batch): program}
-        self.stepper = bench.Stepper(programs, assembly.create(0), key)
-        self.loss = float(self.step())
-
-    def step(self) -> Any:
-        return self.stepper.step(self.batch)
-
-    def wait(self) -> None:
-        jax.block_until_ready(self.stepper.state)
+def batch_of(given: Bert, folder: str) -> Any:
+    """The first batch of training."""
+    return given.data().train(folder).batched(given.rows, seed=0)[0]
 
 
 class Twin:
     """The same step in PyTorch; its weights are random, as no loss is compared."""
 
-    def __init__(self, given: Bert, folder: str, compiled: bool) -> None:
+    def __init__(self, given: Bert, batch: Any, compiled: bool) -> None:
         import torch
         import transformers
 
@@ -133,7 +114,6 @@ class Twin:
         self.model = transformers.BertForPreTraining(config).to(self.device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
         self.loss = torch.compile(self._loss) if compiled else self._loss
-        batch = given.data().train(folder).batched(given.rows, seed=0)[0]
         self.rows, parts = len(batch["tokens"]), given.gradient_accumulation_steps
         self.parts = [
             {name: torch.from_numpy(part.copy()).to(self.device) for name, part in zip(batch, each)}
@@ -171,32 +151,14 @@ class Twin:
             self.torch.cuda.synchronize()
 
 
-def timed(sides: dict[str, Any], arguments: argparse.Namespace) -> measuring.Spent:
-    """Seconds a step of each side, a value for each round; each turn begins with a step that is not counted."""
-    clock: Callable[[], float] = time.perf_counter
-    if jax.default_backend() == "cpu":
-        clock = measuring.at_rest
-    spent: measuring.Spent = {name: [] for name in sides}
-    for _, name in measuring.turns(tuple(sides), arguments.rounds):
-        side = sides[name]
-        side.step()
-        side.wait()
-        begin = clock()
-        for _ in range(arguments.steps):
-            side.step()
-        side.wait()
-        spent[name].append((clock() - begin) / arguments.steps)
-        print(f"  {name}: {spent[name][-1]:.4g} s", file=sys.stderr, flush=True)
-    return spent
-
-
 def sides_of(arguments: argparse.Namespace, folder: str) -> Iterator[tuple[str, Any]]:
     given = benchmark(arguments)
     write_examples(folder, given)
-    yield "padded", Ours(given.replace(packed=False), folder)
-    yield "packed", Ours(given, folder)
+    padded = given.replace(packed=False)
+    yield "padded", stepping.Ours(padded, batch_of(padded, folder))
+    yield "packed", stepping.Ours(given, batch_of(given, folder))
     if not arguments.no_twin and importlib.util.find_spec("torch"):
-        yield "PyTorch, padded", Twin(given.replace(packed=False), folder, not arguments.eager)
+        yield "PyTorch, padded", Twin(padded, batch_of(padded, folder), not arguments.eager)
 
 
 def report(
@@ -206,15 +168,9 @@ def report(
     given, device = benchmark(arguments), jax.devices()[0].device_kind
     found: dict[str, Any] = {"header": measuring.header(), "device": device, "command": sys.argv}
     for name, values in spent.items():
-        rate = arguments.batch / statistics.median(values)
-        real = given.flops_per_sample  # of real tokens, whoever computes more
-        found[name] = {
-            "rows": sides[name].rows,
-            "step_seconds": values,
-            "sequences_per_second": rate,
-            "of_998": rate / PUBLISHED if arguments.size == "large" else None,
-            "mfu": peaks.utilisation(real, rate, device, 1, arguments.dtype),
-        }
+        # the work is that of real tokens, whoever computes more
+        row = stepping.rates(given, values, PUBLISHED if arguments.size == "large" else None)
+        found[name] = {"rows": sides[name].rows, **row}
     found["losses"] = {name: sides[name].loss for name in ("padded", "packed")}
     found["gains"] = {
         f"packed over {name}": measuring.ratios(spent, "packed", name)
@@ -228,13 +184,7 @@ def show(found: dict[str, Any]) -> None:
     print(f"{found['header']}, {found['device']}")
     for name, row in found.items():
         if isinstance(row, dict) and "rows" in row:
-            share = "" if row["of_998"] is None else f", {100 * row['of_998']:.1f} % of {PUBLISHED}"
-            mfu = "" if row["mfu"] is None else f", MFU {100 * row['mfu']:.1f} %"
-            seconds = measuring.spread(row["step_seconds"])
-            rate = measuring.number(row["sequences_per_second"])
-            print(
-                f"  {name:16} {row['rows']} rows, {seconds} s a step, {rate} sequences/s{share}{mfu}"
-            )
+            print(stepping.told(name, row, "sequences"))
     print("  losses: " + ", ".join(f"{name} {loss:.6f}" for name, loss in found["losses"].items()))
     for name, values in found["gains"].items():
         print(f"  {name}: {measuring.spread(values)} times as fast")
@@ -257,7 +207,8 @@ def main() -> None:
     arguments.steps = arguments.steps or (1 if small else 5)
     with tempfile.TemporaryDirectory() as folder:
         sides = dict(sides_of(arguments, folder))
-        found = report(arguments, sides, timed(sides, arguments))
+        spent = stepping.timed(sides, arguments.rounds, arguments.steps)
+        found = report(arguments, sides, spent)
     show(found)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")

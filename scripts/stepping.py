@@ -1,0 +1,93 @@
+"""What the scripts share that time whole train steps beside another library's: our compiled step, and turns of steps."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import measuring
+
+# isort: split
+
+import jax
+import numpy as np
+
+from mlperf_jax.core import bench, evaluation, mesh as meshes, peaks, state as states, step as train
+from mlperf_jax.core.benchmark import Benchmark
+
+
+class Ours:
+    """The compiled step on one device, as `run` compiles it; the loss of its first step."""
+
+    def __init__(self, given: Benchmark, batch: Mapping[str, np.ndarray]) -> None:
+        mesh = meshes.make_mesh("data=1")
+        assembly = states.assemble(given, mesh)
+        key = jax.device_put(jax.random.key(0), meshes.replicated(mesh))
+        self.rows = len(next(iter(batch.values())))
+        self.batch = jax.device_put(dict(batch), meshes.batch_sharding(mesh))
+        jitted = train.jit_train_step(assembly)
+        program = assembly.compile(jitted, assembly.abstract, self.batch, key)
+        programs = {evaluation.shape_key(self.batch): program}
+        self.stepper = bench.Stepper(programs, assembly.create(0), key)
+        self.loss = float(self.step())
+
+    def step(self) -> Any:
+        return self.stepper.step(self.batch)
+
+    def wait(self) -> None:
+        jax.block_until_ready(self.stepper.state)
+
+
+def timed(sides: Mapping[str, Any], rounds: int, steps: int) -> measuring.Spent:
+    """Seconds a step of each side, a value for each round; each turn begins with a step that is not counted.
+
+    By the clock on an accelerator, by processor time on a CPU.
+
+    Args:
+        sides: have `step()` and `wait()`.
+        rounds: turns of each.
+        steps: of a turn.
+    """
+    clock: Callable[[], float] = time.perf_counter
+    if jax.default_backend() == "cpu":
+        clock = measuring.at_rest
+    spent: measuring.Spent = {name: [] for name in sides}
+    for _, name in measuring.turns(tuple(sides), rounds):
+        side = sides[name]
+        side.step()
+        side.wait()
+        begin = clock()
+        for _ in range(steps):
+            side.step()
+        side.wait()
+        spent[name].append((clock() - begin) / steps)
+        print(f"  {name}: {spent[name][-1]:.4g} s", file=sys.stderr, flush=True)
+    return spent
+
+
+def rates(given: Benchmark, values: list[float], published: float | None) -> dict[str, Any]:
+    """What a side's seconds a step amount to: samples a second, the share of a published rate, MFU."""
+    rate = given.batch_size / statistics.median(values)
+    device = jax.devices()[0].device_kind
+    return {
+        "step_seconds": values,
+        "samples_per_second": rate,
+        "published": published,
+        "of_published": rate / published if published else None,
+        "mfu": peaks.utilisation(given.flops_per_sample, rate, device, 1, given.dtype),
+    }
+
+
+def told(name: str, row: Mapping[str, Any], samples: str) -> str:
+    """A side's line: its rows, seconds and rates."""
+    share, mfu = row["of_published"], row["mfu"]
+    parts = [
+        f"  {name:16} {row['rows']} rows, {measuring.spread(row['step_seconds'])} s a step",
+        f"{measuring.number(row['samples_per_second'])} {samples}/s",
+        *([] if share is None else [f"{100 * share:.1f} % of {row['published']:g}"]),
+        *([] if mfu is None else [f"MFU {100 * mfu:.1f} %"]),
+    ]
+    return ", ".join(parts)
