@@ -36,6 +36,8 @@ class _Largest(NamedTuple):
 # 2048 throughout do not). Public recipes fuse the backward pass on TPU7x and do not on v5p; no speed
 # was measured here.
 _COMMON = _Largest(1024, 1024, 1024, 1024, 1024, False)
+# of heads wider than 256, such as the autoencoder's one of 512
+_WIDE = _Largest(512, 512, 512, 512, 512, False)
 _FUSED = _Largest(2048, 1024, 1024, 2048, 1024, True)
 _FUSED_KINDS = ("TPU v6 lite", "TPU7x")
 
@@ -70,8 +72,8 @@ def whole_tiles(length: int) -> int:
 def block_sizes(queries: int, keys: int, width: int) -> pallas_splash.BlockSizes:
     """Blocks for `queries` and `keys` on one device, both multiples of 128.
 
-    >>> block_sizes(1024, 3072, 128).block_kv
-    1024
+    >>> block_sizes(1024, 3072, 128).block_kv, block_sizes(4096, 4096, 512).block_kv
+    (1024, 512)
     """
     largest = _largest(keys, width)
     kv, kv_back = _fitting(keys, largest.kv), _fitting(keys, largest.kv_back)
@@ -90,6 +92,8 @@ def block_sizes(queries: int, keys: int, width: int) -> pallas_splash.BlockSizes
 
 
 def _largest(keys: int, width: int) -> _Largest:
+    if width > 2 * _LANES:
+        return _WIDE
     partial = keys // _fitting(keys, _FUSED.kv_back)
     fused = _device_kind() in _FUSED_KINDS and width <= _LANES and partial <= _MOST_PARTIAL
     return _FUSED if fused else _COMMON

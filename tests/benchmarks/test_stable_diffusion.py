@@ -11,13 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import laion_toys
 import numpy as np
 import pytest
+import simplejpeg
+from flax import nnx
 
 from mlperf_jax import benchmarks, cli
 from mlperf_jax.benchmarks.stable_diffusion import StableDiffusion, judging
 from mlperf_jax.benchmarks.stable_diffusion.judging import Judges
 from mlperf_jax.core import (
+    brief,
     evaluation,
     mesh as meshes,
     preflight,
@@ -31,6 +35,7 @@ from mlperf_jax.decoding import ddim
 from mlperf_jax.errors import UserError
 from mlperf_jax.metrics import fid
 from mlperf_jax.models import clip, clip_import, diffusion_huggingface
+from mlperf_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Encoder
 from mlperf_jax.optimizers import flatten_paths
 from mlperf_jax.results import rules
 from scripts import (
@@ -475,3 +480,32 @@ def test_coco_pictures_are_squeezed_and_once_more_jpeg(tmp_path) -> None:
         UserError, match=r"000000000007.jpg is missing: fetch val2014.zip from coco"
     ):
         judging.coco_images(str(tmp_path), [42, 7])
+
+
+def test_moments_are_made_of_images_in_0_to_1(tmp_path, monkeypatch) -> None:
+    """The encoder's own moments of the pictures, whose range is the reference's mistake; resumed, all is there."""
+    small = AutoencoderConfig(width=8, multipliers=(1, 2, 2, 2), res_blocks=1, groups=4)
+    monkeypatch.setattr(judging, "AUTOENCODER", small)
+    benchmark = FULL.replace(dtype="float32", side=4, shards=1, train_samples=600)
+    params = brief.drawn(lambda rngs: Autoencoder(small, jnp.float32, rngs=rngs))
+    with pytest.raises(UserError, match="vae is missing: give a folder of diffusers"):
+        benchmark.write_moments(tmp_path / "images", str(tmp_path))
+    diffusion_huggingface.save_autoencoder(tmp_path / benchmark.weights, params, small)
+    (tmp_path / "images").mkdir()
+    pixels = np.full((32, 32, 3), (255, 0, 128), np.uint8)
+    held = [("7.jpg", simplejpeg.encode_jpeg(pixels, 100, "RGB", "444")), ("7.txt", b"pink")]
+    laion_toys.write_tar(tmp_path / "images" / "00000.tar", held)
+    benchmark.write_moments(tmp_path / "images", str(tmp_path))
+    benchmark.data().build(tmp_path)
+    (shard,) = benchmark.data().samples(tmp_path).shards
+    (raw,) = shard.files.read([shard.array(0)])
+    found = shard.moments(0, raw).transpose(1, 2, 0)
+    encoder = Encoder(small, jnp.float32, rngs=nnx.Rngs(0))
+    graphdef, _ = states.split(encoder)
+    wanted = states.merge(graphdef, params["encoder"], {}, {})(
+        jnp.asarray(simplejpeg.decode_jpeg(held[0][1])[None] / np.float32(255))
+    )
+    np.testing.assert_allclose(found, wanted[0], atol=1e-4)
+    before = (tmp_path / "laion" / "00000.tar").stat().st_mtime_ns
+    benchmark.write_moments(tmp_path / "images", str(tmp_path))
+    assert (tmp_path / "laion" / "00000.tar").stat().st_mtime_ns == before

@@ -84,10 +84,10 @@ def test_forward_and_backward_compile(
 @pytest.mark.parametrize(
     ("queries", "keys", "head", "values", "apart"),
     [(4096, 77, 64, 64, False), (77, 77, 64, 64, False), (1000, 700, 64, 128, True),
-     (4096, 4096, 192, 128, False)],
+     (4096, 4096, 192, 128, False), (4096, 4096, 512, 512, False)],
 )  # fmt: skip
 def test_lengths_and_widths_of_their_own_compile(topology, queries, keys, head, values, apart):
-    """An image and its caption, a caption, a packed decoder over its encoder, DeepSeek's widths."""
+    """An image and its caption, a caption, a packed decoder over its encoder, DeepSeek's widths, the autoencoder's."""
     mesh = topology_mesh(topology, {"data": 4})
     rows = NamedSharding(mesh, PartitionSpec(ROWS))
 

@@ -34,7 +34,7 @@ from mlperf_jax.input_pipelines import laion
 from mlperf_jax.input_pipelines.laion import Laion
 from mlperf_jax.input_pipelines.tokenizers import clip_bpe
 from mlperf_jax.metrics import fid
-from mlperf_jax.models import autoencoder, clip, clip_import
+from mlperf_jax.models import autoencoder, clip, clip_import, diffusion_huggingface
 from mlperf_jax.models.diffusion_unet import RULES, UNet, UNetConfig
 from mlperf_jax.ops import diffusion
 from mlperf_jax.optimizers import schedules
@@ -113,7 +113,7 @@ class StableDiffusion(Benchmark):
         return () if self.text_embeddings else ("text/.*",)
 
     def example(self) -> Example:
-        moments = {"moments": f32(self.side, self.side, 2 * judging.DECODER.channels)}
+        moments = {"moments": f32(self.side, self.side, 2 * judging.AUTOENCODER.channels)}
         if not self.text_embeddings:
             return moments | {"tokens": i32(self.tokens)}
         form = (self.tokens, self.text_width)
@@ -128,7 +128,7 @@ class StableDiffusion(Benchmark):
         return UNetConfig(
             **{name: getattr(self, name) for name in (*names, "transformer_groups", "remat")},
             context_width=self.text_width,
-            channels=judging.DECODER.channels,
+            channels=judging.AUTOENCODER.channels,
         )
 
     def text_tower(self) -> clip.TextConfig:
@@ -205,7 +205,7 @@ class StableDiffusion(Benchmark):
         text = model.text if judges.text is None else judges.text
         # begin and end; a row for each, as the mesh divides these
         nothing = jnp.zeros_like(tokens).at[:, :2].set([self.vocab - 2, self.vocab - 1])
-        shape = (len(tokens), self.side, self.side, judging.DECODER.channels)
+        shape = (len(tokens), self.side, self.side, judging.AUTOENCODER.channels)
         noise = jax.random.normal(key, shape, jnp.promote_types(self.dtype, jnp.float32))
         latents = ddim.sample(
             model.unet,
@@ -324,7 +324,7 @@ class StableDiffusion(Benchmark):
         return Laion(
             length=self.tokens,
             side=self.side,
-            channels=judging.DECODER.channels,
+            channels=judging.AUTOENCODER.channels,
             shards=self.shards,
             embedding_width=self.text_width if self.text_embeddings else 0,
             tiny=tiny.SIZES if self.is_tiny else None,
@@ -350,11 +350,10 @@ class StableDiffusion(Benchmark):
         Raises:
             UserError: the index, the vocabulary or the text tower is missing.
         """
-        data, rows = self.data(), self.eval_rows
+        data, rows, encoder = self.data(), self.eval_rows, _TextEncoder(**self._fields())
         samples, tokenizer = data.samples(data_dir), data.vocabulary(data_dir)
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         encode = brief.judging(
-            _Encoder(**fields), data_dir, lambda tower, b: tower.conditioning(b["tokens"]), mesh
+            encoder, data_dir, lambda tower, b: tower.conditioning(b["tokens"]), mesh
         )
         for number in range(len(samples.shards)) if shards is None else shards:
             shard = samples.shards[number]
@@ -363,6 +362,41 @@ class StableDiffusion(Benchmark):
             parts = range(0, len(tokens), rows)
             found = (encode({"tokens": filled[at : at + rows]})[: len(tokens) - at] for at in parts)
             laion.write_embeddings(data.embeddings(data_dir), shard, found)
+
+    def write_moments(
+        self,
+        images: str | os.PathLike,
+        data_dir: str,
+        shards: Sequence[int] | None = None,
+        mesh: str | None = None,
+    ) -> None:
+        """Writes shards of moments from the organisers' shards of images; those that are there are kept.
+
+        Args:
+            images: holds `00000.tar` and so on, of `KEY.jpg` and `KEY.txt`.
+            data_dir: holds the autoencoder; the shards go below it.
+            shards: numbers of those that are this machine's; all by default.
+            mesh: as a run takes it.
+
+        Raises:
+            UserError: the autoencoder or a shard is missing, or one is damaged.
+        """
+        encoder = _ImageEncoder(**self._fields())
+        encode = brief.judging(encoder, data_dir, lambda encode, b: encode(b["images"]), mesh)
+        folder = f"{str(data_dir).rstrip('/')}/{laion.NAME}"
+        os.makedirs(folder, exist_ok=True)
+        laion.prepare_all(
+            images,
+            lambda pixels: encode({"images": pixels}),
+            folder,
+            shards=range(self.shards) if shards is None else shards,
+            rows=8 * jax.device_count(),
+            side=judging.AUTOENCODER.side * self.side,
+            report=print,
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def make_start(self, data_dir: str) -> None:
         """Tiny's given networks: a random text tower, judges fitted to the shapes, and statistics of these."""
@@ -408,7 +442,7 @@ class StableDiffusion(Benchmark):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Encoder(StableDiffusion):
+class _TextEncoder(StableDiffusion):
     """One whose only judge is the text tower, for `write_embeddings`."""
 
     def judges(self, rngs: Any) -> Any:
@@ -416,4 +450,18 @@ class _Encoder(StableDiffusion):
 
     def judge_weights(self, data_dir: str) -> Mapping[str, np.ndarray | Reader]:
         found = clip_import.text_readers(self._weights(data_dir), self.text_tower())
+        return {f"params/{path}": reader for path, reader in found.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ImageEncoder(StableDiffusion):
+    """One whose only judge is the autoencoder's first half, in at least float32, for `write_moments`."""
+
+    def judges(self, rngs: Any) -> Any:
+        kept = jnp.promote_types(self.dtype, jnp.float32)
+        return autoencoder.Encoder(judging.AUTOENCODER, kept, rngs=rngs)
+
+    def judge_weights(self, data_dir: str) -> Mapping[str, np.ndarray | Reader]:
+        folder = self._weights(data_dir)
+        found = diffusion_huggingface.open_autoencoder(folder, judging.AUTOENCODER, "encoder")
         return {f"params/{path}": reader for path, reader in found.items()}

@@ -18,7 +18,7 @@ from mlperf_jax.input_pipelines import coco_captions
 from mlperf_jax.models import autoencoder, clip, clip_import, diffusion_huggingface, inception
 
 STATISTICS = "val2014_30k_stats.npz"
-DECODER = autoencoder.AutoencoderConfig()
+AUTOENCODER = autoencoder.AutoencoderConfig()
 REAL_FID = 1.0  # of real pictures at most, by JPEG and rounding
 _VISION = clip.VisionConfig()
 _COCO = "val2014"  # folder of COCO's images in the data's
@@ -57,7 +57,7 @@ def full(tower: clip.TextConfig, dtype: Any, *, text: Any, rngs: nnx.Rngs) -> Ju
     """
     kept = jnp.promote_types(dtype, jnp.float32)
     return Judges(
-        autoencoder.Decoder(DECODER, dtype, rngs=rngs),
+        autoencoder.Decoder(AUTOENCODER, dtype, rngs=rngs),
         inception.Inception(dtype=kept, rngs=rngs),
         clip.Clip(tower.replace(whole=True), _VISION, kept, rngs=rngs),
         _VISION.side,
@@ -72,7 +72,7 @@ def full_weights(folder: str, tower: clip.TextConfig) -> dict[str, Mapping[str, 
       UserError: what is missing, damaged, pickled or of another network, what to fetch, and where to put it.
     """
     return {
-        "decoder": diffusion_huggingface.open_autoencoder(folder, DECODER, "decoder"),
+        "decoder": diffusion_huggingface.open_autoencoder(folder, AUTOENCODER, "decoder"),
         "features": inception.read_weights(f"{folder}/{inception.FILE}"),
         "fit": clip_import.readers(folder, tower.replace(whole=True), _VISION),
     }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mlperf_jax.benchmarks.stable_diffusion.judging import DECODER, STATISTICS, Judges
+from mlperf_jax.benchmarks.stable_diffusion.judging import AUTOENCODER, STATISTICS, Judges
 from mlperf_jax.core import brief
 from mlperf_jax.input_pipelines.laion import Sizes, tiny as shapes
 from mlperf_jax.input_pipelines.tokenizers.clip_bpe import ClipBpe
@@ -26,7 +26,7 @@ def judges(tower: clip.TextConfig, dtype: Any, *, text: Any, rngs: nnx.Rngs) -> 
     """Those of `models.shape_judges`; arguments as of `judging.full`."""
     around: dict[str, Any] = {"dtype": jnp.promote_types(dtype, jnp.float32), "rngs": rngs}
     return Judges(
-        shape_judges.PatchDecoder(DECODER.channels, shapes.PATCH, **around),
+        shape_judges.PatchDecoder(AUTOENCODER.channels, shapes.PATCH, **around),
         shape_judges.Features(shape_judges.INCEPTION, **around),
         shape_judges.Clip(tower.vocab, tower.tokens, **around),
         SIZES.image,

@@ -2,7 +2,8 @@
 
 from mlperf_jax.input_pipelines.laion.data_set import Laion
 from mlperf_jax.input_pipelines.laion.embeddings import write_embeddings
+from mlperf_jax.input_pipelines.laion.files import NAME
 from mlperf_jax.input_pipelines.laion.moments import prepare, prepare_all
 from mlperf_jax.input_pipelines.laion.tiny import Sizes
 
-__all__ = ["Laion", "Sizes", "prepare", "prepare_all", "write_embeddings"]
+__all__ = ["NAME", "Laion", "Sizes", "prepare", "prepare_all", "write_embeddings"]

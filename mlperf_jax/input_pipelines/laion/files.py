@@ -92,7 +92,7 @@ def _row(
             if images and ending == ARRAY:
                 raise UserError(
                     f"{tar.path} holds images ({key}.{images[0]}), not their moments: make those from them "
-                    "with input_pipelines.laion.prepare"
+                    "with the benchmark's write_moments (docs/data.md)"
                 )
             raise UserError(
                 f"{tar.path} holds {key}.{other} and no {key}.{ending}: fetch or make it again"
