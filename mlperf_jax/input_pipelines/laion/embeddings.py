@@ -101,8 +101,8 @@ class Embeddings:
         for shard, pair in names.items():
             if not {*pair} <= {*there}:
                 raise UserError(
-                    f"{folder} lacks the embeddings of shard {shard}: write them with "
-                    "input_pipelines.laion.write_embeddings, or train on the captions' tokens"
+                    f"{folder} lacks the embeddings of shard {shard}: write them with the "
+                    "benchmark's write_embeddings, or train on the captions' tokens"
                 )
         self._paths = {shard: f"{folder}/{array}" for shard, (_, array) in names.items()}
         notes = [(f"{folder}/{note}", 0, there[note]) for note, _ in names.values()]
