@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rehearsal
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.stable_diffusion import StableDiffusion
@@ -31,7 +32,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.metrics import fid
 from mlperf_jax.models import clip, clip_import, diffusion_huggingface
 from mlperf_jax.optimizers import flatten_paths
-from mlperf_jax.results import rules
+from mlperf_jax.results import compliance, rules
 from scripts import (
     make_clip_reference as clip_reference,
     make_diffusion_reference as diffusion_reference,
@@ -119,6 +120,38 @@ def test_each_checkpoint_has_two_lines_that_name_their_metric() -> None:
     assert not FULL.meets_targets({"FID": 50.0, "CLIP": 0.149})
     official = rules.resolve("stable_diffusion", "5.0.0").targets
     assert [t.name for t in official] == ["FID", "CLIP"]
+
+
+@pytest.mark.parametrize("division", ["closed", "open"])
+@pytest.mark.parametrize("size", [256, 2048])
+def test_a_recipes_log_passes_the_official_checker(size: int, division: str, tmp_path) -> None:
+    """What is logged, with two checkpoints of two metrics, in 5.0.0; one checkpoint is too few."""
+    pytest.importorskip("mlperf_logging")
+    logged = preflight.full_log(preflight.resolve_dtype(StableDiffusion.recipes()[size]))
+    given = {"division": division, "logged": logged}
+    log = rehearsal.write(tmp_path / "result_0.txt", "stable_diffusion", "5.0.0", **given)
+    assert compliance.check(log, "5.0.0").success
+    only = [{"FID": 80.0, "CLIP": 0.16}]
+    log = rehearsal.write(
+        tmp_path / "result_1.txt", "stable_diffusion", "5.0.0", **given, qualities=only
+    )
+    assert not compliance.check(log, "5.0.0").success
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"groups": 32}, {"clip_norm": 1.0}, {"ema_decay": 0.99}, {"guidance": 7.5}, {"sampler_steps": 20},
+     {"weight_decay": 0.0}, {"beta_2": 0.99}, {"text_layers": 23}, {"multipliers": (1, 2, 4)},
+     {"attention_levels": 2}, {"tokens": 64}, {"side": 32}, {"eval_every": 256_000}],
+)  # fmt: skip
+def test_closed_refuses_another_benchmark_by_name(changes: dict[str, Any]) -> None:
+    name = "evaluation" if "eval_every" in changes else next(iter(changes))
+    with pytest.raises(UserError, match=name):
+        preflight.resolve_division(
+            FULL.replace(dtype="float32", **changes), benchmarks.RunOptions()
+        )
+    free = FULL.replace(dtype="float32", base_lr=1e-7, warmup_steps=900, text_embeddings=True)
+    assert preflight.resolve_division(free, benchmarks.RunOptions()) == "closed"
 
 
 # -- thirty steps of the twin ----------------------------------------------------------------------
