@@ -88,6 +88,19 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
     return Statistics(mean, covariance)
 
 
+def check_width(real: Statistics, width: int) -> None:
+    """Nothing, if the statistics are of as many features as the images' judge gives.
+
+    Raises:
+        UserError: they are not.
+    """
+    if width != len(real.mean):
+        raise UserError(
+            f"the statistics of real images have {len(real.mean):,} features, the images' judge gives {width:,}: "
+            "give the statistics that were made with this judge"
+        )
+
+
 def frechet_distance(features: np.ndarray, real: Statistics) -> float:
     """FID of features [N, D] of generated images to those of real ones.
 
@@ -99,11 +112,7 @@ def frechet_distance(features: np.ndarray, real: Statistics) -> float:
             no finite number.
     """
     rows, width = np.shape(features)
-    if width != len(real.mean):
-        raise UserError(
-            f"the statistics of real images have {len(real.mean):,} features, the images' judge gives {width:,}: "
-            "give the statistics that were made with this judge"
-        )
+    check_width(real, width)
     mean, centred = _centred(features)
     if rows <= width:
         root, full = centred.T / math.sqrt(rows - 1), False  # [D, N]

@@ -338,7 +338,7 @@ def test_full_judges_are_the_networks_of_the_rules(tmp_path) -> None:
     assert counts["decoder"] == 49_490_179 + 20 and counts["fit"] == 986_109_441
     weights = tmp_path / FULL.weights
     for call, fetched in (
-        (benchmark.judge_weights, r"vae is missing: give a folder of diffusers"),
+        (benchmark.judge_weights, r"val2014_30k_stats.npz is missing: fetch"),
         (
             benchmark.start,
             r"weights is missing: fetch open_clip_model.safetensors of .*CLIP-ViT-H-14",
@@ -348,18 +348,26 @@ def test_full_judges_are_the_networks_of_the_rules(tmp_path) -> None:
         with pytest.raises(UserError, match=fetched):
             call(tmp_path)
     weights.mkdir()
+    real = fid.Statistics(np.zeros(2048), np.eye(2048))
+    real.save(weights / "val2014_30k_stats.npz")
+    with pytest.raises(UserError, match="vae is missing: give a folder of diffusers"):
+        benchmark.judge_weights(tmp_path)
     (weights / "512-base-ema.ckpt").write_bytes(b"pickle")
     with pytest.raises(UserError, match=r"is a pickle, which may run anything.*convert it with"):
         benchmark.judge_weights(tmp_path)
 
 
-def test_statistics_of_another_judge_are_refused(tiny, folder, tmp_path) -> None:
-    shutil.copytree(f"{folder}/{tiny.weights}", tmp_path / tiny.weights)
+def test_statistics_are_looked_at_before_a_run(tiny, folder, tmp_path) -> None:
+    """Those of another judge, and none."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / tiny.weights / "val2014_30k_stats.npz"
     fid.statistics(np.random.RandomState(0).standard_normal((90, 32))).save(path)
-    found = {"features": np.zeros((4, 64)), "clip": np.zeros(4)}
+    options = benchmarks.RunOptions(data_dir=str(tmp_path))
     with pytest.raises(UserError, match="have 32 features, the images' judge gives 64"):
-        tiny.metric_from(tmp_path).result(found)
+        preflight.preflight(tiny, options, str(tmp_path))
+    path.unlink()
+    with pytest.raises(UserError, match=r"stats.npz is missing: fetch val2014_30k_stats.npz"):
+        preflight.preflight(tiny, options, str(tmp_path))
 
 
 def test_inception_takes_no_rounding_and_clip_eight_bits() -> None:

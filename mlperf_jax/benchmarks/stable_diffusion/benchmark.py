@@ -224,6 +224,8 @@ class StableDiffusion(Benchmark):
 
     def judge_weights(self, data_dir: str) -> Mapping[str, np.ndarray | Reader]:
         folder, tower = self._weights(data_dir), self.text_tower()
+        features = tiny.FEATURES if self.is_tiny else judging.FEATURES
+        fid.check_width(self._statistics(data_dir), features)  # no run begins without statistics
         parts: dict[str, Mapping[str, Any]] = {}
         if self.text_embeddings:
             parts["text"] = clip_import.text_readers(folder, tower)
@@ -259,9 +261,10 @@ class StableDiffusion(Benchmark):
         return f"the real pictures of the prompts score {told}"
 
     def metric_from(self, data_dir: str) -> metrics.FidClip:
-        return metrics.FidClip(
-            fid.read_statistics(f"{self._weights(data_dir)}/{judging.STATISTICS}")
-        )
+        return metrics.FidClip(self._statistics(data_dir))
+
+    def _statistics(self, data_dir: str) -> fid.Statistics:
+        return fid.read_statistics(f"{self._weights(data_dir)}/{judging.STATISTICS}")
 
     def eval_steps(self) -> Iterator[int]:
         """Every ceil(512,000 / batch size) steps."""

@@ -19,6 +19,7 @@ from mlperf_jax.models import autoencoder, clip, clip_import, diffusion_huggingf
 
 STATISTICS = "val2014_30k_stats.npz"
 AUTOENCODER = autoencoder.AutoencoderConfig()
+FEATURES = inception.FEATURES
 REAL_FID = 1.0  # of real pictures at most, by JPEG and rounding
 _VISION = clip.VisionConfig()
 _COCO = "val2014"  # folder of COCO's images in the data's

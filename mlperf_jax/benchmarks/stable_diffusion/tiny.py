@@ -17,6 +17,7 @@ from mlperf_jax.models import clip, clip_import, shape_judges
 
 SIZES = Sizes()
 SIDE = SIZES.image // shapes.PATCH  # of latents
+FEATURES = shape_judges.INCEPTION.second
 VOCABULARY = shapes.VOCABULARY
 _FILE = "judges.safetensors"
 _REAL = 1024  # pictures that generated ones are compared with
