@@ -1,14 +1,16 @@
 """The table of docs/plan.md: full-size benchmarks on TPUs, and predictions beside published rates.
 
 python scripts/plan_table.py            # every benchmark fits somewhere
+python scripts/plan_table.py bert gpt3  # the rows of some
 python scripts/plan_table.py published  # predicted beside published
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from mlperf_jax import benchmarks
 from mlperf_jax.planning.planner import plan
@@ -23,12 +25,14 @@ class Case:
     Attributes:
         benchmark, on, batch_size: as `plan` takes them.
         mesh: the same; None lets the planner choose.
+        more: other fields of the benchmark.
     """
 
     benchmark: str
     on: str
     batch_size: int
     mesh: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 # A batch size of the reference convergence points each, so that nothing but the devices is new.
@@ -45,6 +49,9 @@ CASES = (
     Case("bert", "v6e:2x4", 448),
     Case("bert", "v5e:2x4", 448),
     Case("bert", "v6e:8x16", 8192),
+    # evaluation generates 128 pictures a chip at once
+    Case("stable_diffusion", "v5p:2x2x4", 512, "data=16", {"eval_batch_size": 2048}),
+    Case("stable_diffusion", "v6e:4x4", 256, "data=16", {"eval_batch_size": 2048}),
     Case("gpt3", "v5p:8x8x16", 2048, "fsdp=128,tensor=8"),
     Case("llama31_405b", "v5p:8x16x16", 1152),
     Case("llama2_70b_lora", "v5p:2x2x4", 8),
@@ -97,20 +104,20 @@ PUBLISHED = (
 )
 
 
-def rows() -> Iterator[str]:
-    """The table of what fits, line by line, in Markdown."""
+def rows(names: Collection[str] = ()) -> Iterator[str]:
+    """The table of what fits, line by line, in Markdown; of the benchmarks of these names, or of all."""
     yield (
         "| benchmark | devices | batch | mesh | parameters | optimizer | other | temporaries | all | of | "
         "evaluation | verdict | step | processor seconds |"
     )
     yield "| --- " * 14 + "|"
-    for case in cases():
+    for case in cases(names):
         yield row(case, _planned(case))
 
 
-def cases() -> tuple[Case, ...]:
-    """Those of the benchmarks that this version has."""
-    return tuple(case for case in CASES if case.benchmark in benchmarks.names())
+def cases(names: Collection[str] = ()) -> tuple[Case, ...]:
+    """Those of the benchmarks of these names, by default of all that this version has."""
+    return tuple(case for case in CASES if case.benchmark in (names or benchmarks.names()))
 
 
 def row(case: Case, made: Plan) -> str:
@@ -162,7 +169,7 @@ def _rate(value: float) -> str:
 
 
 def _planned(case: Case) -> Plan:
-    return plan(case.benchmark, on=case.on, mesh=case.mesh, batch_size=case.batch_size)
+    return plan(case.benchmark, on=case.on, mesh=case.mesh, batch_size=case.batch_size, **case.more)
 
 
 def _size(value: int | None) -> str:
@@ -170,6 +177,6 @@ def _size(value: int | None) -> str:
 
 
 if __name__ == "__main__":
-    lines = published_rows() if "published" in sys.argv[1:] else rows()
+    lines = published_rows() if "published" in sys.argv[1:] else rows(sys.argv[1:])
     for line in lines:
         print(line, flush=True)
