@@ -23,7 +23,7 @@ from scripts.make_bert_reference import drawn, summary
 OUTPUT = Path(__file__).parents[1] / "tests/benchmarks/data/stable_diffusion_reference.npz"
 
 STEPS, ROWS, SIDE = 30, 4, 4
-UNET = {**diffusion.UNET, "res_blocks": 1, "context_width": 32}
+UNET = {**diffusion.UNET, "multipliers": (1,), "res_blocks": 1, "context_width": 32}
 GROUPS = 16  # of residual blocks; transformers have 32
 TEXT = {"layers": 3, "width": 32, "heads": 2, "hidden": 128, "vocab": 60, "tokens": 11}
 RATE, WARMUP, FIRST = 3e-3, 8, 1e-6

@@ -55,6 +55,11 @@ def folder(tiny_data: Any) -> str:
     return tiny_data("stable_diffusion")
 
 
+@pytest.fixture(scope="module")
+def judges(tiny: StableDiffusion, folder: str) -> Any:
+    return loaded_judges(tiny, folder)
+
+
 # -- recipes, log and schedule ---------------------------------------------------------------------
 
 
@@ -277,7 +282,7 @@ def test_the_untrained_network_gives_zero_and_the_loss_is_that_of_v(tiny, folder
 # -- evaluation ------------------------------------------------------------------------------------
 
 
-def test_pictures_are_sampled_as_the_rules_have_it(tiny, folder, monkeypatch) -> None:
+def test_pictures_are_sampled_as_the_rules_have_it(tiny, folder, judges, monkeypatch) -> None:
     """Full: 50 steps, guidance 8, the empty caption begins and ends; the decoder in parts."""
     assert (FULL.sampler_steps, FULL.guidance) == (50, 8.0)
     asked: dict[str, Any] = {}
@@ -287,7 +292,7 @@ def test_pictures_are_sampled_as_the_rules_have_it(tiny, folder, monkeypatch) ->
         return noise
 
     monkeypatch.setattr(ddim, "sample", sample)
-    model, judges = model_of(tiny, folder), loaded_judges(tiny, folder)
+    model = model_of(tiny, folder)
     tokens = jnp.asarray(tiny.data().validation(folder).batched(4)[0]["tokens"])
     monkeypatch.setattr(judges.decoder, "decode", lambda x, at_once: asked.update(parts=at_once))
     tiny.generate_images(model, {"tokens": tokens}, jax.random.key(3), judges)
@@ -299,11 +304,11 @@ def test_pictures_are_sampled_as_the_rules_have_it(tiny, folder, monkeypatch) ->
     assert float(asked["noise"].std()) == pytest.approx(1, abs=0.1)
 
 
-def test_judges_know_the_shapes_from_others(tiny, folder) -> None:
+def test_judges_know_the_shapes_from_others(tiny, folder, judges) -> None:
     """Real pictures are near the statistics and fit their captions; shuffled, grey and noisy ones do not."""
     from mlperf_jax.input_pipelines.laion import tiny as shapes
 
-    judges, metric = loaded_judges(tiny, folder), tiny.metric_from(folder)
+    metric = tiny.metric_from(folder)
     tokens = jnp.asarray(tiny.data().validation(folder).batched(256)[0]["tokens"])
     real, captions = shapes.seen(256, shapes.VALIDATION, 32)
     rows = tiny.data().vocabulary(folder).rows(captions)[0]
@@ -416,13 +421,12 @@ def test_a_limit_below_two_checkpoints_is_refused(tiny, folder, tmp_path) -> Non
 # -- on devices -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mesh", ["data=4,fsdp=2", "data=2,tensor=2"])
-def test_every_device_generates_its_own_as_one_does(mesh: str, tiny, folder) -> None:
-    """Features and cosines of a batch of prompts, whatever the mesh; frozen and judging weights are spread or copied."""
-    found = [predicted(tiny.replace(sampler_steps=2), folder, where) for where in ("data=1", mesh)]
+def test_every_device_generates_its_own_as_one_does(tiny, folder) -> None:
+    """Features and cosines of a batch of prompts; weights are spread or copied."""
+    brief, mesh = tiny.replace(sampler_steps=2), "data=2,fsdp=2,tensor=2"
+    one, many = (predicted(brief, folder, where) for where in ("data=1", mesh))
     for name in ("features", "clip"):
-        one, many = (outputs[name] for outputs in found)
-        np.testing.assert_allclose(many, one, atol=2e-4)
+        np.testing.assert_allclose(many[name], one[name], atol=2e-4)
 
 
 def predicted(benchmark: StableDiffusion, folder: str, where: str) -> Any:

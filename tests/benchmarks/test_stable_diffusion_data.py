@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 from typing import Any
@@ -118,11 +119,15 @@ def test_moments_are_made_of_images_in_0_to_1(tmp_path, monkeypatch) -> None:
     (shard,) = benchmark.data().samples(tmp_path).shards
     (raw,) = shard.files.read([shard.array(0)])
     found = shard.moments(0, raw).transpose(1, 2, 0)
-    encoder = Encoder(small, jnp.float32, rngs=nnx.Rngs(0))
-    graphdef, _ = states.split(encoder)
-    wanted = states.merge(graphdef, params["encoder"], {}, {})(
-        jnp.asarray(simplejpeg.decode_jpeg(held[0][1])[None] / np.float32(255))
-    )
+    pictures = simplejpeg.decode_jpeg(held[0][1])[None] / np.float32(255)
+    encoder = functools.partial(Encoder, small, jnp.float32)
+
+    @jax.jit
+    def encoded(params: Any, x: Any) -> Any:
+        graphdef, _ = states.split(encoder(rngs=nnx.Rngs(0)))
+        return states.merge(graphdef, params, {}, {})(x)
+
+    wanted = encoded(params["encoder"], pictures)
     np.testing.assert_allclose(found, wanted[0], atol=1e-4)
     before = (tmp_path / "laion" / "00000.tar").stat().st_mtime_ns
     benchmark.write_moments(tmp_path / "images", str(tmp_path))
