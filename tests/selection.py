@@ -192,9 +192,9 @@ SHORT, STEPS, LONG = "short", "steps", "long"
 EXPECTED = {SHORT: 10.0, STEPS: 25.0, LONG: 110.0, "": 40.0}
 TURNS = 4  # commits until each part has run
 LONG_TURNS = 3  # the same of the long parts, while commits change what all benchmarks share
-# core-seconds: of 25 minutes on two cores, and of 50 after a change to what is shared. Two processes fill 0.86
-# of them: all tests, 3,448 core-seconds, took 2,002 s (2026-11-29).
-BUDGET, SHARED_BUDGET = 2550.0, 5100.0
+# core-seconds: of 25 minutes on two cores, and of 42 after a change to what is shared, which are 50 where they take
+# 1.2 times as long. Two processes fill 0.86 of them: all tests, 3,448 core-seconds, took 2,002 s (2026-11-29).
+BUDGET, SHARED_BUDGET = 2550.0, 4300.0
 # outside of the package, what concerns all tests
 HARNESS = {"pyproject.toml", "tests/open_findings.txt", "tests/rehearsal.toml"}
 HARNESS |= {
