@@ -16,19 +16,14 @@ def toy_size(name="toy", raw=True, **changed) -> Size:
     """Like the full size, or without `raw` like the small ones, which have no journals and conferences."""
     nodes = NODES if raw else {kind: NODES[kind] for kind in list(NODES)[:4]}
     labelled = {2983: 40, 19: 50} if raw else dict.fromkeys(CLASSES, NODES["paper"])
-    return Size(
-        **({"name": name, "nodes": nodes, "labelled": labelled, "raw": raw} | _more(raw) | changed)
-    )
-
-
-def _more(raw: bool) -> dict[str, int]:
-    return {"width": WIDTH, "replaced": 20 if raw else 0}
+    settings = {"raw": raw, "replaced": 20 if raw else 0, "width": WIDTH, **changed}
+    return Size(name, nodes, labelled, **settings)
 
 
 def edges_of(size: Size, relation: Relation, ids=np.int64) -> np.ndarray:
     """Random edges; of `cites` some stand twice, in both directions, or begin and end at one paper.
 
-    The last papers have no edges, and the very last cites itself alone.
+    Paper 11 and the last ones have no edges, and the very last cites itself alone.
     """
     rng = np.random.default_rng(len(relation.folder))
     few = {kind: count - 4 if count > 20 else count for kind, count in size.nodes.items()}
@@ -36,8 +31,9 @@ def edges_of(size: Size, relation: Relation, ids=np.int64) -> np.ndarray:
     found = rng.integers(0, ends, (EDGES.get(relation.name, 20), 2)).astype(ids)
     if relation == CITES:
         last = size.nodes["paper"] - 1
+        found[found == 11] = 12
         found = np.concatenate(
-            [found[:, :], found[:9], found[20:26, ::-1], [(7, 7), (3, 3), (last, last)]]
+            [found, found[:9], found[20:26, ::-1], [(7, 7), (3, 3), (last, last)]]
         )
     return found.astype(ids)
 

@@ -2,7 +2,7 @@
 
 `<data>/<size>/<dtype>/<type>.npy`, [N, W]. Float8 is e4m3 with scale 1, without infinities and up to 448 (the form
 that accelerators compute in, and the records' choice), stored as bytes since NumPy's header has no name for it. The
-full graph takes 1.12 TB or 0.56 TB, and 70 or 90 processor-minutes.
+full graph takes 1.12 TB or 0.56 TB, and about 80 processor-minutes either way.
 
 Shape legend: N nodes of a type, W width of a node's features.
 """

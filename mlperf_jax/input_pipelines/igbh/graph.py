@@ -27,7 +27,7 @@ from mlperf_jax.input_pipelines.igbh.arrays import Mapped, open_npy, open_raw
 from mlperf_jax.input_pipelines.igbh.sizes import CLASSES, Relation, Size, named
 
 _FETCH = "fetch it with MLCommons' script (gnn-igbh-dataset-full), or give another --data-dir"
-_LABELS = dict(zip(CLASSES, ("node_label_2K.npy", "node_label_19.npy")))
+_LABELS: Mapping[int, str] = dict(zip(CLASSES, ("node_label_2K.npy", "node_label_19.npy")))
 _RAW = ("paper", "author")  # types whose features have no header in large sizes
 _FLOAT, _IDS = np.dtype("<f4"), (np.dtype("<i8"), np.dtype("<i4"))
 # Outside of these years a file's time is not the time when it was written.

@@ -51,7 +51,7 @@ class Size:
     Attributes:
         name: of its folder.
         nodes: how many of each type; types that are not named are not there, nor are their relations.
-        labelled: how many papers have labels, the first ids, by the number of classes.
+        labelled: how many papers have labels, the first ids, by the classes of the label file.
         raw: whether papers' and authors' features and the labels are stored without a header.
         replaced: so many papers, the last ids, had bad features in what was handed out before 7 November 2023.
         width: of a node's features.
@@ -70,6 +70,11 @@ class Size:
             raise UserError(
                 f"size {self.name} has {self.nodes[large[0]]:,} nodes of type {large[0]}: ids are int32, between 1 "
                 f"and {_MOST:,} nodes are possible"
+            )
+        if not set(self.labelled) <= set(CLASSES):
+            raise UserError(
+                f"size {self.name} has labels of {', '.join(map(str, self.labelled))} classes: there are files of "
+                f"{' and '.join(map(str, CLASSES))}"
             )
         labels = [count for count in self.labelled.values() if not 0 < count <= self.nodes["paper"]]
         if labels:
