@@ -1,0 +1,1 @@
+"""IGBH, the heterogeneous Illinois Graph Benchmark: its folders, who trains and validates, in-edges by destination."""
