@@ -1,0 +1,1 @@
+"""IGBH, the heterogeneous graph of papers and what they are connected with."""
