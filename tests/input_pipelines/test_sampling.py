@@ -5,6 +5,7 @@ import dataclasses
 import doctest
 import pickle
 
+import numba
 import numpy as np
 import pytest
 import sampling_toys
@@ -185,6 +186,18 @@ def test_numbers_are_those_of_a_dictionary():
         rooms.add(len(ids))
     assert ids[:count].tolist() == list(known)
     assert len(rooms) > 1 and count <= len(ids) == len(slots) // 2
+
+
+def test_kernels_compile_where_no_folder_can_keep_them(monkeypatch):
+    compiler = numba.njit
+
+    def refusing(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compiler(**options)
+
+    monkeypatch.setattr(numba, "njit", refusing)
+    assert sampling_kernels._compiled(lambda x: x + 1)(1) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ A sample is a function of (seed, batch number, seeds): its random bits are a has
 and draw. So neither the order in which batches are asked for nor the number of threads that ask can change it. One
 thread makes one sample, without the interpreter's lock; threads make several.
 
-Nodes get their numbers by a hash table of the sample's own, which is 8 to 32 bytes a distinct node and is gone with it.
-A stamp for each node of the graph would be 4 bytes for every one of 547 M, 2.2 GB in each thread, and is no faster:
-`scripts/bench_sampling.py --stamps` measures both.
+Nodes get their numbers by a hash table of the sample's own, of 20 to 80 bytes a distinct node, which is gone with it. A
+stamp for each node of the graph would be 4 bytes for every one of 547 M, 2.2 GB in each thread, and takes 1.1 to 1.3
+times as long (`scripts/bench_sampling.py --stamps`): its pages are far apart.
 
 Shape legend: N nodes of a type, E edges of a relation, B seeds, H hops, n nodes of a type in a sample, e edges of a
 relation in a sample.

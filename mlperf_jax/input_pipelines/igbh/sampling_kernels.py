@@ -20,7 +20,7 @@ _MIX_1, _MIX_2 = _U(0xBF58476D1CE4E5B9), _U(0x94D049BB133111EB)
 _LOW = _U(0xFFFFFFFF)
 _U27, _U30, _U31, _U32 = (_U(n) for n in (27, 30, 31, 32))
 _FIRST_SLOTS = 1 << 14
-_AHEAD = 64  # slots that are fetched together: 24 M edges a second instead of 17
+_AHEAD = 64  # slots that are fetched together: samples come 1.4 times as fast as one by one
 _NUMBER = (1 << 32) - 1
 _MOST = 1 << 32  # in-edges of a node: a draw is a product of 32-bit halves
 
