@@ -4,10 +4,10 @@
     python scripts/bench_sampling.py --cores 1 --stamps    # how nodes get their numbers, two ways; 3 GB
 
 The graph has IGBH's 11 relations, its types in the full size's proportions, and edges by power laws: cited papers,
-prolific authors, popular topics. Mean degrees are guesses, as no counts are published by relation; together they make the
-5.8 G edges (before reversal) of the full size. The first compares batches of 512 seeds with ones of 4,096, and with two
-threads, on the same 4,096 seeds; then measures a shape on half of the batches and pads the other half to it. A smaller
-graph is seen whole sooner, so a seed brings fewer new nodes than of IGBH. With `--cores 1` the two threads take turns.
+prolific authors, popular topics. Mean degrees are guesses, as no counts are published by relation; together they
+make the 5.8 G edges (before reversal) of the full size. The first samples 4,096 seeds, 512 at a time, at once, and as
+many others in two threads; then it measures a shape on 24 batches and pads 24 others to it. A smaller graph is seen
+whole sooner, so a seed brings fewer new nodes than of IGBH. With `--cores 1` the two threads take turns.
 The second times the numbering alone, on all ids that some batches of 512 come upon, spread over as many authors as IGBH
 has: by the hash table that the sampler makes for each batch, and by a stamp for each of them that is never cleared.
 """

@@ -3,7 +3,7 @@
 Each hop expands the nodes that appeared first in the hop before it: 15 in-edges of each under every relation at the
 seeds, then 10, then 5, uniform and without replacement by edge (an edge that the list holds twice is two edges), and
 all of them where there are no more. A node is expanded once, and all edges serve all layers.
-Reference: retired_benchmarks/rgat, dataset.py and rgat.py, with the sampler of graphlearn-for-pytorch on GPUs.
+Reference: mlcommons/training, retired_benchmarks/rgat, with the sampler of graphlearn-for-pytorch on GPUs.
 
 A sample is a function of (seed, batch number, seeds): its random bits are a hash of seed, batch, hop, relation, node
 and draw. So neither the order in which batches are asked for nor the number of threads that ask can change it. One
@@ -56,7 +56,7 @@ class Relation:
         return f"{self.source}__{self.name}__{self.destination}"
 
     def check(self, nodes: Mapping[str, int]) -> None:
-        """Raises UserError where the arrays cannot be those of a graph of so many nodes; reads no more than two of their values."""
+        """Raises UserError where the arrays cannot be of a graph of so many nodes; reads two of their values."""
         for part in (self.source, self.name, self.destination):
             if "__" in part or not part:
                 raise UserError(f"relation {self.key}: {part!r} is no name: give one without '__'")
@@ -91,8 +91,8 @@ class Sample:
 
     A local number is a node's place among the nodes of its type: the seeds come first, in their order, then what
     appeared in hop 1, and so on. Nodes that hop h brought are the destinations of hop h + 1. So the outputs of
-    the seeds after H layers take all edges in layer 1, those up to hop H - 1 in layer 2, … and those of hop 1 in the last;
-    and a layer that takes the edges up to hop h computes nodes[type][h - 1] nodes of a type from nodes[type][h].
+    the seeds after H layers take all edges in layer 1, those up to hop H - 1 in layer 2, … and those of hop 1 in the
+    last; and a layer that takes the edges up to hop h computes nodes[type][h - 1] nodes from nodes[type][h].
 
     Attributes:
         ids: type -> nodes in the graph, int32 [n], each once.
@@ -157,12 +157,12 @@ class Sampler:
         Args:
             seeds: int [B], different nodes of `seed_type`.
             seed: of the random numbers, which only its last 64 bits decide.
-            batch: number that sets them apart from those of other batches. Where several devices sample for a step each,
-                give each a number of its own.
+            batch: number that sets them apart from those of other batches. Where several devices have a sample
+                each in a step, give each a number of its own.
 
         Raises:
-            UserError: for seeds that are repeated or not in the graph, and, naming relation and node, for a node whose edges
-                are not in the arrays or come from a node that is not in the graph.
+            UserError: for seeds that are repeated or not in the graph, and, naming relation and node, for a node
+                whose edges are not in the arrays or come from a node that is not in the graph.
         """
         numbers = {node_type: _Numbers() for node_type in self.nodes}
         numbers[self.seed_type].of(self._checked(seeds))

@@ -67,8 +67,8 @@ def draw(indptr, indices, sources, frontier, first, fanout, stream):
         stream: uint64, of (seed, batch, hop, relation).
 
     Returns:
-        Source ids int32 [e], local numbers of the destinations int32 [e] in ascending order, and the place in the frontier
-        of a node whose edges are not in the arrays or lead to no node, -1 when there is none.
+        Source ids int32 [e], local numbers of the destinations int32 [e] in ascending order, and the place in the
+        frontier of a node whose edges are not in the arrays or come from no node, -1 when there is none.
     """
     m, edges = len(frontier), len(indices)
     starts, degrees = np.empty(m, np.int64), np.empty(m, np.int64)

@@ -26,8 +26,8 @@ class Shape:
     """Room for the samples of so many seeds.
 
     Attributes:
-        nodes: type -> room before the first hop and after each, H + 1 numbers that do not fall; the last is N. Only the type of
-            the seeds has room before the first hop, for B.
+        nodes: type -> room before the first hop and after each, H + 1 numbers that do not fall; the last is N. Only
+            the type of the seeds has room before the first hop, for B.
         edges: relation -> room after each hop, H numbers that do not fall; the last is E. The edges of hop h lie from
             edges[h - 2] (0 for the first) to edges[h - 1].
 
@@ -135,8 +135,8 @@ class Padded(NamedTuple):
         ids: type -> nodes in the graph, int32 [N], 0 where there is none.
         node_mask: type -> bool [N], false where there is none.
         source: relation -> local number of each edge's source, int32 [E], 0 where there is no edge.
-        target: relation -> that of its destination, int32 [E], ascending; where there is no edge it is the last node that
-            the hop could expand, or 0.
+        target: relation -> that of its destination, int32 [E], ascending; where there is no edge it is the last node
+            that the hop could expand, or 0.
         edge_mask: relation -> bool [E], false where there is no edge.
     """
 
@@ -168,9 +168,9 @@ class Dropped(NamedTuple):
 def pad(sample: Sample, shape: Shape) -> tuple[Padded, Dropped]:
     """Lays a sample into arrays of a shape, and says what found no room there.
 
-    What is dropped: of the nodes that a hop brought, the last to appear; with them every edge that leads to or from them;
-    and of the edges that a hop brought, the last. What is kept stays in order, and local numbers are closed up. A node that
-    only a dropped node had brought stays, and counts for nothing.
+    What is dropped: of the nodes that a hop brought, the last to appear; with them every edge that leads to or from
+    them; and of the edges that a hop brought, the last. What is kept stays in order, and local numbers are closed
+    up. A node that only a dropped node had brought stays, and counts for nothing.
 
     Args:
         sample: of B seeds or fewer.
