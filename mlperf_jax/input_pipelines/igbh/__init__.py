@@ -1,1 +1,1 @@
-"""IGBH, the heterogeneous Illinois Graph Benchmark: its folders, who trains and validates, in-edges by destination."""
+"""IGBH, the graph of the R-GAT benchmark: its folders, its in-edges, the split of its papers, and its neighbour sampler."""

@@ -1,0 +1,253 @@
+"""Neighbour samples: from seeds along in-edges, hop by hop, what a heterogeneous model needs of a graph.
+
+Each hop expands the nodes that appeared first in the hop before it: 15 in-edges of each under every relation at the
+seeds, then 10, then 5, uniform and without replacement by edge (an edge that the list holds twice is two edges), and
+all of them where there are no more. A node is expanded once, and all edges serve all layers.
+Reference: mlcommons/training, retired_benchmarks/rgat, with the sampler of graphlearn-for-pytorch on GPUs.
+
+A sample is a function of (seed, batch number, seeds): its random bits are a hash of seed, batch, hop, relation, node
+and draw. So neither the order in which batches are asked for nor the number of threads that ask can change it. One
+thread makes one sample, without the interpreter's lock; threads make several.
+
+Nodes get their numbers by a hash table of the sample's own, of 20 to 80 bytes a distinct node, which is gone with it. A
+stamp for each node of the graph would be 4 bytes for every one of 547 M, 2.2 GB in each thread, and takes 1.1 to 1.3
+times as long (`scripts/bench_sampling.py --stamps`): its pages are far apart.
+
+Shape legend: N nodes of a type, E edges of a relation, B seeds, H hops, n nodes of a type in a sample, e edges of a
+relation in a sample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines.igbh import sampling_kernels as kernels
+
+FANOUTS = (15, 10, 5)  # from the seeds outwards; a list in DGL's order reads [5, 10, 15]
+_MOST_NODES = 2**31 - 1  # of a type: ids are int32
+_WORD = 2**64 - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Relation:
+    """The edges of one kind, by destination (CSC); memory maps are read where they are needed.
+
+    Attributes:
+        source: type of node that they come from.
+        name: such as "cites"; it has no double underscore, and nor have the types.
+        destination: type of node that they lead to.
+        indptr: int64 [N + 1]; the in-edges of destination i are indptr[i] … indptr[i + 1] - 1.
+        indices: int32 or int64 [E], the source of each.
+    """
+
+    source: str
+    name: str
+    destination: str
+    indptr: np.ndarray
+    indices: np.ndarray
+
+    @property
+    def key(self) -> str:
+        """ "paper__cites__paper", as IGBH names the folder of the relation."""
+        return f"{self.source}__{self.name}__{self.destination}"
+
+    def check(self, nodes: Mapping[str, int]) -> None:
+        """Raises UserError where the arrays cannot be of a graph of so many nodes; reads two of their values."""
+        for part in (self.source, self.name, self.destination):
+            if "__" in part or not part:
+                raise UserError(f"relation {self.key}: {part!r} is no name: give one without '__'")
+        for node_type in (self.source, self.destination):
+            if node_type not in nodes:
+                raise UserError(
+                    f"relation {self.key}: the graph has no {node_type} nodes, only {', '.join(nodes)}"
+                )
+        wanted = {"indptr": ("int64",), "indices": ("int32", "int64")}
+        for name, dtypes in wanted.items():
+            array = getattr(self, name)
+            if array.dtype.name not in dtypes or array.ndim != 1 or not array.flags.c_contiguous:
+                raise UserError(
+                    f"relation {self.key}: {name} is {array.dtype} of shape {array.shape}; give a contiguous "
+                    f"vector of {' or '.join(dtypes)}"
+                )
+        if len(self.indptr) != nodes[self.destination] + 1:
+            raise UserError(
+                f"relation {self.key}: indptr has {len(self.indptr):,} values; {nodes[self.destination]:,} "
+                f"{self.destination} nodes take {nodes[self.destination] + 1:,}"
+            )
+        if self.indptr[0] != 0 or self.indptr[-1] != len(self.indices):
+            raise UserError(
+                f"relation {self.key}: indptr goes from {self.indptr[0]:,} to {self.indptr[-1]:,}; it goes from 0 "
+                f"to the {len(self.indices):,} edges of indices: build the two anew"
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """What was drawn for some seeds; nodes and edges lie in the order of the hops that brought them.
+
+    A local number is a node's place among the nodes of its type: the seeds come first, in their order, then what
+    appeared in hop 1, and so on. Nodes that hop h brought are the destinations of hop h + 1. So the outputs of
+    the seeds after H layers take all edges in layer 1, those up to hop H - 1 in layer 2, … and those of hop 1 in the
+    last; and a layer that takes the edges up to hop h computes nodes[type][h - 1] nodes from nodes[type][h].
+
+    Attributes:
+        ids: type -> nodes in the graph, int32 [n], each once.
+        nodes: type -> how many there are before the first hop and after each, H + 1 numbers; the last is n.
+        source: relation -> local numbers of its edges' sources, int32 [e].
+        target: relation -> those of their destinations, int32 [e], ascending; so the hops lie one after the other.
+        edges: relation -> how many there are after each hop, H numbers; the last is e.
+    """
+
+    ids: dict[str, np.ndarray]
+    nodes: dict[str, tuple[int, ...]]
+    source: dict[str, np.ndarray]
+    target: dict[str, np.ndarray]
+    edges: dict[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """Samples of a graph; it holds no state, and threads may share it.
+
+    Attributes:
+        nodes: type -> N.
+        relations: in the order in which the nodes that they lead to are numbered.
+        seed_type: type of the seeds.
+        fanouts: in-edges of a node under a relation at most, from the seeds outwards: H numbers.
+
+    Raises:
+        UserError: for arrays that are not those of such a graph, and fan-outs below 1.
+
+    >>> indptr, indices = np.array([0, 2, 3]), np.array([1, 1, 0], np.int32)
+    >>> graph = Sampler({"paper": 2}, (Relation("paper", "cites", "paper", indptr, indices),), fanouts=(5,))
+    >>> graph(np.array([1]), seed=0, batch=0).ids["paper"].tolist()
+    [1, 0]
+    """
+
+    nodes: Mapping[str, int]
+    relations: Sequence[Relation]
+    seed_type: str = "paper"
+    fanouts: tuple[int, ...] = FANOUTS
+
+    def __post_init__(self) -> None:
+        if self.seed_type not in self.nodes:
+            raise UserError(
+                f"seeds are {self.seed_type} nodes; the graph has only {', '.join(self.nodes)}"
+            )
+        if not self.fanouts or min(self.fanouts) < 1:
+            raise UserError(f"fanouts are {self.fanouts}; give one for each hop, each at least 1")
+        for node_type, count in self.nodes.items():
+            if not 0 <= count <= _MOST_NODES:
+                raise UserError(
+                    f"{count:,} {node_type} nodes: a type has between 0 and {_MOST_NODES:,}"
+                )
+        keys = [relation.key for relation in self.relations]
+        for relation in self.relations:
+            relation.check(self.nodes)
+            if keys.count(relation.key) > 1:
+                raise UserError(f"relation {relation.key} is there twice: give each once")
+
+    def __call__(self, seeds: np.ndarray, *, seed: int, batch: int) -> Sample:
+        """The sample of some seeds.
+
+        Args:
+            seeds: int [B], different nodes of `seed_type`.
+            seed: of the random numbers, which only its last 64 bits decide.
+            batch: number that sets them apart from those of other batches. Where several devices have a sample
+                each in a step, give each a number of its own.
+
+        Raises:
+            UserError: for seeds that are repeated or not in the graph, and, naming relation and node, for a node
+                whose edges are not in the arrays or come from a node that is not in the graph.
+        """
+        numbers = {node_type: _Numbers() for node_type in self.nodes}
+        numbers[self.seed_type].of(self._checked(seeds))
+        if numbers[self.seed_type].count < len(seeds):
+            values, counts = np.unique(seeds, return_counts=True)
+            raise UserError(
+                f"batch {batch}: seed {values[counts > 1][0]} is there twice: give each {self.seed_type} once"
+            )
+        nodes = {node_type: [n.count] for node_type, n in numbers.items()}
+        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {r.key: [] for r in self.relations}
+        for hop, fanout in enumerate(self.fanouts):
+            for place, relation in enumerate(self.relations):
+                begin = nodes[relation.destination][hop - 1] if hop else 0
+                frontier = numbers[relation.destination].ids[
+                    begin : nodes[relation.destination][hop]
+                ]
+                words = (np.uint64(part & _WORD) for part in (seed, batch, hop, place))
+                sources, targets, wrong = kernels.draw(
+                    _read_only(relation.indptr),
+                    _read_only(relation.indices),
+                    self.nodes[relation.source],
+                    frontier,
+                    begin,
+                    fanout,
+                    np.uint64(kernels.stream(*words)),
+                )
+                if wrong >= 0:
+                    raise UserError(self._damage(relation, int(frontier[wrong])))
+                found[relation.key].append((numbers[relation.source].of(sources), targets))
+            for node_type, counts in nodes.items():
+                counts.append(numbers[node_type].count)
+        return Sample(
+            ids={node_type: n.ids[: n.count].copy() for node_type, n in numbers.items()},
+            nodes={node_type: tuple(counts) for node_type, counts in nodes.items()},
+            source={key: np.concatenate([s for s, _ in hops]) for key, hops in found.items()},
+            target={key: np.concatenate([t for _, t in hops]) for key, hops in found.items()},
+            edges={
+                key: tuple(np.cumsum([len(s) for s, _ in hops]).tolist())
+                for key, hops in found.items()
+            },
+        )
+
+    def _checked(self, seeds: np.ndarray) -> np.ndarray:
+        if seeds.ndim != 1 or seeds.dtype.kind not in "iu":
+            raise UserError(
+                f"seeds are {seeds.dtype} of shape {seeds.shape}; give a vector of integers"
+            )
+        count = self.nodes[self.seed_type]
+        outside = seeds[(seeds < 0) | (seeds >= count)]
+        if len(outside):
+            raise UserError(
+                f"seed {outside[0]} is no {self.seed_type}: there are {count:,}, from 0; is it another graph's split?"
+            )
+        return np.array(seeds, np.int32, order="C")
+
+    def _damage(self, relation: Relation, node: int) -> str:
+        begin, end = (int(relation.indptr[node + i]) for i in (0, 1))
+        many = len(relation.indices)
+        if 0 <= begin <= end <= many:
+            bad = f"come from a node that is none of {self.nodes[relation.source]:,} {relation.source} nodes"
+        else:
+            bad = f"are said to be {begin:,} to {end:,} of {many:,}"
+        return (
+            f"relation {relation.key}: the in-edges of {relation.destination} {node} {bad}; "
+            "the arrays are damaged: build them anew"
+        )
+
+
+class _Numbers:
+    """The local numbers of a type's nodes in one sample."""
+
+    def __init__(self) -> None:
+        self._slots, self.ids = kernels.table()
+        self.count = 0
+
+    def of(self, nodes: np.ndarray) -> np.ndarray:
+        """The number of each node, int32 [e]; new ones get the next, in their order."""
+        numbers, self._slots, self.ids, self.count = kernels.number(
+            nodes, self._slots, self.ids, self.count
+        )
+        return numbers
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """A plain view that cannot be written: memory maps and arrays are then one type to the compiler."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
