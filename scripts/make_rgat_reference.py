@@ -44,7 +44,7 @@ ROWS = {"paper": (5, 8, 8, 10), "author": (0, 5, 6, 6), "institute": (0, 0, 3, 3
 REAL = {"paper": (4, 6, 7, 8), "author": (0, 4, 5, 5), "institute": (0, 0, 2, 3),
         "fos": (0, 3, 2, 3), "journal": (0, 2, 1, 2), "conference": (0, 1, 1, 2)}  # fmt: skip
 FANOUT = 3
-ABSENT = {0: "conference__rev_venue__paper", 1: "", 2: "paper__topic__fos"}  # by sample
+ABSENT = {0: "conference__rev_venue__paper", 1: "", 2: "fos__rev_topic__paper"}  # by sample
 STEPS, RATE = 30, 1e-3
 
 
@@ -256,6 +256,8 @@ def main() -> None:
         for number, one in enumerate(samples):
             saved[f"logits {number}"] = logits(model, one).numpy()
     adam, losses = torch.optim.Adam(model.parameters(), RATE), []
+    for parameter in model.parameters():  # torch would count steps of each from its first gradient on
+        parameter.grad = torch.zeros_like(parameter)
     for step in range(STEPS):
         one = samples[step % 3]
         adam.zero_grad(set_to_none=False)
