@@ -73,7 +73,8 @@ def summary(arrays: dict[str, np.ndarray]) -> dict[str, list[float]]:
 def edges(draw: Any, relation: tuple[str, ...], absent: bool) -> tuple[np.ndarray, list[int]]:
     """Source, target and whether it is real, as one array [E, 3], and edges within 1, 2 and 3 hops.
 
-    A target has up to three in-edges, the first of them now and then twice. Padding is spread over the hops,
+    A target has up to three in-edges, some of them twice; the first of a hop has one at least, since PyG cannot go
+    on without a type. Padding is spread over the hops,
     and points from anywhere.
     """
     (source, _, target), found, counts = relation, [], []
@@ -85,7 +86,7 @@ def edges(draw: Any, relation: tuple[str, ...], absent: bool) -> tuple[np.ndarra
         )
         section, size = [], 0 if not rows else (FANOUT + 1) * rows + 1
         for row in range(rows if not absent and len(known) else 0):
-            for at in draw.choice(known, draw.randint(0, FANOUT + 1)):
+            for at in draw.choice(known, max(draw.randint(0, FANOUT + 1), not row)):
                 section += [(at, starts[target][hop] + row, 1)] * (1 + (draw.rand() < 0.15))
         section = section[:size]
         last = section[-1][1] if section else starts[target][hop]
