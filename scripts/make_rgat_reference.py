@@ -73,9 +73,8 @@ def summary(arrays: dict[str, np.ndarray]) -> dict[str, list[float]]:
 def edges(draw: Any, relation: tuple[str, ...], absent: bool) -> tuple[np.ndarray, list[int]]:
     """Source, target and whether it is real, as one array [E, 3], and edges within 1, 2 and 3 hops.
 
-    A target has up to three in-edges, some of them twice; the first of a hop has one at least, since PyG cannot go
-    on without a type. Padding is spread over the hops,
-    and points from anywhere.
+    A target has up to three in-edges, some of them twice; the first of a hop has one at least, since PyG
+    cannot go on without a type. Padding is spread over the hops, and points from anywhere.
     """
     (source, _, target), found, counts = relation, [], []
     starts = {name: np.cumsum([0, *rows]) for name, rows in ROWS.items()}
@@ -86,7 +85,7 @@ def edges(draw: Any, relation: tuple[str, ...], absent: bool) -> tuple[np.ndarra
         )
         section, size = [], 0 if not rows else (FANOUT + 1) * rows + 1
         for row in range(rows if not absent and len(known) else 0):
-            for at in draw.choice(known, max(draw.randint(0, FANOUT + 1), not row)):
+            for at in draw.choice(known, draw.randint(row == 0, FANOUT + 1)):
                 section += [(at, starts[target][hop] + row, 1)] * (1 + (draw.rand() < 0.15))
         section = section[:size]
         last = section[-1][1] if section else starts[target][hop]
@@ -257,7 +256,9 @@ def main() -> None:
         for number, one in enumerate(samples):
             saved[f"logits {number}"] = logits(model, one).numpy()
     adam, losses = torch.optim.Adam(model.parameters(), RATE), []
-    for parameter in model.parameters():  # torch would count steps of each from its first gradient on
+    for (
+        parameter
+    ) in model.parameters():  # torch would count steps of each from its first gradient on
         parameter.grad = torch.zeros_like(parameter)
     for step in range(STEPS):
         one = samples[step % 3]
