@@ -281,7 +281,9 @@ class Rgat(nnx.Module):
         config, reach = self.config, sample.reach
         config.check(reach)
         leading = jnp.shape(sample.features[config.labelled])[:-2]
-        wanted: dict[str, tuple[int, ...]] = {f"features of {t!r}": (reach.nodes[t][-1], config.features) for t in config.types}
+        wanted: dict[str, tuple[int, ...]] = {
+            f"features of {t!r}": (reach.nodes[t][-1], config.features) for t in config.types
+        }
         found: dict[str, tuple[int, ...]] = {
             f"features of {name!r}": jnp.shape(x) for name, x in sample.features.items()
         }
