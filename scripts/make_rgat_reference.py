@@ -262,9 +262,6 @@ def main() -> None:
     found = named(model)
     fill(found)
     samples = [sample(number) for number in range(3)]
-    with torch.no_grad():
-        for number, one in enumerate(samples):
-            saved[f"logits {number}"] = logits(model, one).numpy()
     adam, losses = torch.optim.Adam(model.parameters(), RATE), []
     for (
         parameter
@@ -273,10 +270,12 @@ def main() -> None:
     for step in range(STEPS):
         one = samples[step % 3]
         adam.zero_grad(set_to_none=False)
-        value = loss(logits(model, one), one)
+        out = logits(model, one)
+        value = loss(out, one)
         value.backward()
         losses.append(value.item())
         if step < 3:
+            saved[f"logits {step}"] = out.detach().numpy()
             saved[f"gradients {step}"] = text(summary(gradients(found)))
         adam.step()
     saved["losses"] = np.array(losses)
