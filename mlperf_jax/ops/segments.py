@@ -72,16 +72,16 @@ def segment_softmax(
     masked = jnp.where(inside, lax.stop_gradient(scores), -jnp.inf)
     highest = jax.ops.segment_max(masked, segments, count, indices_are_sorted=ascending)
     # before exp, so that no infinity meets a slope of 0
-    scores = jnp.where(inside, scores - _of_segment(highest, segments), 0)
+    scores = jnp.where(inside, scores - _of_segment(highest, segments, ascending), 0)
     weights = jnp.where(inside, jnp.exp(scores), 0)
     totals = jax.ops.segment_sum(weights, segments, count, indices_are_sorted=ascending)
-    return weights / jnp.where(inside, _of_segment(totals, segments), 1)
+    return weights / jnp.where(inside, _of_segment(totals, segments, ascending), 1)
 
 
 def _beside(real: jax.Array, values: jax.Array) -> jax.Array:
     return real.reshape(real.shape + (1,) * (values.ndim - 1))
 
 
-def _of_segment(values: jax.Array, segments: jax.Array) -> jax.Array:
+def _of_segment(values: jax.Array, segments: jax.Array, ascending: bool) -> jax.Array:
     """[S, ...] -> [E, ...]."""
-    return values.at[segments].get(mode="clip")
+    return values.at[segments].get(mode="clip", indices_are_sorted=ascending)
