@@ -62,7 +62,7 @@ def benchmark(arguments: argparse.Namespace) -> Bert:
         batch_size=arguments.batch,
         gradient_accumulation_steps=arguments.micro_batches,
         dtype=arguments.dtype,
-        remat=None if arguments.remat == "none" else arguments.remat,
+        remat=arguments.remat,
     )
 
 
@@ -191,20 +191,11 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = measuring.parser(__doc__, seconds=None)
+    parser = stepping.parser(__doc__)
     parser.add_argument("--size", choices=("large", "small"), default="large")
     parser.add_argument("--batch", type=int, default=448, help="sequences of a step")
     parser.add_argument("--micro-batches", type=int, default=8)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"))
-    parser.add_argument("--remat", default="none", help="default none, as one device has room")
-    parser.add_argument("--steps", type=int, help="of a turn; default 5, of the small size 1")
-    parser.add_argument("--no-twin", action="store_true", help="ours alone")
-    parser.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
-    parser.add_argument("--json", type=pathlib.Path, help="where the report is written too")
-    arguments = parser.parse_args()
-    small = arguments.size == "small"
-    arguments.dtype = arguments.dtype or ("float32" if small else "bfloat16")
-    arguments.steps = arguments.steps or (1 if small else 5)
+    arguments = stepping.given(parser)
     with tempfile.TemporaryDirectory() as folder:
         sides = dict(sides_of(arguments, folder))
         spent = stepping.timed(sides, arguments.rounds, arguments.steps)

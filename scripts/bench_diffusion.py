@@ -17,7 +17,6 @@ import argparse
 import importlib.util
 import json
 import os
-import pathlib
 import statistics
 import sys
 from collections.abc import Iterator
@@ -49,7 +48,7 @@ def benchmark(arguments: argparse.Namespace) -> StableDiffusion:
         text_embeddings=True,
         batch_size=arguments.batch,
         dtype=arguments.dtype,
-        remat=None if arguments.remat == "none" else arguments.remat,
+        remat=arguments.remat,
     )
 
 
@@ -124,22 +123,14 @@ def sides_of(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 
 def main() -> None:
-    parser = measuring.parser(__doc__, seconds=None)
+    parser = stepping.parser(__doc__)
     parser.add_argument("--size", choices=("full", "small"), default="full")
     parser.add_argument(
         "--batch", type=int, help="images of a step; default 32, of the small size 8"
     )
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"))
-    parser.add_argument("--remat", default="none", help="default none, as one device has room")
-    parser.add_argument("--steps", type=int, help="of a turn; default 5, of the small size 1")
-    parser.add_argument("--no-twin", action="store_true", help="ours alone")
-    parser.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
-    parser.add_argument("--json", type=pathlib.Path, help="where the report is written too")
-    arguments = parser.parse_args()
+    arguments = stepping.given(parser)
     small = arguments.size == "small"
     arguments.batch = arguments.batch or (8 if small else 32)
-    arguments.dtype = arguments.dtype or ("float32" if small else "bfloat16")
-    arguments.steps = arguments.steps or (1 if small else 5)
     sides = dict(sides_of(arguments))
     spent = stepping.timed(sides, arguments.rounds, arguments.steps)
     device = jax.devices()[0].device_kind

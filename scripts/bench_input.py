@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import pydoc
 import tempfile
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ from mlperf_jax.input_pipelines.imagenet import ImageNet
 from mlperf_jax.input_pipelines.kits19 import patches as kits19_patches
 from mlperf_jax.input_pipelines.laion import Laion, moments
 from mlperf_jax.input_pipelines.openimages import data_set as openimages, files
+from mlperf_jax.input_pipelines.tokenizers import clip_bpe
 
 Side = tuple[Callable[[], Any], int]  # a call, and how many records it makes
 
@@ -103,25 +105,15 @@ def dlrm(folder: pathlib.Path) -> Side:
     return lambda: next(batches), bench_criteo.BATCH
 
 
-class Bytes:
-    """A token a byte, which costs next to nothing."""
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    def __call__(self, text: str) -> np.ndarray:
-        tokens = np.zeros(77, np.int32)
-        held = np.frombuffer(text.encode()[:77], np.uint8)
-        tokens[: len(held)] = held
-        return tokens
-
-
 def stable_diffusion(folder: pathlib.Path) -> Side:
     array = np.random.default_rng(0).normal(size=(64, 64, 8)).astype(np.float32)
-    caption = b"a caption of about sixty letters, as they come in the web"
-    samples = ((f"{i:09d}", array, caption) for i in range(1024))
+    lines = pydoc.render_doc(np.ndarray).splitlines()
+    captions = [line.strip() for line in lines if 40 < len(line.strip()) < 80]
+    clip_bpe.train(captions, 1024, folder / clip_bpe.VOCABULARY)
+    said = itertools.cycle(caption.encode() for caption in captions)
+    samples = ((f"{i:09d}", array, next(said)) for i in range(1024))
     moments.write_shard(folder / "00000.tar", samples)
-    data = Laion(Bytes(), shards=1)
+    data = Laion(shards=1)
     data.build(folder)
     batches = data.train(folder).batched(256).stream(threads=0)
     return lambda: next(batches), 256

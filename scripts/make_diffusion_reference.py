@@ -2,7 +2,7 @@
 
 Run by hand, with torch and diffusers installed, from the root of the repository:
 
-    python scripts/make_diffusion_reference.py
+    PYTHONPATH=. python scripts/make_diffusion_reference.py
 
 Weights and inputs follow from names and seeds, hence the file holds results only: outputs, of every gradient its
 norm and a projection, and the names and shapes of the full networks' arrays. The tests import this file for the
@@ -12,11 +12,12 @@ rest; torch and diffusers are imported where they are used.
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from scripts.make_bert_reference import drawn, summary
 
 OUTPUT = Path(__file__).parents[1] / "tests/models/data/diffusion_reference.npz"
 
@@ -31,25 +32,12 @@ RES_BLOCK = {"x": (2, 640, 2, 3), "time": (2, 1280)}
 TRANSFORMER = {"tokens": (2, 320, 2, 3), "captions": (2, 77, 1024)}
 
 
-def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Normal float32 numbers that go by a name."""
-    return (
-        np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    )
-
-
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The float32 array that goes by a name of diffusers."""
     noise = drawn(name, shape)
     if len(shape) > 1:
         return noise * np.float32(1.2 / np.sqrt(np.prod(shape[1:])))
     return 1 + noise / 10 if name.endswith("weight") else noise / 10
-
-
-def summary(gradients: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """By name the norm of an array and its product with another one, which no permutation keeps."""
-    return {n: [float(np.sqrt((g * g).sum())), float((g * drawn(f"probe {n}", g.shape)).sum())]
-            for n, g in gradients.items()}  # fmt: skip
 
 
 # -- diffusers -------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Run by hand, with torch and torch_geometric installed, from the root of the repository:
 
-    python scripts/make_rgat_reference.py
+    PYTHONPATH=. python scripts/make_rgat_reference.py
 
 Weights and samples follow from names and seeds, hence the file holds results only: outputs, losses, of every
 gradient its norm and a projection, and where thirty steps of Adam lead. The tests import this file for the rest;
@@ -12,11 +12,12 @@ torch and torch_geometric are imported where they are used.
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from scripts.make_bert_reference import drawn, summary
 
 OUTPUT = Path(__file__).parents[1] / "tests/models/data/rgat_reference.npz"
 
@@ -58,23 +59,9 @@ ABSENT = {0: "fos__rev_topic__paper", 1: "", 2: "author__rev_written_by__paper"}
 STEPS, RATE = 30, 1e-3
 
 
-def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Normal float32 numbers that go by a name."""
-    draw = np.random.RandomState(zlib.crc32(name.encode()))
-    return draw.standard_normal(shape).astype(np.float32)
-
-
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The float32 array that goes by a name of ours; kernels are [inputs, outputs]."""
     return drawn(name, shape) * np.float32(0.1 if name.endswith("bias") else 0.5)
-
-
-def summary(arrays: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """By name the norm of an array and its product with another one, which no permutation keeps."""
-    return {
-        name: [float(np.sqrt((x * x).sum())), float((x * drawn(f"probe {name}", x.shape)).sum())]
-        for name, x in arrays.items()
-    }
 
 
 # -- samples ---------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import pathlib
 import statistics
 import sys
 import time
@@ -17,6 +19,28 @@ import numpy as np
 
 from mlperf_jax.core import bench, evaluation, mesh as meshes, peaks, state as states, step as train
 from mlperf_jax.core.benchmark import Benchmark
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """With the options that every script has that times steps beside PyTorch's."""
+    made = measuring.parser(doc, seconds=None)
+    made.add_argument("--dtype", choices=("bfloat16", "float32"))
+    made.add_argument("--remat", default="none", help="default none, as one device has room")
+    made.add_argument("--steps", type=int, help="of a turn; default 5, of the small size 1")
+    made.add_argument("--no-twin", action="store_true", help="ours alone")
+    made.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
+    made.add_argument("--json", type=pathlib.Path, help="where the report is written too")
+    return made
+
+
+def given(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, those left out as they are for the size."""
+    arguments = parser.parse_args()
+    small = arguments.size == "small"
+    arguments.dtype = arguments.dtype or ("float32" if small else "bfloat16")
+    arguments.steps = arguments.steps or (1 if small else 5)
+    arguments.remat = None if arguments.remat == "none" else arguments.remat
+    return arguments
 
 
 class Ours:

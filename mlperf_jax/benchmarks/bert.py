@@ -37,6 +37,7 @@ from mlperf_jax.core.fields import (
     Several,
     Whole,
 )
+from mlperf_jax.input_pipelines import records
 from mlperf_jax.input_pipelines.wikipedia import Wikipedia
 from mlperf_jax.models import bert, bert_huggingface
 from mlperf_jax.ops import losses
@@ -274,7 +275,7 @@ class Bert(Benchmark):
         bert_huggingface.save_folder(folder, params, self.architecture())
 
     def _weights(self, data_dir: str) -> str:
-        return f"{str(data_dir).rstrip('/')}/{self.weights}"
+        return records.below(data_dir, self.weights)
 
     def tiny(self) -> Self:
         """Docstrings as pairs of up to 64 tokens in the same files, and start weights made by the build."""

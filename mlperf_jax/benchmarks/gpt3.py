@@ -18,6 +18,7 @@ from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Start, Target
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share, Whole
+from mlperf_jax.input_pipelines import records
 from mlperf_jax.input_pipelines.tokens import C4
 from mlperf_jax.models import decoder, decoder_paxml
 from mlperf_jax.optimizers import schedules, tree
@@ -130,7 +131,7 @@ class Gpt3(language_model.Pretraining):
 
     def start(self, data_dir: str) -> Start:
         """Weights and moments of paxml's checkpoint; the update count is that of this batch size."""
-        folder = self.below(data_dir, self.weights)
+        folder = records.below(data_dir, self.weights)
         return Start(
             decoder_paxml.start_weights(folder, self.decoder()),
             self.steps_of(self.start_samples),
@@ -139,7 +140,7 @@ class Gpt3(language_model.Pretraining):
 
     def make_start(self, data_dir: str) -> None:
         """A checkpoint in paxml's form from a brief training of this model."""
-        folder = self.below(data_dir, self.weights)
+        folder = records.below(data_dir, self.weights)
         if os.path.exists(f"{folder}/step/.zarray"):
             return
         state = brief.train_briefly(self.replace(start_samples=0), data_dir, _TINY_STEPS)

@@ -102,10 +102,6 @@ class LanguageModel(Benchmark):
         hidden = model.hidden(batch["inputs"])
         return cross_entropy.sequence_xent(hidden, model.head_kernel(), batch["labels"])
 
-    def below(self, data_dir: str, name: str) -> str:
-        """The path of a file or folder below the data's."""
-        return f"{str(data_dir).rstrip('/')}/{name}"
-
     def cosine(self) -> Cosine:
         """The schedule of the rate."""
         raise NotImplementedError

@@ -17,6 +17,7 @@ from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share
 from mlperf_jax.core.protocols import DataSet
+from mlperf_jax.input_pipelines import records
 from mlperf_jax.input_pipelines.govreport import TINY_ROWS, GovReport
 from mlperf_jax.input_pipelines.tokens import C4, TINY_FILES
 from mlperf_jax.models import decoder, decoder_huggingface, huggingface
@@ -107,7 +108,7 @@ class Llama2Lora(language_model.LanguageModel):
 
     def start(self, data_dir: str) -> Start:
         """The base, whose query, key and value may be fused or apart; adapters start fresh."""
-        tensors = huggingface.open_folder(self.below(data_dir, self.weights))
+        tensors = huggingface.open_folder(records.below(data_dir, self.weights))
         return Start(decoder_huggingface.start_weights(tensors, self.decoder()))
 
     def make_start(self, data_dir: str) -> None:
@@ -120,7 +121,7 @@ class Llama2Lora(language_model.LanguageModel):
             training_steps=2 * _TINY_STEPS,
             clip_norm=1.0,
         )
-        folder = self.below(data_dir, self.weights)
+        folder = records.below(data_dir, self.weights)
         language_model.save_huggingface(base, folder, data_dir, _TINY_STEPS)
 
     def tiny(self) -> Self:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
 from mlperf_jax.core.fields import Fraction, Positive, Rate, Samples, Several, Whole
+from mlperf_jax.input_pipelines import records
 from mlperf_jax.models import decoder, decoder_huggingface, huggingface
 from mlperf_jax.optimizers import schedules
 
@@ -96,13 +97,13 @@ class Llama31_405B(language_model.Pretraining):
 
     def start(self, data_dir: str) -> Start:
         """The released weights, without optimizer state; each device reads its own part."""
-        tensors = huggingface.open_folder(self.below(data_dir, self.weights))
+        tensors = huggingface.open_folder(records.below(data_dir, self.weights))
         return Start(decoder_huggingface.start_weights(tensors, self.decoder(), cut_vocab=True))
 
     def make_start(self, data_dir: str) -> None:
         """Random weights of a model with a larger vocabulary, as Hugging Face stores them."""
         larger = self.replace(vocab=self.vocab + _SPARE_ROWS)
-        language_model.save_huggingface(larger, self.below(data_dir, self.weights))
+        language_model.save_huggingface(larger, records.below(data_dir, self.weights))
 
     def tiny(self) -> Self:
         """Docstrings, as for llama31_8b, in a blend of two files and from weights that are read."""

@@ -88,6 +88,15 @@ def local(path: Folder | None) -> str:
     return text.rstrip("/") or text
 
 
+def below(folder: Folder, name: str) -> str:
+    """The path of a file or folder in another.
+
+    >>> below("gs://bucket/data/", "weights")
+    'gs://bucket/data/weights'
+    """
+    return f"{os.fspath(folder).rstrip('/')}/{name}"
+
+
 def mapped(path: Folder | None) -> str:
     """The same of a folder whose files are memory-mapped, and so lie on this machine."""
     if path is not None and os.fspath(path).startswith("gs://"):

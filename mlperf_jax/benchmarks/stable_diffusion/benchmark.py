@@ -9,9 +9,8 @@ Shape legend: B rows, S side of a latent, C its channels, T tokens of a caption,
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -25,12 +24,11 @@ from mlperf_jax import metrics, pictures
 from mlperf_jax.benchmarks.stable_diffusion import judging, tiny
 from mlperf_jax.benchmarks.stable_diffusion.judging import Judges
 from mlperf_jax.core import brief
-from mlperf_jax.core.benchmark import Benchmark, Example, Start, Target, f32, i32
+from mlperf_jax.core.benchmark import Benchmark, Example, Reader, Start, Target, f32, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Whole
-from mlperf_jax.core.terms import Reader
 from mlperf_jax.decoding import ddim
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import laion
+from mlperf_jax.input_pipelines import laion, records
 from mlperf_jax.input_pipelines.laion import Laion
 from mlperf_jax.input_pipelines.tokenizers import clip_bpe
 from mlperf_jax.metrics import fid
@@ -62,7 +60,7 @@ class StableDiffusion(Benchmark):
     metric = metrics.FidClip()
     rules = (*RULES, *clip.RULES)
     parameters = 865_910_724
-    records_per_core = 12_000  # scripts/bench_input.py stable_diffusion: 14,327 (12,742 … 14,810)
+    records_per_core = 12_000  # scripts/bench_input.py stable_diffusion: 19,993 (16,042 … 21,043)
 
     # hyperparameters
     batch_size: Samples = 512
@@ -156,11 +154,8 @@ class StableDiffusion(Benchmark):
         rows, *sides, moments = batch["moments"].shape
         shape, kept = (rows, *sides, moments // 2), jnp.promote_types(self.dtype, jnp.float32)
         latent_noise, noise = (jax.random.normal(one, shape, kept) for one in (latent, added))
-        return (
-            latent_noise,
-            noise,
-            jax.random.randint(when, (rows,), 0, diffusion.STABLE_DIFFUSION.times),
-        )
+        time = jax.random.randint(when, (rows,), 0, diffusion.STABLE_DIFFUSION.times)
+        return latent_noise, noise, time
 
     def loss(self, model: Any, batch: Any, key: Any) -> Any:
         latent_noise, noise, time = self.draws(batch, key)
@@ -353,18 +348,23 @@ class StableDiffusion(Benchmark):
         Raises:
             UserError: the index, the vocabulary or the text tower is missing.
         """
-        data, rows, encoder = self.data(), self.eval_rows, _TextEncoder(**self._fields())
+        data, rows = self.data(), self.eval_rows
         samples, tokenizer = data.samples(data_dir), data.vocabulary(data_dir)
+        encoder = _TextEncoder.from_config(self.config())
         encode = brief.judging(
             encoder, data_dir, lambda tower, b: tower.conditioning(b["tokens"]), mesh
         )
+
+        def embedded(captions: Iterable[str]) -> Iterator[np.ndarray]:
+            """Nothing is done before the first is asked for, which of a shard that has its embeddings nobody does."""
+            tokens, _ = tokenizer.rows(captions)
+            filled = np.pad(tokens, ((0, -len(tokens) % rows), (0, 0)))
+            for at in range(0, len(tokens), rows):
+                yield encode({"tokens": filled[at : at + rows]})[: len(tokens) - at]
+
         for number in range(len(samples.shards)) if shards is None else shards:
             shard = samples.shards[number]
-            tokens, _ = tokenizer.rows(shard.captions())
-            filled = np.pad(tokens, ((0, -len(tokens) % rows), (0, 0)))
-            parts = range(0, len(tokens), rows)
-            found = (encode({"tokens": filled[at : at + rows]})[: len(tokens) - at] for at in parts)
-            laion.write_embeddings(data.embeddings(data_dir), shard, found)
+            laion.write_embeddings(data.embeddings(data_dir), shard, embedded(shard.captions()))
 
     def write_moments(
         self,
@@ -384,9 +384,9 @@ class StableDiffusion(Benchmark):
         Raises:
             UserError: the autoencoder or a shard is missing, or one is damaged.
         """
-        encoder = _ImageEncoder(**self._fields())
+        encoder = _ImageEncoder.from_config(self.config())
         encode = brief.judging(encoder, data_dir, lambda encode, b: encode(b["images"]), mesh)
-        folder = f"{str(data_dir).rstrip('/')}/{laion.NAME}"
+        folder = records.below(data_dir, laion.NAME)
         os.makedirs(folder, exist_ok=True)
         laion.prepare_all(
             images,
@@ -398,9 +398,6 @@ class StableDiffusion(Benchmark):
             report=print,
         )
 
-    def _fields(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
     def make_start(self, data_dir: str) -> None:
         """Tiny's given networks: a random text tower, judges fitted to the shapes, and statistics of these."""
         folder = self._weights(data_dir)
@@ -408,7 +405,7 @@ class StableDiffusion(Benchmark):
             tiny.make(folder, self.text_tower(), self.data().vocabulary(data_dir))
 
     def _weights(self, data_dir: str) -> str:
-        return f"{str(data_dir).rstrip('/')}/{self.weights}"
+        return records.below(data_dir, self.weights)
 
     def tiny(self) -> Self:
         """Coloured shapes of 32 pixels with captions; judges of random convolutions, made by the build."""

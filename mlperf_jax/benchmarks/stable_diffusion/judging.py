@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mlperf_jax.input_pipelines import coco_captions
+from mlperf_jax.input_pipelines import coco_captions, records
 from mlperf_jax.models import autoencoder, clip, clip_import, diffusion_huggingface, inception
 
 STATISTICS = "val2014_30k_stats.npz"
@@ -85,7 +85,7 @@ def coco_images(data_dir: str, numbers: Iterable[int]) -> np.ndarray:
     Raises:
       UserError: one is missing or damaged.
     """
-    folder = f"{str(data_dir).rstrip('/')}/{_COCO}"
+    folder = records.below(data_dir, _COCO)
     paths = [f"{folder}/{coco_captions.image_name(number)}" for number in numbers]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return np.stack([*pool.map(coco_captions.squashed, paths)]).astype(np.float32) / 255
