@@ -42,8 +42,8 @@ def write(folder: pathlib.Path, size: Size, edges: int) -> graph.Graph:
     for relation in size.stored:
         shape = (edges if relation in SHOWN else 10, 2)
         ends = size.nodes[relation.source], size.nodes[relation.target]
-        (place / relation.folder).mkdir()
-        np.save(place / relation.folder / "edge_index.npy", rng.integers(0, ends, shape))
+        (place / relation.key).mkdir()
+        np.save(place / relation.key / "edge_index.npy", rng.integers(0, ends, shape))
     return graph.open_graph(folder, size)
 
 
@@ -101,7 +101,7 @@ def build(opened: graph.Graph, relation: Relation) -> None:
     with anonymous() as memory:
         csc.build_relation(opened, relation, part)
     spent = measuring.processor_seconds() - begun
-    report(relation.folder, len(stored), spent, time.monotonic() - clock, memory)
+    report(relation.key, len(stored), spent, time.monotonic() - clock, memory)
     shutil.rmtree(part)
 
 

@@ -25,8 +25,10 @@ import numba
 import numpy as np
 
 from mlperf_jax.input_pipelines.igbh import sampling_kernels as kernels
-from mlperf_jax.input_pipelines.igbh.sampling import Relation, Sample, Sampler
+from mlperf_jax.input_pipelines.igbh.in_edges import InEdges
+from mlperf_jax.input_pipelines.igbh.sampling import Sample, Sampler
 from mlperf_jax.input_pipelines.igbh.sampling_shape import measured, pad
+from mlperf_jax.input_pipelines.igbh.sizes import Relation
 
 SEEDS, MANY = 512, 4096
 AUTHORS = 277_220_883
@@ -77,15 +79,15 @@ def graph(papers: int) -> Sampler:
 
     relations = []
     for source, name, to, degree, *steepness in EDGES:
-        count = round(nodes[source] * degree)
+        relation, count = Relation(source, name, to), round(nodes[source] * degree)
         a, b = (end(t, count, s) for t, s in zip((source, to), steepness))
         if source == to:
             itself = np.arange(nodes[to], dtype=np.int32)
             a, b = np.concatenate([a, itself, b, itself]), np.concatenate([b, itself, a, itself])
         else:
             there = by_destination(b, a, nodes[source])
-            relations.append(Relation(to, f"rev_{name}", source, *there))
-        relations.append(Relation(source, name, to, *by_destination(a, b, nodes[to])))
+            relations.append(InEdges(relation.reversed, *there))
+        relations.append(InEdges(relation, *by_destination(a, b, nodes[to])))
     return Sampler(nodes, relations)
 
 
@@ -107,7 +109,7 @@ def nodes(samples: list[Sample]) -> int:
 def bench(papers: int, rounds: int) -> None:
     begin = measuring.processor_seconds()
     sampler = graph(papers)
-    many = sum(len(relation.indices) for relation in sampler.relations)
+    many = sum(len(edges.indices) for edges in sampler.relations)
     print(
         f"{papers:,} papers, {many:,} edges in 11 relations; built in "
         f"{measuring.processor_seconds() - begin:.1f} processor seconds",

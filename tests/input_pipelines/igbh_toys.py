@@ -25,7 +25,7 @@ def edges_of(size: Size, relation: Relation, ids=np.int64) -> np.ndarray:
 
     Paper 11 and the last ones have no edges, and the very last cites itself alone.
     """
-    rng = np.random.default_rng(len(relation.folder))
+    rng = np.random.default_rng(len(relation.key))
     few = {kind: count - 4 if count > 20 else count for kind, count in size.nodes.items()}
     ends = few[relation.source], few[relation.target]
     found = rng.integers(0, ends, (EDGES.get(relation.name, 20), 2)).astype(ids)
@@ -50,7 +50,7 @@ def write(data_dir, size: Size | None = None, ids=np.int64) -> pathlib.Path:
         labels[: size.labelled[classes]] = rng.integers(0, classes, size.labelled[classes])
         _write(place / "paper" / name, labels, size.raw)
     for relation in size.stored:
-        _write(place / relation.folder / "edge_index.npy", edges_of(size, relation, ids), False)
+        _write(place / relation.key / "edge_index.npy", edges_of(size, relation, ids), False)
     return place
 
 

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from mlperf_jax.input_pipelines.igbh.sampling import Relation, Sampler
+from mlperf_jax.input_pipelines.igbh.in_edges import InEdges
+from mlperf_jax.input_pipelines.igbh.sampling import Sampler
+from mlperf_jax.input_pipelines.igbh.sizes import Relation
 
 NODES = {"paper": 300, "author": 200, "journal": 7, "fos": 0}
 ENDS = [
@@ -17,10 +19,10 @@ _WORD = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def relation(lists, ends=("paper", "cites", "paper"), dtype=np.int32) -> Relation:
-    """The relation in which destination i has the in-edges lists[i]."""
+def relation(lists, ends=("paper", "cites", "paper"), dtype=np.int32) -> InEdges:
+    """The edges by which destination i has the in-edges lists[i]."""
     indptr = np.cumsum([0, *map(len, lists)], dtype=np.int64)
-    return Relation(*ends, indptr, np.array([s for found in lists for s in found], dtype))
+    return InEdges(Relation(*ends), indptr, np.array([s for found in lists for s in found], dtype))
 
 
 def toy(fanouts=(4, 3, 2)) -> Sampler:
@@ -40,21 +42,21 @@ def plain(sampler: Sampler, seeds, seed: int, batch: int) -> dict:
     ids = {node_type: [] for node_type in sampler.nodes}
     ids[sampler.seed_type] = list(map(int, seeds))
     nodes = {node_type: [len(found)] for node_type, found in ids.items()}
-    source, target, edges = ({r.key: [] for r in sampler.relations} for _ in range(3))
+    source, target, edges = ({e.relation.key: [] for e in sampler.relations} for _ in range(3))
     for hop, fanout in enumerate(sampler.fanouts):
         for place, edge in enumerate(sampler.relations):
-            begin = nodes[edge.destination][hop - 1] if hop else 0
-            for local in range(begin, nodes[edge.destination][hop]):
-                node = ids[edge.destination][local]
+            begin = nodes[edge.relation.target][hop - 1] if hop else 0
+            for local in range(begin, nodes[edge.relation.target][hop]):
+                node = ids[edge.relation.target][local]
                 first, stop = edge.indptr[node : node + 2].tolist()
                 stream = _stream(seed, batch, hop, place)
                 for at in _drawn(stop - first, fanout, _mixed(stream + node * _GOLDEN)):
                     found = int(edge.indices[first + at])
-                    if found not in ids[edge.source]:
-                        ids[edge.source].append(found)
-                    source[edge.key].append(ids[edge.source].index(found))
-                    target[edge.key].append(local)
-            edges[edge.key].append(len(source[edge.key]))
+                    if found not in ids[edge.relation.source]:
+                        ids[edge.relation.source].append(found)
+                    source[edge.relation.key].append(ids[edge.relation.source].index(found))
+                    target[edge.relation.key].append(local)
+            edges[edge.relation.key].append(len(source[edge.relation.key]))
         for node_type, counts in nodes.items():
             counts.append(len(ids[node_type]))
     return {"ids": ids, "nodes": nodes, "source": source, "target": target, "edges": edges}

@@ -10,6 +10,7 @@ import pytest
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building
 from mlperf_jax.input_pipelines.igbh import csc, graph
+from mlperf_jax.input_pipelines.igbh.sampling import Sampler
 from mlperf_jax.input_pipelines.igbh.sizes import CITES, STORED
 
 SIZE = igbh_toys.toy_size()
@@ -62,7 +63,7 @@ def lists(found: csc.InEdges) -> list[list[int]]:
 # -- against the slow twin ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.folder)
+@pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.key)
 def test_in_edges_are_the_slow_twins(built, relation):
     found = built[relation]
     assert lists(found) == igbh_toys.slow_in_edges(SIZE, relation, stored(relation))
@@ -74,10 +75,10 @@ def test_in_edges_are_the_slow_twins(built, relation):
 def test_there_are_eleven_relations_and_nothing_else(toy, built):
     assert len(built) == 11
     folder = toy.folder / csc.FOLDER
-    assert {path.name for path in folder.iterdir()} == {r.folder for r in RELATIONS}
+    assert {path.name for path in folder.iterdir()} == {r.key for r in RELATIONS}
     assert {path.name for path in toy.folder.iterdir()} == {"processed", csc.FOLDER}
     np.testing.assert_array_equal(
-        np.load(folder / CITES.folder / "indices.npy"), built[CITES].indices.array
+        np.load(folder / CITES.key / "indices.npy"), built[CITES].indices.array
     )
 
 
@@ -91,7 +92,7 @@ def test_reverse_relations_are_the_same_edges(built):
 def test_small_layouts_have_seven_and_int32_or_fortran_edges_change_nothing(tmp_path):
     size = igbh_toys.toy_size(raw=False)
     place = igbh_toys.write(tmp_path, size, np.int32)
-    path = place / CITES.folder / "edge_index.npy"
+    path = place / CITES.key / "edge_index.npy"
     np.save(path, np.asfortranarray(np.load(path)))
     found = csc.build(graph.open_graph(tmp_path, size), silent)
     assert len(found) == 7
@@ -104,7 +105,7 @@ def test_small_layouts_have_seven_and_int32_or_fortran_edges_change_nothing(tmp_
 
 def cites_of(data_dir, edges) -> csc.InEdges:
     place = igbh_toys.write(data_dir)
-    np.save(place / CITES.folder / "edge_index.npy", np.array(edges, np.int64).reshape(-1, 2))
+    np.save(place / CITES.key / "edge_index.npy", np.array(edges, np.int64).reshape(-1, 2))
     return csc.build(graph.open_graph(data_dir, SIZE), silent)[CITES]
 
 
@@ -137,7 +138,7 @@ def test_a_killed_build_goes_on_with_the_next_relation(own, monkeypatch):
     said, publish = [], building.publish
 
     def killed(part, path):
-        if path.name == RELATIONS[3].folder:
+        if path.name == RELATIONS[3].key:
             raise KeyboardInterrupt
         publish(part, path)
 
@@ -145,17 +146,17 @@ def test_a_killed_build_goes_on_with_the_next_relation(own, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         csc.build(own, said.append)
     with pytest.raises(
-        UserError, match=f"lacks 8 of 11 relations, the first is {RELATIONS[3].folder}"
+        UserError, match=f"lacks 8 of 11 relations, the first is {RELATIONS[3].key}"
     ):
         csc.open_edges(own)
     # what a SIGKILL leaves
-    left = own.folder / csc.FOLDER / f"incomplete.{RELATIONS[3].folder}"
+    left = own.folder / csc.FOLDER / f"incomplete.{RELATIONS[3].key}"
     left.mkdir()
     (left / "indptr.npy").write_bytes(b"half")
     monkeypatch.setattr(building, "publish", publish)
     said.clear()
     found = csc.build(own, said.append)
-    assert [text.split()[1] for text in said] == [f"{r.folder}:" for r in RELATIONS[3:]]
+    assert [text.split()[1] for text in said] == [f"{r.key}:" for r in RELATIONS[3:]]
     assert not left.exists()
     assert lists(found[CITES]) == igbh_toys.slow_in_edges(SIZE, CITES, stored(CITES))
     said.clear()
@@ -181,7 +182,7 @@ def test_edges_beyond_the_nodes_are_refused(own, relation, row, edge, words):
     with pytest.raises(UserError, match=words) as error:
         csc.build(own, silent)
     assert path in str(error.value)
-    assert not (own.folder / csc.FOLDER / relation.folder).exists()
+    assert not (own.folder / csc.FOLDER / relation.key).exists()
 
 
 @pytest.mark.parametrize("relation", [STORED[1], STORED[1].reversed], ids=lambda r: r.name)
@@ -221,7 +222,7 @@ def test_other_edges_need_another_build(own, tmp_path):
 )
 def test_damaged_builds_are_refused(own, name, spoil, words):
     csc.build(own, silent)
-    place = own.folder / csc.FOLDER / CITES.folder
+    place = own.folder / csc.FOLDER / CITES.key
     spoil(place / name)
     with pytest.raises(UserError, match=words) as error:
         csc.open_edges(own)
@@ -234,3 +235,14 @@ def test_room_is_asked_for_before_anything_is_built(own, monkeypatch):
     csc.build(own, silent)
     used = [path.stat().st_size for path in own.folder.glob(f"{csc.FOLDER}/*/*.npy")]
     assert sum(used) - 128 * len(used) <= asked[0] <= 1.5 * sum(used)
+
+
+def test_a_sampler_takes_what_was_built(toy, built):
+    """Every edge of a sample is one of the relation's, and all relations are met."""
+    sample = Sampler(toy.size.nodes, [*built.values()])(np.arange(6), seed=0, batch=0)
+    for relation, edges in built.items():
+        ids, key = sample.ids, relation.key
+        ends = ids[relation.source][sample.source[key]], ids[relation.target][sample.target[key]]
+        assert len(ends[0])
+        for source, target in zip(*ends):
+            assert source in edges.of(target)

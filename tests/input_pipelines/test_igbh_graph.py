@@ -98,7 +98,7 @@ def test_both_layouts_are_read(tmp_path, raw, ids):
 
 
 def test_edges_may_lie_in_fortran_order(tmp_path, place):
-    path = place / CITES.folder / "edge_index.npy"
+    path = place / CITES.key / "edge_index.npy"
     known = np.load(path)
     np.save(path, np.asfortranarray(known))
     np.testing.assert_array_equal(opened(tmp_path).edges[CITES].array, known)
@@ -344,5 +344,5 @@ def test_copies_that_are_not_there_or_of_copies_are_refused(tmp_path, place):
 
 def test_relations_are_named_as_the_folders():
     forward = Relation("paper", "written_by", "author")
-    assert forward.folder == "paper__written_by__author"
+    assert forward.key == "paper__written_by__author"
     assert forward.reversed == ("author", "rev_written_by", "paper")

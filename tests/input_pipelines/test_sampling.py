@@ -11,8 +11,10 @@ import pytest
 import sampling_toys
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines.igbh import sampling, sampling_kernels
+from mlperf_jax.input_pipelines.igbh import arrays, sampling, sampling_kernels
+from mlperf_jax.input_pipelines.igbh.in_edges import InEdges
 from mlperf_jax.input_pipelines.igbh.sampling import Sampler
+from mlperf_jax.input_pipelines.igbh.sizes import Relation
 
 CITES = "paper__cites__paper"
 DESTINATIONS = 4000  # of `stars`
@@ -40,7 +42,7 @@ def stars(degree, fanout, relations=1, dtype=np.int32):
     indptr = np.arange(DESTINATIONS + 1) * degree
     return Sampler(
         {"paper": DESTINATIONS, "author": degree},
-        [sampling.Relation("author", f"r{i}", "paper", indptr, edges) for i in range(relations)],
+        [InEdges(Relation("author", f"r{i}", "paper"), indptr, edges) for i in range(relations)],
         fanouts=(fanout,),
     )
 
@@ -75,13 +77,14 @@ def test_each_node_is_numbered_once_and_expanded_at_the_hop_after_the_one_that_b
     brought = {t: set(range(counts[0])) for t, counts in sample.nodes.items()}
     for hop, fanout in enumerate(toy.fanouts):
         new = {node_type: set() for node_type in toy.nodes}
-        for relation in toy.relations:
+        for edges in toy.relations:
+            relation = edges.relation
             key, begin = relation.key, (0, *sample.edges[relation.key])[hop]
             targets = sample.target[key][begin : sample.edges[key][hop]]
-            degrees = np.diff(relation.indptr)[sample.ids[relation.destination]]
+            degrees = np.diff(edges.indptr)[sample.ids[relation.target]]
             wanted = [
                 local
-                for local in sorted(brought[relation.destination])
+                for local in sorted(brought[relation.target])
                 for _ in range(min(fanout, degrees[local]))
             ]
             assert targets.tolist() == wanted
@@ -156,17 +159,22 @@ def test_the_order_and_the_threads_of_the_batches_do_not_matter(toy):
     assert as_lists(again(seeds_of(5), seed=1, batch=5)) == alone[5]
 
 
-def test_memory_maps_are_read_as_arrays_are(toy, tmp_path):
+def test_what_lies_in_files_is_read_as_arrays_are(toy, tmp_path):
+    """And travels to other processes by its name."""
     relations = []
-    for relation in toy.relations:
+    for edges in toy.relations:
         mapped = {}
         for name in ("indptr", "indices"):
-            np.save(tmp_path / f"{relation.key}_{name}.npy", getattr(relation, name))
-            mapped[name] = np.load(tmp_path / f"{relation.key}_{name}.npy", mmap_mode="r")
-        relations.append(dataclasses.replace(relation, **mapped))
-    mapped = dataclasses.replace(toy, relations=relations)
-    which = {"seed": 0, "batch": 0}
-    assert as_lists(mapped(seeds_of(0), **which)) == as_lists(toy(seeds_of(0), **which))
+            path, array = tmp_path / f"{edges.relation.key}_{name}.npy", getattr(edges, name)
+            np.save(path, array)
+            mapped[name] = arrays.open_npy(path, array.shape, (array.dtype,))
+        relations.append(dataclasses.replace(edges, **mapped))
+    sampler = dataclasses.replace(toy, relations=relations)
+    pickled = pickle.dumps(sampler)
+    assert len(pickled) < 4000
+    wanted = as_lists(toy(seeds_of(0), seed=0, batch=0))
+    for found in (sampler, pickle.loads(pickled)):
+        assert as_lists(found(seeds_of(0), seed=0, batch=0)) == wanted
 
 
 def test_numbers_are_those_of_a_dictionary():
@@ -222,8 +230,11 @@ def changed(**fields):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"relations": changed(source="book")}, "book__cites__paper: the graph has no book nodes"),
-        ({"relations": changed(name="a__b")}, "'a__b' is no name"),
+        (
+            {"relations": changed(relation=Relation("book", "cites", "paper"))},
+            "book__cites__paper: the graph has no book nodes",
+        ),
+        ({"relations": changed(relation=Relation("paper", "a__b", "paper"))}, "'a__b' is no name"),
         ({"relations": changed(indptr=np.zeros(3, np.int32))}, "indptr is int32 .* of int64"),
         ({"relations": changed(indices=np.zeros((3, 1), np.int32))}, r"indices is .* \(3, 1\)"),
         ({"relations": changed(indices=np.zeros(6, np.int32)[::2])}, "give a contiguous vector"),

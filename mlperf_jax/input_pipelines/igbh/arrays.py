@@ -47,6 +47,10 @@ class Mapped:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """For `np.asarray`, which then copies nothing."""
+        return np.array(self.array, dtype, copy=copy) if dtype or copy else self.array
+
     def __reduce__(self) -> Any:
         return Mapped, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 

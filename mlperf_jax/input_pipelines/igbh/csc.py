@@ -30,6 +30,7 @@ from mlperf_jax.input_pipelines import building
 from mlperf_jax.input_pipelines.igbh import loops
 from mlperf_jax.input_pipelines.igbh.arrays import Mapped, create_npy, open_npy
 from mlperf_jax.input_pipelines.igbh.graph import Graph
+from mlperf_jax.input_pipelines.igbh.in_edges import InEdges
 from mlperf_jax.input_pipelines.igbh.sizes import CITES, Relation
 
 FOLDER = "csc"
@@ -38,33 +39,13 @@ _CHUNK = 1 << 22  # edges handled at once
 _AGAIN = "remove its folder, and build the edges again"
 
 
-@dataclasses.dataclass(frozen=True)
-class InEdges:
-    """The in-edges of a relation.
-
-    Attributes:
-        relation: from `source` to `target`.
-        indptr: int64 [N + 1].
-        indices: int32 [E], ids of nodes of the type `source`.
-    """
-
-    relation: Relation
-    indptr: Mapped
-    indices: Mapped
-
-    def of(self, node: int) -> np.ndarray:
-        """Where the edges begin that end at a node, int32 [degree]."""
-        first, last = self.indptr.array[node : node + 2]
-        return self.indices.array[first:last]
-
-
 def open_edges(graph: Graph) -> Mapping[Relation, InEdges]:
     """Opens the in-edges of all relations; headers, sizes and the ends of `indptr` are checked.
 
     Raises:
         UserError: some were not built, were built from other edges, or are cut short.
     """
-    missing = [r.folder for r in graph.size.relations if not _place(graph, r).exists()]
+    missing = [r.key for r in graph.size.relations if not _place(graph, r).exists()]
     if missing:
         raise UserError(
             f"{graph.folder / FOLDER} lacks {len(missing)} of {len(graph.size.relations)} relations, the first is "
@@ -110,7 +91,7 @@ def build(graph: Graph, say: Callable[[str], None] = print) -> Mapping[Relation,
                 left.append(relation)
         building.check_room(folder, sum(_most_bytes(graph, relation) for relation in left))
         for relation in left:
-            say(f"building {relation.folder}: {len(_edges(graph, relation)):,} edges")
+            say(f"building {relation.key}: {len(_edges(graph, relation)):,} edges")
             with building.unfinished(_place(graph, relation)) as part:
                 part.mkdir()
                 build_relation(graph, relation, part)
@@ -156,7 +137,7 @@ def build_relation(graph: Graph, relation: Relation, part: pathlib.Path) -> None
 
 
 def _place(graph: Graph, relation: Relation) -> pathlib.Path:
-    return graph.folder / FOLDER / relation.folder
+    return graph.folder / FOLDER / relation.key
 
 
 def _stored(graph: Graph, relation: Relation) -> Relation:

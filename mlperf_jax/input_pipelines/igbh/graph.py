@@ -91,7 +91,7 @@ def open_graph(
     place = folder / "processed"
     paths = {kind: place / kind / "node_feat.npy" for kind in size.nodes}
     labels = place / "paper" / _LABELS[classes]
-    edges = {r: place / r.folder / "edge_index.npy" for r in size.stored}
+    edges = {r: place / r.key / "edge_index.npy" for r in size.stored}
     wanted = [labels, *edges.values(), *(paths.values() if dtype == "float32" else ())]
     missing = [path for path in wanted if not path.is_file()]
     if missing:

@@ -26,63 +26,12 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.igbh import sampling_kernels as kernels
+from mlperf_jax.input_pipelines.igbh.arrays import Mapped
+from mlperf_jax.input_pipelines.igbh.in_edges import InEdges
+from mlperf_jax.input_pipelines.igbh.sizes import MOST_NODES
 
 FANOUTS = (15, 10, 5)  # from the seeds outwards; a list in DGL's order reads [5, 10, 15]
-_MOST_NODES = 2**31 - 1  # of a type: ids are int32
 _WORD = 2**64 - 1
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Relation:
-    """The edges of one kind, by destination (CSC); memory maps are read where they are needed.
-
-    Attributes:
-        source: type of node that they come from.
-        name: such as "cites"; it has no double underscore, and nor have the types.
-        destination: type of node that they lead to.
-        indptr: int64 [N + 1]; the in-edges of destination i are indptr[i] … indptr[i + 1] - 1.
-        indices: int32 or int64 [E], the source of each.
-    """
-
-    source: str
-    name: str
-    destination: str
-    indptr: np.ndarray
-    indices: np.ndarray
-
-    @property
-    def key(self) -> str:
-        """ "paper__cites__paper", as IGBH names the folder of the relation."""
-        return f"{self.source}__{self.name}__{self.destination}"
-
-    def check(self, nodes: Mapping[str, int]) -> None:
-        """Raises UserError where the arrays cannot be of a graph of so many nodes; reads two of their values."""
-        for part in (self.source, self.name, self.destination):
-            if "__" in part or not part:
-                raise UserError(f"relation {self.key}: {part!r} is no name: give one without '__'")
-        for node_type in (self.source, self.destination):
-            if node_type not in nodes:
-                raise UserError(
-                    f"relation {self.key}: the graph has no {node_type} nodes, only {', '.join(nodes)}"
-                )
-        wanted = {"indptr": ("int64",), "indices": ("int32", "int64")}
-        for name, dtypes in wanted.items():
-            array = getattr(self, name)
-            if array.dtype.name not in dtypes or array.ndim != 1 or not array.flags.c_contiguous:
-                raise UserError(
-                    f"relation {self.key}: {name} is {array.dtype} of shape {array.shape}; give a contiguous "
-                    f"vector of {' or '.join(dtypes)}"
-                )
-        if len(self.indptr) != nodes[self.destination] + 1:
-            raise UserError(
-                f"relation {self.key}: indptr has {len(self.indptr):,} values; {nodes[self.destination]:,} "
-                f"{self.destination} nodes take {nodes[self.destination] + 1:,}"
-            )
-        if self.indptr[0] != 0 or self.indptr[-1] != len(self.indices):
-            raise UserError(
-                f"relation {self.key}: indptr goes from {self.indptr[0]:,} to {self.indptr[-1]:,}; it goes from 0 "
-                f"to the {len(self.indices):,} edges of indices: build the two anew"
-            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,14 +71,15 @@ class Sampler:
     Raises:
         UserError: for arrays that are not those of such a graph, and fan-outs below 1.
 
+    >>> from mlperf_jax.input_pipelines.igbh.sizes import CITES
     >>> indptr, indices = np.array([0, 2, 3]), np.array([1, 1, 0], np.int32)
-    >>> graph = Sampler({"paper": 2}, (Relation("paper", "cites", "paper", indptr, indices),), fanouts=(5,))
+    >>> graph = Sampler({"paper": 2}, (InEdges(CITES, indptr, indices),), fanouts=(5,))
     >>> graph(np.array([1]), seed=0, batch=0).ids["paper"].tolist()
     [1, 0]
     """
 
     nodes: Mapping[str, int]
-    relations: Sequence[Relation]
+    relations: Sequence[InEdges]
     seed_type: str = "paper"
     fanouts: tuple[int, ...] = FANOUTS
 
@@ -141,15 +91,15 @@ class Sampler:
         if not self.fanouts or min(self.fanouts) < 1:
             raise UserError(f"fanouts are {self.fanouts}; give one for each hop, each at least 1")
         for node_type, count in self.nodes.items():
-            if not 0 <= count <= _MOST_NODES:
+            if not 0 <= count <= MOST_NODES:
                 raise UserError(
-                    f"{count:,} {node_type} nodes: a type has between 0 and {_MOST_NODES:,}"
+                    f"{count:,} {node_type} nodes: a type has between 0 and {MOST_NODES:,}"
                 )
-        keys = [relation.key for relation in self.relations]
-        for relation in self.relations:
-            relation.check(self.nodes)
-            if keys.count(relation.key) > 1:
-                raise UserError(f"relation {relation.key} is there twice: give each once")
+        keys = [edges.relation.key for edges in self.relations]
+        for edges, key in zip(self.relations, keys):
+            edges.check(self.nodes)
+            if keys.count(key) > 1:
+                raise UserError(f"relation {key} is there twice: give each once")
 
     def __call__(self, seeds: np.ndarray, *, seed: int, batch: int) -> Sample:
         """The sample of some seeds.
@@ -172,17 +122,18 @@ class Sampler:
                 f"batch {batch}: seed {values[counts > 1][0]} is there twice: give each {self.seed_type} once"
             )
         nodes = {node_type: [n.count] for node_type, n in numbers.items()}
-        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {r.key: [] for r in self.relations}
+        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {
+            edges.relation.key: [] for edges in self.relations
+        }
         for hop, fanout in enumerate(self.fanouts):
-            for place, relation in enumerate(self.relations):
-                begin = nodes[relation.destination][hop - 1] if hop else 0
-                frontier = numbers[relation.destination].ids[
-                    begin : nodes[relation.destination][hop]
-                ]
+            for place, edges in enumerate(self.relations):
+                relation = edges.relation
+                begin = nodes[relation.target][hop - 1] if hop else 0
+                frontier = numbers[relation.target].ids[begin : nodes[relation.target][hop]]
                 words = (np.uint64(part & _WORD) for part in (seed, batch, hop, place))
                 sources, targets, wrong = kernels.draw(
-                    _read_only(relation.indptr),
-                    _read_only(relation.indices),
+                    _read_only(edges.indptr),
+                    _read_only(edges.indices),
                     self.nodes[relation.source],
                     frontier,
                     begin,
@@ -190,7 +141,7 @@ class Sampler:
                     np.uint64(kernels.stream(*words)),
                 )
                 if wrong >= 0:
-                    raise UserError(self._damage(relation, int(frontier[wrong])))
+                    raise UserError(self._damage(edges, int(frontier[wrong])))
                 found[relation.key].append((numbers[relation.source].of(sources), targets))
             for node_type, counts in nodes.items():
                 counts.append(numbers[node_type].count)
@@ -218,15 +169,15 @@ class Sampler:
             )
         return np.array(seeds, np.int32, order="C")
 
-    def _damage(self, relation: Relation, node: int) -> str:
-        begin, end = (int(relation.indptr[node + i]) for i in (0, 1))
-        many = len(relation.indices)
+    def _damage(self, edges: InEdges, node: int) -> str:
+        relation, many = edges.relation, len(edges.indices)
+        begin, end = np.asarray(edges.indptr)[node : node + 2].tolist()
         if 0 <= begin <= end <= many:
             bad = f"come from a node that is none of {self.nodes[relation.source]:,} {relation.source} nodes"
         else:
             bad = f"are said to be {begin:,} to {end:,} of {many:,}"
         return (
-            f"relation {relation.key}: the in-edges of {relation.destination} {node} {bad}; "
+            f"relation {relation.key}: the in-edges of {relation.target} {node} {bad}; "
             "the arrays are damaged: build them anew"
         )
 
@@ -246,7 +197,7 @@ class _Numbers:
         return numbers
 
 
-def _read_only(array: np.ndarray) -> np.ndarray:
+def _read_only(array: Mapped | np.ndarray) -> np.ndarray:
     """A plain view that cannot be written: memory maps and arrays are then one type to the compiler."""
     view = np.asarray(array).view()
     view.flags.writeable = False

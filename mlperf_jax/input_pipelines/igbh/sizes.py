@@ -13,7 +13,7 @@ from mlperf_jax.errors import UserError, did_you_mean
 
 WIDTH = 1024  # of a node's features
 CLASSES = (2983, 19)  # of the two label files; the benchmark's first
-_MOST = 2**31 - 1  # nodes of a type whose ids are int32
+MOST_NODES = 2**31 - 1  # of a type: ids are int32
 
 
 class Relation(NamedTuple):
@@ -24,7 +24,8 @@ class Relation(NamedTuple):
     target: str
 
     @property
-    def folder(self) -> str:
+    def key(self) -> str:
+        """As its folder is named: "paper__cites__paper"."""
         return "__".join(self)
 
     @property
@@ -65,11 +66,11 @@ class Size:
     width: int = WIDTH
 
     def __post_init__(self) -> None:
-        large = [kind for kind, count in self.nodes.items() if not 0 < count <= _MOST]
+        large = [kind for kind, count in self.nodes.items() if not 0 < count <= MOST_NODES]
         if large:
             raise UserError(
                 f"size {self.name} has {self.nodes[large[0]]:,} nodes of type {large[0]}: ids are int32, between 1 "
-                f"and {_MOST:,} nodes are possible"
+                f"and {MOST_NODES:,} nodes are possible"
             )
         if not set(self.labelled) <= set(CLASSES):
             raise UserError(
