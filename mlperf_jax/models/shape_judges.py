@@ -66,7 +66,7 @@ class PatchDecoder(nnx.Module):
 
 
 class Convolution(nnx.Module):
-    """Three by three or more, stride 2, and a ReLU."""
+    """A square convolution of stride 2, and a ReLU: [B, S, S, C] -> [B, S / 2, S / 2, F]."""
 
     def __init__(self, size: int, inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs):
         shape = (size, size, inputs, outputs)

@@ -138,7 +138,7 @@ def labelled(
     marked = [False] * len(words) if wrong is None else wrong
     tiles = []
     for image, word, bad in zip(images, words, marked, strict=True):
-        tile = pillow().fromarray(to_bytes(np.asarray(image)), "RGB").resize((side, side))
+        tile = square(image, side)
         tiles.append(caption(framed(tile) if bad else tile, word, WRONG if bad else INK))
     return grid(tiles, columns=columns)
 
@@ -152,11 +152,13 @@ def captioned(
     (210, 151)
     """
     letters = max(1, side // 6)  # of a line
-    lines = [textwrap.wrap(text, letters)[:4] or [""] for text in captions]
+    lines = [
+        textwrap.wrap(text, letters, max_lines=4, placeholder=" ...") or [""] for text in captions
+    ]
     most = max(map(len, lines), default=1)
     tiles = []
     for image, words in zip(images, lines, strict=True):
-        tile = pillow().fromarray(to_bytes(np.asarray(image)), "RGB").resize((side, side))
+        tile = square(image, side)
         for line in (*words, *[""] * (most - len(words))):
             tile = caption(tile, line)
         tiles.append(tile)
@@ -164,6 +166,11 @@ def captioned(
 
 
 # -- parts -------------------------------------------------------------------------------------------
+
+
+def square(image: np.ndarray, side: int) -> Any:
+    """An image [S, S, 3], its values as of `to_bytes`, with so many pixels a side."""
+    return pillow().fromarray(to_bytes(np.asarray(image)), "RGB").resize((side, side))
 
 
 def overlay(plane: np.ndarray, mask: np.ndarray | None, side: int) -> Any:
