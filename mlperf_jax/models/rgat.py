@@ -23,13 +23,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.models.rgat_config import IGBH, Reach, Relation, RgatConfig
+from mlperf_jax.models.rgat_config import Reach, RgatConfig
 from mlperf_jax.ops import dense, torch_law
 from mlperf_jax.ops.dropout import dropped
 from mlperf_jax.ops.segments import segment_softmax, segment_sum
 from mlperf_jax.ops.shard import ROWS, shard
 
-__all__ = ["IGBH", "Edges", "Reach", "Relation", "Rgat", "RgatConfig", "Sample"]
+__all__ = ["Edges", "Reach", "Rgat", "RgatConfig", "Sample"]
 
 Nodes = Mapping[str, jax.Array]  # by type
 
@@ -172,7 +172,8 @@ class HeteroLayer(nnx.Module):
 class Rgat(nnx.Module):
     """A sample to logits of its seeds.
 
-    >>> config = RgatConfig(relations=(Relation("paper", "cites", "paper"),), layers=1)
+    >>> from mlperf_jax.input_pipelines.igbh.sizes import CITES
+    >>> config = RgatConfig(relations=(CITES,), layers=1)
     >>> edge = Edges(jnp.zeros([8], jnp.int32), jnp.zeros([8], jnp.int32), jnp.ones([8], bool))
     >>> sample = Sample(
     ...     {"paper": jnp.zeros([10, 1024], jnp.float16)},

@@ -9,42 +9,25 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Protocol, Self
 
 from mlperf_jax.errors import UserError, did_you_mean
 
 
-class Relation(NamedTuple):
-    """Edges of one kind: messages go from nodes of type `source` to nodes of type `target`."""
+class Relation(Protocol):
+    """Edges of one kind: messages go from nodes of type `source` to nodes of type `target`.
 
-    source: str
-    name: str
-    target: str
+    `key` is the relation as one word, as IGBH names its folders: "paper__cites__paper".
+    """
 
     @property
-    def key(self) -> str:
-        """The relation as one word, as IGBH names its folders.
+    def source(self) -> str: ...
 
-        >>> Relation("paper", "cites", "paper").key
-        'paper__cites__paper'
-        """
-        return "__".join(self)
+    @property
+    def target(self) -> str: ...
 
-
-# the reference's: five of IGBH's six both ways; `cites` holds both directions
-IGBH = (
-    Relation("paper", "cites", "paper"),
-    Relation("paper", "written_by", "author"),
-    Relation("author", "rev_written_by", "paper"),
-    Relation("author", "affiliated_to", "institute"),
-    Relation("institute", "rev_affiliated_to", "author"),
-    Relation("paper", "topic", "fos"),
-    Relation("fos", "rev_topic", "paper"),
-    Relation("paper", "published", "journal"),
-    Relation("journal", "rev_published", "paper"),
-    Relation("paper", "venue", "conference"),
-    Relation("conference", "rev_venue", "paper"),
-)
+    @property
+    def key(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +65,7 @@ class RgatConfig:
     """One R-GAT; the defaults are the benchmark's.
 
     Attributes:
-        relations: the graph's; the sizes of IGBH below `large` lack journals and conferences.
+        relations: the graph's, each of which has weights of its own in each layer.
         labelled: the type of the seeds.
         features: width of what is known of each node.
         layers: L.
@@ -93,7 +76,7 @@ class RgatConfig:
         score_slope: of the one around the scores.
     """
 
-    relations: tuple[Relation, ...] = IGBH
+    relations: tuple[Relation, ...]
     labelled: str = "paper"
     features: int = 1024
     layers: int = 3
@@ -177,7 +160,8 @@ class RgatConfig:
             edges: by relation's key, as of `Reach`.
             training: whether the backward pass counts.
 
-        >>> config = RgatConfig(relations=(Relation("paper", "cites", "paper"),), layers=1)
+        >>> from mlperf_jax.input_pipelines.igbh.sizes import CITES
+        >>> config = RgatConfig(relations=(CITES,), layers=1)
         >>> config.flops({"paper": (2, 10)}, {"paper__cites__paper": (20,)}, training=False)
         16625664.0
         """

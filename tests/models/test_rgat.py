@@ -14,12 +14,12 @@ from flax import nnx
 
 from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines.igbh.sizes import CITES, SIZES, STORED, Relation
 from mlperf_jax.models.rgat import (
     Attention,
     Edges,
     HeteroLayer,
     Reach,
-    Relation,
     Rgat,
     RgatConfig,
     Sample,
@@ -33,8 +33,8 @@ WHOLE = RgatConfig(
     **reference.SIZES,
     dropout=0.0,
 )
-CITES, BY, WROTE = (Relation("paper", "cites", "paper"), Relation("paper", "written_by", "author"),
-                    Relation("author", "rev_written_by", "paper"))  # fmt: skip
+BY = STORED[1]
+WROTE = BY.reversed
 SMALL = WHOLE.replace(relations=(CITES, BY, WROTE), layers=2)
 NOISY = SMALL.replace(dropout=0.5)
 
@@ -119,7 +119,7 @@ def computed(config, dtype, trim=True):
 
 
 def test_parameters_are_as_many_as_in_the_reference():
-    config = RgatConfig()
+    config = RgatConfig(relations=SIZES["full"].relations)
     tree = ParamTree.from_params(parts(config, jnp.bfloat16)[1])
     assert tree.count() == 13_115_303 == stored()["full size"]
     assert {leaf.dtype for leaf in tree.leaves} == {np.dtype("float32")}
