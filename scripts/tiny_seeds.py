@@ -36,7 +36,6 @@ from mlperf_jax.core import (
     mesh as meshes,
     preflight,
     run as runs,
-    starts,
     state as states,
 )
 from mlperf_jax.core.benchmark import Benchmark, Target
@@ -152,8 +151,7 @@ def start(benchmark: Benchmark, seed: int) -> list[Any]:
     benchmark = preflight.resolve_dtype(benchmark)
     folder = benchmarks.data_folder(benchmark, benchmarks.RunOptions())
     assembly = states.assemble(benchmark, meshes.make_mesh("data=1"))
-    state, given = assembly.create(seed), benchmark.start(folder)
-    state = starts.begin_from(state, given) if given else state
+    state = assembly.begun(seed, folder)
     return [(0, evaluation.Evaluator(assembly, seed, folder).quality(state, 1))]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mlperf_jax import benchmarks
-from mlperf_jax.core import mesh as meshes, starts, state, step
+from mlperf_jax.core import mesh as meshes, state, step
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance, log as logs, runs
 from mlperf_jax.testing import checks, runs as harness
@@ -154,9 +154,7 @@ def some_losses(assembly: Any, data_dir: str, *, batches: int, rounds: int) -> l
     placed = [jax.device_put(batch, sharding) for batch in itertools.islice(stream, batches)]
     stream.close()
     train, key = step.jit_train_step(assembly), jax.random.key(harness.SEED)
-    current, losses = assembly.create(harness.SEED), []
-    start = assembly.benchmark.start(data_dir)
-    current = current if start is None else starts.begin_from(current, start)
+    current, losses = assembly.begun(harness.SEED, data_dir), []
     with jax.set_mesh(assembly.mesh):
         for batch in placed * rounds:
             current, metrics = train(current, batch, key)

@@ -168,7 +168,7 @@ FEATURE_ROWS = np.random.default_rng(3).normal(size=(ROWS, FEATURES)).astype(np.
 
 @dataclass(frozen=True, kw_only=True)
 class Featured(Toy):
-    """A part of its inputs are rows of an untrained table, which the start reads."""
+    """A part of its inputs are rows of an untrained table, which are data."""
 
     rules = (("features/.*", jax.sharding.PartitionSpec(shard.ROWS)),)
 
@@ -176,14 +176,12 @@ class Featured(Toy):
         def init(key, shape, dtype):
             return (3 * jax.random.normal(key, shape)).astype(dtype)
 
-        features = Table(ROWS, FEATURES, init, None, dtype=jnp.float16)
+        reader = lambda index: FEATURE_ROWS[index]  # noqa: E731
+        features = Table(ROWS, FEATURES, init, None, dtype=jnp.float16, data=lambda _: reader)
         return {**super().tables(), "features": features}
 
     def lookups(self, batch):
         return {**super().lookups(batch), "features": batch["ids"]}
-
-    def start(self, data_dir):
-        return Start({"tables/features/rows": lambda index: FEATURE_ROWS[index]})
 
     def _with_features(self, batch):
         features = batch["rows"]["features"].astype(batch["x"].dtype)

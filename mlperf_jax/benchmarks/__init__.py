@@ -414,6 +414,7 @@ def data_folder(benchmark: Benchmark, options: RunOptions) -> str:
         try:
             benchmark.data().counts(folder)
             benchmark.start(folder)
+            benchmark.table_readers(folder)
         except UserError:
             build_data(benchmark, folder)
         return folder

@@ -50,6 +50,7 @@ def check(about: str, words: Sequence[str]) -> int:
 
     preflight.check_counts(benchmark, folder)
     start = benchmark.start(folder)
+    benchmark.table_readers(folder)
     judged = given.get("score") and benchmark.check_judges(folder, options.mesh)
     if judged:
         print(judged)

@@ -226,11 +226,21 @@ class Benchmark:
         """Tables looked up by row, and updated by row or never; none by default."""
         return {}
 
+    def table_readers(self, data_dir: str) -> Mapping[str, Reader]:
+        """What reads the rows of those tables that are data, by table.
+
+        Raises:
+            UserError: they are missing; no row is read here.
+        """
+        tables = self.tables().items()
+        return {name: table.data(data_dir) for name, table in tables if table.data is not None}
+
     def lookups(self, batch: Batch) -> Mapping[str, jax.Array]:
         """Ids [B, K] by table; the loss finds what was looked up in `batch["rows"][table]`.
 
-        Rows [B, K, width] of a plain table, in its own dtype. Of a store's table the ids count within their own tables,
-        in the store's order, and the loss finds the sums [B, T, width] of their bags.
+        Rows [B, K, width] of a plain table, in its own dtype, and of a table with a `RowStore`, where a negative id
+        gets zeros. Of a store of bags the ids count within their own tables, in the store's order, and the loss finds
+        the sums [B, T, width] of their bags.
         """
         raise NotImplementedError
 
@@ -290,6 +300,10 @@ class Benchmark:
         results, and is made when the first is due, after `run_start`, by the process that computes it.
         """
         return self.metric
+
+    def samples_in(self, batch: Mapping[str, np.ndarray]) -> int:
+        """Samples that an evaluation batch holds: a row each, unless the benchmark says otherwise."""
+        return int(batch["mask"].sum())
 
     def meets_targets(self, quality: Mapping[str, float]) -> bool:
         """Whether an evaluation meets all targets at once, which ends the run."""

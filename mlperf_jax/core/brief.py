@@ -33,6 +33,7 @@ def train_briefly(benchmark: Benchmark, data_dir: str, steps: int, seed: int = 0
     state = assembly.create(seed)
     if not steps:
         return state
+    state = assembly.with_data(state, data_dir)
     key = jax.random.key(seed)
     train = step.jit_train_step(assembly)
     sharding = meshes.batch_sharding(assembly.mesh)
@@ -57,11 +58,10 @@ def score_start(benchmark: Benchmark, options: RunOptions, data_dir: str) -> eva
     launch.use_compile_cache()
     assembly = states.assemble(preflight.resolve_dtype(benchmark), meshes.make_mesh(options.mesh))
     preflight.check_batches(assembly.benchmark, assembly.mesh)
-    start = benchmark.start(data_dir)
-    if start is None:
+    if benchmark.start(data_dir) is None:
         raise UserError(f"{benchmark.name} begins with random weights: there is nothing to score")
-    state = assembly.begin_from(assembly.create(seed=0), start)
-    quality = evaluation.Evaluator(assembly, 0, data_dir, options.threads).quality(state, 0)
+    evaluator = evaluation.Evaluator(assembly, 0, data_dir, options.threads)
+    quality = evaluator.quality(assembly.begun(0, data_dir), 0)
     wanted, name = benchmark.start_quality, benchmark.targets[0].name
     if wanted is None or benchmark.size == "tiny":
         return quality

@@ -151,6 +151,7 @@ class Loop:
         """Blocks of steps, each ended by an evaluation, until it is known how the run ends."""
         if self.standing.saved is None:
             self.run.begin_run()
+            self.state = self.run.assembly.with_data(self.state, self.run.data_dir)
             self.run.log_block_start(self.next_eval)
         ended = None
         while ended is None:

@@ -278,8 +278,9 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plann
     check_batches(benchmark, mesh)
     check_reading(benchmark, options, mesh)
     check_counts(benchmark, data_dir)
-    # missing weights are refused; of those that are there, nothing is read
+    # missing weights and tables are refused; of those that are there, nothing is read
     start = benchmark.start(data_dir)
+    benchmark.table_readers(data_dir)
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
     replaced = assembly.traced.program if given is not None and assembly.traced else None

@@ -40,8 +40,9 @@ from mlperf_jax.core.benchmark import Benchmark, Start
 from mlperf_jax.core.optimizer_argument import is_transformation
 from mlperf_jax.core.optimizer_trace import Traced
 from mlperf_jax.errors import UserError
-from mlperf_jax.ops import embedding, embedding_plan
+from mlperf_jax.ops import embedding, embedding_plan, row_store
 from mlperf_jax.ops.embedding_plan import Store
+from mlperf_jax.ops.row_store import RowStore
 from mlperf_jax.optimizers import clipping, tree as trees
 
 State = dict[str, Any]
@@ -110,6 +111,12 @@ class Assembly:
         # the untrained by the program that a resumed run makes them with: same bits
         return self.completed(self._made(self.kept, seed), seed)
 
+    def begun(self, seed: int, data_dir: str) -> State:
+        """The state before the first step: created, with its start weights and the rows that are data."""
+        state, start = self.create(seed), self.benchmark.start(data_dir)
+        state = state if start is None else self.begin_from(state, start)
+        return self.with_data(state, data_dir)
+
     @property
     def has_untrained(self) -> bool:
         """Whether there are frozen weights or untrained tables."""
@@ -132,6 +139,12 @@ class Assembly:
         if "ema" in self.abstract:
             return "ema"
         return "params" if self.eval_params is None else "evaluated"
+
+    def with_data(self, state: State, data_dir: str) -> State:
+        """The state with the rows of tables that are data in place of those that they began as."""
+        readers = self.benchmark.table_readers(data_dir)
+        weights = {f"tables/{name}/rows": reader for name, reader in readers.items()}
+        return starts.begin_from(state, Start(weights)) if weights else state
 
     def _untrained(self, state: Mapping[str, Any]) -> State:
         return {"frozen": state["frozen"], "tables": self._tables(state, trained=False)}
@@ -261,13 +274,17 @@ def _store_rules(benchmark: Benchmark, mesh: Mesh) -> meshes.Rules:
     """Sharding rules for the tables whose stores say where they live."""
     found = []
     for name, table in benchmark.tables().items():
-        if (store := table.store) is not None:
+        store, pattern = table.store, rf"{re.escape(name)}/.*"
+        if isinstance(store, RowStore):
+            row_store.check_mesh(store, mesh)
+            found.append((pattern, row_store.spec(store)))
+        elif store is not None:
             embedding.check_mesh(store, mesh)
 
             def spec(shape: tuple[int, ...], mesh: Mesh, store: Store = store) -> PartitionSpec:
                 return embedding.spec(store, len(shape))
 
-            found.append((rf"{re.escape(name)}/.*", spec))
+            found.append((pattern, spec))
     return found
 
 

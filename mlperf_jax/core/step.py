@@ -19,7 +19,8 @@ from mlperf_jax.core.gradients import gradients, loss_at
 from mlperf_jax.core.judges import Judges
 from mlperf_jax.core.terms import differences
 from mlperf_jax.errors import UserError
-from mlperf_jax.ops import embedding
+from mlperf_jax.ops import embedding, row_store
+from mlperf_jax.ops.row_store import RowStore
 from mlperf_jax.optimizers import tree as trees
 
 State = states.State
@@ -98,12 +99,17 @@ def _after_step(benchmark: Benchmark, stats: State) -> State:
 
 
 def look_up(assembly: states.Assembly, tables: State, ids: Ids) -> dict[str, jax.Array]:
-    """Rows [B, K, width] of plain tables, sums of bags [B, T, width] of a store's."""
+    """Rows [B, K, width] of tables, sums of bags [B, T, width] of those that have a store of bags."""
     specs = assembly.benchmark.tables() if ids else {}
     found = {}
     for name, at in ids.items():
         rows, store = tables[name]["rows"], specs[name].store
-        found[name] = rows[at] if store is None else embedding.pool(store, rows, at, assembly.mesh)
+        if store is None:
+            found[name] = rows[at]
+        elif isinstance(store, RowStore):
+            found[name] = row_store.take(store, rows, at, assembly.mesh)
+        else:
+            found[name] = embedding.pool(store, rows, at, assembly.mesh)
     return found
 
 
@@ -134,6 +140,7 @@ def _update_tables(assembly: states.Assembly, state: State, ids: Ids, row_grads:
         given, count = (table, ids[name], row_grads[name]), state["updates"]
         if store is None:
             return optimizer.update(*given, count)
+        assert not isinstance(store, RowStore)  # of untrained tables alone
         return embedding.update(store, *given, optimizer.step, count, assembly.mesh)
 
     return {name: updated(name, table) for name, table in state["tables"].items()}

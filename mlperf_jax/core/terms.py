@@ -18,6 +18,7 @@ import numpy as np
 from mlperf_jax.core.fields import Count, check_fields
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding_plan import Store
+from mlperf_jax.ops.row_store import RowStore
 from mlperf_jax.optimizers.rows import RowOptimizer
 from mlperf_jax.results import rules
 
@@ -143,7 +144,7 @@ class Table:
 
     An untrained table (features that belong to the data) has no gradient, optimizer or average, and is in
     no checkpoint and not in `parameters_sha256`: a run, its resumption, and whoever loads it make it by
-    `init` and then read what the start weights give as "tables/<name>/rows", each device its own part.
+    `init` and then read `data`, each device its own part.
 
     Attributes:
         rows, width: the table is [rows, width].
@@ -151,23 +152,34 @@ class Table:
         optimizer: a row optimizer of `mlperf_jax.optimizers.rows`; None: the table is not trained.
         dtype: of the rows of an untrained table (float16, int8 …), in which the loss gets them too; a
             trained one is kept in float32, or float64.
-        store: None, or the `mlperf_jax.ops.embedding_plan.Store` of bags whose tables share this array.
-            The loss then finds the sums [B, T, width] of the rows looked up and not the rows, which
-            leave the devices that hold them only as sums; the store says where the array lives.
+        store: None, or what says where the array lives. Of a trained table, the
+            `mlperf_jax.ops.embedding_plan.Store` of bags whose tables share this array: the loss then finds the
+            sums [B, T, width] of the rows looked up and not the rows, which leave the devices that hold them
+            only as sums. Of an untrained one, the `mlperf_jax.ops.row_store.RowStore` of its rows, which are
+            sent to the devices that look them up.
+        data: the data's folder -> what reads the rows of an untrained table, called when the clock runs (and
+            before, to refuse a folder that misses them); None where the start weights have them as
+            "tables/<name>/rows", or `init` does.
     """
 
     rows: int
     width: int
     init: Callable[..., jax.Array]
     optimizer: RowOptimizer | None
-    store: Store | None = None
+    store: Store | RowStore | None = None
     dtype: jax.typing.DTypeLike | None = None
+    data: Callable[[str], Reader] | None = None
 
     def __post_init__(self) -> None:
-        if self.optimizer is None and self.store is not None:
+        wanted = RowStore if self.optimizer is None else Store
+        if self.store is not None and not isinstance(self.store, wanted):
+            which = "without" if self.optimizer is None else "with"
             raise UserError(
-                "a table without an optimizer has no store, which sums rows: leave it out"
+                f"a table {which} an optimizer has a {wanted.__name__} for its store, not a "
+                f"{type(self.store).__name__}"
             )
+        if self.optimizer is not None and self.data is not None:
+            raise UserError("a table with an optimizer has no data: give its rows as start weights")
         if self.optimizer is not None and self.dtype is not None:
             raise UserError(
                 f"a table with an optimizer is kept in float32, not {jnp.dtype(self.dtype)}, which would "
@@ -179,7 +191,9 @@ class Table:
         """Trained weights: none of an untrained table, and not those that only fill up a store's bins."""
         if self.optimizer is None:
             return 0
-        return self.rows * self.width if self.store is None else self.store.parameters
+        if isinstance(self.store, Store):
+            return self.store.parameters
+        return self.rows * self.width
 
 
 @dataclass(frozen=True)

@@ -324,7 +324,9 @@ def with_untrained(
     """A restored state with its frozen weights and untrained tables: made anew, or read anew."""
     kept = trees.flatten_paths(state)
     state = assembly.completed(state, seed)
-    start = assembly.benchmark.start(data_dir) if assembly.has_untrained else None
+    if not assembly.has_untrained:
+        return state
+    state, start = assembly.with_data(state, data_dir), assembly.benchmark.start(data_dir)
     if start is None:
         return state
     weights = {

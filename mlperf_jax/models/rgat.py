@@ -14,7 +14,7 @@ B seeds · K classes · ... none, or one axis of samples, each with nodes of its
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -110,6 +110,10 @@ class Attention(nnx.Module):
           [..., M, D] in at least f32; 0 for a target without in-edges.
         """
         shape = self.source[...].shape
+        if edges.source.shape[-1] < sources.shape[-2]:  # then fewer rows are projected, one an edge
+            at, here = jnp.where(edges.real, edges.source, 0), jnp.arange(edges.source.shape[-1])
+            sources = _per_sample(_rows, at)(sources, at)
+            edges = edges._replace(source=jnp.broadcast_to(here, at.shape))
         z = self.project(sources)
         z = z.reshape(*z.shape[:-1], *shape)  # [..., N, H, C]
         wide = jnp.promote_types(z.dtype, jnp.float32)
@@ -121,8 +125,7 @@ class Attention(nnx.Module):
         of_targets = jnp.matmul(targets, columns.astype(z.dtype), preferred_element_type=wide)
         # the backward pass gathers anew what is as long as there are edges: XLA counts 9 % fewer bytes accessed
         sums = jax.checkpoint(functools.partial(_messages, slope=self.slope))
-        for _ in edges.source.shape[:-1]:
-            sums = jax.vmap(sums)
+        sums = _per_sample(sums, edges.source)
         out = sums(z, of_sources, of_targets, edges)  # [..., M, H, C]
         return out.reshape(*out.shape[:-2], -1)
 
@@ -316,6 +319,13 @@ def _messages(
     weights = segment_softmax(scores, edges.target, count, real=real, ascending=True)
     values = weights[..., None] * _rows(z, source)  # [E, H, C]
     return segment_sum(values, edges.target, count, ascending=True)  # padding weighs 0
+
+
+def _per_sample(function: Callable[..., jax.Array], index: jax.Array) -> Callable[..., jax.Array]:
+    """A function of one sample's arrays as one of all that `index` [..., E] is of."""
+    for _ in index.shape[:-1]:
+        function = jax.vmap(function)
+    return function
 
 
 def _rows(values: jax.Array, index: jax.Array) -> jax.Array:

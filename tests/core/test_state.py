@@ -149,7 +149,11 @@ def test_a_table_is_read_by_parts_in_place_of_what_it_began_as():
             {"optimizer": rows.sgd(1.0), "dtype": jnp.float16},
             "in float32, not float16.*leave dtype",
         ),
-        ({"optimizer": None, "store": True}, "without an optimizer has no store"),
+        ({"optimizer": None, "store": True}, "without an optimizer has a RowStore.*not a Store"),
+        (
+            {"optimizer": rows.sgd(1.0), "data": lambda folder: None},
+            "has no data: give its rows as",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_is_refused(given, sentence):

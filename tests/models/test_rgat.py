@@ -213,8 +213,9 @@ def test_a_hand_graph_is_that_of_a_plain_loop(x64):
     assert found["author"].shape == (2, 6) and (found["author"] == 0).all()
 
 
+@pytest.mark.parametrize("spare", [0, 20])  # with so many more rows than edges, edges are projected
 @pytest.mark.parametrize("bipartite", [False, True])
-def test_a_layer_is_that_of_pyg(bipartite, x64):
+def test_a_layer_is_that_of_pyg(bipartite, spare, x64):
     one, name = reference.alone(bipartite), f"alone {bipartite}"
     graph, shapes = modules.abstract(lambda: Attention(6, WHOLE, jnp.float64, rngs=nnx.Rngs(0)))
     params = filled(shapes, np.float64, f"{name} ")
@@ -232,7 +233,10 @@ def test_a_layer_is_that_of_pyg(bipartite, x64):
 
         return jax.grad(f, has_aux=True)(params)
 
-    slopes, out = run(params, *(one[end].astype(float) for end in ("sources", "targets")))
+    sources, targets = (one[end].astype(float) for end in ("sources", "targets"))
+    assert len(sources) <= len(order)
+    sources = np.concatenate([sources, np.ones((spare, sources.shape[1]))])
+    slopes, out = run(params, sources, targets)
     np.testing.assert_allclose(out, stored()[name], atol=1e-12)
     agree(flatten_paths(slopes), {n.removeprefix(f"{name} "): v for n, v in
                                   told(f"{name} gradients").items()}, f"{name} ")  # fmt: skip
