@@ -2,6 +2,8 @@
 
     python scripts/bench_sampling.py --cores 1             # half a minute, 1 GB of memory
     python scripts/bench_sampling.py --cores 1 --stamps    # how nodes get their numbers, two ways; 3 GB
+    python scripts/bench_sampling.py --shape --papers 16000000 --seeds 512    # 5 minutes, 12 GB
+    python scripts/bench_sampling.py --shape --planted --seeds 32
 
 The graph has IGBH's 11 relations, its types in the full size's proportions, and edges by power laws: cited papers,
 prolific authors, popular topics. Mean degrees are guesses, as no counts are published by relation; together they
@@ -10,11 +12,14 @@ many others in two threads; then it measures a shape on 24 batches and pads 24 o
 whole sooner, so a seed brings fewer new nodes than of IGBH. With `--cores 1` the two threads take turns.
 The second times the numbering alone, on all ids that some batches of 512 come upon, spread over as many authors as IGBH
 has: by the hash table that the sampler makes for each batch, and by a stamp for each of them that is never cleared.
+The last two print the room and the means that input_pipelines/igbh/rooms.py and planted.py state; the small types then
+have as many nodes as in the full graph.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import tempfile
 from collections.abc import Callable
 
 import measuring
@@ -24,11 +29,12 @@ import measuring
 import numba
 import numpy as np
 
-from mlperf_jax.input_pipelines.igbh import sampling_kernels as kernels
+from mlperf_jax.input_pipelines.igbh import csc, planted, sampling_kernels as kernels
+from mlperf_jax.input_pipelines.igbh.graph import open_graph
 from mlperf_jax.input_pipelines.igbh.in_edges import InEdges
 from mlperf_jax.input_pipelines.igbh.sampling import Sample, Sampler
-from mlperf_jax.input_pipelines.igbh.sampling_shape import measured, pad
-from mlperf_jax.input_pipelines.igbh.sizes import Relation
+from mlperf_jax.input_pipelines.igbh.sampling_shape import mean_of, measured, pad
+from mlperf_jax.input_pipelines.igbh.sizes import SIZES, Relation
 
 SEEDS, MANY = 512, 4096
 AUTHORS = 277_220_883
@@ -67,10 +73,15 @@ def by_destination(sources: np.ndarray, destinations: np.ndarray, n: int):
     return indptr, indices
 
 
-def graph(papers: int) -> Sampler:
-    """11 relations; `cites` in both directions with each self loop twice, as IGBH's."""
+def graph(papers: int, *, small: bool = False) -> Sampler:
+    """11 relations; `cites` in both directions with each self loop twice, as IGBH's.
+
+    With `small` the small types have as many nodes as in the full graph: samples see all of them otherwise.
+    """
     rng = np.random.default_rng(0)
     nodes = {node_type: max(2, round(papers * share)) for node_type, share in SHARE.items()}
+    if small:
+        nodes |= {kind: n for kind, n in SIZES["full"].nodes.items() if n < 1e6}
     names = {node_type: rng.permutation(n).astype(np.int32) for node_type, n in nodes.items()}
 
     def end(node_type: str, count: int, steepness: float) -> np.ndarray:
@@ -203,12 +214,45 @@ def bench_stamps(papers: int, rounds: int) -> None:
     measuring.report(spent, "stamps", "an id", total)
 
 
+# -- shapes --------------------------------------------------------------------------------------
+
+
+def print_shape(sampler: Sampler, seeds: int, count: int) -> None:
+    """Room and mean of some samples, as Python."""
+    count = min(count, sampler.nodes["paper"] // seeds)
+    found = batches(sampler, seeds, seeds * count, seed=1)()
+    for name, shape in (("ROOMS", measured(found)), ("MEANS", mean_of(found))):
+        print(f"{name} = {{({seeds}, {sampler.fanouts}): Shape(")
+        for counts in (shape.nodes, shape.edges):
+            print("    {")
+            for key, numbers in counts.items():
+                print(f'        "{key}": ({", ".join(f"{n:_}" for n in numbers)}),')
+            print("    },")
+        print(")}")
+
+
+def planted_sampler() -> Sampler:
+    with tempfile.TemporaryDirectory() as folder:
+        planted.write(folder)
+        opened = open_graph(folder, planted.SIZE, classes=planted.COMMUNITIES)
+        built = csc.build(opened, lambda text: None).values()
+        edges = [InEdges(e.relation, np.array(e.indptr), np.array(e.indices)) for e in built]
+    return Sampler(planted.SIZE.nodes, edges, fanouts=planted.FANOUTS)
+
+
 def main() -> None:
     parser = measuring.parser(__doc__, rounds=7, seconds=None)
     parser.add_argument("--papers", type=int, default=2_000_000)
     parser.add_argument("--stamps", action="store_true", help="time the numbering alone, two ways")
+    parser.add_argument("--shape", action="store_true", help="print room and means of samples")
+    parser.add_argument("--planted", action="store_true", help="of the tiny run's graph")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     options = parser.parse_args()
     print(measuring.header())
+    if options.shape:
+        sampler = planted_sampler() if options.planted else graph(options.papers, small=True)
+        print_shape(sampler, options.seeds, 400 if options.planted else 48)
+        return
     (bench_stamps if options.stamps else bench)(options.papers, options.rounds)
 
 

@@ -160,6 +160,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"{config.stash[REASON]}: {selection.summary(chosen, selection.measured())}"]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks at the groups in its own hook of this name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what was not chosen; keeps together what shares fixtures.
 

@@ -59,6 +59,7 @@ _BENCHMARKS = {
     "bert": "bert:Bert",
     "dlrm_dcnv2": "dlrm_dcnv2:DlrmDcnV2",
     "stable_diffusion": "stable_diffusion:StableDiffusion",
+    "rgat": "rgat:RGat",
 }
 
 

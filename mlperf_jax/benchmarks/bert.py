@@ -58,7 +58,7 @@ class Bert(Benchmark):
 
     name = "bert"
     ruleset = "5.0.0"  # last round that ran it
-    metric = metrics.MaskedAccuracy()
+    metric = metrics.WeightedAccuracy("mlm_accuracy")
     rules = bert.RULES
     parameters = 336_226_108
     start_quality = 0.34085

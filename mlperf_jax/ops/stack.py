@@ -61,7 +61,7 @@ class Stack(nnx.Module):
         if n < 1:
             raise UserError(f"stack: {n} layers; give at least 1")
         remat_policy(remat)
-        self.layers = _make_stacked(make_layer, n, rngs)
+        self.layers = stacked(make_layer, n, rngs=rngs)
         self.n = n
         self.remat = remat
 
@@ -117,7 +117,12 @@ def remat_policy(remat: Remat) -> Callable[..., Any] | None:
     return _POLICIES[remat]
 
 
-def _make_stacked(make_layer: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs):
+def stacked(make_layer: Callable[[nnx.Rngs], nnx.Module], n: int, *, rngs: nnx.Rngs) -> Any:
+    """n modules of equal structure as one whose arrays have a leading axis, to be kept as an attribute `layers`.
+
+    Arguments as of `Stack`, which applies them one after the other; parts that lie beside each other, such as the
+    relations of a graph, take their arrays apart themselves.
+    """
     layers = nnx.vmap(make_layer)(rngs.split(n))
     if jax.tree.leaves(nnx.state(layers, nnx.RngState)):
         raise TypeError(

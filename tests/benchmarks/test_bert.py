@@ -13,7 +13,7 @@ from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.bert import Bert
 from mlperf_jax.core import brief, mesh as meshes, preflight, state as states
 from mlperf_jax.errors import UserError
-from mlperf_jax.metrics import MaskedAccuracy
+from mlperf_jax.metrics import WeightedAccuracy
 from mlperf_jax.models import bert_huggingface
 from mlperf_jax.optimizers import ParamTree
 from mlperf_jax.results import compliance, keys, rules
@@ -219,10 +219,13 @@ def test_quality_is_over_all_masked_tokens_of_all_sequences() -> None:
     batch = oracle_batch()
     batch = {k: v if v is None else jnp.concatenate([v, v[:1]]) for k, v in batch.items()}
     outputs = Bert().predict(Oracle(logits, None), batch, None)
-    sums = MaskedAccuracy().sums(outputs, jnp.array([True, True, False]))
-    assert MaskedAccuracy().result(sums) == {"mlm_accuracy": pytest.approx(2 / 3)}
-    with pytest.raises(UserError, match="no token of the evaluation data is masked"):
-        MaskedAccuracy().result({"hits": 0.0, "weight": 0.0})
+    assert Bert.metric == WeightedAccuracy("mlm_accuracy")
+    sums = Bert.metric.sums(outputs, jnp.array([True, True, False]))
+    assert Bert.metric.result(sums) == {"mlm_accuracy": pytest.approx(2 / 3)}
+    with pytest.raises(
+        UserError, match="mlm_accuracy: nothing in the evaluation data is asked for"
+    ):
+        Bert.metric.result({"hits": 0.0, "weight": 0.0})
 
 
 def test_lamb_leaves_biases_and_norms_out_of_decay_and_trust() -> None:

@@ -16,7 +16,6 @@ from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.igbh.sizes import CITES, SIZES, STORED, Relation
 from mlperf_jax.models.rgat import (
-    Attention,
     Edges,
     HeteroLayer,
     Reach,
@@ -59,14 +58,31 @@ def told(name):
 
 
 def parameters(config, dtype=np.float32):
-    return filled(parts(config, dtype)[1], dtype)
+    return filled(parts(config, dtype)[1], config, dtype)
 
 
-def filled(shapes, dtype, start=""):
-    """The script's weights as a nested dict of ours."""
+def filled(shapes, config, dtype, start=""):
+    """The script's weights, a relation each, as a nested dict of ours, where they are stacked."""
+
+    def array(path, shape):
+        before, stack, rest = path.partition("layers/")
+        if not stack:
+            return reference.weight(start + path, shape)
+        names = [f"{start}{before}relations/{r.key}/{rest}" for r in config.relations]
+        return np.stack([reference.weight(name, shape[1:]) for name in names])
+
     flat = flatten_paths(shapes).items()
-    arrays = {name: reference.weight(start + name, x.shape).astype(dtype) for name, x in flat}
-    return unflatten(arrays, shapes)
+    return unflatten({path: array(path, x.shape).astype(dtype) for path, x in flat}, shapes)
+
+
+def apart(params, config):
+    """The arrays of ours by the script's names."""
+    found = {}
+    for path, array in flatten_paths(params).items():
+        before, stack, rest = path.partition("layers/")
+        names = [f"{before}relations/{r.key}/{rest}" for r in config.relations] if stack else [path]
+        found |= dict(zip(names, array if stack else [array], strict=True))
+    return found
 
 
 @functools.cache
@@ -137,7 +153,7 @@ def test_parameters_are_as_many_as_in_the_reference():
 def test_initial_weights_lie_within_their_bounds():
     config = RgatConfig(relations=(CITES,), features=256, layers=1, classes=300)
     flat = flatten_paths(jax.jit(lambda: states.split(build(config))[1]["params"])())
-    start = "hetero/0/relations/paper__cites__paper/"
+    start = "hetero/0/layers/"
     wanted = {
         start + "project/kernel": math.sqrt(6 / (256 + 512)),
         start + "source": math.sqrt(6 / (4 + 128)),
@@ -146,7 +162,7 @@ def test_initial_weights_lie_within_their_bounds():
         "head/kernel": 1 / math.sqrt(512),
         "head/bias": 1 / math.sqrt(512),
     }
-    assert flat.keys() == wanted.keys()
+    assert flat.keys() == wanted.keys() and flat[start + "project/kernel"].shape == (1, 256, 512)
     for name, bound in wanted.items():
         assert 0.97 * bound <= np.abs(flat[name]).max() <= bound, name
         assert abs(flat[name].std() - bound / math.sqrt(3)) <= 0.05 * bound, name
@@ -188,7 +204,7 @@ def test_a_hand_graph_is_that_of_a_plain_loop(x64):
     """Four papers and two authors: in-edges none, single, doubled; `written_by` has padding only."""
     draw = np.random.RandomState(0)
     graph, shapes = modules.abstract(lambda: HeteroLayer(6, SMALL, jnp.float64, rngs=nnx.Rngs(0)))
-    params = filled(shapes, np.float64)
+    params = filled(shapes, SMALL, np.float64)
     h = {"paper": draw.standard_normal((4, 6)), "author": draw.standard_normal((2, 6))}
     lists = {
         CITES: [(0, 0, 1), (3, 0, 1), (3, 0, 1), (1, 2, 1), (2, 2, 0)],
@@ -205,7 +221,7 @@ def test_a_hand_graph_is_that_of_a_plain_loop(x64):
     found, paper, biases = compiled(run)(params), 0, 0
     for relation in (CITES, WROTE):
         pairs = [(s, t) for s, t, real in lists[relation] if real]
-        weights = params["relations"][relation.key]
+        weights = jax.tree.map(lambda x: x[SMALL.relations.index(relation)], params["layers"])  # noqa: B023
         paper += plain_gat(h[relation.source], h["paper"], pairs, weights)
         biases += weights["bias"]
     np.testing.assert_allclose(found["paper"], paper, atol=1e-14)
@@ -217,8 +233,12 @@ def test_a_hand_graph_is_that_of_a_plain_loop(x64):
 @pytest.mark.parametrize("bipartite", [False, True])
 def test_a_layer_is_that_of_pyg(bipartite, spare, x64):
     one, name = reference.alone(bipartite), f"alone {bipartite}"
-    graph, shapes = modules.abstract(lambda: Attention(6, WHOLE, jnp.float64, rngs=nnx.Rngs(0)))
-    params = filled(shapes, np.float64, f"{name} ")
+    config = SMALL.replace(relations=(BY, WROTE))
+    graph, shapes = modules.abstract(lambda: HeteroLayer(6, config, jnp.float64, rngs=nnx.Rngs(0)))
+    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes["layers"])
+    weights = filled(own, config, np.float64, f"{name} ")
+    nothing = Edges(*(np.zeros(0, kind) for kind in (np.int32, np.int32, bool)))
+    present = {WROTE.key: jnp.array(True), BY.key: jnp.array(False)}
     source, target = one["edges"].astype(np.int32)
     order = np.argsort(target, kind="stable")
     edges = Edges(source[order], target[order], np.ones(16, bool))
@@ -227,8 +247,11 @@ def test_a_layer_is_that_of_pyg(bipartite, spare, x64):
     @compiled
     def run(params, sources, targets):
         def f(params):
-            attention = states.merge(graph, params, {}, {})
-            out = attention(sources, targets, edges) + attention.bias[...]
+            both = jax.tree.map(lambda x: jnp.stack([jnp.zeros_like(x), x]), params)
+            layer = states.merge(graph, {"layers": both}, {}, {})
+            rows = {"paper": len(targets), "author": 0}
+            h = {"paper": targets, "author": sources}
+            out = layer(h, rows, {WROTE.key: edges, BY.key: nothing}, present)["paper"]
             return jnp.sum(out * probe), out
 
         return jax.grad(f, has_aux=True)(params)
@@ -236,7 +259,7 @@ def test_a_layer_is_that_of_pyg(bipartite, spare, x64):
     sources, targets = (one[end].astype(float) for end in ("sources", "targets"))
     assert len(sources) <= len(order)
     sources = np.concatenate([sources, np.ones((spare, sources.shape[1]))])
-    slopes, out = run(params, sources, targets)
+    slopes, out = run(weights, sources, targets)
     np.testing.assert_allclose(out, stored()[name], atol=1e-12)
     agree(flatten_paths(slopes), {n.removeprefix(f"{name} "): v for n, v in
                                   told(f"{name} gradients").items()}, f"{name} ")  # fmt: skip
@@ -290,13 +313,13 @@ def test_logits_are_those_of_pyg(x64):
 
 def test_gradients_are_those_of_pyg(x64):
     for i in range(3):
-        agree(flatten_paths(trained()[0][i][2]), told(f"gradients {i}"))
+        agree(apart(trained()[0][i][2], WHOLE), told(f"gradients {i}"))
 
 
 def test_thirty_steps_are_those_of_pyg(x64):
     found, params = trained()
     np.testing.assert_allclose([loss for loss, *_ in found], stored()["losses"], rtol=1e-10)
-    agree(flatten_paths(params), told("trained"), off=1e-8)  # thirty steps of rounding
+    agree(apart(params, WHOLE), told("trained"), off=1e-8)  # thirty steps of rounding
 
 
 def test_what_no_seed_can_see_gets_no_gradient(x64):
@@ -305,7 +328,7 @@ def test_what_no_seed_can_see_gets_no_gradient(x64):
     absent = reference.ABSENT
     assert absent[1] == "" and absent[0].endswith("paper")
     for i in (0, 1):
-        for name, slope in flatten_paths(trained()[0][i][2]).items():
+        for name, slope in apart(trained()[0][i][2], WHOLE).items():
             if name.startswith("hetero") and name.endswith(("kernel", "bias")):
                 layer, key = name.split("/")[1:4:2]
                 if key == absent[i] or key.endswith(blind[layer]):
@@ -318,9 +341,9 @@ def test_what_no_seed_can_see_gets_no_gradient(x64):
 
 
 def test_trimming_changes_nothing(x64):
-    """With dropout, whose masks do not depend on what follows. Sums of products may round their last bit."""
-    params, sample, key = parameters(NOISY, np.float64), given(0, NOISY), jax.random.key(3)
-    trimmed, whole = (computed(NOISY, jnp.float64, t)(params, sample, key) for t in (True, False))
+    """Sums of products may round their last bit."""
+    params, sample = parameters(WHOLE, np.float64), given(0, WHOLE)
+    trimmed, whole = (computed(WHOLE, jnp.float64, t)(params, sample) for t in (True, False))
     np.testing.assert_allclose(trimmed, whole, rtol=1e-14, atol=1e-14)
 
 

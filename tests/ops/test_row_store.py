@@ -1,6 +1,7 @@
 """Rows spread over a mesh by their numbers: every id has one place, and gets its own row on any mesh."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def test_a_part_is_read_by_itself(parts):
         return table[first:last]
 
     edges = np.linspace(0, store.rows, parts + 1).astype(int)
-    found = [store.read((slice(a, b), slice(1, 3)), rows) for a, b in zip(edges, edges[1:])]
+    found = [store.read((slice(a, b), slice(1, 3)), rows) for a, b in itertools.pairwise(edges)]
     np.testing.assert_array_equal(np.concatenate(found), whole(store)[:, 1:3])
     assert sum(n for n in asked if n > 1) <= store.count and max(asked) <= store.block
 

@@ -1,1 +1,5 @@
-"""IGBH, the graph of the R-GAT benchmark: its folders, its in-edges, the split of its papers, and its neighbour sampler."""
+"""IGBH, and a planted graph in its place."""
+
+from mlperf_jax.input_pipelines.igbh.data_set import Igbh
+
+__all__ = ["Igbh"]

@@ -54,6 +54,22 @@ class Mapped:
     def __reduce__(self) -> Any:
         return Mapped, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Rows first..last, in memory of their own: quicker than the map where all of them are wanted.
+
+        Raises:
+            UserError: the file has gone or was cut since it was opened.
+        """
+        if self.fortran:
+            return np.array(self.array[first:last])
+        row = math.prod(self.shape[1:])
+        at = self.offset + first * row * self.dtype.itemsize
+        try:
+            found = np.fromfile(self.path, self.dtype, (last - first) * row, offset=at)
+            return found.reshape(last - first, *self.shape[1:])
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path} cannot be read ({error}); fetch it again") from error
+
     @functools.cached_property
     def array(self) -> np.ndarray:
         """The array itself, read-only.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -75,6 +76,29 @@ class Shape:
         """B."""
         return self.nodes[self.seed_type][0]
 
+    def times(self, factor: float, multiple: int = 8) -> Shape:
+        """So many times the room, rounded up to a multiple, for the same number of seeds."""
+
+        def more(count: float) -> int:
+            return multiple * math.ceil(factor * count / multiple)
+
+        nodes = {t: (first, *map(more, rest)) for t, (first, *rest) in self.nodes.items()}
+        return Shape(nodes, {key: tuple(map(more, counts)) for key, counts in self.edges.items()})
+
+    def share_of(self, other: Shape) -> float:
+        """The largest share that one of the numbers is of the other shape's; infinity beyond what that has none of.
+
+        >>> small = Shape({"a": (8, 40)}, {"a__to__a": (30,)})
+        >>> small.share_of(small.times(2)), small.times(2).share_of(small)
+        (0.5, 2.0)
+        """
+        pairs = [
+            *((counts[1:], other.nodes[name][1:]) for name, counts in self.nodes.items()),
+            *((counts, other.edges[name]) for name, counts in self.edges.items()),
+        ]
+        numbers = [pair for mine, theirs in pairs for pair in zip(mine, theirs, strict=True)]
+        return max((a / b if b else math.inf for a, b in numbers if a), default=0.0)
+
 
 def ends(key: str) -> tuple[str, str]:
     """The types that the edges of a relation come from and lead to.
@@ -116,6 +140,19 @@ def measured(samples: Iterable[Sample], deviations: float = 6.0, multiple: int =
         )  # [samples, H], of each hop alone
         edges[key] = tuple(np.cumsum(_above(found, deviations, multiple)).tolist())
     return Shape(nodes, edges)
+
+
+def mean_of(samples: Iterable[Sample]) -> Shape:
+    """What samples of equally many seeds hold on average, to the nearest whole number."""
+    counts = [(sample.nodes, sample.edges) for sample in samples]
+
+    def mean(which: int, name: str) -> tuple[int, ...]:
+        return tuple(np.mean([c[which][name] for c in counts], 0).round().astype(int).tolist())
+
+    return Shape(
+        {name: mean(0, name) for name in counts[0][0]},
+        {name: mean(1, name) for name in counts[0][1]},
+    )
 
 
 def _above(found: np.ndarray, deviations: float, multiple: int) -> np.ndarray:

@@ -1,0 +1,154 @@
+"""IGBH, the graph of 547 million nodes: samples of its neighbourhoods, and the features of its nodes.
+
+The folder is the organisers', read where it lies. Beside it a build puts what the rules let be made beforehand: the
+in-edges by destination (csc.py), and the features in fewer bytes (features.py).
+Reference: mlcommons/training, retired_benchmarks/rgat.
+
+Shape legend: N nodes of a type, W width of a feature, S seeds of a sample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterator
+
+from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines import pipeline, records
+from mlperf_jax.input_pipelines.igbh import csc, features, planted, sampling_shape, split
+from mlperf_jax.input_pipelines.igbh.arrays import Mapped
+from mlperf_jax.input_pipelines.igbh.graph import Graph, check_replaced, open_graph, read_labels
+from mlperf_jax.input_pipelines.igbh.rows import Papers, Rows
+from mlperf_jax.input_pipelines.igbh.sampling import FANOUTS, Sample, Sampler
+from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape
+from mlperf_jax.input_pipelines.igbh.sizes import CLASSES, Size
+
+_CHECKED = 24  # samples that a check draws
+
+
+@dataclasses.dataclass(frozen=True)
+class Igbh:
+    """The data set: every method takes the folder that holds `<size>/processed`.
+
+    Attributes:
+        size: of the graph.
+        shape: room for the sample of S seeds.
+        batch_size: seeds of a training batch.
+        classes: of the labels.
+        fanouts: in-edges of a node under a relation at most, from the seeds outwards.
+        feature_dtype: of the features: "float32" as handed out, "float16" or "float8_e4m3fn".
+        tiny: the planted graph.
+    """
+
+    size: Size
+    shape: Shape
+    batch_size: int
+    classes: int = CLASSES[0]
+    fanouts: tuple[int, ...] = FANOUTS
+    feature_dtype: str = "float8_e4m3fn"
+    tiny: bool = False
+
+    def graph(self, folder: records.Folder) -> Graph:
+        """The graph, opened; its in-edges and copies of features must have been built.
+
+        Raises:
+            UserError: files are missing, cut short or others, or were not built.
+        """
+        place = records.mapped(folder)
+        if self.tiny and not os.path.exists(f"{place}/{self.size.name}"):
+            raise UserError(records.missing_tiny("planted graph", "rgat", str(folder)))
+        opened = open_graph(place, self.size, classes=self.classes, dtype=self.feature_dtype)
+        csc.open_edges(opened)
+        return opened
+
+    def features(self, folder: records.Folder, kind: str) -> Mapped:
+        """The features of a type, [N, W]; raises as `graph`."""
+        return self.graph(folder).features[kind]
+
+    def train(self, folder: records.Folder) -> pipeline.Split:
+        """Training's batches; an epoch's last one is short, and its rows without a seed are padding. Raises as `graph`."""
+        rows = self._rows(folder, self.batch_size)
+        return pipeline.training(rows, plan=rows.plan())
+
+    def validation(self, folder: records.Folder) -> pipeline.Split:
+        """The papers that validate, in the order of the split; raises as `graph`."""
+        return pipeline.evaluation(self._rows(folder, None))
+
+    def _rows(self, folder: records.Folder, batch_size: int | None) -> Rows:
+        opened = self.graph(folder)
+        counts = split.sizes(opened.labelled)
+        return Rows(Papers(opened), self._sampler(opened), self.shape, counts, batch_size)
+
+    def _sampler(self, opened: Graph) -> Sampler:
+        edges = tuple(csc.open_edges(opened).values())
+        return Sampler(opened.size.nodes, edges, fanouts=self.fanouts)
+
+    def counts(self, folder: records.Folder) -> dict[str, int]:
+        """Papers that train and that validate; raises as `graph`."""
+        return dict(zip(("train", "validation"), split.sizes(self.graph(folder).labelled)))
+
+    def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
+        """Builds the in-edges, and the features' copies; what is there is kept.
+
+        Args:
+            folder: holds `<size>/processed`, or gets a link to it.
+            source: the folder that holds it, where that is another one.
+
+        Raises:
+            UserError: files are missing, damaged or others, or there is no room on the disk.
+        """
+        place = records.mapped(folder)
+        if self.tiny:
+            planted.write(place)
+        elif source is not None:
+            self._link(pathlib.Path(place), pathlib.Path(records.mapped(source)))
+        say = (lambda text: None) if self.tiny else functools.partial(print, flush=True)
+        handed_out = open_graph(place, self.size, classes=self.classes)
+        csc.build(handed_out, say)
+        if self.feature_dtype != "float32":
+            features.write_copies(handed_out.folder, handed_out.features, self.feature_dtype, say)
+
+    def _link(self, folder: pathlib.Path, source: pathlib.Path) -> None:
+        link, target = (place / self.size.name / "processed" for place in (folder, source))
+        if link.exists() or not target.exists():
+            return  # what is missing is said when it is opened
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target.absolute(), target_is_directory=True)
+
+    def check(self, folder: records.Folder) -> list[str]:
+        """Reads all labels and some of the features that were once bad, and draws samples.
+
+        Returns:
+            A report, line by line; what begins with "problem:" needs mending.
+        """
+        opened = self.graph(folder)
+        report = [f"{opened.folder}: {sum(opened.size.nodes.values()):,} nodes"]
+        for relation, edges in csc.open_edges(opened).items():
+            report.append(f"{relation.key}: {len(edges.indices):,} edges")
+        try:
+            read_labels(opened)
+            check_replaced(opened)
+            report += self._room(opened)
+        except UserError as error:
+            report.append(f"problem: {error}")
+        return report
+
+    def _room(self, opened: Graph) -> list[str]:
+        """How much of its room a sample takes."""
+        seeds, sampler = self.shape.seeds, self._sampler(opened)
+        papers = split.papers(opened.labelled)[0]
+
+        def samples() -> Iterator[Sample]:
+            for i in range(min(_CHECKED, len(papers) // seeds)):
+                yield sampler(papers[i * seeds : (i + 1) * seeds], seed=0, batch=i)
+
+        need = sampling_shape.measured(samples())
+        share = need.share_of(self.shape)
+        said = f"samples of {seeds} seeds need {share:.3f} of the room that the recipe has for them"
+        if share > 1:
+            return [
+                f"warning: {said}: give room={share:.2f} times what it is, or some edges are dropped"
+            ]
+        return [said]

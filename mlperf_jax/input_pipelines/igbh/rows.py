@@ -1,0 +1,137 @@
+"""Rows of batches: a sample of some seeds each, in arrays of one shape.
+
+A batch is the next seeds of an endless order that holds each once an epoch; the last of an epoch is short. Its rows
+take so many seeds each, the first ones as many as there are. Row r of the stream is a function of the run's seed and
+of r, whoever makes it.
+
+Shape legend: B seeds of a batch, R rows of it, S seeds of a row, n nodes of a type and e edges of a relation that a
+shape has room for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import numpy as np
+
+from mlperf_jax.input_pipelines.igbh import graph as graphs, sampling_shape, split
+from mlperf_jax.input_pipelines.igbh.graph import Graph
+from mlperf_jax.input_pipelines.igbh.sampling import Sampler
+from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape
+from mlperf_jax.input_pipelines.orders import BatchPlan, Latest, Planned
+from mlperf_jax.input_pipelines.shuffling import shuffled
+from mlperf_jax.input_pipelines.sources import Batch
+
+NOBODY = -1  # in place of a node's number, or of a label
+_EVALUATION = 2**63  # the sampler's seed there: no run's
+
+
+class Papers:
+    """The classes of the papers, and which of them train and validate; read when they are first asked for."""
+
+    def __init__(self, graph: Graph):
+        self._graph = graph
+        self._labels: Latest[int, np.ndarray] = Latest(self._read)
+        self._split: Latest[int, tuple[np.ndarray, np.ndarray]] = Latest(split.papers)
+
+    def _read(self, _: int) -> np.ndarray:
+        return graphs.read_labels(self._graph)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int16, by paper."""
+        return self._labels[0]
+
+    def of(self, which: str) -> np.ndarray:
+        """Those that train, or of the "validation", int32."""
+        return self._split[self._graph.labelled][which == "validation"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of one split, by their number.
+
+    Attributes:
+        papers: the labelled ones.
+        sampler: of the graph.
+        shape: S and the room for what their sample holds.
+        batch_size: B of training; None for the validation's, row after row.
+        seed: of the run.
+    """
+
+    papers: Papers
+    sampler: Sampler
+    shape: Shape
+    counts: tuple[int, int]
+    batch_size: int | None = None
+    seed: int = 0
+
+    def for_seed(self, seed: int) -> Rows:
+        return dataclasses.replace(self, seed=seed)
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        assert self.batch_size is not None
+        return -(-self.batch_size // self.shape.seeds)
+
+    def __len__(self) -> int:
+        return sys.maxsize if self.batch_size else -(-self.counts[1] // self.shape.seeds)
+
+    def ready(self) -> None:
+        """Works out the split, which needs no more than how many papers have labels."""
+        self.papers.of("train")
+
+    def plan(self) -> BatchPlan:
+        """Training's: rows are numbered from batch to batch; those without a seed are padding."""
+        return BatchPlan((self.rows,), self._planned, per_epoch=1)
+
+    def _planned(self, seed: int, number: int) -> Planned:
+        rows = np.arange(number * self.rows, (number + 1) * self.rows)
+        filled = [self._span(row)[0] < self._span(row)[1] for row in rows.tolist()]
+        return [(0, np.where(filled, rows, -1))]
+
+    def _span(self, row: int) -> tuple[int, int]:
+        """First and last position of a training row in the endless order of the papers."""
+        assert self.batch_size is not None
+        train, _ = self.counts
+        number, row = divmod(row, self.rows)
+        epoch, batch = divmod(number, -(-train // self.batch_size))
+        first = batch * self.batch_size + row * self.shape.seeds
+        last = min(first + self.shape.seeds, (batch + 1) * self.batch_size, train)
+        return epoch * train + first, epoch * train + last
+
+    def seeds(self, row: int) -> np.ndarray:
+        """The papers of a row, at most S."""
+        if self.batch_size is None:
+            size = self.shape.seeds
+            return self.papers.of("validation")[row * size : (row + 1) * size]
+        first, last = self._span(row)
+        return self.papers.of("train")[shuffled(np.arange(first, last), self.counts[0], self.seed)]
+
+    def __getitem__(self, row: int) -> Batch:
+        """One row.
+
+        Returns:
+            "labels" int32 [S], -1 where there is no seed; "dropped", int32, nodes and edges that found no room;
+            "ids/<type>" int32 [n], -1 where there is no node; of each relation "source/<key>" and "target/<key>"
+            int32 [e], local numbers, and "real/<key>" bool [e].
+        """
+        seeds = self.seeds(row)
+        word = self.seed if self.batch_size else _EVALUATION
+        sample = self.sampler(seeds, seed=word, batch=row)
+        padded, dropped = sampling_shape.pad(sample, self.shape)
+        labels = np.full(self.shape.seeds, NOBODY, np.int32)
+        labels[: len(seeds)] = self.papers.labels[seeds]
+        found: Batch = {"labels": labels, "dropped": np.array(dropped.total, np.int32)}
+        for kind, ids in padded.ids.items():
+            found[f"ids/{kind}"] = np.where(padded.node_mask[kind], ids, NOBODY)
+        for key in padded.source:
+            found[f"source/{key}"] = padded.source[key]
+            found[f"target/{key}"] = padded.target[key]
+            found[f"real/{key}"] = padded.edge_mask[key]
+        return found
+
+    def describe(self, row: int) -> str:
+        return f"the sample of seeds {', '.join(map(str, self.seeds(row)[:3].tolist()))} …"
