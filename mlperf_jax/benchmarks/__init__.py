@@ -410,12 +410,14 @@ def data_folder(benchmark: Benchmark, options: RunOptions) -> str:
     Raises:
         UserError: a full benchmark without `data_dir`.
     """
+    from mlperf_jax.core.starts import table_readers
+
     if not needs_folder(benchmark):
         folder = options.data_dir or default_tiny_folder()
         try:
             benchmark.data().counts(folder)
             benchmark.start(folder)
-            benchmark.table_readers(folder)
+            table_readers(benchmark, folder)
         except UserError:
             build_data(benchmark, folder)
         return folder

@@ -253,7 +253,7 @@ class RGat(Benchmark):
             train_samples=48_000,
             eval_samples=400,
             batch_size=256,
-            base_lr=0.01,
+            base_lr=0.003,
             sample_limit=48_000,
             targets=(Target("accuracy", at_least=0.7),),
         )

@@ -46,11 +46,11 @@ def check(about: str, words: Sequence[str]) -> int:
     if problems:
         more = f" (and {len(problems) - 1} more above)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0].removeprefix('problem: ')}{more}")
-    from mlperf_jax.core import brief, preflight
+    from mlperf_jax.core import brief, preflight, starts
 
     preflight.check_counts(benchmark, folder)
     start = benchmark.start(folder)
-    benchmark.table_readers(folder)
+    starts.table_readers(benchmark, folder)
     judged = given.get("score") and benchmark.check_judges(folder, options.mesh)
     if judged:
         print(judged)

@@ -58,6 +58,10 @@ if TYPE_CHECKING:
     from mlperf_jax.optimizers.tree import ParamTree
 
 
+# what a run's configuration says besides fields
+_OF_THE_RUN = {*"benchmark division optimizer optimizer_changes transform code".split()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """Base of every benchmark: common fields, and a default for what most need not state.
@@ -79,8 +83,7 @@ class Benchmark:
     own_code: ClassVar[str] = ""
     # what its start weights score before any training, by the first target's metric; None: nobody says
     start_quality: ClassVar[float | None] = None
-    # samples of a picture when nobody says how many
-    pictured: ClassVar[int] = 6
+    pictured: ClassVar[int] = 6  # samples of a picture when nobody says how many
     # training records that a core makes a second at full size, the least measured; None: nobody has
     records_per_core: ClassVar[int | None] = None
 
@@ -182,7 +185,7 @@ class Benchmark:
         raise NotImplementedError
 
     def eval_example(self) -> Example | tuple[Example, ...]:
-        """As `example`, of evaluation's batches, where they are not of training's shape."""
+        """As `example`, of evaluation's batches."""
         return self.example()
 
     def buckets(self) -> tuple[Bucket, ...]:
@@ -223,24 +226,14 @@ class Benchmark:
         return stats
 
     def tables(self) -> Mapping[str, Table]:
-        """Tables looked up by row, and updated by row or never; none by default."""
+        """Tables looked up by row, and updated by row or never."""
         return {}
-
-    def table_readers(self, data_dir: str) -> Mapping[str, Reader]:
-        """What reads the rows of those tables that are data, by table.
-
-        Raises:
-            UserError: they are missing; no row is read here.
-        """
-        tables = self.tables().items()
-        return {name: table.data(data_dir) for name, table in tables if table.data is not None}
 
     def lookups(self, batch: Batch) -> Mapping[str, jax.Array]:
         """Ids [B, K] by table; the loss finds what was looked up in `batch["rows"][table]`.
 
-        Rows [B, K, width] of a plain table, in its own dtype, and of a table with a `RowStore`, where a negative id
-        gets zeros. Of a store of bags the ids count within their own tables, in the store's order, and the loss finds
-        the sums [B, T, width] of their bags.
+        Rows [B, K, width] in the table's own dtype; of a `RowStore` a negative id gets zeros. Of a store of bags the ids
+        count within their own tables, in the store's order, and the loss finds the sums [B, T, width] of their bags.
         """
         raise NotImplementedError
 
@@ -302,7 +295,7 @@ class Benchmark:
         return self.metric
 
     def samples_in(self, batch: Mapping[str, np.ndarray]) -> int:
-        """Samples that an evaluation batch holds: a row each, unless the benchmark says otherwise."""
+        """Samples that an evaluation batch holds: one a row by default."""
         return int(batch["mask"].sum())
 
     def meets_targets(self, quality: Mapping[str, float]) -> bool:
@@ -342,7 +335,7 @@ class Benchmark:
     # -- data ----------------------------------------------------------------------------------
 
     def data(self) -> DataSet:
-        """The data set of this configuration; tiny has its own."""
+        """The data set of this configuration."""
         raise NotImplementedError
 
     def capacities(self) -> Mapping[str, int]:
@@ -490,14 +483,7 @@ class Benchmark:
             UserError: it is of a version that has other fields.
         """
         mine = {field.name for field in dataclasses.fields(cls)}
-        theirs = config.keys() - {
-            "benchmark",
-            "division",
-            "optimizer",
-            "optimizer_changes",
-            "transform",
-            "code",
-        }
+        theirs = config.keys() - _OF_THE_RUN
         if mine != theirs:
             differ = (("has", sorted(theirs - mine)), ("lacks", sorted(mine - theirs)))
             said = " and ".join(f"it {verb} {', '.join(names)}" for verb, names in differ if names)

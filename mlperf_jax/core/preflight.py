@@ -21,6 +21,7 @@ from mlperf_jax.core import (
     optimizer_trace,
     processes,
     python_file,
+    starts,
     state as states,
 )
 from mlperf_jax.core.benchmark import Benchmark
@@ -280,7 +281,7 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plann
     check_counts(benchmark, data_dir)
     # missing weights and tables are refused; of those that are there, nothing is read
     start = benchmark.start(data_dir)
-    benchmark.table_readers(data_dir)
+    starts.table_readers(benchmark, data_dir)
     assembly = states.assemble(benchmark, mesh, optimizer)
     assembly.check_room()
     replaced = assembly.traced.program if given is not None and assembly.traced else None

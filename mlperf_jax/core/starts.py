@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.tree_util import KeyPath
 
+from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.terms import Reader, Shape, Start
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
@@ -63,6 +64,16 @@ def begin_from(
     if start.moments:
         state["opt"] = set_moments(state["opt"], start.moments)
     return state
+
+
+def table_readers(benchmark: Benchmark, data_dir: str) -> Mapping[str, Reader]:
+    """What reads the rows of those tables that are data, by table.
+
+    Raises:
+        UserError: they are missing; no row is read here.
+    """
+    tables = benchmark.tables().items()
+    return {name: table.data(data_dir) for name, table in tables if table.data is not None}
 
 
 def read_leaf(path: str, leaf: jax.Array | Shape, source: Source) -> jax.Array:

@@ -93,17 +93,23 @@ class Assembly:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def check_room(self) -> None:
-        """Nothing, if the embedding tables that are spread over the mesh fit its devices."""
-        tables = self.benchmark.tables().values()
-        stored = [(t.store, t.optimizer, t.width) for t in tables if t.store and t.optimizer]
-        room = _memory(self.mesh)
-        if not stored or room is None:
+        """Nothing, if the tables that are spread over the mesh fit its devices."""
+        tables, room = self.benchmark.tables().values(), _memory(self.mesh)
+        if room is None:
             return
-        stores = [store for store, _, _ in stored]
-        _, optimizer, width = stored[0]
-        itemsize = 8 if self.benchmark.dtype == "float64" else 4
-        row = round(width * itemsize * (1 + optimizer.accumulators))
-        embedding_plan.check_fit(stores, row, embedding.devices_of(self.mesh), room)
+        devices = embedding.devices_of(self.mesh)
+        rows = [
+            (table.store, table.width * jnp.dtype(table.dtype or jnp.float32).itemsize)
+            for table in tables
+            if isinstance(table.store, RowStore)
+        ]
+        row_store.check_fit(rows, devices, room)
+        bags = [(t.store, t.optimizer, t.width) for t in tables if isinstance(t.store, Store)]
+        if bags:
+            _, optimizer, width = bags[0]
+            itemsize = 8 if self.benchmark.dtype == "float64" else 4
+            row = round(width * itemsize * (1 + optimizer.accumulators if optimizer else 1))
+            embedding_plan.check_fit([store for store, *_ in bags], row, devices, room)
 
     def create(self, seed: int) -> State:
         """The initial state, each leaf created on the devices that hold it."""
@@ -142,7 +148,7 @@ class Assembly:
 
     def with_data(self, state: State, data_dir: str) -> State:
         """The state with the rows of tables that are data in place of those that they began as."""
-        readers = self.benchmark.table_readers(data_dir)
+        readers = starts.table_readers(self.benchmark, data_dir)
         weights = {f"tables/{name}/rows": reader for name, reader in readers.items()}
         return starts.begin_from(state, Start(weights)) if weights else state
 

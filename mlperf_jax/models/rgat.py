@@ -400,7 +400,7 @@ def _weighed(
     z: jax.Array, of_sources: jax.Array, of_targets: jax.Array, edges: Edges, *, slope: float
 ) -> jax.Array:
     """Projected sources [n, D] and scores [n, H], [S, H] -> sums [S, D] in the scores' dtype."""
-    count, heads = of_targets.shape
+    count = len(of_targets)
     scores = of_targets.at[edges.target].get(mode="clip", indices_are_sorted=True)  # [E, H]
     scores = jax.nn.leaky_relu(scores + _rows(of_sources, edges.source), slope)
     weights = segment_softmax(scores, edges.target, count, real=edges.real, ascending=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -28,6 +28,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.embedding import SPARE, devices_of
+from mlperf_jax.ops.embedding_plan import GIB
 from mlperf_jax.ops.hints import rarely
 from mlperf_jax.ops.shard import ROWS
 
@@ -123,6 +124,30 @@ def check_mesh(store: RowStore, mesh: Mesh) -> None:
             f"the rows of a table are dealt to {store.bins} bins, which {devices} devices do not divide: use a "
             "number of devices that does, or another number of bins"
         )
+
+
+def check_fit(stores: Sequence[tuple[RowStore, int]], devices: int, room: float) -> None:
+    """Nothing, if one of so many devices has room (bytes) for its part of stores, each with the bytes of a row.
+
+    Raises:
+        UserError: it has not; says how many devices would.
+    """
+
+    def needed(devices: int) -> int:
+        return sum(store.rows // min(store.bins, devices) * size for store, size in stores)
+
+    if needed(devices) <= room:
+        return
+    most = max(store.bins for store, _ in stores)
+    enough = next(
+        (n for n in range(devices + 1, most + 1) if most % n == 0 and needed(n) <= room), 0
+    )
+    advice = f"{enough} such devices would do" if enough else "no number of such devices would do"
+    raise UserError(
+        f"tables of {sum(s.count * size for s, size in stores) / GIB:,.2f} GiB do not fit: "
+        f"{needed(devices) / GIB:,.2f} GiB on each of {devices} device(s) with {room / GIB:,.2f} GiB of memory; "
+        f"{advice}, or give their rows fewer bytes"
+    )
 
 
 def take(store: RowStore, table: jax.Array, ids: jax.Array, mesh: Mesh | None = None) -> jax.Array:

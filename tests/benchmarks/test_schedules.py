@@ -16,6 +16,9 @@ RECIPES = [
 ]
 
 
+CONSTANT = ("dlrm_dcnv2", "rgat")
+
+
 def logged(recipe) -> tuple[float, int, float, int | None]:
     """Of a recipe's log: base rate, the count at which it has it first, the last rate and its first count."""
     log, epoch = dict(recipe.optimizer_log()), recipe.epoch_steps
@@ -44,7 +47,7 @@ def logged(recipe) -> tuple[float, int, float, int | None]:
 
 # of bert the warm-up ends on the decay, below the base rate: see test_bert.py
 @pytest.mark.parametrize(
-    "recipe", [p for p in RECIPES if p.values[0].name not in ("dlrm_dcnv2", "bert")]
+    "recipe", [p for p in RECIPES if p.values[0].name not in ("bert", *CONSTANT)]
 )
 def test_the_log_tells_of_the_schedule_that_runs(recipe) -> None:
     base, warm, last, end = logged(recipe)
@@ -60,12 +63,12 @@ def test_the_log_tells_of_the_schedule_that_runs(recipe) -> None:
             assert rate(end - 1) > rate(end)
 
 
-@pytest.mark.parametrize("recipe", [p for p in RECIPES if p.values[0].name == "dlrm_dcnv2"])
+@pytest.mark.parametrize("recipe", [p for p in RECIPES if p.values[0].name in CONSTANT])
 def test_a_constant_rate_is_logged_as_one(recipe) -> None:
     log = recipe.optimizer_log()
     assert not hasattr(recipe, "learning_rate")
     assert log["opt_base_learning_rate"] == recipe.base_lr
-    assert {value for key, value in log.items() if "warmup" in key or "decay" in key} == {0}
+    assert {value for key, value in log.items() if "warmup" in key or "decay" in key} <= {0}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -482,10 +482,8 @@ def test_samples_that_do_not_fit_are_refused():
         ),
     ):
         refused(Sample(wrong, edges, reach), message)
-    refused(
-        with_edges(sample, BY.key, real=edges[BY.key].real[1:]),
-        "real of 'paper__written_by__author'",
-    )
+    less = with_edges(sample, BY.key, real=edges[BY.key].real[1:])
+    refused(less, "real of 'paper__written_by__author'")
     for nodes, message in (
         ({"paper": reach.nodes["paper"]}, "nothing of nodes of 'author'"),
         ({**reach.nodes, "author": (0, 11)}, "given for 2 hops; 2 layers need 3"),

@@ -130,3 +130,17 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="dealt to 6 bins, which 4 devices do not divide"):
         row_store.check_mesh(RowStore(100, 6), meshes.make_mesh("data=4"))
     row_store.check_mesh(RowStore(100), meshes.make_mesh("data=4"))
+
+
+def test_what_does_not_fit_the_memory_is_told():
+    stores = [(RowStore(64 * 2**20, 16), 1024), (RowStore(2**10), 1024)]  # 64 GiB and 1 MiB
+    row_store.check_fit(stores, 4, 17 * 2**30)
+    row_store.check_fit([], 1, 0)
+    with pytest.raises(
+        UserError, match=r"64.00 GiB do not fit: 32.00 .* on each of 2 .*; 4 such devices would"
+    ):
+        row_store.check_fit(stores, 2, 17 * 2**30)
+    with pytest.raises(
+        UserError, match="no number of such devices would do, or give their rows fewer"
+    ):
+        row_store.check_fit(stores, 2, 2**30)
