@@ -49,7 +49,7 @@ def open_edges(graph: Graph) -> Mapping[Relation, InEdges]:
     if missing:
         raise UserError(
             f"{graph.folder / FOLDER} lacks {len(missing)} of {len(graph.size.relations)} relations, the first is "
-            f"{missing[0]}: build the edges"
+            f"{missing[0]}: build them with mlperf-jax data build rgat --data-dir DIR"
         )
     return {relation: _open(graph, relation) for relation in graph.size.relations}
 

@@ -144,7 +144,7 @@ class Igbh:
             for i in range(min(_CHECKED, len(papers) // seeds)):
                 yield sampler(papers[i * seeds : (i + 1) * seeds], seed=0, batch=i)
 
-        need = sampling_shape.measured(samples())
+        need = sampling_shape.measured(samples(), multiple=1)
         share = need.share_of(self.shape)
         said = f"samples of {seeds} seeds need {share:.3f} of the room that the recipe has for them"
         if share > 1:
