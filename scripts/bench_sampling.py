@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import measuring
 
@@ -73,15 +73,17 @@ def by_destination(sources: np.ndarray, destinations: np.ndarray, n: int):
     return indptr, indices
 
 
-def graph(papers: int, *, small: bool = False) -> Sampler:
-    """11 relations; `cites` in both directions with each self loop twice, as IGBH's.
-
-    With `small` the small types have as many nodes as in the full graph: samples see all of them otherwise.
-    """
-    rng = np.random.default_rng(0)
+def scaled(papers: int, *, small: bool = False) -> dict[str, int]:
+    """Nodes by type in the full graph's proportions; with `small` the small types have as many as there."""
     nodes = {node_type: max(2, round(papers * share)) for node_type, share in SHARE.items()}
-    if small:
+    if small:  # samples see all of them otherwise
         nodes |= {kind: n for kind, n in SIZES["full"].nodes.items() if n < 1e6}
+    return nodes
+
+
+def graph(nodes: Mapping[str, int]) -> Sampler:
+    """The relations between these types, up to 11; `cites` in both directions, each self loop twice, as IGBH's."""
+    rng = np.random.default_rng(0)
     names = {node_type: rng.permutation(n).astype(np.int32) for node_type, n in nodes.items()}
 
     def end(node_type: str, count: int, steepness: float) -> np.ndarray:
@@ -90,6 +92,8 @@ def graph(papers: int, *, small: bool = False) -> Sampler:
 
     relations = []
     for source, name, to, degree, *steepness in EDGES:
+        if not {source, to} <= set(nodes):
+            continue
         relation, count = Relation(source, name, to), round(nodes[source] * degree)
         a, b = (end(t, count, s) for t, s in zip((source, to), steepness))
         if source == to:
@@ -119,7 +123,7 @@ def nodes(samples: list[Sample]) -> int:
 
 def bench(papers: int, rounds: int) -> None:
     begin = measuring.processor_seconds()
-    sampler = graph(papers)
+    sampler = graph(scaled(papers))
     many = sum(len(edges.indices) for edges in sampler.relations)
     print(
         f"{papers:,} papers, {many:,} edges in 11 relations; built in "
@@ -196,7 +200,7 @@ def bench_stamps(papers: int, rounds: int) -> None:
     apart = AUTHORS // papers
     found = [
         np.concatenate([s.ids[key.split("__")[0]][sources] for key, sources in s.source.items()])
-        for s in batches(graph(papers), SEEDS, 8 * SEEDS)()
+        for s in batches(graph(scaled(papers)), SEEDS, 8 * SEEDS)()
     ]
     found = [np.minimum(ids, papers - 1) * np.int32(apart) for ids in found]
     stamps = np.zeros(AUTHORS, np.int32)
@@ -250,7 +254,9 @@ def main() -> None:
     options = parser.parse_args()
     print(measuring.header())
     if options.shape:
-        sampler = planted_sampler() if options.planted else graph(options.papers, small=True)
+        sampler = (
+            planted_sampler() if options.planted else graph(scaled(options.papers, small=True))
+        )
         print_shape(sampler, options.seeds, 400 if options.planted else 48)
         return
     (bench_stamps if options.stamps else bench)(options.papers, options.rounds)
