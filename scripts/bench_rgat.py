@@ -95,7 +95,7 @@ class Generated(RGat):
         counts = self.train_samples, self.eval_samples
         papers: Any = Labelled(self.train_samples, self.classes)
         sampler = made(self.small).sampler
-        return Rows(papers, sampler, self.shape(), counts, self.batch_size)
+        return Rows(papers, sampler, self.shape(), counts, self.batch_size, self.bins())
 
 
 class Labelled:
@@ -160,8 +160,10 @@ class Twin:
         torch, size = self.torch, self.given.size_of_graph
         number, ids = {}, {}
         for kind in size.nodes:
-            there = batch[f"ids/{kind}"] >= 0  # [R, n]
-            number[kind] = np.cumsum(there).reshape(there.shape) - 1
+            there = batch[f"ids/{kind}"] >= 0  # [R, n], in each row the first ones
+            before = np.cumsum(there.sum(1)) - there.sum(1)
+            local = np.arange(there.shape[1])[None]
+            number[kind] = before[:, None] + batch.get(f"place/{kind}", local)
             ids[kind] = torch.from_numpy(batch[f"ids/{kind}"][there]).long().to(self.device)
         self.ids, self.edges = ids, {}
         for relation in size.relations:

@@ -2,6 +2,7 @@
 
 python scripts/tiny_seeds.py                    # every benchmark: an hour and more on two cores
 python scripts/tiny_seeds.py resnet gpt3        # these, added to what is kept of the others
+python scripts/tiny_seeds.py --kinds untrained blind -- resnet    # these alone, put into the row that is there
 python scripts/tiny_seeds.py --table            # no runs: the table of what is kept
 
 A whole run does not end with its target but with its last allowed sample, so that it shows how far beyond its
@@ -45,6 +46,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "tiny_targets.md"
 KEPT = pathlib.Path(tempfile.gettempdir()) / "tiny_seeds.jsonl"
 SEEDS = (*range(18), 20261122, 2**32 - 1)
+KINDS = ("whole", "ended", "untrained", "blind")
 
 TEXT = """# Tiny targets
 
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--whole", type=int, help="how many of the seeds; default: all")
     parser.add_argument("--blind", type=int, default=2, help="how many; default: %(default)s")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="default: all")
     parser.add_argument("--kept", type=pathlib.Path, default=KEPT, help="default: %(default)s")
     parser.add_argument("--table", action="store_true", help="of what is kept, without runs")
     given = parser.parse_args()
@@ -88,7 +91,7 @@ def main() -> None:
                 pool.submit(measure, name, given).result()
     standing = TABLE.read_text().splitlines() if TABLE.exists() else []
     rows = {
-        name: list(table_rows(name, given.kept)) or of_before(name, standing)
+        name: list(table_rows(name, given.kept)) or of_before(name, standing, given.kept)
         for name in benchmarks.names()
     }
     missing = ", ".join(name for name, found in rows.items() if not found)
@@ -118,7 +121,7 @@ def measure(name: str, given: argparse.Namespace) -> None:
     jobs += [("ended", seed) for seed in seeds[whole:] if seed not in there["whole"]]
     jobs += [("blind", seed) for seed in seeds[: given.blind] if len(benchmark.example()) > 1]
     jobs += [("untrained", seed) for seed in seeds]
-    for kind, seed in (job for job in jobs if job[1] not in there[job[0]]):
+    for kind, seed in (j for j in jobs if j[1] not in there[j[0]] and j[0] in given.kinds):
         begin = time.monotonic()
         found = start(benchmark, seed) if kind == "untrained" else trained(benchmark, seed, kind)
         about = {"config": key(benchmark, kind), "kind": kind, "seed": seed, "commit": commit}
@@ -142,7 +145,7 @@ def mine(benchmark: Benchmark, kept: pathlib.Path) -> dict[str, list[dict[str, A
         kind: [
             line for line in lines if (line["kind"], line["config"]) == (kind, key(benchmark, kind))
         ]
-        for kind in ("whole", "ended", "untrained", "blind")
+        for kind in KINDS
     }
 
 
@@ -234,11 +237,26 @@ def table_rows(name: str, kept: pathlib.Path) -> Iterator[list[str]]:
         ]
 
 
-def of_before(name: str, lines: list[str]) -> list[list[str]]:
-    """The rows that the table has of a benchmark already, unless its targets are others by now."""
+def of_before(name: str, lines: list[str], kept: pathlib.Path) -> list[list[str]]:
+    """The rows that the table has of a benchmark already, unless its targets are others by now.
+
+    What was run since of what must miss the target takes its place in them.
+    """
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith(f"| {name} |")]
-    targets = {str(target) for target in benchmarks.get(name, tiny=True).targets}
-    return rows if {row[1] for row in rows} == targets else []
+    benchmark = benchmarks.get(name, tiny=True)
+    targets = {str(target): target for target in benchmark.targets}
+    if {row[1] for row in rows} != set(targets):
+        return []
+    new = mine(benchmark, kept)
+    for row in rows:
+        for column, kind in ((9, "untrained"), (10, "blind")):
+            if new[kind]:
+                target = targets[row[1]]
+                row[column] = shown([best_of(line, target) for line in new[kind]], bound(target)[1])
+                row[11] = ", ".join(
+                    sorted({*row[11].split(", "), *(line["commit"] for line in new[kind])})
+                )
+    return rows
 
 
 def shown(values: list[float], sign: int) -> str:

@@ -113,6 +113,7 @@ class RGat(Benchmark):
             "labels": i32(self.sample_seeds),
             "dropped": i32(),
             **{f"ids/{kind}": i32(counts[-1]) for kind, counts in shape.nodes.items()},
+            **{f"place/{kind}": i32(shape.nodes[kind][-1]) for kind in self.bins()},
             **{f"source/{key}": i32(count) for key, count in edges.items()},
             **{f"target/{key}": i32(count) for key, count in edges.items()},
             **{f"real/{key}": jax.ShapeDtypeStruct((n,), jnp.bool_) for key, n in edges.items()},
@@ -144,16 +145,27 @@ class RGat(Benchmark):
 
     def tables(self) -> Mapping[str, Table]:
         """The features of each type of nodes, data as well as the samples are."""
-        size, dtype = self.size_of_graph, _STORED[self.feature_dtype]
+        width, dtype = self.size_of_graph.width, _STORED[self.feature_dtype]
         found = {}
-        for kind, count in size.nodes.items():
-            small = count * size.width * np.dtype(dtype).itemsize <= self.replicate_bytes
-            store = RowStore(count, 1 if small else self.shards)
+        for kind, store in self.stores().items():
             data = functools.partial(self._features, kind, store)
             found[kind] = Table(
-                store.rows, size.width, _zeros, None, store=store, dtype=dtype, data=data
+                store.rows, width, _zeros, None, store=store, dtype=dtype, data=data
             )
         return found
+
+    def stores(self) -> Mapping[str, RowStore]:
+        """Where the features of each type lie."""
+        size = self.size_of_graph
+        row = size.width * np.dtype(_STORED[self.feature_dtype]).itemsize
+        return {
+            kind: RowStore(count, 1 if count * row <= self.replicate_bytes else self.shards)
+            for kind, count in size.nodes.items()
+        }
+
+    def bins(self) -> Mapping[str, tuple[int, int]]:
+        """Of the types whose features are spread, what tells their bins."""
+        return {k: (s.block, s.bins) for k, s in self.stores().items() if s.bins > 1}
 
     def _features(self, kind: str, store: RowStore, folder: str) -> Any:
         features = self.data().features(folder, kind)
@@ -164,7 +176,9 @@ class RGat(Benchmark):
         return {kind: batch[f"ids/{kind}"] for kind in self.size_of_graph.nodes}
 
     def _sample(self, batch: Any) -> Sample:
-        shape, rows = self.shape(), batch["rows"]
+        shape, rows = self.shape(), dict(batch["rows"])
+        for kind in self.bins():  # from the order of the bins to that of the sample
+            rows[kind] = jax.vmap(lambda values, at: values[at])(rows[kind], batch[f"place/{kind}"])
         if self.feature_dtype == "float8_e4m3fn":
             narrow = functools.partial(jax.lax.bitcast_convert_type, new_dtype=jnp.float8_e4m3fn)
             rows = {kind: narrow(values) for kind, values in rows.items()}
@@ -214,6 +228,7 @@ class RGat(Benchmark):
             self.classes,
             self.fanouts,
             self.feature_dtype,
+            self.bins(),
             tiny=self.is_tiny,
         )
 

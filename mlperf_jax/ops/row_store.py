@@ -153,10 +153,15 @@ def check_fit(stores: Sequence[tuple[RowStore, int]], devices: int, room: float)
 def take(store: RowStore, table: jax.Array, ids: jax.Array, mesh: Mesh | None = None) -> jax.Array:
     """The rows of these numbers.
 
+    Where rows are spread, look-ups must come bin by bin, as whoever makes a batch can order them for nothing, while a
+    device would have to sort. If they do not, all that the sample gets is NaN, of integers their bytes 0x7f: the
+    NaN of float8.
+
     Args:
         store: what lies where.
         table: [rows, W], as `spec` says.
-        ids: [B, K] numbers below N; a negative one asks for nothing, and gets zeros.
+        ids: [B, K] numbers below N, those of a bin together and bins ascending; negative ones, which come last, ask
+            for nothing and get zeros.
         mesh: the mesh that all of this lives on; one device without.
 
     Returns:
@@ -179,35 +184,51 @@ def take(store: RowStore, table: jax.Array, ids: jax.Array, mesh: Mesh | None = 
 
 def _own(store: RowStore, table: jax.Array, ids: jax.Array) -> jax.Array:
     found = table[store.positions(jnp.maximum(ids, 0))]
-    return jnp.where((ids >= 0)[..., None], found, jnp.zeros((), table.dtype))
+    found = jnp.where((ids >= 0)[..., None], found, jnp.zeros((), table.dtype))
+    if store.bins == 1:
+        return found
+    bins = jnp.where(ids < 0, store.bins, store.positions(jnp.maximum(ids, 0)) // store.capacity)
+    return _if_ascending(bins, found)
+
+
+def _if_ascending(bins: jax.Array, found: jax.Array) -> jax.Array:
+    """What was found [b, K, W] for samples whose bins [b, K] never fall."""
+    ascend = jnp.all(bins[:, 1:] >= bins[:, :-1], 1)[:, None, None]
+    if jnp.issubdtype(found.dtype, jnp.floating):
+        return jnp.where(ascend, found, jnp.nan)
+    no_number = np.frombuffer(b"\x7f" * found.dtype.itemsize, found.dtype)[0]
+    return jnp.where(ascend, found, no_number)
 
 
 def _exchanged(store: RowStore, table: jax.Array, ids: jax.Array, *, devices: int) -> jax.Array:
-    flat = ids.reshape(-1)
-    size, width = flat.size, table.shape[1]
+    many, size = ids.shape
+    width, local = table.shape[1], table.shape[0]
     room = min(size, math.ceil(1.125 * size / devices) + SPARE)
-    at = store.positions(jnp.maximum(flat, 0))
-    owner = jnp.where(flat < 0, devices, at // table.shape[0])
-    # the look-ups by owner: row, and which look-up it was
-    number = jnp.arange(size, dtype=jnp.int32)
-    owners, row, which = lax.sort((owner, at % table.shape[0], number), num_keys=1, is_stable=True)
-    edges = jnp.searchsorted(owners, jnp.arange(devices + 1, dtype=owners.dtype)).astype(jnp.int32)
-    start, count = edges[:-1], jnp.diff(edges)
+    at = store.positions(jnp.maximum(ids, 0))
+    owner = jnp.where(ids < 0, devices, at // local)  # [b, K]
+    whose = jnp.arange(devices + 1, dtype=owner.dtype)
+    edges = jax.vmap(lambda owner: jnp.searchsorted(owner, whose))(owner).astype(jnp.int32)
+    start, count = edges[:, :-1], jnp.diff(edges)  # [b, devices]
     # of each look-up, how many of its owner's come before it
-    _, rank = lax.sort((which, number - start[jnp.minimum(owners, devices - 1)]), num_keys=1)
+    rank = jnp.arange(size, dtype=jnp.int32) - jnp.take_along_axis(
+        start, jnp.minimum(owner, devices - 1), 1
+    )
 
     def turn(i: Any, found: jax.Array) -> jax.Array:
         place = i * room + jnp.arange(room, dtype=jnp.int32)
-        ask = row[jnp.minimum(start[:, None] + place, size - 1)]
-        ask = jnp.where(place < count[:, None], ask, 0)  # [devices, room]
-        asked = lax.all_to_all(ask, ROWS, 0, 0, tiled=True)
-        got = lax.all_to_all(table[asked], ROWS, 0, 0, tiled=True).reshape(-1, width)
+        index = jnp.minimum(start[..., None] + place, size - 1).reshape(many, -1)
+        ask = jnp.take_along_axis(at % local, index, 1).reshape(many, devices, room)
+        ask = jnp.where(place < count[..., None], ask, 0)
+        asked = lax.all_to_all(ask, ROWS, 1, 1, tiled=True)
+        got = lax.all_to_all(table[asked], ROWS, 1, 1, tiled=True)  # [b, devices, room, W]
         here = (owner < devices) & (rank >= i * room) & (rank < (i + 1) * room)
-        mine = got[jnp.where(here, owner * room + rank - i * room, 0)]
-        return jnp.where(here[:, None], mine, found)
+        slot = jnp.where(here, owner * room + rank - i * room, 0)
+        mine = jax.vmap(lambda got, slot: got[slot])(got.reshape(many, -1, width), slot)
+        return jnp.where(here[..., None], mine, found)
 
-    found = turn(0, jnp.zeros((size, width), table.dtype))
+    found = turn(0, jnp.zeros((many, size, width), table.dtype))
     if room < size:
         turns = lax.pmax(-(-jnp.max(count) // room), ROWS)
         found = lax.fori_loop(1, turns, rarely(turn), found)
-    return found.reshape(*ids.shape, width)
+    bins = jnp.where(ids < 0, store.bins, at // store.capacity)
+    return _if_ascending(bins, found)

@@ -140,6 +140,23 @@ def test_every_edge_of_a_row_is_one_of_the_graph(igbh, folder):
         assert seen or relation.target in ("institute", "journal", "conference")
 
 
+def test_nodes_are_listed_bin_by_bin_where_that_is_asked_for(igbh, folder):
+    bins = {"paper": (4, 8), "fos": (1, 2)}
+    listed = batches(dataclasses.replace(igbh, bins=bins), folder)[1]
+    plain = batches(igbh, folder)[1]
+    assert set(listed) - set(plain) == {"place/paper", "place/fos"}
+    for name, values in plain.items():
+        kind = name.partition("/")[2]
+        found = listed[name]
+        if name.startswith("ids/") and kind in bins:
+            block, count = bins[kind]
+            bin_ = np.where(found < 0, count, found // block % count)
+            assert (np.diff(bin_, axis=1) >= 0).all()
+            found = np.take_along_axis(found, listed[f"place/{kind}"], 1)
+            found = np.where(listed["mask"][:, None], found, values)
+        np.testing.assert_array_equal(found, values, err_msg=name)
+
+
 def test_what_finds_no_room_is_counted(igbh, folder):
     small = dataclasses.replace(igbh, shape=igbh.shape.times(0.25))
     batch = batches(small, folder)[0]

@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -18,8 +19,8 @@ STORES = [RowStore(5), RowStore(1000), RowStore(1000, 8), RowStore(70_003, 16), 
 
 
 def rows_of(store, dtype=np.float32):
-    """[N, W], no two rows equal in float32."""
-    return (np.arange(store.count * W).reshape(-1, W) % 65_521).astype(dtype)
+    """[N, W], exact in float16; neighbours differ."""
+    return (np.arange(store.count * W).reshape(-1, W) % 2039).astype(dtype)
 
 
 def whole(store, dtype=np.float32):
@@ -85,11 +86,18 @@ def ids_of(kind, count):
     return ids
 
 
+def grouped(store, ids):
+    """The ids of each row bin by bin, -1 last."""
+    place = store.positions(np.maximum(ids, 0)) // store.capacity
+    order = np.argsort(np.where(ids < 0, store.bins, place), 1, kind="stable")
+    return np.take_along_axis(ids, order, 1)
+
+
 @pytest.mark.parametrize("kind", ["even", "one bin", "one device", "nobody"])
 @pytest.mark.parametrize("mesh", ["data=1", "data=8", "data=2,fsdp=2,tensor=2", "data=2,expert=2"])
 def test_each_look_up_gets_its_row_on_any_mesh(mesh, kind):
     store = RowStore(70_003, 16)
-    ids = ids_of(kind, store.count)
+    ids = grouped(store, ids_of(kind, store.count))
     found = taken(store, mesh, ids, np.float32)
     np.testing.assert_array_equal(found, wanted(store, ids, np.float32))
 
@@ -97,10 +105,26 @@ def test_each_look_up_gets_its_row_on_any_mesh(mesh, kind):
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float64"])
 @pytest.mark.parametrize("store", [RowStore(1000, 8), RowStore(1000)], ids=str)
 def test_in_any_type(store, dtype, x64):
-    ids = ids_of("even", store.count)
+    ids = grouped(store, ids_of("even", store.count))
     found = taken(store, "data=4", ids, np.dtype(dtype))
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, wanted(store, ids, np.dtype(dtype)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+@pytest.mark.parametrize("mesh", ["data=1", "data=8"])
+def test_look_ups_out_of_order_are_no_numbers(mesh, dtype):
+    store = RowStore(70_003, 16)
+    ids = grouped(store, ids_of("even", store.count))
+    ids[3] = ids[3, ::-1]
+    found = taken(store, mesh, ids, np.dtype(dtype))
+    if dtype == "uint8":
+        assert np.isnan(np.array([127], np.uint8).view(ml_dtypes.float8_e4m3fn).astype(float))
+        assert (found[3] == 127).all()
+    else:
+        assert np.isnan(found[3]).all()
+    right = np.arange(len(ids)) != 3
+    np.testing.assert_array_equal(found[right], wanted(store, ids, np.dtype(dtype))[right])
 
 
 def taken(store, text, ids, dtype):

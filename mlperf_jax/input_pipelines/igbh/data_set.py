@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline, records
@@ -39,6 +39,8 @@ class Igbh:
         classes: of the labels.
         fanouts: in-edges of a node under a relation at most, from the seeds outwards.
         feature_dtype: of the features: "float32" as handed out, "float16" or "float8_e4m3fn".
+        bins: type -> (block, bins) of types whose nodes a batch lists bin by bin: consecutive nodes make blocks, which
+            are dealt to the bins.
         tiny: the planted graph.
     """
 
@@ -48,6 +50,7 @@ class Igbh:
     classes: int = CLASSES[0]
     fanouts: tuple[int, ...] = FANOUTS
     feature_dtype: str = "float8_e4m3fn"
+    bins: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     tiny: bool = False
 
     def graph(self, folder: records.Folder) -> Graph:
@@ -79,7 +82,9 @@ class Igbh:
     def _rows(self, folder: records.Folder, batch_size: int | None) -> Rows:
         opened = self.graph(folder)
         counts = split.sizes(opened.labelled)
-        return Rows(Papers(opened), self._sampler(opened), self.shape, counts, batch_size)
+        return Rows(
+            Papers(opened), self._sampler(opened), self.shape, counts, batch_size, self.bins
+        )
 
     def _sampler(self, opened: Graph) -> Sampler:
         edges = tuple(csc.open_edges(opened).values())

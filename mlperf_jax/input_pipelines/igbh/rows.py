@@ -12,10 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 
-from mlperf_jax.input_pipelines.igbh import graph as graphs, sampling_shape, split
+from mlperf_jax.input_pipelines.igbh import (
+    graph as graphs,
+    sampling_kernels as kernels,
+    sampling_shape,
+    split,
+)
 from mlperf_jax.input_pipelines.igbh.graph import Graph
 from mlperf_jax.input_pipelines.igbh.sampling import Sampler
 from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape
@@ -56,7 +62,9 @@ class Rows:
         papers: the labelled ones.
         sampler: of the graph.
         shape: S and the room for what their sample holds.
+        counts: how many train, and how many validate.
         batch_size: B of training; None for the validation's, row after row.
+        bins: type -> (block, bins) of types whose nodes are to be grouped.
         seed: of the run.
     """
 
@@ -65,6 +73,7 @@ class Rows:
     shape: Shape
     counts: tuple[int, int]
     batch_size: int | None = None
+    bins: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     seed: int = 0
 
     def for_seed(self, seed: int) -> Rows:
@@ -115,8 +124,9 @@ class Rows:
 
         Returns:
             "labels" int32 [S], -1 where there is no seed (0 in rows of padding, which are zeros); "dropped", int32, nodes and edges that found no room;
-            "ids/<type>" int32 [n], -1 where there is no node; of each relation "source/<key>" and "target/<key>"
-            int32 [e], local numbers, and "real/<key>" bool [e].
+            "ids/<type>" int32 [n], -1 where there is no node; of types that have bins these are grouped by bin, and
+            "place/<type>" int32 [n] says where each local number's is; of each relation "source/<key>" and
+            "target/<key>" int32 [e], local numbers, and "real/<key>" bool [e].
         """
         seeds = self.seeds(row)
         word = self.seed if self.batch_size else _EVALUATION
@@ -126,7 +136,11 @@ class Rows:
         labels[: len(seeds)] = self.papers.labels[seeds]
         found: Batch = {"labels": labels, "dropped": np.array(dropped.total, np.int32)}
         for kind, ids in padded.ids.items():
-            found[f"ids/{kind}"] = np.where(padded.node_mask[kind], ids, NOBODY)
+            count = np.count_nonzero(padded.node_mask[kind])
+            found[f"ids/{kind}"] = ids = np.where(padded.node_mask[kind], ids, NOBODY)
+            if kind in self.bins:
+                found[f"place/{kind}"] = place = np.arange(len(ids), dtype=np.int32)
+                ids[:count], place[:count] = kernels.grouped(ids[:count], *self.bins[kind])
         for key in padded.source:
             found[f"source/{key}"] = padded.source[key]
             found[f"target/{key}"] = padded.target[key]

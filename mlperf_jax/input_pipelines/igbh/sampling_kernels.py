@@ -1,4 +1,4 @@
-"""The two loops of neighbour sampling, compiled: draw edges, and number the nodes that they lead to.
+"""The loops of neighbour sampling, compiled: draw edges, number the nodes that they lead to, and group these.
 
 They stand in one file because a cached kernel is compiled anew only when its own file changes. Loops are cut so that
 the memory accesses of each do not wait for one another, which is most of what sampling costs.
@@ -181,3 +181,27 @@ def number(nodes, slots, ids, count):
                     count += 1
             numbers[e] = held & _NUMBER
     return numbers, slots, ids, count
+
+
+@_compiled
+def grouped(ids, block, bins):
+    """Nodes by the bin that their block is dealt to, (id // block) % bins, in their order within each.
+
+    Args:
+        ids: int32 [m].
+        block, bins: numbers.
+
+    Returns:
+        The ids in that order, int32 [m], and where each of the given ones is in it, int32 [m].
+    """
+    counts = np.zeros(bins + 1, np.int64)
+    for i in ids:
+        counts[(i // block) % bins + 1] += 1
+    starts = np.cumsum(counts)
+    found, place = np.empty(len(ids), np.int32), np.empty(len(ids), np.int32)
+    for j in range(len(ids)):
+        b = (ids[j] // block) % bins
+        place[j] = starts[b]
+        found[starts[b]] = ids[j]
+        starts[b] += 1
+    return found, place
