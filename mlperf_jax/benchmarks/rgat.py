@@ -29,12 +29,9 @@ from mlperf_jax.input_pipelines.igbh import Igbh, planted, rooms
 from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape
 from mlperf_jax.input_pipelines.igbh.sizes import SIZES, Size
 from mlperf_jax.models.rgat import Edges, Reach, Rgat, RgatConfig, Sample
-from mlperf_jax.ops import losses
+from mlperf_jax.ops import losses, words
 from mlperf_jax.ops.row_store import RowStore
 from mlperf_jax.optimizers import schedules
-
-# how bytes that NumPy has no name for are kept: a gather needs no more of them
-_STORED = {"float32": jnp.float32, "float16": jnp.float16, "float8_e4m3fn": jnp.uint8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,20 +141,19 @@ class RGat(Benchmark):
         return optax.adam(self.base_lr, self.beta_1, self.beta_2, self.epsilon)
 
     def tables(self) -> Mapping[str, Table]:
-        """The features of each type of nodes, data as well as the samples are."""
-        width, dtype = self.size_of_graph.width, _STORED[self.feature_dtype]
+        """The features of each type of nodes, data as well as the samples are, in 32-bit words."""
+        count = words.words_of(self.size_of_graph.width, self.feature_dtype)
         found = {}
         for kind, store in self.stores().items():
             data = functools.partial(self._features, kind, store)
-            found[kind] = Table(
-                store.rows, width, _zeros, None, store=store, dtype=dtype, data=data
-            )
+            form = {"dtype": jnp.uint32, "store": store, "data": data}
+            found[kind] = Table(store.rows, count, _zeros, None, **form)
         return found
 
     def stores(self) -> Mapping[str, RowStore]:
         """Where the features of each type lie."""
         size = self.size_of_graph
-        row = size.width * np.dtype(_STORED[self.feature_dtype]).itemsize
+        row = 4 * words.words_of(size.width, self.feature_dtype)
         return {
             kind: RowStore(count, 1 if count * row <= self.replicate_bytes else self.shards)
             for kind, count in size.nodes.items()
@@ -169,8 +165,7 @@ class RGat(Benchmark):
 
     def _features(self, kind: str, store: RowStore, folder: str) -> Any:
         features = self.data().features(folder, kind)
-        stored = _STORED[self.feature_dtype]
-        return lambda index: store.read(index, lambda *rows: features.read(*rows).view(stored))
+        return lambda index: store.read(index, lambda *rows: words.packed(features.read(*rows)))
 
     def lookups(self, batch: Any) -> Mapping[str, jax.Array]:
         return {kind: batch[f"ids/{kind}"] for kind in self.size_of_graph.nodes}
@@ -179,9 +174,7 @@ class RGat(Benchmark):
         shape, rows = self.shape(), dict(batch["rows"])
         for kind in self.bins():  # from the order of the bins to that of the sample
             rows[kind] = jax.vmap(lambda values, at: values[at])(rows[kind], batch[f"place/{kind}"])
-        if self.feature_dtype == "float8_e4m3fn":
-            narrow = functools.partial(jax.lax.bitcast_convert_type, new_dtype=jnp.float8_e4m3fn)
-            rows = {kind: narrow(values) for kind, values in rows.items()}
+        rows = {kind: words.unpacked(some, self.feature_dtype) for kind, some in rows.items()}
         edges = {
             key: Edges(*(batch[f"{what}/{key}"] for what in ("source", "target", "real")))
             for key in shape.edges
