@@ -11,7 +11,7 @@ import rehearsal
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks.rgat import RGat
-from mlperf_jax.core import launch, mesh as meshes, preflight, state as states, step as train
+from mlperf_jax.core import launch, mesh as meshes, preflight, state as states
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.igbh import arrays, planted, rooms
 from mlperf_jax.ops import words
@@ -148,16 +148,6 @@ def test_features_of_the_full_graph_lie_where_they_fit() -> None:
 # -- loss and features -----------------------------------------------------------------------------
 
 
-def one_step(benchmark, folder, mesh, number=0):
-    assembly = states.assemble(preflight.resolve_dtype(benchmark), meshes.make_mesh(mesh))
-    state = assembly.begun(0, folder)
-    batch = benchmark.data().train(folder).batched(benchmark.rows, seed=0)[number]
-    placed = jax.device_put(batch, meshes.batch_sharding(assembly.mesh))
-    with jax.set_mesh(assembly.mesh):
-        state, scalars = train.jit_train_step(assembly)(state, placed, jax.random.key(0))
-    return state, batch, {name: float(value) for name, value in scalars.items()}
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float8_e4m3fn"])
 def test_features_in_the_state_are_those_of_the_files(built, dtype) -> None:
     benchmark = tiny(feature_dtype=dtype)
@@ -177,7 +167,7 @@ def test_the_loss_is_the_mean_over_the_seeds_that_there_are(built, x64) -> None:
     """Of an epoch's short last batch, whose rows of padding are zeros; random weights, biases of the head alone."""
     benchmark = tiny(dtype="float64")
     last = benchmark.epoch_steps - 1
-    _, batch, scalars = one_step(benchmark, built, "data=1", last)
+    batch = benchmark.data().train(built).batched(benchmark.rows, seed=0)[last]
     there = (batch["labels"] >= 0) & batch["mask"][:, None]
     assert there.sum() == 48_000 - last * 256 < 256 and not batch["mask"].all()
 
@@ -193,7 +183,6 @@ def test_the_loss_is_the_mean_over_the_seeds_that_there_are(built, x64) -> None:
     wanted = -np.log(shares[batch["labels"][there]]).mean()
     assert float(loss.total / loss.weight) == pytest.approx(wanted, rel=1e-12)
     assert float(told["dropped"]) == batch["dropped"].sum()
-    assert scalars["loss"] > 0 and scalars["dropped"] == 0
 
 
 def test_quality_counts_each_paper_once(built) -> None:

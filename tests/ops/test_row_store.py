@@ -94,7 +94,7 @@ def grouped(store, ids):
 
 
 @pytest.mark.parametrize("kind", ["even", "one bin", "one device", "nobody"])
-@pytest.mark.parametrize("mesh", ["data=1", "data=8", "data=2,fsdp=2,tensor=2", "data=2,expert=2"])
+@pytest.mark.parametrize("mesh", ["data=1", "data=2,fsdp=2,tensor=2"])
 def test_each_look_up_gets_its_row_on_any_mesh(mesh, kind):
     store = RowStore(70_003, 16)
     ids = grouped(store, ids_of(kind, store.count))
@@ -111,8 +111,8 @@ def test_in_any_type(store, dtype, x64):
     np.testing.assert_array_equal(found, wanted(store, ids, np.dtype(dtype)))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
-@pytest.mark.parametrize("mesh", ["data=1", "data=8"])
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+@pytest.mark.parametrize("mesh", ["data=1", "data=2,expert=2"])
 def test_look_ups_out_of_order_are_no_numbers(mesh, dtype):
     store = RowStore(70_003, 16)
     ids = grouped(store, ids_of("even", store.count))
