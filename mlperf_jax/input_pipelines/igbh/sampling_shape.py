@@ -88,7 +88,7 @@ class Shape:
     def share_of(self, other: Shape) -> float:
         """The largest share that one of the numbers is of the other shape's; infinity beyond what that has none of.
 
-        >>> small = Shape({"a": (8, 40)}, {"a__to__a": (30,)})
+        >>> small = Shape({"a": (8, 40)}, {"a__to__a": (32,)})
         >>> small.share_of(small.times(2)), small.times(2).share_of(small)
         (0.5, 2.0)
         """
