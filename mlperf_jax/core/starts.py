@@ -86,7 +86,7 @@ def read_leaf(path: str, leaf: jax.Array | Shape, source: Source) -> jax.Array:
 
     def part(index: Any) -> np.ndarray:
         values = source(index) if callable(source) else source[index]
-        return np.asarray(values).astype(leaf.dtype)
+        return np.asarray(values).astype(leaf.dtype, copy=False)
 
     if isinstance(leaf, jax.Array):  # its memory is for what is read
         leaf.delete()

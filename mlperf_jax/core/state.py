@@ -104,11 +104,15 @@ class Assembly:
             if isinstance(table.store, RowStore)
         ]
         row_store.check_fit(rows, devices, room)
-        bags = [(t.store, t.optimizer, t.width) for t in tables if isinstance(t.store, Store)]
+        bags = [
+            (table.store, table.optimizer, table.width)
+            for table in tables
+            if table.optimizer and isinstance(table.store, Store)
+        ]
         if bags:
             _, optimizer, width = bags[0]
             itemsize = 8 if self.benchmark.dtype == "float64" else 4
-            row = round(width * itemsize * (1 + optimizer.accumulators if optimizer else 1))
+            row = round(width * itemsize * (1 + optimizer.accumulators))
             embedding_plan.check_fit([store for store, *_ in bags], row, devices, room)
 
     def create(self, seed: int) -> State:

@@ -93,7 +93,8 @@ class RowStore:
         first, last, _ = index[0].indices(self.rows)
         if self.bins == 1:
             return rows(first, last)[:, *index[1:]]
-        found = np.zeros((last - first, *rows(0, 1).shape[1:]), rows(0, 1).dtype)
+        none = rows(0, 0)
+        found = np.zeros((last - first, *none.shape[1:]), none.dtype)
         at = first
         while at < last:
             bin_, place = divmod(at, self.capacity)
@@ -168,31 +169,25 @@ def take(store: RowStore, table: jax.Array, ids: jax.Array, mesh: Mesh | None = 
         [B, K, W], the batch over the mesh's devices.
     """
     devices = devices_of(mesh)
-    if devices == 1:
-        return _own(store, table, ids)
-    local = _own if store.bins == 1 else functools.partial(_exchanged, devices=devices)
-    batch = PartitionSpec(ROWS)
-    mapped = jax.shard_map(
-        functools.partial(local, store),
-        mesh=mesh,
-        in_specs=(spec(store), batch),
-        out_specs=batch,
-        check_vma=False,
-    )
-    return mapped(table, ids)
+    local = functools.partial(_own, store)
+    if devices > 1:
+        if store.bins > 1:
+            local = functools.partial(_exchanged, store, devices=devices)
+        batch = PartitionSpec(ROWS)
+        specs = {"in_specs": (spec(store), batch), "out_specs": batch}
+        local = jax.shard_map(local, mesh=mesh, **specs, check_vma=False)
+    found = local(table, ids)
+    return found if store.bins == 1 else _if_ascending(store, ids, found)
 
 
 def _own(store: RowStore, table: jax.Array, ids: jax.Array) -> jax.Array:
     found = table[store.positions(jnp.maximum(ids, 0))]
-    found = jnp.where((ids >= 0)[..., None], found, jnp.zeros((), table.dtype))
-    if store.bins == 1:
-        return found
-    bins = jnp.where(ids < 0, store.bins, store.positions(jnp.maximum(ids, 0)) // store.capacity)
-    return _if_ascending(bins, found)
+    return jnp.where((ids >= 0)[..., None], found, jnp.zeros((), table.dtype))
 
 
-def _if_ascending(bins: jax.Array, found: jax.Array) -> jax.Array:
-    """What was found [b, K, W] for samples whose bins [b, K] never fall."""
+def _if_ascending(store: RowStore, ids: jax.Array, found: jax.Array) -> jax.Array:
+    """What was found [B, K, W] for samples whose ids' bins never fall."""
+    bins = jnp.where(ids < 0, store.bins, ids // store.block % store.bins)
     ascend = jnp.all(bins[:, 1:] >= bins[:, :-1], 1)[:, None, None]
     if jnp.issubdtype(found.dtype, jnp.floating):
         return jnp.where(ascend, found, jnp.nan)
@@ -230,5 +225,4 @@ def _exchanged(store: RowStore, table: jax.Array, ids: jax.Array, *, devices: in
     if room < size:
         turns = lax.pmax(-(-jnp.max(count) // room), ROWS)
         found = lax.fori_loop(1, turns, rarely(turn), found)
-    bins = jnp.where(ids < 0, store.bins, at // store.capacity)
-    return _if_ascending(bins, found)
+    return found

@@ -32,7 +32,7 @@ def built(tmp_path_factory) -> str:
 def tiny(**changes) -> RGat:
     """Few small layers, in float32, without dropout unless it is asked for."""
     sizes = {"dtype": "float32", "dropout": 0.0, "head_width": 4}
-    return RGat().tiny().replace(**(sizes | changes)) if changes or sizes else RGat().tiny()
+    return RGat().tiny().replace(**(sizes | changes))
 
 
 # -- recipes, epochs, log --------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_features_in_the_state_are_those_of_the_files(built, dtype) -> None:
 
 
 def test_the_loss_is_the_mean_over_the_seeds_that_there_are(built, x64) -> None:
-    """Of an epoch's short last batch, whose rows of padding are zeros; random weights, biases of the head alone."""
+    """Of an epoch's short last batch, whose rows of padding are zeros."""
     benchmark = tiny(dtype="float64")
     last = benchmark.epoch_steps - 1
     batch = benchmark.data().train(built).batched(benchmark.rows, seed=0)[last]
@@ -241,7 +241,7 @@ def test_each_device_reads_its_own_features_alone(built, monkeypatch) -> None:
     monkeypatch.setattr(arrays.Mapped, "read", noted)
     benchmark = tiny()
     states.assemble(benchmark, meshes.make_mesh("data=8")).begun(0, built)
-    papers = [span[1:] for span in read if "paper" in span[0] and span[2] - span[1] > 1]
+    papers = [span[1:] for span in read if "paper" in span[0] and span[2] > span[1]]
     spans = sorted(papers)
     assert sum(last - first for first, last in spans) == planted.SIZE.nodes["paper"]
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans)), "nothing twice"

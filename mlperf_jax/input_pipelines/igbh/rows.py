@@ -123,8 +123,8 @@ class Rows:
         """One row.
 
         Returns:
-            "labels" int32 [S], -1 where there is no seed (0 in rows of padding, which are zeros); "dropped", int32, nodes and edges that found no room;
-            "ids/<type>" int32 [n], -1 where there is no node; of types that have bins these are grouped by bin, and
+            "labels" int32 [S], -1 where there is no seed (0 in rows of padding, which are zeros); "dropped", int32,
+            nodes and edges that found no room; "ids/<type>" int32 [n], -1 where there is no node; of types that have bins these are grouped by bin, and
             "place/<type>" int32 [n] says where each local number's is; of each relation "source/<key>" and
             "target/<key>" int32 [e], local numbers, and "real/<key>" bool [e].
         """
