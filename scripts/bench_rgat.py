@@ -92,10 +92,9 @@ class Generated(RGat):
         return self.architecture().flops(mean.nodes, mean.edges) / self.sample_seeds
 
     def rows_of(self) -> Rows:
-        counts = self.train_samples, self.eval_samples
         papers: Any = Labelled(self.train_samples, self.classes)
         sampler = made(self.small).sampler
-        return Rows(papers, sampler, self.shape(), counts, self.batch_size, self.bins())
+        return Rows(papers, sampler, self.shape(), self.batch_size, self.bins())
 
 
 class Labelled:
@@ -103,7 +102,7 @@ class Labelled:
 
     def __init__(self, count: int, classes: int):
         self.labels = np.random.default_rng(1).integers(0, classes, count).astype(np.int16)
-        self.all = np.arange(count, dtype=np.int32)
+        self.all, self.counts = np.arange(count, dtype=np.int32), (count, 0)
 
     def of(self, which: str) -> np.ndarray:
         return self.all

@@ -224,7 +224,6 @@ class RGat(Benchmark):
             self.fanouts,
             self.feature_dtype,
             self.bins(),
-            tiny=self.is_tiny,
         )
 
     # -- the log and the recipes ---------------------------------------------------------------

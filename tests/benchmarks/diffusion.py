@@ -7,15 +7,12 @@ from typing import Any
 from mlperf_jax.benchmarks.stable_diffusion import StableDiffusion
 from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.core.judges import judges_of
-from mlperf_jax.core.starts import begin_from
 
 
 def model_of(benchmark: StableDiffusion, data: str) -> Any:
     """The model that a run begins with."""
     assembly = states.assemble(benchmark, meshes.make_mesh("data=1"))
-    state, start = assembly.create(0), benchmark.start(data)
-    state = state if start is None else begin_from(state, start)
-    return assembly.eval_model(assembly.eval_view(state))
+    return assembly.eval_model(assembly.eval_view(assembly.begun(0, data)))
 
 
 def loaded_judges(benchmark: StableDiffusion, data: str) -> Any:

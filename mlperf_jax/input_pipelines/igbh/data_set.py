@@ -43,7 +43,6 @@ class Igbh:
         feature_dtype: of the features: "float32" as handed out, "float16" or "float8_e4m3fn".
         bins: type -> (block, bins) of types whose nodes a batch lists bin by bin: consecutive nodes make blocks, which
             are dealt to the bins.
-        tiny: the planted graph.
     """
 
     size: Size
@@ -53,10 +52,14 @@ class Igbh:
     fanouts: tuple[int, ...] = FANOUTS
     feature_dtype: str = "float8_e4m3fn"
     bins: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    tiny: bool = False
+
+    @property
+    def tiny(self) -> bool:
+        """Whether it is the planted graph."""
+        return self.size == planted.SIZE
 
     def graph(self, folder: records.Folder) -> Graph:
-        """The graph, opened; its in-edges and copies of features must have been built.
+        """The graph, opened; copies of its features must have been written.
 
         Raises:
             UserError: files are missing, cut short or others, or were not built.
@@ -64,37 +67,38 @@ class Igbh:
         place = records.mapped(folder)
         if self.tiny and not os.path.exists(f"{place}/{self.size.name}"):
             raise UserError(records.missing_tiny("planted graph", "rgat", str(folder)))
-        opened = open_graph(place, self.size, classes=self.classes, dtype=self.feature_dtype)
-        csc.open_edges(opened)
-        return opened
+        return open_graph(place, self.size, classes=self.classes, dtype=self.feature_dtype)
 
     def features(self, folder: records.Folder, kind: str) -> Mapped:
         """The features of a type, [N, W]; raises as `graph`."""
         return self.graph(folder).features[kind]
 
     def train(self, folder: records.Folder) -> pipeline.Split:
-        """Training's batches; an epoch's last one is short, and its rows without a seed are padding. Raises as `graph`."""
+        """Training's batches; an epoch's last one is short, and its rows without a seed are padding.
+
+        Raises:
+            UserError: as `graph`, or the in-edges were not built.
+        """
         rows = self._rows(folder, self.batch_size)
         return pipeline.training(rows, plan=rows.plan())
 
     def validation(self, folder: records.Folder) -> pipeline.Split:
-        """The papers that validate, in the order of the split; raises as `graph`."""
+        """The papers that validate, in the order of the split; raises as `train`."""
         return pipeline.evaluation(self._rows(folder, None))
 
     def _rows(self, folder: records.Folder, batch_size: int | None) -> Rows:
         opened = self.graph(folder)
-        counts = split.sizes(opened.labelled)
-        return Rows(
-            Papers(opened), self._sampler(opened), self.shape, counts, batch_size, self.bins
-        )
+        return Rows(Papers(opened), self._sampler(opened), self.shape, batch_size, self.bins)
 
     def _sampler(self, opened: Graph) -> Sampler:
         edges = tuple(csc.open_edges(opened).values())
         return Sampler(opened.size.nodes, edges, fanouts=self.fanouts)
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
-        """Papers that train and that validate; raises as `graph`."""
-        return dict(zip(("train", "validation"), split.sizes(self.graph(folder).labelled)))
+        """Papers that train and that validate; raises as `train`."""
+        opened = self.graph(folder)
+        csc.open_edges(opened)
+        return dict(zip(("train", "validation"), split.sizes(opened.labelled)))
 
     def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
         """Builds the in-edges, and the features' copies; what is there is kept.

@@ -33,13 +33,17 @@ NOBODY = -1  # in place of a node's number, or of a label
 _EVALUATION = 2**63  # the sampler's seed there: no run's
 
 
+# by number of labelled papers: training and evaluation share it, as the full graph's takes seconds
+_SPLITS: Latest[int, tuple[np.ndarray, np.ndarray]] = Latest(split.papers)
+
+
 class Papers:
     """The classes of the papers, and which of them train and validate; read when they are first asked for."""
 
     def __init__(self, graph: Graph):
         self._graph = graph
         self._labels: Latest[int, np.ndarray] = Latest(self._read)
-        self._split: Latest[int, tuple[np.ndarray, np.ndarray]] = Latest(split.papers)
+        self.counts = split.sizes(graph.labelled)  # how many train, and how many validate
 
     def _read(self, _: int) -> np.ndarray:
         return graphs.read_labels(self._graph)
@@ -51,7 +55,7 @@ class Papers:
 
     def of(self, which: str) -> np.ndarray:
         """Those that train, or of the "validation", int32."""
-        return self._split[self._graph.labelled][which == "validation"]
+        return _SPLITS[self._graph.labelled][which == "validation"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +66,6 @@ class Rows:
         papers: the labelled ones.
         sampler: of the graph.
         shape: S and the room for what their sample holds.
-        counts: how many train, and how many validate.
         batch_size: B of training; None for the validation's, row after row.
         bins: type -> (block, bins) of types whose nodes are to be grouped.
         seed: of the run.
@@ -71,7 +74,6 @@ class Rows:
     papers: Papers
     sampler: Sampler
     shape: Shape
-    counts: tuple[int, int]
     batch_size: int | None = None
     bins: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     seed: int = 0
@@ -86,7 +88,7 @@ class Rows:
         return -(-self.batch_size // self.shape.seeds)
 
     def __len__(self) -> int:
-        return sys.maxsize if self.batch_size else -(-self.counts[1] // self.shape.seeds)
+        return sys.maxsize if self.batch_size else -(-self.papers.counts[1] // self.shape.seeds)
 
     def ready(self) -> None:
         """Works out the split, which needs no more than how many papers have labels."""
@@ -104,7 +106,7 @@ class Rows:
     def _span(self, row: int) -> tuple[int, int]:
         """First and last position of a training row in the endless order of the papers."""
         assert self.batch_size is not None
-        train, _ = self.counts
+        train, _ = self.papers.counts
         number, row = divmod(row, self.rows)
         epoch, batch = divmod(number, -(-train // self.batch_size))
         first = batch * self.batch_size + row * self.shape.seeds
@@ -117,7 +119,8 @@ class Rows:
             size = self.shape.seeds
             return self.papers.of("validation")[row * size : (row + 1) * size]
         first, last = self._span(row)
-        return self.papers.of("train")[shuffled(np.arange(first, last), self.counts[0], self.seed)]
+        places = shuffled(np.arange(first, last), self.papers.counts[0], self.seed)
+        return self.papers.of("train")[places]
 
     def __getitem__(self, row: int) -> Batch:
         """One row.
