@@ -15,20 +15,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
-import statistics
-import sys
 from collections.abc import Iterator
 from typing import Any
-
-import measuring
 
 # isort: split
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room beside us
 
-import jax
 import numpy as np
 import stepping
 from make_diffusion_reference import unet_config
@@ -36,7 +30,7 @@ from make_diffusion_reference import unet_config
 from mlperf_jax.benchmarks.stable_diffusion import StableDiffusion
 from mlperf_jax.models.autoencoder import SCALE
 
-BAR, PUBLISHED = 1.0, 140
+PUBLISHED = 140
 SMALL = {"side": 16, "width": 64, "multipliers": (1, 2), "attention_levels": 1, "text_width": 128}
 SIZES = ("width", "multipliers", "res_blocks", "attention_levels", "head_width")
 
@@ -133,22 +127,9 @@ def main() -> None:
     arguments.batch = arguments.batch or (8 if small else 32)
     sides = dict(sides_of(arguments))
     spent = stepping.timed(sides, arguments.rounds, arguments.steps)
-    device = jax.devices()[0].device_kind
-    found: dict[str, Any] = {"header": measuring.header(), "device": device, "command": sys.argv}
-    print(f"{found['header']}, {device}")
-    for name, values in spent.items():
-        published = None if small else PUBLISHED
-        row = stepping.rates(benchmark(arguments), values, published)
-        found[name] = {"rows": sides[name].rows, **row}
-        print(stepping.told(name, found[name], "images"))
-    gains = measuring.ratios(spent, "ours", "diffusers") if "diffusers" in spent else []
-    if gains:
-        found["ours over diffusers"] = gains
-        print(f"  ours over diffusers: {measuring.spread(gains)} times as fast")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    on_gpu = jax.default_backend() == "gpu"
-    sys.exit(int(on_gpu and bool(gains) and statistics.median(gains) < BAR))
+    published = None if small else PUBLISHED
+    found = stepping.report(benchmark(arguments), sides, spent, "images", published)
+    stepping.end(arguments, found, spent, "diffusers")
 
 
 if __name__ == "__main__":

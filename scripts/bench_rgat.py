@@ -20,22 +20,16 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
-import json
 import os
-import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-import measuring
 
 # isort: split
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room beside us
 
 import bench_sampling
-import jax
 import numpy as np
 import stepping
 
@@ -47,7 +41,7 @@ from mlperf_jax.input_pipelines.igbh.sampling import Sampler
 from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape, mean_of, measured
 from mlperf_jax.input_pipelines.igbh.sizes import CLASSES, SIZES, Size
 
-BAR, PUBLISHED = 1.0, 23_000
+PUBLISHED = 23_000
 SMALL = {"heads": 2, "head_width": 16, "classes": 19, "fanouts": (4, 3, 2), "sample_seeds": 64}
 
 
@@ -277,13 +271,7 @@ def main() -> None:
     given = benchmark(arguments)
     sides = dict(sides_of(arguments, given))
     spent = stepping.timed(sides, arguments.rounds, arguments.steps)
-    device = jax.devices()[0].device_kind
-    found: dict[str, Any] = {"header": measuring.header(), "device": device, "command": sys.argv}
-    print(f"{found['header']}, {device}")
-    for name, values in spent.items():
-        row = stepping.rates(given, values, None if small else PUBLISHED)
-        found[name] = {"rows": sides[name].rows, **row}
-        print(stepping.told(name, found[name], "seeds"))
+    found = stepping.report(given, sides, spent, "seeds", None if small else PUBLISHED)
     found["sampler"] = sampler_rate(given)
     print(
         f"  sampled by {pipeline.usable_cores()} threads: {found['sampler']:,.0f} seeds/s by the clock"
@@ -291,14 +279,7 @@ def main() -> None:
     if (rate := loader_rate(given)) is not None:
         found["NeighborLoader"] = rate
         print(f"  PyG's NeighborLoader: {rate:,.0f} seeds/s")
-    gains = measuring.ratios(spent, "ours", "PyG") if "PyG" in spent else []
-    if gains:
-        found["ours over PyG"] = gains
-        print(f"  ours over PyG: {measuring.spread(gains)} times as fast")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    on_gpu = jax.default_backend() == "gpu"
-    sys.exit(int(on_gpu and bool(gains) and statistics.median(gains) < BAR))
+    stepping.end(arguments, found, spent, "PyG")
 
 
 if __name__ == "__main__":

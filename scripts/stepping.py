@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import measuring
 
@@ -115,3 +116,33 @@ def told(name: str, row: Mapping[str, Any], samples: str) -> str:
         *([] if mfu is None else [f"MFU {100 * mfu:.1f} %"]),
     ]
     return ", ".join(parts)
+
+
+def report(
+    given: Benchmark, sides: Mapping[str, Any], spent: measuring.Spent, samples: str, published: Any
+) -> dict[str, Any]:
+    """What was found, with a line printed for each side."""
+    device = jax.devices()[0].device_kind
+    found: dict[str, Any] = {"header": measuring.header(), "device": device, "command": sys.argv}
+    print(f"{found['header']}, {device}")
+    for name, values in spent.items():
+        found[name] = {"rows": sides[name].rows, **rates(given, values, published)}
+        print(told(name, found[name], samples))
+    return found
+
+
+def end(
+    arguments: argparse.Namespace, found: dict[str, Any], spent: measuring.Spent, twin: str
+) -> NoReturn:
+    """Tells how much faster ours is than its twin, if that took part, writes all down, and exits.
+
+    The exit code is 1 when a GPU is slower with ours.
+    """
+    gains = measuring.ratios(spent, "ours", twin) if twin in spent else []
+    if gains:
+        found[f"ours over {twin}"] = gains
+        print(f"  ours over {twin}: {measuring.spread(gains)} times as fast")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    on_gpu = jax.default_backend() == "gpu"
+    sys.exit(int(on_gpu and bool(gains) and statistics.median(gains) < 1))

@@ -108,8 +108,10 @@ def test_rows_are_samples_of_512_seeds() -> None:
         UserError, match="rows 32 is not a multiple of gradient_accumulation_steps 5"
     ):
         RGat(gradient_accumulation_steps=5)
-    with pytest.raises(UserError, match="sample_seeds 100 with fanouts"):
-        RGat(sample_seeds=100)
+    assert RGat(sample_seeds=1024).rows == 16
+    assert RGat(sample_seeds=1024).shape().seeds == 1024
+    with pytest.raises(UserError, match="2 hops: room was measured for 3"):
+        RGat(fanouts=(15, 10))
 
 
 def test_flops_are_the_fact_sheets_by_mean_counts() -> None:

@@ -173,10 +173,16 @@ def test_room_by_size_and_seeds(samples):
     )
     shape = rooms.of(table, few, 8, FANOUTS)
     assert set(shape.nodes) == set(few.nodes) and set(shape.edges) == {r.key for r in few.relations}
-    with pytest.raises(
-        UserError, match=r"sample_seeds 9 with fanouts \[3, 2\]: .* for 8 with \[3, 2\]"
-    ):
-        rooms.of(table, few, 9, FANOUTS)
+    assert shape.nodes == {kind: table[8, FANOUTS].nodes[kind] for kind in few.nodes}
+    twice = rooms.of(table, few, 16, FANOUTS)
+    assert all(twice.nodes[k] == tuple(2 * n for n in shape.nodes[k]) for k in few.nodes)
+    wide = rooms.of(table, few, 8, (6, 2))
+    assert wide.nodes["author"] == tuple(2 * n for n in shape.nodes["author"])
+    assert wide.nodes["paper"][0] == 8
+    a, b = shape.edges["paper__cites__paper"]
+    assert rooms.of(table, few, 8, (3, 1)).edges["paper__cites__paper"] == (a, a + (b - a) / 2)
+    with pytest.raises(UserError, match=r"fanouts \[3\] are 1 hops: room was measured for 2"):
+        rooms.of(table, few, 8, (3,))
     means = mean_of(samples)
     assert 0.5 < means.share_of(table[8, FANOUTS]) < 1
     ((key, full),) = rooms.ROOMS.items()

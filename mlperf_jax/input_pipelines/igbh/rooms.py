@@ -10,7 +10,10 @@ Shape legend: S seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape
@@ -74,15 +77,32 @@ MEANS: Rooms = {
 def of(rooms: Rooms, size: Size, seeds: int, fanouts: tuple[int, ...]) -> Shape:
     """The room for S seeds of a graph of this size, which may lack some types.
 
+    Of other numbers of seeds, and other fan-outs, it is in proportion: what a hop brings goes by S and by the product of
+    the fan-outs so far. Fewer seeds meet fewer nodes twice, so that they need a little more.
+
     Raises:
-        UserError: none was measured for so many seeds with these fan-outs.
+        UserError: none was measured for so many hops.
     """
-    if (seeds, fanouts) not in rooms:
-        known = " or ".join(f"{s} with {list(f)}" for s, f in rooms)
+    known = {len(key[1]): key for key in rooms}
+    if len(fanouts) not in known:
         raise UserError(
-            f"sample_seeds {seeds} with fanouts {list(fanouts)}: room was measured for {known} alone"
+            f"fanouts {list(fanouts)} are {len(fanouts)} hops: room was measured for "
+            f"{' or '.join(map(str, known))}"
         )
-    found, keys = rooms[seeds, fanouts], [relation.key for relation in size.relations]
+    key = known[len(fanouts)]
+    found, (measured, others) = rooms[key], key
+    ratios = (mine / theirs for mine, theirs in zip(fanouts, others, strict=True))
+    factors = list(itertools.accumulate(ratios, lambda a, b: a * b, initial=seeds / measured))
+
+    def scaled(counts: tuple[int, ...], factors: Sequence[float]) -> tuple[int, ...]:
+        """Each hop's own part times its factor, added up again."""
+        parts = np.diff(counts, prepend=0) * np.array(factors)
+        return tuple(np.ceil(np.cumsum(parts) - 1e-6).astype(int).tolist())
+
     return Shape(
-        {kind: found.nodes[kind] for kind in size.nodes}, {key: found.edges[key] for key in keys}
+        {kind: scaled(found.nodes[kind], factors) for kind in size.nodes},
+        {
+            relation.key: scaled(found.edges[relation.key], factors[1:])
+            for relation in size.relations
+        },
     )
