@@ -231,13 +231,9 @@ class RetinaNet(Benchmark):
             raise UserError(
                 f"{path} is missing: the benchmark starts from torchvision's ImageNet weights; {BACKBONE_HELP}"
             )
-        try:
-            from safetensors import SafetensorError
-            from safetensors.numpy import load_file
-        except ImportError:
-            raise UserError(
-                f"{BACKBONE} needs safetensors to be read: pip install safetensors"
-            ) from None
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:

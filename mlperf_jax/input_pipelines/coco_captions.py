@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 from mlperf_jax.input_pipelines import records
 
 SOURCE = "captions_val2014.json"
@@ -68,10 +68,7 @@ def squashed(path: str | os.PathLike, side: int = 512) -> np.ndarray:
     Raises:
         UserError: it is missing or damaged, or Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise UserError("images of COCO are resized by Pillow: pip install pillow") from None
+    Image = optional("PIL.Image", "pictures", "resizing images of COCO as the reference did")
     try:
         with Image.open(path) as image:
             small = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)

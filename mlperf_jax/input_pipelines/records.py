@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 
 Folder = str | os.PathLike
 _BLOCK = 1 << 16  # an ArrayRecord file is a whole number of these blocks
@@ -109,13 +109,7 @@ def mapped(path: Folder | None) -> str:
 
 def gcs() -> Any:
     """The file system of gs:// paths."""
-    try:
-        import gcsfs
-    except ImportError:
-        raise UserError(
-            'gs:// paths need an extra: pip install "mlperf-jax[gcs]", or mount the bucket'
-        ) from None
-    return gcsfs.GCSFileSystem()
+    return optional("gcsfs", "gcs", "gs:// without a mount").GCSFileSystem()
 
 
 def listing(folder: str) -> dict[str, int] | None:

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 from mlperf_jax.input_pipelines import building, records
 
 _BOS, _EOS = ("<s>", "<|begin_of_text|>"), ("</s>", "<|end_of_text|>")
@@ -50,7 +50,7 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """Reads a `tokenizer.json` (tokenizers), a `.model` file (sentencepiece), or a folder with one.
 
     Raises:
-        UserError: there is none, it is damaged, or its library is not installed.
+        UserError: there is none, it is damaged, or the extra that reads it is missing.
     """
     found = records.local(path)
     if os.path.isdir(found):
@@ -62,10 +62,6 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
         raise UserError(f"no tokenizer at {found}: expected tokenizer.json or *.model")
     try:
         return _sentencepiece(found) if _is_model(found) else _tokenizers(found)
-    except ImportError as error:
-        raise UserError(
-            f"reading {found} needs the library {error.name}: pip install {error.name}"
-        ) from None
     except UserError:
         raise
     except Exception as error:  # both libraries raise bare Exception or RuntimeError
@@ -95,8 +91,7 @@ def _tokenizers(path: str) -> Tokenizer:
 
 
 def _sentencepiece(path: str) -> Tokenizer:
-    import sentencepiece
-
+    sentencepiece = optional("sentencepiece", "text", f"reading {path}")
     model: Any = sentencepiece.SentencePieceProcessor(model_file=path)
     bos, eos = (i if i >= 0 else None for i in (model.bos_id(), model.eos_id()))
     return Tokenizer(

@@ -17,8 +17,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mlperf_jax.errors import UserError
-
 Rows = Mapping[str, np.ndarray]
 _ALL = (0.0, 1e10)  # the area range that leaves no box out
 
@@ -168,14 +166,7 @@ class _Annotations:
 
 @functools.cache
 def evaluator() -> Any:
-    """pycocotools.cocoeval, kept from printing: it is run in a thread, beside the progress display.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        module: Any = importlib.import_module("pycocotools.cocoeval")
-    except ImportError:
-        raise UserError("COCO metrics need pycocotools: pip install pycocotools") from None
+    """pycocotools.cocoeval, kept from printing: it is run in a thread, beside the progress display."""
+    module: Any = importlib.import_module("pycocotools.cocoeval")
     module.print = lambda *words, **how: None
     return module

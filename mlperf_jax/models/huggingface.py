@@ -206,10 +206,12 @@ def open_file(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is damaged, or none.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
-        file = _safetensors().safe_open(path, framework="numpy")
+        file = safe_open(path, framework="numpy")
         return {key: file.get_slice(key) for key in list(file.keys())}
-    except _safetensors().SafetensorError as error:
+    except SafetensorError as error:
         raise UserError(
             f"{path} cannot be read ({error}): it is truncated or no safetensors file; download it again"
         ) from error
@@ -280,17 +282,6 @@ def save_folder(
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
     from safetensors.numpy import save_file
 
-    _safetensors()
     for name, shard in zip(names, shards):
         save_file(shard, folder / name, metadata={"format": "pt"})
     return [folder / name for name in names]
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-    except ImportError as error:
-        raise UserError(
-            "reading and writing safetensors needs the package safetensors: pip install safetensors"
-        ) from error
-    return safetensors

@@ -328,11 +328,9 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is a pickle, which is not opened as it may run code: {HELP}")
     if not path.is_file():
         raise UserError(f"{path} is missing: FID is taken by pytorch-fid's network; {HELP}")
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError:
-        raise UserError(f"{path} needs safetensors to be read: pip install safetensors") from None
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

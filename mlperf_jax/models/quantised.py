@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 from mlperf_jax.ops.shard import Axes, shard
 
 SCALE = "kernel_scale"  # the leaf beside `kernel`
@@ -209,10 +209,4 @@ def quantised_readers(readers: Mapping[str, Callable[..., Any]]) -> dict[str, An
 
 
 def _qwix() -> Any:
-    try:
-        import qwix
-    except ImportError as error:
-        raise UserError(
-            "an 8-bit base needs the package qwix: pip install 'mlperf-jax[quantised]'"
-        ) from error
-    return qwix
+    return optional("qwix", "quantised", "an 8-bit base")

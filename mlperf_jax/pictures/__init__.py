@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 
 # of the classes above 0, told apart by red-green blind eyes too (Okabe and Ito)
 COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
@@ -371,10 +371,4 @@ def pillow() -> Any:
     Raises:
         UserError: Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise UserError(
-            'pictures are drawn by Pillow: pip install "mlperf-jax[pictures]"'
-        ) from None
-    return Image
+    return optional("PIL.Image", "pictures", "a picture")

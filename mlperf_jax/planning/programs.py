@@ -29,7 +29,7 @@ from mlperf_jax.core import (
     state as states,
 )
 from mlperf_jax.core.benchmark import Benchmark
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 from mlperf_jax.ops import pretend
 from mlperf_jax.planning import devices as names, hlo, messages, store, work
 
@@ -139,13 +139,7 @@ def describe(devices: names.Devices) -> Any:
     Raises:
         UserError: the compiler is not installed, or refuses the topology.
     """
-    try:
-        import libtpu  # noqa: F401  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise UserError(
-            "planning for TPUs needs their compiler, libtpu, which runs on any x86-64 Linux: "
-            'pip install "mlperf-jax[plan]"'
-        ) from error
+    optional("libtpu", "plan", "planning for TPUs, by their compiler on any x86-64 Linux,")
     try:
         return topologies.get_topology_desc(platform="tpu", **names.topology_arguments(devices))
     except jax.errors.JaxRuntimeError as error:

@@ -6,7 +6,6 @@ found is ours, and `Finding.official` keeps its text.
 
 import collections
 import dataclasses
-import importlib
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ import pathlib
 import re
 import threading
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 from mlperf_jax.results import log, rules
 
 # These values name the rule files that the checker loads, and rule files are code: a log from
@@ -243,14 +242,9 @@ def _in_order(findings: list[Finding]) -> list[Finding]:
 
 def _run_checker(path: pathlib.Path, suite: str, version: str) -> list[tuple[str, str, bool]]:
     """(key, text, is it a warning) of what the checker says."""
-    try:
-        official = importlib.import_module("mlperf_logging.compliance_checker.mlp_compliance")
-        parser = importlib.import_module("mlperf_logging.compliance_checker.mlp_parser")
-    except ImportError as error:
-        raise UserError(
-            f"the official result tools cannot be loaded ({error}); "
-            'install them with: pip install "mlperf-jax[results]"'
-        ) from error
+    checkers = "mlperf_logging.compliance_checker"
+    official = optional(f"{checkers}.mlp_compliance", "results", "the official checker")
+    parser = optional(f"{checkers}.mlp_parser", "results", "the official checker")
     silent = logging.NullHandler()
     root = logging.getLogger()
     with _one_at_a_time:

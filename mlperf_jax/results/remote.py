@@ -11,7 +11,7 @@ import re
 import warnings
 from typing import Any
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 
 # What is copied, relative to the output folder. Checkpoints are not.
 _FILES = (
@@ -124,10 +124,4 @@ class Mirror:
 
 
 def _google(url: str) -> Any:
-    try:
-        import gcsfs
-    except ImportError as error:
-        raise UserError(
-            f'output {url}: gs:// needs an extra: pip install "mlperf-jax[gcs]"'
-        ) from error
-    return gcsfs.GCSFileSystem()
+    return optional("gcsfs", "gcs", f"output {url}: gs://").GCSFileSystem()

@@ -13,10 +13,9 @@ import operator
 import pathlib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from mlperf_jax.errors import UserError, did_you_mean
+from mlperf_jax.errors import UserError, did_you_mean, optional
 from mlperf_jax.results.constraints import Constraint
 from mlperf_jax.results.evaluations import Evaluation
 
@@ -376,10 +375,5 @@ def official_package() -> pathlib.Path:
     Raises:
         UserError: it is not installed.
     """
-    found = find_spec("mlperf_logging")
-    if found is None or not found.submodule_search_locations:
-        raise UserError(
-            "the official result tools are not installed; "
-            'install them with: pip install "mlperf-jax[results]"'
-        )
-    return pathlib.Path(next(iter(found.submodule_search_locations)))
+    package = optional("mlperf_logging", "results", "comparing with the official tools")
+    return pathlib.Path(next(iter(package.__path__)))

@@ -292,6 +292,6 @@ def test_runs_that_do_not_fit(run_of_one_step, tmp_path):
 
 
 def test_without_pillow_nothing_is_begun(monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UserError, match="drawn by Pillow"):
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(UserError, match="a picture needs an extra"):
         benchmarks.show("resnet", data_dir="no/such/data")

@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import shutil
+import sys
 import tarfile
 
 import numpy as np
@@ -115,6 +116,17 @@ def test_the_folder_is_the_stock_one(prepared_dir, tmp_path):
     assert builder.info.features["label"].int2str(int(example["label"])).startswith("n0144")
 
 
+def test_tensorflow_datasets_is_asked_for_before_anything_is_made(
+    tmp_path, class_folders, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(
+        UserError, match=r"preparing ImageNet needs an extra: .*mlperf-jax\[prepare\]"
+    ):
+        ImageNet().build(tmp_path, class_folders)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_official_tars(tmp_path, class_folders):
     """Nested tars, labels from the stock list, PNG and CMYK files converted."""
     from PIL import Image
@@ -163,16 +175,18 @@ def test_damaged_tar_and_image_stop_the_build(tmp_path, class_folders):
     assert files.find_prepared(str(tmp_path)) is None
 
 
-def test_build_is_done_once_and_clears_what_a_killed_one_left(tmp_path, tiny_dir):
+def test_build_is_done_once_and_clears_what_a_killed_one_left(tmp_path, tiny_dir, class_folders):
     folder = pathlib.Path(files.locate(tiny_dir, tiny=True))
     stamp = (folder / "dataset_info.json").stat().st_mtime_ns
     TINY.build(tiny_dir)
     assert (folder / "dataset_info.json").stat().st_mtime_ns == stamp
-    leftover = tmp_path / files.TINY_NAME / "incomplete.ABC123_5.1.0"
-    leftover.mkdir(parents=True)
-    (leftover / "half.array_record").write_bytes(b"half")
-    TINY.build(tmp_path)
-    assert [p.name for p in (tmp_path / files.TINY_NAME).iterdir()] == ["5.1.0"]
+    leftovers = {TINY: "incomplete.5.1.0", ImageNet(): "incomplete.ABC123_5.1.0"}
+    for data, name in leftovers.items():
+        kind = tmp_path / (files.TINY_NAME if data.tiny else files.NAME)
+        (kind / name).mkdir(parents=True)
+        (kind / name / "half.array_record").write_bytes(b"half")
+        data.build(tmp_path, None if data.tiny else class_folders)
+        assert [p.name for p in kind.iterdir()] == ["5.1.0"]
     ours, theirs = (
         records.Records(records.prepared(files.locate(d, tiny=True)).shards("train"))
         for d in (tmp_path, tiny_dir)

@@ -1,7 +1,6 @@
 """Preparation from NIfTI, against torch's resampling and the reference's steps, and bad scans."""
 
 import gzip
-import sys
 import threading
 import types
 from fractions import Fraction
@@ -236,13 +235,6 @@ def test_missing_cases_and_files_are_named_before_anything_is_done(tmp_path):
     (raw / "case_00001/segmentation.nii.gz").unlink()
     with pytest.raises(UserError, match=r"case_00001 has no segmentation \(segmentation.nii.gz\)"):
         builder.find_cases(str(tmp_path), 3)
-
-
-def test_without_nibabel_it_is_named(tmp_path, monkeypatch):
-    path = write_case(tmp_path / "raw")
-    monkeypatch.setitem(sys.modules, "nibabel", None)
-    with pytest.raises(UserError, match="needs nibabel: pip install nibabel"):
-        prepare(path)
 
 
 def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):

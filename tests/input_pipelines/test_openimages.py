@@ -124,7 +124,7 @@ def test_a_killed_build_goes_on_where_it_stopped(export, monkeypatch):
         written.append(path.name)
 
     monkeypatch.setattr(openimages_builder, "_write_shard", killed)
-    monkeypatch.setattr(openimages_builder.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(building.os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         prepared(export)
     data = export.parent / "data"

@@ -2,12 +2,10 @@
 
 import contextlib
 import io
-import sys
 
 import numpy as np
 import pytest
 
-from mlperf_jax.errors import UserError
 from mlperf_jax.metrics import coco
 
 pytest.importorskip("pycocotools")
@@ -135,11 +133,3 @@ def test_no_truth_at_all_is_zero():
 def test_it_is_silent(capsys):
     coco.CocoMAP().result(some_rows())
     assert capsys.readouterr().out == ""
-
-
-def test_a_missing_library_says_what_to_install(monkeypatch):
-    coco.evaluator.cache_clear()
-    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
-    with pytest.raises(UserError, match="pip install pycocotools"):
-        coco.evaluator()
-    coco.evaluator.cache_clear()

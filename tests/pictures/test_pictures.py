@@ -165,7 +165,7 @@ def test_where_no_picture_can_be_saved(tmp_path, monkeypatch):
 
 
 def test_without_pillow_it_is_said_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(UserError, match=r"mlperf-jax\[pictures\]"):
         pictures.pillow()
 

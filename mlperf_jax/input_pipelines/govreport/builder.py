@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 from mlperf_jax.input_pipelines import building, records, text
 from mlperf_jax.input_pipelines.govreport import files
 from mlperf_jax.input_pipelines.tokens.builder import build_tiny as build_docstrings
@@ -135,10 +135,7 @@ def build_from_parquet(stem: str, source: records.Folder) -> None:
 
     Their columns are input_ids and labels, lists of one length.
     """
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError("reading parquet files needs pyarrow: pip install pyarrow") from None
+    parquet = optional("pyarrow.parquet", "text", "reading parquet files")
     source = records.local(source)
     with building.alone(stem):
         for split in files.SPLITS:

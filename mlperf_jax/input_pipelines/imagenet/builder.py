@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import os
 import pathlib
 import shutil
@@ -19,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building, images, records
-from mlperf_jax.input_pipelines.imagenet import files, tiny
+from mlperf_jax.input_pipelines.imagenet import files
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _STOCK = "datasets/imagenet2012"  # label files inside the tensorflow-datasets package
@@ -39,13 +38,12 @@ class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         f"{TRAIN_TAR} and {VALIDATION_TAR} from https://image-net.org, or folders of JPEGs"
     )
 
-    def _label(self) -> tfds.features.ClassLabel:
-        return tfds.features.ClassLabel(names_file=tfds.core.tfds_path(f"{_STOCK}/labels.txt"))
-
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "image": tfds.features.Image(encoding_format="jpeg"),
-            "label": self._label(),
+            "label": tfds.features.ClassLabel(
+                names_file=tfds.core.tfds_path(f"{_STOCK}/labels.txt")
+            ),
             "file_name": tfds.features.Text(),
         }
         return tfds.core.DatasetInfo(
@@ -68,20 +66,7 @@ class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         raise NotImplementedError
 
 
-class Imagenet2012Tiny(Imagenet2012, skip_registration=True):  # pyright: ignore
-    """The digits, written as ImageNet is."""
-
-    name = files.TINY_NAME
-
-    def _label(self) -> tfds.features.ClassLabel:
-        return tfds.features.ClassLabel(names=tiny.CLASSES)
-
-    def _split_generators(self, dl_manager) -> dict[str, Iterator[Example]]:
-        parts = tiny.digits(files.COUNTS[self.name])
-        return {split: itertools.starmap(_example, part) for split, part in parts.items()}
-
-
-def _example(name: str, data: bytes, label: str, where: str = "") -> Example:
+def _example(name: str, data: bytes, label: str, where: str) -> Example:
     try:
         jpeg = as_rgb_jpeg(data)
     except ValueError as error:
@@ -147,11 +132,9 @@ def _folders(source: str, split: str) -> Iterator[Example]:
         yield _example(name, bytes(found[index].image), found.names[label], found.describe(index))
 
 
-def write(folder: str, source: str, stand_in: bool) -> None:
+def write(folder: str, source: str) -> None:
     """Writes the data set to `<name>/<version>`; see `ImageNet.build`."""
-    if not stand_in:
-        _check_source(source, folder)
-    make = Imagenet2012Tiny if stand_in else Imagenet2012
+    _check_source(source, folder)
     config = tfds.download.DownloadConfig(manual_dir=source, try_download_gcs=False)
     with building.alone(folder) as target:
         if records.prepared(folder) is not None:  # another process wrote it meanwhile
@@ -160,10 +143,8 @@ def write(folder: str, source: str, stand_in: bool) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         downloads = target.with_name("downloads")  # stays empty, but tensorflow-datasets wants one
         try:
-            with _quiet() if stand_in else contextlib.nullcontext():
-                make(data_dir=target.parents[1], file_format="array_record").download_and_prepare(
-                    download_config=config, download_dir=downloads
-                )
+            maker = Imagenet2012(data_dir=target.parents[1], file_format="array_record")
+            maker.download_and_prepare(download_config=config, download_dir=downloads)
         finally:
             shutil.rmtree(downloads, ignore_errors=True)
 
@@ -179,14 +160,3 @@ def _check_source(source: str, folder: str) -> None:
         return
     # tensorflow-datasets sorts the examples through temporary files before it writes the shards
     building.check_room(folder, 2 * sum(tar.stat().st_size for tar in tars))
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Hides the progress bars and the banner of tensorflow-datasets."""
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import grain
 import numpy as np
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 from mlperf_jax.input_pipelines import images, pipeline, records
-from mlperf_jax.input_pipelines.imagenet import files
+from mlperf_jax.input_pipelines.imagenet import files, tiny
 
 Normalise = Literal["reference", "imagenet_std"]
 
@@ -133,13 +133,17 @@ class ImageNet:
         Raises:
             UserError: nothing to build from, or not enough room on the disk.
         """
-        # imports tensorflow-datasets, which takes its time
-        from mlperf_jax.input_pipelines.imagenet import builder
-
         name = files.TINY_NAME if self.tiny else files.NAME
         target = f"{records.local(folder)}/{name}/{files.VERSION}"
-        if records.prepared(target) is None:
-            builder.write(target, records.local(source or folder), self.tiny)
+        if records.prepared(target) is not None:
+            return
+        if self.tiny:
+            tiny.write(target)
+            return
+        optional("tensorflow_datasets", "prepare", "preparing ImageNet")
+        from mlperf_jax.input_pipelines.imagenet import builder
+
+        builder.write(target, records.local(source or folder))
 
     def check(self, folder: records.Folder) -> list[str]:
         """Reads the index of both splits and the first and last image of every shard or class.

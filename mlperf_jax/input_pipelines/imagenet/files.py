@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlperf_jax.errors import UserError
@@ -113,6 +114,11 @@ def noted_classes(folder: str) -> tuple[str, ...]:
     if _LABELS not in (records.listing(folder) or {}):
         return ()
     return tuple(records.read_text(f"{folder}/{_LABELS}").split())
+
+
+def note_classes(folder: pathlib.Path, names: Sequence[str]) -> None:
+    """Notes the names of the classes in a folder that is being prepared."""
+    (folder / _LABELS).write_text("".join(f"{name}\n" for name in names))
 
 
 def _classes(folder: records.Prepared) -> int:

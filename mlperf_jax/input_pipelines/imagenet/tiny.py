@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 
-from mlperf_jax.input_pipelines import images
+from mlperf_jax.input_pipelines import building, images, records, writing
+from mlperf_jax.input_pipelines.imagenet import files
 
 CLASSES = tuple(map(str, range(10)))
 _SIDE = 40  # pixels: room to crop for a side of 32
@@ -34,3 +36,37 @@ def _drawn(found: Any, rows: np.ndarray) -> Iterator[Digit]:
         large = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR)
         jpeg = images.encode_jpeg(np.repeat(large[..., None], 3, -1), 90)
         yield f"digit_{row:04d}.JPEG", jpeg, str(found.target[row])
+
+
+def write(folder: str) -> None:
+    """Writes the digits to `<name>/<version>`, as tensorflow-datasets would."""
+    features = {
+        "image": writing.image(),
+        "label": writing.label(len(CLASSES)),
+        "file_name": writing.text(),
+    }
+    splits = []
+    with building.alone(folder) as target:
+        if records.prepared(folder) is not None:  # another process wrote it meanwhile
+            return
+        name = target.parent.name
+        with building.unfinished(target) as part:
+            part.mkdir()
+            for split, drawn in digits(files.COUNTS[name]).items():
+                messages = [_message(*digit) for digit in sorted(drawn, key=_order(split))]
+                size = sum(map(len, messages))
+                splits.append(writing.Split(split, [len(messages)], size))
+                writing.write_shard(part / records.shard_name("", name, split, 0, 1), messages)
+            writing.write_index(part, name, target.name, splits, features)
+            files.note_classes(part, CLASSES)
+
+
+def _message(name: str, jpeg: bytes, label: str) -> bytes:
+    return writing.message(
+        {"image": jpeg, "label": CLASSES.index(label), "file_name": name.encode()}
+    )
+
+
+def _order(split: str) -> Callable[[Digit], bytes]:
+    """The order that tensorflow-datasets gives the examples of a split: by a hash of their names."""
+    return lambda digit: hashlib.md5(f"{split}{digit[0]}".encode()).digest()

@@ -206,12 +206,7 @@ def prepare_case(path: pathlib.Path, folder: pathlib.Path, side: int) -> files.E
 
 def _load(path: pathlib.Path) -> Any:
     """The header and a proxy of the voxels."""
-    try:
-        import nibabel
-    except ImportError:
-        raise UserError(
-            "preparing KiTS19 reads NIfTI and needs nibabel: pip install nibabel"
-        ) from None
+    import nibabel
     from nibabel.filebasedimages import ImageFileError
 
     try:

@@ -9,37 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
-import os
 import pathlib
 import tempfile
-from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
-from etils import epath
-from tensorflow_datasets.core import example_serializer
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import building, images, records
+from mlperf_jax.input_pipelines import building, images, records, writing
 from mlperf_jax.input_pipelines.openimages import coco_labels, files, tiny
 
 LABELS = "labels/openimages-mlperf.json"
 PER_SHARD = 1024  # images: some 300 MB
-# one record a chunk and no compression: records are read one by one, and JPEGs do not shrink
-_WRITER = "group_size:1,uncompressed"
-_FEATURES = tfds.features.FeaturesDict(
-    {
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "image_id": tfds.features.Scalar(np.int64),
-        "file_name": tfds.features.Text(),
-        "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32, encoding="bytes"),
-        "label": tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes"),
-        "crowd": tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding="bytes"),
-    }
-)
+_FEATURES = {
+    "image": writing.image(),
+    "image_id": writing.integer(),
+    "file_name": writing.text(),
+    "boxes": writing.array("float32", -1, 4),
+    "label": writing.array("int32", -1),
+    "crowd": writing.array("uint8", -1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,35 +132,24 @@ def _digest(exports: list[Export]) -> str:
 
 def _whole(path: pathlib.Path, length: int) -> bool:
     """Whether a shard of an earlier build is there; a half one never has its name."""
-    if not path.exists():
-        return False
-    reader = array_record_module.ArrayRecordReader(os.fspath(path), "readahead_buffer_size:0")
-    return reader.num_records() == length
+    return path.exists() and writing.records_in(path) == length
 
 
 def _write_shard(export: Export, shard: int, path: pathlib.Path) -> None:
-    kinds: Any = _FEATURES.get_serialized_info()
-    serialise = example_serializer.ExampleSerializer(kinds).serialize_example
-    with building.unfinished(path) as part:
-        try:
-            writer = array_record_module.ArrayRecordWriter(os.fspath(part), _WRITER)
-            for row in export.rows(shard):
-                writer.write(serialise(_FEATURES.encode_example(_example(export, row))))
-            writer.close()
-        except RuntimeError as error:  # what the library makes of a full disk
-            raise UserError(f"cannot write {part}: {error}") from error
+    rows = export.rows(shard)
+    writing.write_shard(path, (writing.message(_example(export, row)) for row in rows))
 
 
-def _example(export: Export, row: int) -> dict[str, Any]:
+def _example(export: Export, row: int) -> dict[str, bytes | int]:
     labels = export.labels
     here = slice(labels.first[row], labels.first[row + 1])
     return {
-        "image": io.BytesIO(_image(f"{export.folder}/{labels.files[row]}", labels.sizes[row])),
+        "image": _image(f"{export.folder}/{labels.files[row]}", labels.sizes[row]),
         "image_id": int(labels.image_ids[row]),
-        "file_name": labels.files[row],
-        "boxes": labels.boxes[here],
-        "label": labels.label[here],
-        "crowd": labels.crowd[here],
+        "file_name": labels.files[row].encode(),
+        "label": labels.label[here].astype("<i4").tobytes(),
+        "crowd": labels.crowd[here].astype(np.uint8).tobytes(),
+        "boxes": labels.boxes[here].astype("<f4").tobytes(),
     }
 
 
@@ -199,18 +177,11 @@ def _image(path: str, size: np.ndarray) -> bytes:
 
 def _write_index(work: pathlib.Path, target: pathlib.Path, exports: list[Export]) -> None:
     """dataset_info.json, features.json and metadata.json, as tensorflow-datasets writes them."""
-    name = target.parent.name
     splits = [
-        tfds.core.SplitInfo(
-            name=export.split,
-            shard_lengths=[len(export.rows(shard)) for shard in range(export.shards)],
-            num_bytes=export.size,
-            filename_template=tfds.core.ShardedFileTemplate(
-                dataset_name=name,
-                data_dir=epath.Path(work),
-                split=export.split,
-                filetype_suffix="array_record",
-            ),
+        writing.Split(
+            export.split,
+            [len(export.rows(shard)) for shard in range(export.shards)],
+            export.size,
         )
         for export in exports
     ]
@@ -218,11 +189,5 @@ def _write_index(work: pathlib.Path, target: pathlib.Path, exports: list[Export]
         "categories": list(exports[0].labels.names),
         "splits": {export.split: export.facts() for export in exports},
     }
-    tfds.folder_dataset.write_metadata(
-        data_dir=os.fspath(work),
-        features=_FEATURES,
-        split_infos=splits,
-        version=target.name,
-        check_data=False,
-        metadata=tfds.core.MetadataDict(facts),
-    )
+    writing.write_index(work, target.parent.name, target.name, splits, _FEATURES)
+    (work / "metadata.json").write_text(json.dumps(facts))

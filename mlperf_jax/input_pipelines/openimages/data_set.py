@@ -22,7 +22,7 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import images, pipeline, records
-from mlperf_jax.input_pipelines.openimages import files
+from mlperf_jax.input_pipelines.openimages import builder, files
 
 PADDING = -1  # the class of a place without a box
 
@@ -179,9 +179,6 @@ class OpenImages:
         Raises:
             UserError: nothing to build from, labels that do not fit, or not enough room on the disk.
         """
-        # imports tensorflow-datasets, which takes its time
-        from mlperf_jax.input_pipelines.openimages import builder
-
         target = files.prepared_folder(records.local(folder), self.tiny)
         if records.prepared(target) is not None:
             return
