@@ -92,7 +92,9 @@ def test_tensorflow_datasets_writes_the_same_scenes_and_the_same_index(scenes_di
     features = theirs.info.features
     serialise = example_serializer.ExampleSerializer(features.get_serialized_info())
     decoders = {"image": tfds.decode.SkipDecoding()}
-    for example, mine in zip(theirs.as_data_source("train", decoders), parsed(folder, "train")):
+    for example, mine in zip(
+        theirs.as_data_source("train", decoders=decoders), parsed(folder, "train")
+    ):
         encoded = features.encode_example(example | {"image": io.BytesIO(example["image"])})
         assert bytes_of(records.parse_example(serialise.serialize_example(encoded))) == mine
     written = ("dataset_info.json", "features.json")
