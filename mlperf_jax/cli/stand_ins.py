@@ -15,7 +15,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-LIBRARIES = frozenset({"flax", "grain", "jax", "jaxlib", "numba", "optax", "orbax"})
+LIBRARIES = frozenset({"flax", "grain", "jax", "jaxlib", "optax", "orbax"})
 
 
 class _Anything(types.ModuleType):

@@ -27,7 +27,6 @@ import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building
-from mlperf_jax.input_pipelines.igbh import loops
 from mlperf_jax.input_pipelines.igbh.arrays import Mapped, create_npy, open_npy
 from mlperf_jax.input_pipelines.igbh.graph import Graph
 from mlperf_jax.input_pipelines.igbh.in_edges import InEdges
@@ -104,6 +103,8 @@ def build_relation(graph: Graph, relation: Relation, part: pathlib.Path) -> None
     Raises:
         UserError: an edge names a node that is not there.
     """
+    from mlperf_jax.input_pipelines.igbh import loops
+
     edges, nodes = _edges(graph, relation), graph.size.nodes
     end = (
         1 if relation == _stored(graph, relation) else 0

@@ -14,16 +14,26 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline, records
-from mlperf_jax.input_pipelines.igbh import csc, features, planted, sampling_shape, split
+from mlperf_jax.input_pipelines.igbh import (
+    compiler,
+    csc,
+    features,
+    planted,
+    sampling_shape,
+    split,
+)
 from mlperf_jax.input_pipelines.igbh.arrays import Mapped
 from mlperf_jax.input_pipelines.igbh.graph import Graph, check_replaced, open_graph, read_labels
-from mlperf_jax.input_pipelines.igbh.rows import Papers, Rows
-from mlperf_jax.input_pipelines.igbh.sampling import FANOUTS, Sample, Sampler
 from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape
-from mlperf_jax.input_pipelines.igbh.sizes import CLASSES, Size
+from mlperf_jax.input_pipelines.igbh.sizes import CLASSES, FANOUTS, Size
+
+if TYPE_CHECKING:
+    from mlperf_jax.input_pipelines.igbh.rows import Rows
+    from mlperf_jax.input_pipelines.igbh.sampling import Sample, Sampler
 
 # samples that a check draws, and standard deviations beyond their mean that must find room: one sample in three
 # million has more, and room was made for six
@@ -87,15 +97,20 @@ class Igbh:
         return pipeline.evaluation(self._rows(folder, None))
 
     def _rows(self, folder: records.Folder, batch_size: int | None) -> Rows:
+        from mlperf_jax.input_pipelines.igbh.rows import Papers, Rows
+
         opened = self.graph(folder)
         return Rows(Papers(opened), self._sampler(opened), self.shape, batch_size, self.bins)
 
     def _sampler(self, opened: Graph) -> Sampler:
+        from mlperf_jax.input_pipelines.igbh.sampling import Sampler
+
         edges = tuple(csc.open_edges(opened).values())
         return Sampler(opened.size.nodes, edges, fanouts=self.fanouts)
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
-        """Papers that train and that validate; raises as `train`."""
+        """Papers that train and that validate; raises as `train`, and where numba is missing."""
+        compiler.numba()  # a run asks for the counts first, and samples when its clock runs
         opened = self.graph(folder)
         csc.open_edges(opened)
         return dict(zip(("train", "validation"), split.sizes(opened.labelled)))
@@ -108,8 +123,9 @@ class Igbh:
             source: the folder that holds it, where that is another one.
 
         Raises:
-            UserError: files are missing, damaged or others, or there is no room on the disk.
+            UserError: files are missing, damaged or others, there is no room on the disk, or numba is missing.
         """
+        compiler.numba()
         place = records.mapped(folder)
         if self.tiny:
             planted.write(place)

@@ -8,8 +8,11 @@ Shape legend: n rows of a piece, N nodes at the end of a relation's edges, E ent
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from mlperf_jax.input_pipelines.igbh import compiler
+
+numba = compiler.numba()
 
 
 @numba.njit(nogil=True)

@@ -28,9 +28,8 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.igbh import sampling_kernels as kernels
 from mlperf_jax.input_pipelines.igbh.arrays import Mapped
 from mlperf_jax.input_pipelines.igbh.in_edges import InEdges
-from mlperf_jax.input_pipelines.igbh.sizes import MOST_NODES
+from mlperf_jax.input_pipelines.igbh.sizes import FANOUTS, MOST_NODES
 
-FANOUTS = (15, 10, 5)  # from the seeds outwards; a list in DGL's order reads [5, 10, 15]
 _WORD = 2**64 - 1
 
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+from mlperf_jax.input_pipelines.igbh import compiler
+
+numba = compiler.numba()
 
 _U = np.uint64
 _GOLDEN = _U(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio

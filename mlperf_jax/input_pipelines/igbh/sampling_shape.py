@@ -14,12 +14,14 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines.igbh.sampling import Sample
+
+if TYPE_CHECKING:
+    from mlperf_jax.input_pipelines.igbh.sampling import Sample
 
 
 @dataclasses.dataclass(frozen=True)

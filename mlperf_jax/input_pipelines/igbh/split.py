@@ -14,7 +14,6 @@ from __future__ import annotations
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines.igbh import loops
 
 LABELLED = 157_675_969  # papers of the full graph that have one of 2,983 classes
 SEED = 42
@@ -69,6 +68,8 @@ def permutation(count: int, seed: int = SEED, first: int | None = None) -> np.nd
     >>> permutation(10).tolist()
     [2, 6, 1, 8, 4, 5, 0, 9, 3, 7]
     """
+    from mlperf_jax.input_pipelines.igbh import loops
+
     if not 0 <= count < _MOST:
         raise UserError(
             f"{count:,} papers cannot be permuted: between 0 and {_MOST - 1:,} can, beyond which torch draws in "
