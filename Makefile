@@ -44,7 +44,8 @@ clean:  ## remove the virtual environments and all caches
 	rm -rf .venv .venv-* build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp per set of extras: pip runs again only when pyproject.toml changed.
+# One stamp per set of extras: pip runs again only when pyproject.toml changed. It compiles no modules: Python does
+# when they are first imported, which most never are.
 $(VENV)/.installed: EXTRAS :=
 $(VENV)/.installed-test: EXTRAS := [test]
 $(VENV)/.installed-dev: EXTRAS := [test,dev]
@@ -52,5 +53,5 @@ $(VENV)/.installed-aot: EXTRAS := [test,plan]
 $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-aot: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "%s is Python %d.%d; this needs 3.11 or newer: make PYTHON=python3.12" % (("$(PYTHON)",) + sys.version_info[:2]))'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".$(EXTRAS)"
 	@touch $@

@@ -22,7 +22,7 @@ def begin(about: str, words: Sequence[str]) -> int:
     file, test = write(given, pathlib.Path())
     place = f"{file}:{class_name(given)}"
     print(
-        f"{file} and {test} are written: two layers on scikit-learn's digits. Try them, then change them:"
+        f"{file} and {test} are written: two layers on handwritten digits. Try them, then change them:"
     )
     print(f"  {PROG} run {place} --tiny")
     print(f"  {PROG} run {place}")

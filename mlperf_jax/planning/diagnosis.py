@@ -21,7 +21,13 @@ from typing import Any
 from mlperf_jax.core import peaks
 from mlperf_jax.results.result import installed
 
-_NOT_TOLD = ("cuda", "tpu", "test", "dev")  # the devices' finding, and work on the package itself
+_NOT_TOLD = (
+    "cuda",
+    "tpu",
+    "all",
+    "test",
+    "dev",
+)  # the devices' finding, sums, and work on the package itself
 _BRINGS = {"jax[tpu]": "libtpu"}  # what a requirement is there for, where its name does not say it
 LIBRARIES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 PATIENCE = 120  # seconds that devices have to answer

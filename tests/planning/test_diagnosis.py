@@ -38,7 +38,7 @@ def test_a_plain_machine_is_healthy_and_told_what_it_lacks(monkeypatch):
 def test_extras_are_those_of_the_package(monkeypatch, tmp_path):
     found = doctors.extras()
     assert found["plan"] == ("libtpu",) and "mlperf-logging" in found["results"]
-    assert not {"cuda", "tpu", "test", "dev"} & set(found)
+    assert not {"cuda", "tpu", "all", "test", "dev"} & set(found)
     monkeypatch.setattr(doctors, "__file__", str(tmp_path / "a" / "b" / "diagnosis.py"))
     lines = ['scipy>=1.11; extra == "results"', 'jax[tpu]>=0.10; extra == "plan"', "numpy>=2"]
     monkeypatch.setattr(doctors.metadata, "requires", lambda name: lines)

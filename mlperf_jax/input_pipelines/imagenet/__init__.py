@@ -1,4 +1,4 @@
-"""ImageNet, and scikit-learn's digits in its place."""
+"""ImageNet, and handwritten digits in its place."""
 
 from mlperf_jax.input_pipelines.imagenet.data_set import ImageNet, Normalise
 

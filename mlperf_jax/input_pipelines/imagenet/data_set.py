@@ -2,7 +2,7 @@
 
 Read as `D/imagenet2012/5.1.0`, the ArrayRecord folder that tensorflow-datasets and `build` write alike,
 or as it comes, `D/train/<class>/*.JPEG` and `D/val/<class>/*.JPEG` (or `validation`), classes in
-alphabetical order. Tiny is scikit-learn's digits, written in the same format.
+alphabetical order. Tiny is handwritten digits, written in the same format.
 
 Reference: mlcommons/training, retired_benchmarks/resnet-tf2, imagenet_preprocessing.py.
 Shape legend: S image side.

@@ -1,15 +1,14 @@
-"""scikit-learn's 1,797 handwritten digits as small JPEGs, in the place of ImageNet."""
+"""1,797 handwritten digits as small JPEGs, in the place of ImageNet."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import cv2
 import numpy as np
 
-from mlperf_jax.input_pipelines import building, images, records, writing
+from mlperf_jax.input_pipelines import building, digits as handwritten, images, records, writing
 from mlperf_jax.input_pipelines.imagenet import files
 
 CLASSES = tuple(map(str, range(10)))
@@ -21,21 +20,19 @@ Digit = tuple[str, bytes, str]  # name of the file, JPEG, class
 
 def digits(counts: Mapping[str, int]) -> dict[str, Iterator[Digit]]:
     """The digits of "train" and of "validation", which has the first so many of a fixed permutation."""
-    from sklearn import datasets
-
-    found: Any = datasets.load_digits()
-    order = np.random.default_rng(_SEED).permutation(len(found.images))
+    pixels, labels = handwritten.load()
+    order = np.random.default_rng(_SEED).permutation(len(pixels))
     held_out = counts["validation"]
     parts = {"train": order[held_out:], "validation": order[:held_out]}
-    return {split: _drawn(found, rows) for split, rows in parts.items()}
+    return {split: _drawn(pixels, labels, rows) for split, rows in parts.items()}
 
 
-def _drawn(found: Any, rows: np.ndarray) -> Iterator[Digit]:
+def _drawn(pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Iterator[Digit]:
     for row in rows:
-        grey = np.clip(found.images[row] * (255 / 16), 0, 255).astype(np.uint8)  # 8 x 8, 0..16
+        grey = (pixels[row] * (255 / 16)).astype(np.uint8)
         large = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR)
         jpeg = images.encode_jpeg(np.repeat(large[..., None], 3, -1), 90)
-        yield f"digit_{row:04d}.JPEG", jpeg, str(found.target[row])
+        yield f"digit_{row:04d}.JPEG", jpeg, str(labels[row])
 
 
 def write(folder: str) -> None:
