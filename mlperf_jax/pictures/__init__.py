@@ -250,17 +250,13 @@ def framed(tile: Any) -> Any:
 
 def draws_on(picture: Any) -> Any:
     """Pillow's pen on a picture."""
-    from PIL import ImageDraw
-
-    return ImageDraw.Draw(picture)
+    return pillow("ImageDraw").Draw(picture)
 
 
 @functools.cache
 def font() -> Any:
     """Pillow's own font, in the size of all our words."""
-    from PIL import ImageFont
-
-    return ImageFont.load_default(_TEXT)
+    return pillow("ImageFont").load_default(_TEXT)
 
 
 def name_of(kind: int, names: Sequence[str]) -> str:
@@ -365,10 +361,10 @@ def _bounds(inside: np.ndarray) -> tuple[slice, ...]:
     return tuple(found)
 
 
-def pillow() -> Any:
-    """The module `PIL.Image`.
+def pillow(part: str = "Image") -> Any:
+    """A module of Pillow.
 
     Raises:
-        UserError: Pillow is not installed.
+        UserError: it is not installed; says how to.
     """
-    return optional("PIL.Image", "pictures", "a picture")
+    return optional(f"PIL.{part}", "pictures", "a picture")

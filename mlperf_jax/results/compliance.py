@@ -242,9 +242,9 @@ def _in_order(findings: list[Finding]) -> list[Finding]:
 
 def _run_checker(path: pathlib.Path, suite: str, version: str) -> list[tuple[str, str, bool]]:
     """(key, text, is it a warning) of what the checker says."""
-    checkers = "mlperf_logging.compliance_checker"
-    official = optional(f"{checkers}.mlp_compliance", "results", "the official checker")
-    parser = optional(f"{checkers}.mlp_parser", "results", "the official checker")
+    what = "the official checker"
+    official = optional("mlperf_logging.compliance_checker.mlp_compliance", "results", what)
+    parser = optional("mlperf_logging.compliance_checker.mlp_parser", "results", what)
     silent = logging.NullHandler()
     root = logging.getLogger()
     with _one_at_a_time:

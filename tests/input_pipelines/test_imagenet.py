@@ -5,7 +5,6 @@ import io
 import os
 import pathlib
 import shutil
-import sys
 import tarfile
 
 import numpy as np
@@ -114,17 +113,6 @@ def test_the_folder_is_the_stock_one(prepared_dir, tmp_path):
     example = builder.as_data_source("train")[0]
     assert example["image"].dtype == np.uint8
     assert builder.info.features["label"].int2str(int(example["label"])).startswith("n0144")
-
-
-def test_tensorflow_datasets_is_asked_for_before_anything_is_made(
-    tmp_path, class_folders, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(
-        UserError, match=r"preparing ImageNet needs an extra: .*mlperf-jax\[prepare\]"
-    ):
-        ImageNet().build(tmp_path, class_folders)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_official_tars(tmp_path, class_folders):

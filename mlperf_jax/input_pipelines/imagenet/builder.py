@@ -13,12 +13,13 @@ import pathlib
 import shutil
 import tarfile
 from collections.abc import Iterator
+from typing import Any
 
-import tensorflow_datasets as tfds
-
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, optional
 from mlperf_jax.input_pipelines import building, images, records
 from mlperf_jax.input_pipelines.imagenet import files
+
+tfds = optional("tensorflow_datasets", "prepare", "preparing ImageNet")
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _STOCK = "datasets/imagenet2012"  # label files inside the tensorflow-datasets package
@@ -38,7 +39,7 @@ class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         f"{TRAIN_TAR} and {VALIDATION_TAR} from https://image-net.org, or folders of JPEGs"
     )
 
-    def _info(self) -> tfds.core.DatasetInfo:
+    def _info(self) -> Any:
         features = {
             "image": tfds.features.Image(encoding_format="jpeg"),
             "label": tfds.features.ClassLabel(

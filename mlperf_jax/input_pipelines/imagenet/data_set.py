@@ -17,7 +17,7 @@ from typing import Any, Literal
 import grain
 import numpy as np
 
-from mlperf_jax.errors import UserError, optional
+from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import images, pipeline, records
 from mlperf_jax.input_pipelines.imagenet import files, tiny
 
@@ -131,7 +131,7 @@ class ImageNet:
             source: folder with the two official tar files, or with train and val; `folder` by default.
 
         Raises:
-            UserError: nothing to build from, or not enough room on the disk.
+            UserError: nothing to build from, not enough room on the disk, or an extra is missing.
         """
         name = files.TINY_NAME if self.tiny else files.NAME
         target = f"{records.local(folder)}/{name}/{files.VERSION}"
@@ -140,8 +140,7 @@ class ImageNet:
         if self.tiny:
             tiny.write(target)
             return
-        optional("tensorflow_datasets", "prepare", "preparing ImageNet")
-        from mlperf_jax.input_pipelines.imagenet import builder
+        from mlperf_jax.input_pipelines.imagenet import builder  # tensorflow-datasets, an extra
 
         builder.write(target, records.local(source or folder))
 
