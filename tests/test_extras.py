@@ -37,7 +37,7 @@ def module(requirement: str) -> str:
 
 def modules(extra: str) -> set[str]:
     """Names under which the packages of an extra are imported."""
-    return {module(line) for line in EXTRAS[extra]}
+    return {module(line) for line in EXTRAS.get(extra, ())}
 
 
 BASE = {module(line) for line in PROJECT["dependencies"]} | BROUGHT
