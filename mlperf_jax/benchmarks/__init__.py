@@ -15,19 +15,21 @@ import inspect
 import keyword
 import os
 import pathlib
-from collections.abc import Collection, Mapping
+import signal
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlperf_jax.core import python_file
 from mlperf_jax.core.fields import check
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.errors import UserError, did_you_mean
+from mlperf_jax.errors import Interrupted, UserError, did_you_mean
 from mlperf_jax.input_pipelines import building
 from mlperf_jax.results import rules
 
 if TYPE_CHECKING:
     from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
     from mlperf_jax.core.trained import Trained
+    from mlperf_jax.results.story import Curves
 
     # what stands for a benchmark: a name, "my_file.py:Wine", a class, or a configuration of one
     Named = str | type[Benchmark] | Benchmark
@@ -36,6 +38,7 @@ __all__ = [
     "Benchmark",
     "RunOptions",
     "Target",
+    "curves",
     "evaluate",
     "f32",
     "get",
@@ -238,10 +241,16 @@ def run(name: Named, *, tiny: bool = False, **settings: Any) -> Any:
     from mlperf_jax.core import launch, processes  # import Orbax, which `names()` need not wait for
 
     benchmark = get(name, tiny=tiny, **fields)
-    launch.connect(options)
-    data_dir = processes.from_primary(lambda: data_folder(benchmark, options))
-    note = recipe_note(benchmark)
-    return launch.launch(benchmark, options, data_dir, notes=[note] if note else [])
+    try:
+        launch.connect(options)
+        data_dir = processes.from_primary(lambda: data_folder(benchmark, options))
+        note = recipe_note(benchmark)
+        return launch.launch(benchmark, options, data_dir, notes=[note] if note else [])
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted at once; what is on the disk is kept, and --resume takes up a run that has begun",
+            signal.SIGINT,
+        ) from None
 
 
 def evaluate(path: str | os.PathLike, *, optimizer: Any = None, bisect: bool = False) -> Any:
@@ -316,6 +325,28 @@ def load(
         step=step,
         mesh=mesh,
     )
+
+
+def curves(*paths: str | os.PathLike, values: Sequence[str] = ()) -> Curves:
+    """Loss and quality of runs over their samples, drawn beside each other; unfinished runs too.
+
+    Args:
+        *paths: folders of runs (`…/run_0`) or of sets, whose runs are all drawn.
+        values: names of what is drawn; by default the loss and each quality that has a target.
+
+    Returns:
+        What a notebook displays, and `save("loss.svg")` writes.
+
+    Raises:
+        UserError: there is no run, its files are damaged, or no run logged such a value.
+
+    Example:
+        curves("runs/digits")
+        curves("runs/lars", "runs/adamw", values=["accuracy"])
+    """
+    from mlperf_jax.results.story import Curves
+
+    return Curves(*paths, values=values)
 
 
 def show(
