@@ -163,7 +163,11 @@ def test_of_results_a_benchmark_sees_only_the_rules():
     def wrong(path):
         seen = {name for name in imports(path) if name.startswith("mlperf_jax.results")}
         # the door of Python has what runs logged to show
-        may = ("rules", "story") if path == PACKAGE / "benchmarks" / "__init__.py" else ("rules",)
+        may = (
+            ("rules", "story", "listing")
+            if path == PACKAGE / "benchmarks" / "__init__.py"
+            else ("rules",)
+        )
         return {name for name in seen if name.split(".")[2] not in may}
 
     assert offenders(in_room("benchmarks"), wrong) == []

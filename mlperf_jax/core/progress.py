@@ -143,13 +143,14 @@ class Notebook(Silent):
 
         self._html: Any = display.HTML
         self._story, self._rate, self._limit = story, Rate(limit), limit
-        self._status, self._samples, self._said = "is prepared and compiled", 0, []
+        self._status, self._pace, self._samples = "is prepared and compiled", "", 0
+        self._said: list[str] = []
         self._shown = time.perf_counter()
         self._output: Any = display.display(self._page(), display_id=True)
 
     def _page(self) -> Any:
         share = self._samples / self._limit if self._limit else None
-        return self._html(page(self._story, self._status, share, self._said))
+        return self._html(page(self._story, self._status + self._pace, share, self._said))
 
     def _show(self) -> None:
         self._shown = time.perf_counter()
@@ -158,7 +159,7 @@ class Notebook(Silent):
     def update(self, step: int, samples: int, scalars: Mapping[str, float]) -> None:
         self._story.add(samples, scalars)
         self._samples = samples
-        self._status = describe(step, samples, scalars) + self._rate.text(samples)
+        self._status, self._pace = describe(step, samples, scalars), self._rate.text(samples)
         if time.perf_counter() - self._shown >= NOTEBOOK_SECONDS:
             self._show()
 
@@ -170,4 +171,5 @@ class Notebook(Silent):
         self._show()
 
     def close(self) -> None:
+        self._pace = ""
         self._show()

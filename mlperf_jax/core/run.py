@@ -50,6 +50,7 @@ class Run:
         standing: where the run stands; the loop moves it on.
         optimizer: what is known of the one that replaced the benchmark's; None where nothing did.
         notes: lines for the display, before its first step.
+        story: what it has logged, for a display that draws.
         trained: what an offline run noted when its training ended, or None before that.
     """
 
@@ -90,8 +91,8 @@ class Run:
             limit = plan.options.max_samples or plan.benchmark.last_sample
             show = plan.options.show if self.primary else "none"
             name = f"{self.root.name}/{self.folder.path.name}"
-            story = Story.of(plan.benchmark.targets, name)
-            self.progress = displays.make_progress(show, limit, story)
+            self.story = Story.of(plan.benchmark.targets, name)
+            self.progress = displays.make_progress(show, limit, self.story)
             last_first.callback(self.progress.close)
             profile = self.folder.path / "profile" if plan.options.profile else None
             self.trace = profiling.Trace(profile)
@@ -388,6 +389,7 @@ class Run:
         self.reopen_log(offset)
         scalars = meta["scalars_offset"] if meta else 0
         self.scalars = Scalars(self.folder.scalars_path, resume_at=scalars)
+        self.story.begin_with(self.folder)
         path = self.folder.path / "resumed.json"
         count = (durable.read_json(path) if path.exists() else 0) + 1
         durable.write_json(path, count)

@@ -57,7 +57,7 @@ def svg(panels: Sequence[Panel], *, width: int = 760, height: int = 230) -> str:
     about = html.escape(" and ".join(panel.title for panel in panels))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + more}" role="img" '
-        f'aria-label="{about} over samples" style="width:100%;max-width:{width}px;height:auto;'
+        f'aria-label="{about} over samples" style="display:block;width:100%;max-width:{width}px;height:auto;'
         'font:12px system-ui,sans-serif;fill:currentColor">'
         f"{''.join(drawn)}{legend}</svg>"
     )

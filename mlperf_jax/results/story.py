@@ -47,14 +47,19 @@ class Story:
         """
         targets = [rules.Target(**target) for target in run.config()["config"].get("targets", [])]
         story = cls.of(targets, name or run.path.name)
+        story.begin_with(run)
+        return story
+
+    def begin_with(self, run: RunFolder) -> None:
+        """Takes up what a run's folder tells so far, in place of what was noted."""
+        self.points.clear()
         for line in Scalars.read(run.scalars_path) if run.scalars_path.exists() else ():
             values = {key: value for key, value in line.items() if key not in _NO_VALUES}
-            story.add(line["samples"], values)
+            self.add(line["samples"], values)
         for line in logs.read(run.log_path) if run.log_path.exists() else ():
             if line.key == "eval_accuracy" and isinstance(line.value, int | float):
-                named = line.metadata.get("metric", next(iter(story.levels), "quality"))
-                story.add(line.metadata["samples_count"], {named: line.value})
-        return story
+                named = line.metadata.get("metric", next(iter(self.levels), "quality"))
+                self.add(line.metadata["samples_count"], {named: line.value})
 
     @classmethod
     def of(cls, targets: Sequence[rules.Target], name: str) -> Story:
@@ -75,7 +80,8 @@ def draw(stories: Sequence[Story], names: Sequence[str] = ()) -> str:
         names: of the values drawn; by default "loss" and what has a target.
     """
     levels = {name: bound for story in stories for name, bound in story.levels.items()}
-    wanted = names or ["loss", *levels]
+    told = {name for story in stories for name in story.points}
+    wanted = names or [name for name in ("loss", *levels) if name in told] or ["loss"]
     panels = [
         curves.Panel(
             name,
@@ -107,7 +113,7 @@ def page(story: Story, status: str, share: float | None, said: Sequence[str]) ->
     return (
         '<div style="font:13px system-ui,sans-serif;max-width:760px">'
         f"<b>{html.escape(story.name)}</b> {html.escape(status)}{bar}"
-        f"{draw([story]) if story.points else ''}"
+        f"{draw([story]) if any(len(line) > 1 for line in story.points.values()) else ''}"
         f'<div style="max-height:12em;overflow:auto;opacity:.8">{lines}</div></div>'
     )
 

@@ -12,6 +12,7 @@ from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance
 from mlperf_jax.results.runs import RunFolder, RunSet, Scalars
+from mlperf_jax.results.story import Story
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 ENDLESS = {"targets": (Target("accuracy", above=1.0),)}
@@ -120,3 +121,16 @@ def test_all_runs_of_a_set_are_extended(tmp_path):
     assert [result.samples for result in results] == [160, 160, 160]
     with pytest.raises(UserError, match="no unfinished run"):
         next_run(RunSet(tmp_path), RunOptions(resume=True, runs=3, max_samples=160))
+
+
+def test_its_story_goes_on(tmp_path, straight):
+    run(toys.Toy(**ENDLESS), tmp_path, 15)
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlperf_jax.core.run.Run.conclude", lambda self, *_: told.append(self.story))
+        run(toys.Toy(**ENDLESS), tmp_path, STEPS, resume=True)
+    (story,) = told
+    assert [samples for samples, _ in story.points["loss"]] == [320]
+    assert [samples for samples, _ in story.points["accuracy"]] == [320]
+    whole = Story.read(RunFolder(straight[1], 0))
+    assert [samples for samples, _ in whole.points["accuracy"]] == [320, 640]

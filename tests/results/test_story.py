@@ -99,6 +99,7 @@ def test_the_page_grows():
     before = page(story, "is compiled <soon>", None, [])
     assert "&lt;soon&gt;" in before and "<svg" not in before, "no empty axes"
     story.add(640, {"loss": 2.0, "accuracy/class": 0.5})
+    assert "<svg" not in page(story, "step 10", 0.1, []), "a point is no curve"
     story.add(1280, {"loss": 1.0, "accuracy": 0.5})
     after = page(story, "step 20", 0.25, ["epoch 1 · [b]", "epoch 2"])
     assert "width:25.0%" in after and "epoch 1 · [b]<br>epoch 2" in after
