@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from mlperf_jax import errors
+from mlperf_jax import benchmarks, errors
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import Interrupted, UserError, in_python
 
@@ -49,3 +49,13 @@ def test_a_notebook_shows_the_sentence_alone(error):
     (shown,) = error._render_traceback_()
     assert shown.startswith(type(error).__name__) and "resume=True" in shown
     assert "--resume" in str(error), "a shell's words stay where a shell reads them"
+
+
+def test_an_interrupt_at_once_is_told_in_python(monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlperf_jax.benchmarks.data_folder", interrupt)
+    with pytest.raises(Interrupted, match="interrupted at once") as caught:
+        benchmarks.run("resnet", tiny=True, output=tmp_path / "x")
+    assert caught.value.signal == 2 and not (tmp_path / "x").exists()

@@ -14,6 +14,8 @@ import nbformat
 import pytest
 import selection
 
+from mlperf_jax import benchmarks
+
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 ALONE = "import importlib.util"  # the first cell's first line of code
@@ -70,6 +72,12 @@ def test_there_is_one_for_each_reader():
     assert len(NAMES) == 6 and [name[0] for name in NAMES] == [*"123456"]
 
 
+def test_they_name_benchmarks_that_there_are():
+    text = "\n".join(source for name in NAMES for source in code(name))
+    named = {*re.findall(r"\b(?:run|show|plan)\(\s*\"(\w+)\"", text)} - {"resnte"}
+    assert "resnet" in named and named <= {*benchmarks.names()}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_kept_without_outputs(name):
     for cell in read(name).cells:
@@ -107,12 +115,37 @@ def test_the_devices_decide_what_is_installed(devices, tools, wanted, monkeypatc
     assert asked == [wanted, f"x[pictures{',' * bool(extras)}{extras}] @ git+https://y"]
 
 
-def test_a_mistake_is_a_sentence_in_pythons_words(tmp_path, compile_cache):
+INTERRUPTED = """
+import os, signal
+from mlperf_jax.core import profiling
+
+step = profiling.Trace.step
+
+def interrupted(trace, number):
+    if number == 20:
+        os.kill(os.getpid(), signal.SIGINT)
+    return step(trace, number)
+
+profiling.Trace.step = interrupted
+run("resnet", tiny=True, output="x", max_samples=2000)
+"""
+
+
+def test_mistakes_and_interrupts_are_sentences_in_pythons_words(tmp_path, compile_cache):
+    cells = [
+        "from mlperf_jax.benchmarks import run\nrun('resnet', tiny=True, output='x', resume=True)",
+        INTERRUPTED,
+        "profiling.Trace.step = step\nrun('resnet', tiny=True, output='x', resume=True, max_samples=2000)",
+    ]
     book = nbformat.v4.new_notebook()
     tags = {"tags": ["raises-exception"]}
-    cell = (
-        "from mlperf_jax.benchmarks import run\nrun('resnet', tiny=True, output='x', resume=True)"
-    )
-    book.cells = [nbformat.v4.new_code_cell(cell, metadata=tags)]
-    shown = executed(book, tmp_path, compile_cache, SECONDS)
-    assert "holds no unfinished run: leave resume=True out" in shown and len(shown) < 1000
+    book.cells = [nbformat.v4.new_code_cell(cell, metadata=tags) for cell in cells]
+    executed(book, tmp_path, compile_cache, SECONDS)
+    mistake, stopped, resumed = (cell.outputs for cell in book.cells)
+    (told,) = mistake
+    assert "holds no unfinished run: leave resume=True out" in "".join(told.traceback)
+    assert len(json.dumps(told)) < 1000
+    _, told = stopped
+    assert told.traceback == [f"Interrupted: {told.evalue.replace('--resume', 'resume=True')}"]
+    assert "after step 21; --resume takes the run up" in told.evalue
+    assert "resumed after step 21" in json.dumps(resumed[0]) and len(resumed) == 2
