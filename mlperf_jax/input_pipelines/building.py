@@ -71,8 +71,13 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def check_room(folder: str | os.PathLike, need: int) -> None:
+def check_room(folder: str | os.PathLike, need: int, who: str = "the build") -> None:
     """Nothing, if the disk of a folder, which need not be there yet, has so many bytes left.
+
+    Args:
+        folder: what is written goes below it.
+        need: bytes.
+        who: what needs them, as the message says it.
 
     Raises:
         UserError: it has not.
@@ -83,7 +88,7 @@ def check_room(folder: str | os.PathLike, need: int) -> None:
     free = shutil.disk_usage(place).free
     if free < need:
         raise UserError(
-            f"{folder} has {free / 1e9:,.1f} GB free and the build needs {need / 1e9:,.1f} GB: free space, "
+            f"{folder} has {free / 1e9:,.1f} GB free and {who} needs {need / 1e9:,.1f} GB: free space, "
             "or give another --data-dir"
         )
 
