@@ -197,9 +197,7 @@ class _Work:
             return file, self._said_size(file)
 
         for file, said in self._in_threads(ask, files, _ASKING):
-            if file.size is not None and said not in (None, file.size):
-                raise web.Refused(_another(file, said))
-            size = file.size if said is None else said
+            size = said if file.size is None else file.size
             if size is not None:
                 self.sizes[file.path] = size
 
@@ -246,11 +244,12 @@ class _Work:
         part, target = self._begun(file), self.folder / file.path
         with _writing(part):
             target.parent.mkdir(parents=True, exist_ok=True)
-        before = -1
+        most = 0
 
         def come_on() -> bool:
-            nonlocal before
-            came, before = _size(part) > before >= 0, _size(part)
+            """Further than ever: a file that is begun anew again and again does not."""
+            nonlocal most
+            came, most = _size(part) > most, max(_size(part), most)
             return came
 
         self._patiently(functools.partial(self._go_on, file, part), come_on)
@@ -270,7 +269,8 @@ class _Work:
     def _go_on(self, file: File, part: pathlib.Path) -> None:
         """Brings a begun file to its end, as far as the connection holds."""
         begin, known = _size(part), self.sizes.get(file.path)
-        if known is not None and begin > known:
+        validator, before = self.journal.begun(file.path)
+        if known is not None and (begin > known or before not in (None, known)):
             self._anew(part, begin)
             begin = 0
         if known is not None and begin == known and part.exists():
@@ -280,7 +280,7 @@ class _Work:
                 self.session,
                 file.address,
                 begin=begin,
-                validator=self.journal.validator(file.path),
+                validator=validator,
                 patience=self.patience.answer,
             )
         except web.Beyond as beyond:
@@ -296,12 +296,15 @@ class _Work:
                 if answer.begins:
                     raise web.Unreachable(f"{file.address} became another file meanwhile")
             if None not in (file.size, answer.size) and file.size != answer.size:
-                raise web.Refused(_another(file, answer.size))
+                raise web.Refused(
+                    f"{file.address} has {answer.size:,} bytes, and {file.size:,} are stated: it was changed at "
+                    "its source, tell those who keep this library"
+                )
             expected = known if answer.size is None else answer.size
             if expected is not None:
                 self.sizes[file.path] = expected
             with _writing(part):
-                self.journal.begin(file.path, answer.validator)
+                self.journal.begin(file.path, answer.validator, answer.size)
                 self._write(part, answer)
         size = _size(part)
         if expected is not None and size != expected:
@@ -355,12 +358,12 @@ def _patiently(
         try:
             return work()
         except web.Unreachable as error:
-            failures = 1 if came_on() else failures + 1
+            failures = 0 if came_on() else failures + 1
             if failures >= patience.tries:
                 raise web.Unreachable(
                     f"{error}: given up after {failures} tries, and what came is kept for the next fetch"
                 ) from error
-            pause = min(patience.pause * 2 ** (failures - 1), _LONGEST_PAUSE)
+            pause = min(patience.pause * 2 ** max(0, failures - 1), _LONGEST_PAUSE)
             progress.say(f"{error}; again in {pause:.0f} s")
             stop.wait(pause)
             if stop.is_set():
@@ -376,13 +379,6 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; what came is kept, fetch again when that is mended"
         ) from error
-
-
-def _another(file: File, size: int | None) -> str:
-    return (
-        f"{file.address} has {size:,} bytes, and {file.size:,} are stated: it was changed at its source, tell "
-        "those who keep this library"
-    )
 
 
 def _size(path: pathlib.Path) -> int:

@@ -25,7 +25,7 @@ class Journal:
         self.path = pathlib.Path(folder) / NAME
         self._lock = threading.Lock()
         self._whole: dict[str, Any] = {}
-        self._begun: dict[str, str] = {}
+        self._begun: dict[str, list[Any]] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(self.path.read_text())
             self._whole, self._begun = dict(kept["whole"]), dict(kept["begun"])
@@ -34,15 +34,16 @@ class Journal:
         """Whether a file was found to be whole, with this sum, and was not touched since."""
         return self._whole.get(path) == _mark(found, digest)
 
-    def validator(self, path: str) -> str:
-        """What the server called the file whose beginning lies there."""
-        return self._begun.get(path, "")
+    def begun(self, path: str) -> tuple[str, int | None]:
+        """What the server called the file whose beginning lies there, and how large it said that is."""
+        validator, size = self._begun.get(path, ("", None))
+        return validator, size
 
-    def begin(self, path: str, validator: str) -> None:
-        """Notes what the server calls the file that is fetched now."""
+    def begin(self, path: str, validator: str, size: int | None) -> None:
+        """Notes what the server calls the file that is fetched now, and how large it says that is."""
         with self._lock:
-            if self._begun.get(path) != validator:
-                self._begun[path] = validator
+            if self._begun.get(path) != [validator, size]:
+                self._begun[path] = [validator, size]
                 self._write()
 
     def finish(self, path: str, found: os.stat_result, digest: Digest | None) -> None:
