@@ -55,7 +55,7 @@ def test_data_fetch_of_what_is_free_and_then_of_what_is_accepted(site, tmp_path,
     assert cli.main([*argv, "--accept-licence"]) == 0
     out, err = capsys.readouterr()
     assert fetched(tmp_path) == ["b", "part"]
-    assert "bert: 1 files fetched" in out
+    assert "bert: 1 files were fetched" in out
     assert "licence: a licence, https://example.org/licence" in err
 
 
