@@ -48,7 +48,9 @@ def fetch(about: str, words: Sequence[str]) -> int:
             shown.say(choice.withheld())
         done = fetching.fetch_parts(choice.fetched, folder, shown, connections=connections)
     if choice.fetched or not choice.unaccepted:
-        print(f"{name}: {done:,} files were fetched to {folder}, and no other is to be fetched; then:")
+        print(
+            f"{name}: {done:,} files were fetched to {folder}, and no other is to be fetched; then:"
+        )
         for step in choosing.next_steps(stated, choice.fetched, folder):
             print(f"  {step}")
     if choice.unaccepted:

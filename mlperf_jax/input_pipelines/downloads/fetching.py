@@ -120,6 +120,8 @@ def fetch(
         UserError: a file is not handed out, or is another one; no connection; no room on the disk, or it may not be
             written to; a file in the way.
     """
+    if not files:
+        return 0
     place = os.path.expanduser(os.fspath(folder))
     if "://" in place:
         raise UserError(

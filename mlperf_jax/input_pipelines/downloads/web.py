@@ -67,8 +67,11 @@ class Answer:
         try:
             yield from self.response.raw.stream(BLOCK, decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            host = urllib.parse.urlsplit(self.response.url).hostname
-            raise Unreachable(f"the connection to {host} broke off ({_short(error)})") from error
+            at = urllib.parse.urlsplit(self.response.url)
+            name = at.path.rpartition("/")[2]
+            raise Unreachable(
+                f"the connection to {at.hostname} broke off in {name} ({_short(error)})"
+            ) from error
 
 
 def session(connections: int) -> requests.Session:
@@ -229,5 +232,5 @@ def _short(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             break
         error = inner
-    said = re.sub(r"<[^>]*>:? ?", "", str(error)).strip(" .'\"()")
+    said = re.sub(r"<[^>]*>:? ?", "", str(error)).strip(" .'\"")
     return said or type(error).__name__
