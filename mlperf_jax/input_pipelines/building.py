@@ -105,8 +105,13 @@ def available_memory() -> int | None:
 
 def md5(path: str | os.PathLike) -> str:
     """The MD5 sum of a file, to compare with a published one."""
+    return checksum(path, "md5")
+
+
+def checksum(path: str | os.PathLike, algorithm: str) -> str:
+    """The sum of a file in hexadecimal digits, by an algorithm's name in hashlib."""
     with open(path, "rb") as file:
-        made = functools.partial(hashlib.md5, usedforsecurity=False)
+        made = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
         return hashlib.file_digest(file, made).hexdigest()
 
 

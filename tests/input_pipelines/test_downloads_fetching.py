@@ -276,7 +276,7 @@ def test_files_in_the_way_are_left_alone(site, get):
     get.folder.mkdir()
     (get.folder / "a").write_bytes(b"mine")
     stated = site.file("a", CONTENT)
-    with pytest.raises(UserError, match=r"d/a has the MD5 .*is stated: remove it to fetch it anew"):
+    with pytest.raises(UserError, match=r"d/a has the MD5 .*is stated: remove it, or give another"):
         get(stated)
     unstated = site.file("a", CONTENT, digest=False)
     with pytest.raises(UserError, match=r"d/a has 4 bytes and its source 3,000,000: remove it"):

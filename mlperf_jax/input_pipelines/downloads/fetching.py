@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
 import threading
@@ -128,7 +127,7 @@ def fetch(
             f"data are fetched to a folder of this machine, and {place} is none: copy them afterwards"
         )
     with (
-        building.alone(f"{place}/{NAME}", resumes=True) as journal,
+        building.alone(f"{place}/{NAME}") as journal,
         web.session(max(connections, _ASKING)) as session,
     ):
         work = _Work(journal.parent, Journal(journal.parent), session, progress, patience)
@@ -173,15 +172,16 @@ class _Work:
             size = self._said_size(file)
         if size is not None and found.st_size != size:
             raise UserError(
-                f"{target} has {found.st_size:,} bytes and its source {size:,}: remove it to fetch it anew"
+                f"{target} has {found.st_size:,} bytes and its source {size:,}: remove it, or give "
+                "another --data-dir"
             )
         if file.digest:
             self.progress.say(f"checking {file.path}")
-            value = _sum(target, file.digest.algorithm)
+            value = building.checksum(target, file.digest.algorithm)
             if value != file.digest.value:
                 raise UserError(
                     f"{target} has the {file.digest.algorithm.upper()} {value}, and {file.digest.value} is "
-                    "stated: remove it to fetch it anew"
+                    "stated: remove it, or give another --data-dir"
                 )
         self.journal.finish(file.path, found, file.digest)
         return True
@@ -256,7 +256,7 @@ class _Work:
 
         self._patiently(functools.partial(self._go_on, file, part), come_on)
         if file.digest:
-            value = _sum(part, file.digest.algorithm)
+            value = building.checksum(part, file.digest.algorithm)
             if value != file.digest.value:
                 part.unlink()
                 raise web.Refused(
@@ -388,9 +388,3 @@ def _size(path: pathlib.Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _sum(path: pathlib.Path, algorithm: str) -> str:
-    with open(path, "rb") as file:
-        made = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
-        return hashlib.file_digest(file, made).hexdigest()
