@@ -209,7 +209,7 @@ class _Work:
 
         try:
             return self._patiently(ask)
-        except web.Refused:
+        except (web.Refused, web.Busy):
             return None  # said again, and told of, when it is fetched
 
     def make_room(self, files: Sequence[File]) -> None:
@@ -227,12 +227,12 @@ class _Work:
 
     def fetch(self, files: Sequence[File], connections: int) -> None:
         """Fetches files; what is not handed out is told of at the end."""
-        failed: list[web.Refused] = []
+        failed: list[UserError] = []
 
         def one(file: File) -> None:
             try:
                 self._one(file)
-            except web.Refused as error:
+            except (web.Refused, web.Busy) as error:
                 self.progress.say(f"not fetched: {error}")
                 failed.append(error)
 
@@ -359,10 +359,10 @@ def _patiently(
     while True:
         try:
             return work()
-        except web.Unreachable as error:
+        except (web.Unreachable, web.Busy) as error:
             failures = 0 if came_on() else failures + 1
             if failures >= patience.tries:
-                raise web.Unreachable(
+                raise type(error)(
                     f"{error}: given up after {failures} tries, and what came is kept for the next fetch"
                 ) from error
             pause = min(patience.pause * 2 ** max(0, failures - 1), _LONGEST_PAUSE)

@@ -27,7 +27,11 @@ _SAID = {
 
 
 class Unreachable(UserError):
-    """No answer came, or it broke off: another try may go better."""
+    """No answer came, or it broke off: another try may go better, and none does without a network."""
+
+
+class Busy(UserError):
+    """The server has its troubles with this file: another try may go better."""
 
 
 class Refused(UserError):
@@ -103,7 +107,8 @@ def ask(
         patience: seconds to be connected, and to be sent the next byte.
 
     Raises:
-        Unreachable: no answer, or one that says to try again.
+        Unreachable: no answer.
+        Busy: an answer that says to try again.
         Beyond: it has no such byte.
         Refused: any other answer that is not the file.
     """
@@ -134,7 +139,8 @@ def size(
     """How many bytes a file has, where its server says so: by HEAD, or by asking for its first byte.
 
     Raises:
-        Unreachable: no answer, or one that says to try again.
+        Unreachable: no answer.
+        Busy: an answer that says to try again.
         Refused: any other answer that is not the file.
     """
     try:
@@ -156,7 +162,8 @@ def text(session: requests.Session, address: str, longest: int) -> str:
     """A small text.
 
     Raises:
-        Unreachable: no answer, or one that says to try again.
+        Unreachable: no answer.
+        Busy: an answer that says to try again.
         Refused: it is not there, too long, or no text.
     """
     answer = ask(session, address)
@@ -202,7 +209,7 @@ def _sent(
     if code in (200, 206):
         raise Refused(f"{address} asks for a login: it is not handed out freely any more")
     said = _SAID.get(code, f"answers {code} {response.reason}")
-    kind = Unreachable if code in _AGAIN else Refused
+    kind = Busy if code in _AGAIN else Refused
     raise kind(f"{address}: {host} {said} (status {code})")
 
 
