@@ -32,9 +32,13 @@ def data_folder(benchmark: Benchmark, options: RunOptions) -> str:
             build_data(benchmark, folder)
         return folder
     if options.data_dir is None:
+        name = benchmark.name
+        come = (
+            "" if benchmark.own_code else f" (`mlperf-jax data fetch {name}` says whence they come)"
+        )
         raise UserError(
-            f"{benchmark.name} needs its data: prepare them with `mlperf-jax data build {benchmark.name} "
-            "--data-dir DIR` and give data_dir (--data-dir DIR), or run it with --tiny"
+            f"{name} needs its data{come}: prepare them with `mlperf-jax data build {name} --data-dir DIR` and "
+            "give data_dir (--data-dir DIR), or run it with --tiny"
         )
     return options.data_dir
 
