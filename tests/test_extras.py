@@ -21,8 +21,8 @@ MODULES = {
     "orbax-checkpoint": "orbax",
     "pillow": "PIL",
 }
-# they come with what the base installation requires: grain, orbax-checkpoint, jax
-BROUGHT = {"absl", "etils", "jaxlib", "scipy"}
+# they come with what the base installation requires: grain, orbax-checkpoint, jax, requests; IPython is what runs a notebook
+BROUGHT = {"absl", "etils", "jaxlib", "scipy", "urllib3", "IPython"}
 
 
 def module(requirement: str) -> str:

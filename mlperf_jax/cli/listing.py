@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -24,94 +23,29 @@ def table(about: str, words: Sequence[str]) -> int:
     about = f"{about}; and those of your own that are named"
     given = options.parse("list", about, words, [mine], own)
     from mlperf_jax import benchmarks
-    from mlperf_jax.results import rules
+    from mlperf_jax.results.listing import HEADER, PLANNED, Listing
 
-    ruleset = given.get("round")
-    entries = rules.in_round(ruleset) if ruleset else list(rules.entries().values())
-    here = benchmarks.names()
-    rows = [describe_own(benchmarks.get(name)) for name in given["mine"]]
-    rows += [
-        describe(entry, "tiny, full" if entry.name in here else "planned", ruleset)
-        for entry in entries
-    ]
+    mine = [own_row(benchmarks.get(name)) for name in given["mine"]]
+    listing = Listing(benchmarks.names(), given.get("round"), mine)
     if given.get("json"):
-        print(json.dumps(rows, indent=2))
-        return 0
-    header = ("benchmark", "model", "data", "target", "rounds", "status")
-    rows.sort(key=lambda row: row["status"] == "planned")
-    for row in rows:
-        suite = row["suite"]
-        row["target"] = " and ".join(
-            str(rules.OfficialTarget(**target)) for target in row["targets"]
-        )
-        row["rounds"] = rounds(row["rounds"], rules.rounds_of(suite), suite) if suite else "none"
-    print_table(header, [[row[name] for name in header] for row in rows])
-    return 0
-
-
-def describe_own(benchmark: Any) -> dict[str, Any]:
-    """The row of a benchmark that no round had: the first line of its file says what it is."""
-    text = sys.modules[type(benchmark).__module__].__doc__ or ""
-    return {
-        "benchmark": benchmark.name,
-        "suite": "",
-        "model": text.strip().partition("\n")[0],
-        "data": "",
-        "targets": _stated(benchmark.targets),
-        "rounds": [],
-        "status": "yours",
-    }
-
-
-def describe(entry: Any, status: str, ruleset: str | None = None) -> dict[str, Any]:
-    """A row of the table, as `list --json` has it."""
-    from mlperf_jax.results import rules
-
-    official = rules.resolve(entry.name, ruleset)
-    return {
-        "benchmark": entry.name,
-        "suite": entry.suite,
-        "task": entry.task,
-        "model": entry.model,
-        "data": entry.dataset,
-        "targets": _stated(official.targets),
-        "rounds": list(entry.rounds),
-        "runs": official.runs,
-        "status": status,
-    }
-
-
-def _stated(targets: Sequence[Any]) -> list[dict[str, Any]]:
-    every = map(dataclasses.asdict, targets)
-    return [{k: v for k, v in target.items() if v not in (None, "")} for target in every]
-
-
-def rounds(present: Sequence[str], every: Sequence[str], suite: str) -> str:
-    """Rounds as spans: "0.5-4.0", or "0.7, 1.1-2.1" with a gap; those of HPC say so."""
-    spans: list[list[str]] = []
-    for previous, name in zip([None, *every], every, strict=False):
-        if name not in present:
-            continue
-        if spans and previous in present:
-            spans[-1][1:] = [name]
-        else:
-            spans.append([name])
-    text = ", ".join("-".join(span) for span in spans)
-    return text if suite == "training" else f"{suite.upper()} {text}"
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: drawn on a terminal, plain aligned columns in a pipe."""
-    if sys.stdout.isatty():
+        print(json.dumps(listing.rows, indent=2))
+    elif sys.stdout.isatty():
         import rich.box
         import rich.console
         import rich.table
 
-        table = rich.table.Table(*header, box=rich.box.SIMPLE_HEAD, pad_edge=False)
-        for row in rows:
-            table.add_row(*row, style="dim" if row[-1] == "planned" else None)
-        rich.console.Console(highlight=False).print(table)
-        return
-    from mlperf_jax.results.score_view import columns
+        drawn = rich.table.Table(*HEADER, box=rich.box.SIMPLE_HEAD, pad_edge=False)
+        for row in listing.cells:
+            drawn.add_row(*row, style="dim" if row[-1] == PLANNED else None)
+        rich.console.Console(highlight=False).print(drawn)
+    else:
+        print(listing)
+    return 0
 
-    print(*columns([header, *rows]), sep="\n")
+
+def own_row(benchmark: Any) -> dict[str, Any]:
+    """The row of a benchmark that no round had: the first line of its file says what it is."""
+    from mlperf_jax.results import listing
+
+    text = sys.modules[type(benchmark).__module__].__doc__ or ""
+    return listing.own_row(benchmark.name, text.strip().partition("\n")[0], list(benchmark.targets))

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import rules
+from mlperf_jax.results import compliance, rules
 from mlperf_jax.results.compliance import check
 from mlperf_jax.results.keys import required
 from mlperf_jax.results.log import Log, read
@@ -436,3 +436,9 @@ def test_without_the_official_package(resnet_log, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(UserError, match=r"which cannot be loaded \(.*yaml"):
         check(path)
+
+
+def test_a_notebook_shows_findings_as_a_table():
+    found = compliance.Finding("a<b.txt", "seed", "one line is required.", "Log it.", line=3)
+    shown = compliance.Report(False, (found,), "", "4.0.0", "resnet", ("a<b.txt",))._repr_html_()
+    assert "a&lt;b.txt:3" in shown and "does not pass" in shown and shown.count("<tr>") == 2

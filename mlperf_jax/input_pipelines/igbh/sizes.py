@@ -14,11 +14,8 @@ from mlperf_jax.errors import UserError, did_you_mean
 WIDTH = 1024  # of a node's features
 CLASSES = (2983, 19)  # of the two label files; the benchmark's first
 MOST_NODES = 2**31 - 1  # of a type: ids are int32
-FANOUTS = (
-    15,
-    10,
-    5,
-)  # in-edges drawn, from the seeds outwards; a list in DGL's order reads [5, 10, 15]
+# in-edges drawn, from the seeds outwards; a list in DGL's order reads [5, 10, 15]
+FANOUTS = (15, 10, 5)
 
 
 class Relation(NamedTuple):
