@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-all test-aot durations lint format clean help
+.PHONY: demo test test-all test-aot durations docs lint format clean help
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -30,6 +30,10 @@ durations: $(VENV)/.installed-test  ## as test-all, and keep what each part of t
 test-aot: $(VENV)/.installed-aot  ## full-size ahead-of-time compiles for TPUs, in one process
 	TPU_SKIP_MDS_QUERY=1 $(PYTEST) -m aot -s
 
+docs: $(VENV)/.installed-docs  ## the documentation site, in build/site; a dead link is an error
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
+	@echo "build/site/index.html"
+
 lint: $(VENV)/.installed-dev  ## ruff's checks, its format, the types, and no third copy of ten lines
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,8 +52,9 @@ clean:  ## remove the virtual environments and all caches
 $(VENV)/.installed: EXTRAS :=
 $(VENV)/.installed-test: EXTRAS := [test]
 $(VENV)/.installed-dev: EXTRAS := [test,dev]
+$(VENV)/.installed-docs: EXTRAS := [docs]
 $(VENV)/.installed-aot: EXTRAS := [test,plan]
-$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-aot: pyproject.toml
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs $(VENV)/.installed-aot: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "%s is Python %d.%d; this needs 3.11 or newer: make PYTHON=python3.12" % (("$(PYTHON)",) + sys.version_info[:2]))'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"

@@ -11,6 +11,8 @@ from typing import Any
 from mlperf_jax.cli import options
 from mlperf_jax.cli.options import Option
 
+HEADER = ("benchmark", "model", "data", "target", "rounds", "status")
+
 
 def table(about: str, words: Sequence[str]) -> int:
     """Prints a table of the benchmarks, or JSON."""
@@ -28,25 +30,33 @@ def table(about: str, words: Sequence[str]) -> int:
 
     ruleset = given.get("round")
     entries = rules.in_round(ruleset) if ruleset else list(rules.entries().values())
-    here = benchmarks.names()
     rows = [describe_own(benchmarks.get(name)) for name in given["mine"]]
-    rows += [
-        describe(entry, "tiny, full" if entry.name in here else "planned", ruleset)
-        for entry in entries
-    ]
+    rows += [describe(entry, status(entry.name), ruleset) for entry in entries]
     if given.get("json"):
         print(json.dumps(rows, indent=2))
         return 0
-    header = ("benchmark", "model", "data", "target", "rounds", "status")
     rows.sort(key=lambda row: row["status"] == "planned")
-    for row in rows:
-        suite = row["suite"]
-        row["target"] = " and ".join(
-            str(rules.OfficialTarget(**target)) for target in row["targets"]
-        )
-        row["rounds"] = rounds(row["rounds"], rules.rounds_of(suite), suite) if suite else "none"
-    print_table(header, [[row[name] for name in header] for row in rows])
+    print_table(HEADER, [cells(row) for row in rows])
     return 0
+
+
+def status(name: str) -> str:
+    """How far an official benchmark is: "tiny, full" where it is here, else "planned"."""
+    from mlperf_jax import benchmarks
+
+    return "tiny, full" if name in benchmarks.names() else "planned"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """What the table says of a row that `describe` or `describe_own` gave, in the order of `HEADER`."""
+    from mlperf_jax.results import rules
+
+    suite = row["suite"]
+    told = {
+        "target": " and ".join(str(rules.OfficialTarget(**target)) for target in row["targets"]),
+        "rounds": rounds(row["rounds"], rules.rounds_of(suite), suite) if suite else "none",
+    }
+    return [{**row, **told}[name] for name in HEADER]
 
 
 def describe_own(benchmark: Any) -> dict[str, Any]:
