@@ -31,14 +31,14 @@ test-aot: $(VENV)/.installed-aot  ## full-size ahead-of-time compiles for TPUs, 
 	TPU_SKIP_MDS_QUERY=1 $(PYTEST) -m aot -s
 
 docs: $(VENV)/.installed-docs  ## the documentation site, in build/site; a dead link is an error
-	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning --write-all --quiet docs build/site
 	@echo "build/site/index.html"
 
 lint: $(VENV)/.installed-dev  ## ruff's checks, its format, the types, and no third copy of ten lines
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python scripts/count_duplicates.py --third mlperf_jax tests scripts
+	$(BIN)/python scripts/count_duplicates.py --third mlperf_jax tests scripts docs
 
 format: $(VENV)/.installed-dev  ## apply ruff's format and its safe fixes
 	$(BIN)/ruff format .

@@ -11,6 +11,8 @@ import re
 import sys
 from typing import Any
 
+import field_comments
+import passages
 from mlperf_jax import benchmarks
 from mlperf_jax.cli import listing
 from mlperf_jax.core.benchmark import Benchmark
@@ -18,11 +20,8 @@ from mlperf_jax.core.fields import allowed, helps_of, hints_of
 from mlperf_jax.errors import UserError
 from mlperf_jax.planning import convergence
 from mlperf_jax.results import rcp, rules
-
-import field_comments
-import markdown
-from markdown import DOCS, ROOT, table
 from parity import PARITY
+from passages import DOCS, ROOT, table
 
 FOLDER = DOCS / "benchmarks"
 # what `absent` may state, in words
@@ -247,8 +246,12 @@ def _fields(full: Benchmark, tiny: Benchmark) -> str:
         groups.setdefault(group, []).append(row)
     order = sorted(groups, key=lambda group: ("hyper" not in group, group == "of every benchmark"))
     header = ("field", "value", "tiny", "may be", "what it is")
-    return "Each is an option too, `--base-lr` for `base_lr`, and a setting of `run`.\n\n" + "\n".join(
-        f"### {group[0].upper()}{group[1:]}\n\n{table(header, groups[group])}" for group in order
+    return (
+        "Each is an option too, `--base-lr` for `base_lr`, and a setting of `run`.\n\n"
+        + "\n".join(
+            f"### {group[0].upper()}{group[1:]}\n\n{table(header, groups[group])}"
+            for group in order
+        )
     )
 
 
@@ -285,11 +288,11 @@ def _log(benchmark: Benchmark) -> str:
 def _data(name: str) -> str:
     """The section of the page about data, and its row of what they take."""
     text = (DOCS / "data.md").read_text(encoding="utf-8")
-    for heading, body in markdown.sections(text):
+    for heading, body in passages.sections(text):
         names, colon, title = heading.partition(": ")
         if colon and name in names.split(", "):
             needs = _rows("data.md", name, "disk")
-            body = markdown.moved(body, DOCS, FOLDER)
+            body = passages.moved(body, DOCS, FOLDER)
             return f"**{title}.** [All data sets](../data.md)\n\n{needs}\n{body}"
     raise UserError(f"docs/data.md has no section of {name}: write '## {name}: DATA SET'")
 
@@ -350,7 +353,7 @@ def _rows(page: str, name: str, column: str) -> str:
     text = (DOCS / page).read_text(encoding="utf-8")
     return "".join(
         table(header[1:], [row[1:] for row in rows]) + "\n"
-        for header, rows in markdown.rows_of(text, "benchmark", name)
+        for header, rows in passages.rows_of(text, "benchmark", name)
         if column in header
     )
 

@@ -16,11 +16,11 @@ from unittest import mock
 from sphinx.application import Sphinx
 
 import benchmark_pages
-import markdown
+import passages
 from mlperf_jax import cli
 
 GENERATED = ("benchmarks/*.md", "notebooks/*.md", "commands.md")
-NOTEBOOKS = markdown.ROOT / "notebooks"
+NOTEBOOKS = passages.ROOT / "notebooks"
 LIST = "<!-- list of notebooks -->"  # where a page has it
 
 
@@ -35,11 +35,11 @@ def write() -> None:
     made = {f"benchmarks/{name}.md": text for name, text in benchmark_pages.pages().items()}
     made |= {f"notebooks/{path.stem}.md": notebook(path) for path in notebooks()}
     made["commands.md"] = commands()
-    for path in (path for pattern in GENERATED for path in markdown.DOCS.glob(pattern)):
-        if str(path.relative_to(markdown.DOCS)) not in made:
+    for path in (path for pattern in GENERATED for path in passages.DOCS.glob(pattern)):
+        if str(path.relative_to(passages.DOCS)) not in made:
             path.unlink()
     for name, text in made.items():
-        path = markdown.DOCS / name
+        path = passages.DOCS / name
         path.parent.mkdir(exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
@@ -49,8 +49,8 @@ def put_sections(app: Sphinx, docname: str, source: list[str]) -> None:
     """The page with the sections of other files that it names."""
     path = app.env.doc2path(docname)
     if path.suffix == ".md":
-        source[0] = markdown.with_what_is_shown(source[0], path.parent).replace(LIST, listed())
-        for file in markdown.files_shown(path):
+        source[0] = passages.with_what_is_shown(source[0], path.parent).replace(LIST, listed())
+        for file in passages.files_shown(path):
             app.env.note_dependency(str(file))
 
 
@@ -84,7 +84,9 @@ def notebook(path: pathlib.Path) -> str:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     texts = (("".join(cell["source"]), cell["cell_type"]) for cell in cells)
     return "\n\n".join(
-        f"```python\n{text}\n```" if kind == "code" else text for text, kind in texts if text.strip()
+        f"```python\n{text}\n```" if kind == "code" else text
+        for text, kind in texts
+        if text.strip()
     )
 
 

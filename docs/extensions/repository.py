@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import inspect
-import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -21,8 +20,9 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from markdown import ROOT
+from passages import ROOT
 
+ALWAYS = ("LICENSE",)  # the footer links to it
 LEXERS = {".py": "python", ".toml": "toml", ".sh": "bash", ".json": "json", ".txt": "text"}
 
 
@@ -99,7 +99,7 @@ def source_of(module: str, name: str) -> tuple[pathlib.Path, int] | None:
 
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """A page for every file that is linked to."""
-    for name in sorted(set().union(*linked(app.env).values())):
+    for name in sorted(set(ALWAYS).union(*linked(app.env).values())):
         text = (ROOT / name).read_text(encoding="utf-8")
         lexer = LEXERS.get(pathlib.Path(name).suffix, "text")
         shown = app.builder.highlighter.highlight_block(text, lexer, lineanchors="L")  # pyright: ignore
