@@ -26,7 +26,7 @@ highlight_language = "none"  # of a block that names none: a command, what a pro
 
 # -- Markdown ------------------------------------------------------------------------------------
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_block"]
 myst_heading_anchors = 4
 
 # -- docstrings ----------------------------------------------------------------------------------

@@ -205,17 +205,16 @@ def _recipes(benchmark: Benchmark) -> str:
         return ""
     configs = [dataclasses.asdict(recipe) for recipe in recipes.values()]
     differ = [key for key in configs[0] if any(c[key] != configs[0][key] for c in configs)]
-    official = rules.resolve(benchmark.name, benchmark.ruleset)
-    scale = convergence.samples_per_unit
-    header = [*differ, f"{official.length_unit} to the target", "samples to the target"]
+    unit = rules.resolve(benchmark.name, benchmark.ruleset).length_unit
+    units = list(dict.fromkeys((unit, "samples")))
     known = {point.batch_size: point for point in rcp.references(benchmark.name, benchmark.ruleset)}
     rows = []
     for size, recipe in recipes.items():
-        took = ["", ""]
-        if point := known.get(size):
-            unit = scale(recipe)
-            took = [_spread(point.mean, point.std), _spread(point.mean * unit, point.std * unit)]
+        scales = {unit: 1.0, "samples": convergence.samples_per_unit(recipe)}
+        point = known.get(size)
+        took = [_spread(point, scales[each]) if point else "" for each in units]
         rows.append([*(shown(getattr(recipe, key)) for key in differ), *took])
+    header = [*differ, *(f"{each} to the target" for each in units)]
     lengths = f"""The lengths are those of the reference convergence points of ruleset {benchmark.ruleset}: the mean without the
 fastest and slowest of each point's runs, and the standard deviation of all."""
     return f"""`--batch-size` with one of these brings the other values of its line; a batch size in between keeps those of the
@@ -224,7 +223,8 @@ nearest one below, and the run says so. {lengths}
 {table(header, rows)}"""
 
 
-def _spread(mean: float, std: float) -> str:
+def _spread(point: rcp.Reference, scale: float) -> str:
+    mean, std = point.mean * scale, point.std * scale
     digits = 0 if mean >= 1000 else 3
     return f"{mean:,.{digits}f} ± {std:,.{digits}f}"
 
@@ -292,8 +292,10 @@ def _data(name: str) -> str:
         names, colon, title = heading.partition(": ")
         if colon and name in names.split(", "):
             needs = _rows("data.md", name, "disk")
+            if not needs:
+                raise UserError(f"'What it takes' of docs/data.md has no line of {name}: add it")
             body = passages.moved(body, DOCS, FOLDER)
-            return f"**{title}.** [All data sets](../data.md)\n\n{needs}\n{body}"
+            return f"{title}. What [preparing it takes](../data.md#what-it-takes):\n\n{needs}{body}"
     raise UserError(f"docs/data.md has no section of {name}: write '## {name}: DATA SET'")
 
 
