@@ -26,8 +26,8 @@ highlight_language = "none"  # of a block that names none: a command, what a pro
 
 # -- Markdown ------------------------------------------------------------------------------------
 
-myst_enable_extensions = ["attrs_block"]
 myst_heading_anchors = 4
+suppress_warnings = ["myst.header"]  # notebooks begin at any level
 
 # -- docstrings ----------------------------------------------------------------------------------
 

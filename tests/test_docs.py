@@ -5,6 +5,7 @@ The package is reached through the pages' own modules, as these tests are to run
 
 import dataclasses
 import doctest
+import json
 import pathlib
 import re
 import shlex
@@ -14,6 +15,7 @@ import pytest
 import benchmark_pages
 import dead_links
 import field_comments
+import generated
 import passages
 import plain_text
 
@@ -120,6 +122,7 @@ def test_the_page_of_resnet_says_what_its_class_says():
     ]
     assert recipes["3,264"][-2:] == ["35.154 ± 0.748", "45,037,948 ± 958,738"]  # as `plan` has it
     fields = cells_of(page, "field")
+    assert fields["`width`"] == [str(full.width), str(tiny.width), "a whole number, at least 1"]
     assert fields["`lr_epochs`"][:2] == [str(full.lr_epochs), str(tiny.lr_epochs)]
     assert fields["`lr_epochs`"][-1] == "warm-up included"
     assert fields["`targets`"][0] == str(full.targets[0])
@@ -256,6 +259,26 @@ def test_docstrings_become_restructured_text():
         "",
         "Done.",
     ]
+
+
+def test_a_notebook_becomes_a_page(tmp_path):
+    sources = [
+        ("markdown", ["See [plan](docs/plan.md).\n", "Then:"]),
+        ("code", ["!pip install x\n", "import x"]),
+        ("code", ["import os"]),
+    ]
+    cells = [{"cell_type": kind, "source": lines, "outputs": []} for kind, lines in sources]
+    (tmp_path / "first.ipynb").write_text(json.dumps({"cells": cells}))
+    assert generated.notebook(tmp_path / "first.ipynb") == (
+        "# first\n\nSee [plan](docs/plan.md).\nThen:\n\n"
+        "```text\n!pip install x\nimport x\n```\n\n```python\nimport os\n```\n"
+    )
+
+
+def test_the_page_of_commands_has_their_help():
+    page = generated.commands()
+    assert "\n## data build\n\n```\nusage: mlperf-jax data build NAME [options]\n" in page
+    assert "--resume" in passages.section(page, "run")
 
 
 def test_dead_links_are_found(tmp_path):

@@ -143,15 +143,17 @@ Its class is `{cls.__name__}` in [{path}](../../{path}).
 
 
 def _commands(name: str) -> str:
-    score = "mlperf-jax evaluate runs/real                    # its quality is computed after training\n"
     offline = _class(name).metric.mode == "offline"
-    return f"""```
-mlperf-jax run {name} --tiny                       # here and now, with no data to fetch
-mlperf-jax run {name} --data-dir /data --output runs/real
-{score if offline else ""}mlperf-jax bench {name}                            # speed on these devices, without data
-mlperf-jax plan {name} --on v5p:2x2x4              # fit, time and cost on devices that are not here
-```
-"""
+    lines = {
+        f"run {name} --tiny": "here and now, with no data to fetch",
+        f"run {name} --data-dir /data --output runs/real": "",
+        **({"evaluate runs/real": "its quality is computed after training"} if offline else {}),
+        f"bench {name}": "speed on these devices, without data",
+        f"plan {name} --on v5p:2x2x4": "fit, time and cost on devices that are not here",
+    }
+    width = 2 + max(len(line) for line, said in lines.items() if said)
+    shown = (f"mlperf-jax {line:{width}}{said and '# ' + said}" for line, said in lines.items())
+    return "\n".join(["```", *map(str.rstrip, shown), "```", ""])
 
 
 def _rule(benchmark: Benchmark) -> str:
@@ -246,13 +248,14 @@ def _fields(full: Benchmark, tiny: Benchmark) -> str:
         groups.setdefault(group, []).append(row)
     order = sorted(groups, key=lambda group: ("hyper" not in group, group == "of every benchmark"))
     header = ("field", "value", "tiny", "may be", "what it is")
-    return (
-        "Each is an option too, `--base-lr` for `base_lr`, and a setting of `run`.\n\n"
-        + "\n".join(
-            f"### {group[0].upper()}{group[1:]}\n\n{table(header, groups[group])}"
-            for group in order
-        )
-    )
+    parts = ["Each is an option too, `--base-lr` for `base_lr`, and a setting of `run`."]
+    for group in order:
+        said = any(row[-1] for row in groups[group])
+        columns = None if said else -1  # without the notes where there are none
+        rows = table(header[:columns], [row[:columns] for row in groups[group]])
+        title = f"### {group[0].upper()}{group[1:]}"
+        parts += [title, f"```{{container}} fields\n{rows}```"]
+    return "\n\n".join(parts) + "\n"
 
 
 def _may_be(hint: Any) -> str:

@@ -10,14 +10,16 @@ import contextlib
 import io
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
-
-from sphinx.application import Sphinx
 
 import benchmark_pages
 import passages
+import plain_text
 from mlperf_jax import cli
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 GENERATED = ("benchmarks/*.md", "notebooks/*.md", "commands.md")
 NOTEBOOKS = passages.ROOT / "notebooks"
@@ -81,16 +83,18 @@ def notebooks() -> list[pathlib.Path]:
 
 def notebook(path: pathlib.Path) -> str:
     """A notebook as a page: its texts, and its code without what it printed."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    texts = (("".join(cell["source"]), cell["cell_type"]) for cell in cells)
-    return "\n\n".join(
-        f"```python\n{text}\n```" if kind == "code" else text
-        for text, kind in texts
-        if text.strip()
-    )
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"]).strip()
+        if cell["cell_type"] == "code":
+            parts.append(f"```{plain_text.language(text.splitlines())}\n{text}\n```")
+        elif cell["cell_type"] == "markdown":
+            parts.append(passages.moved(text, path.parent, passages.DOCS / "notebooks"))
+    title = "" if parts and parts[0].startswith("# ") else f"# {path.stem}\n\n"
+    return title + "\n\n".join(parts) + "\n"
 
 
 def listed() -> str:
     """A list of the notebooks' pages; "" while there are none."""
     names = "\n".join(f"notebooks/{path.stem}" for path in notebooks())
-    return f"## The notebooks\n\n```{{toctree}}\n{names}\n```\n" if names else ""
+    return f"## The notebooks\n\n```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n" if names else ""
