@@ -51,9 +51,10 @@ def put_sections(app: Sphinx, docname: str, source: list[str]) -> None:
     """The page with the sections of other files that it names."""
     path = app.env.doc2path(docname)
     if path.suffix == ".md":
+        folders = {NOTEBOOKS} if LIST in source[0] else set()  # a folder's page is read each time
         source[0] = passages.with_what_is_shown(source[0], path.parent).replace(LIST, listed())
-        for file in passages.files_shown(path):
-            app.env.note_dependency(str(file))
+        for needed in folders | passages.files_shown(path):
+            app.env.note_dependency(str(needed))
 
 
 def commands() -> str:
@@ -97,4 +98,4 @@ def notebook(path: pathlib.Path) -> str:
 def listed() -> str:
     """A list of the notebooks' pages; "" while there are none."""
     names = "\n".join(f"notebooks/{path.stem}" for path in notebooks())
-    return f"## The notebooks\n\n```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n" if names else ""
+    return f"```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n" if names else ""
