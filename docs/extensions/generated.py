@@ -52,7 +52,13 @@ def put_sections(app: Sphinx, docname: str, source: list[str]) -> None:
     path = app.env.doc2path(docname)
     if path.suffix == ".md":
         folders = {NOTEBOOKS} if LIST in source[0] else set()  # a folder's page is read each time
-        source[0] = passages.with_what_is_shown(source[0], path.parent).replace(LIST, listed())
+        try:
+            text = passages.with_what_is_shown(source[0], path.parent)
+        except (KeyError, OSError) as missing:
+            from sphinx.errors import ExtensionError  # the tests make pages without Sphinx
+
+            raise ExtensionError(f"{path} shows what is not there: {missing}") from None
+        source[0] = text.replace(LIST, listed())
         for needed in folders | passages.files_shown(path):
             app.env.note_dependency(str(needed))
 
