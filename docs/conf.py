@@ -32,6 +32,7 @@ suppress_warnings = ["myst.header"]  # notebooks begin at any level
 # -- docstrings ----------------------------------------------------------------------------------
 
 default_role = "code_or_name"
+autodoc_default_options = {"special-members": "__call__, __getitem__"}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

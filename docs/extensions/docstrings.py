@@ -6,9 +6,11 @@ import re
 from typing import Any
 
 from docutils import nodes
+from flax import nnx
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxRole
+from sphinx.util.inspect import signature as signature_of, stringify_signature
 
 import plain_text
 from mlperf_jax.benchmarks import RunOptions
@@ -56,12 +58,21 @@ def prepare(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
         lines += plain_text.described(obj)
 
 
-def short(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: Any, returns: Any
-) -> Any:
-    """No list of forty fields in the signature of a class whose fields are described below it."""
-    several = isinstance(obj, type) and obj in WITH_FIELDS
-    return ("(**fields)", returns) if several else None
+def signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, given: str | None, returns: Any
+) -> tuple[str, Any] | None:
+    """Of a class what its constructor takes; where fields are described below it, no list of forty of them."""
+    if not isinstance(obj, type):
+        return None
+    if obj in WITH_FIELDS:
+        return "(**fields)", returns
+    if getattr(obj, "_is_protocol", False):
+        return "", returns  # nobody makes one
+    if issubclass(obj, nnx.Module) and obj.__init__ is not nnx.Module.__init__:
+        taken = signature_of(obj.__init__)  # that of the class is its metaclass's
+        taken = taken.replace(parameters=[*taken.parameters.values()][1:])
+        return stringify_signature(taken, unqualified_typehints=True), returns
+    return None
 
 
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
@@ -73,6 +84,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("code_or_name", CodeOrName())
     app.connect("missing-reference", unknown_name)
     app.connect("autodoc-process-docstring", prepare, priority=400)  # napoleon's is 500
-    app.connect("autodoc-process-signature", short)
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

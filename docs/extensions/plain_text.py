@@ -19,6 +19,7 @@ from mlperf_jax.core import fields
 _LISTS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
 _LIST_ITEM = re.compile(r" *([*-] |\d+\. )")
 _GLUED = re.compile(r"(`[^`]+`)(?=\w)")  # `Mesh`es
+_LETTER = re.compile(r"^( *(?:\w+: )?)(?=[A-Za-z]\. )")  # "rows: B. Where" begins no list
 _MARKS = re.compile(r"([*|](?=\S)|(?<=\S)[*|])")
 _EXAMPLE = re.compile(r"( *)(Example|Examples):$")
 
@@ -61,7 +62,7 @@ def escaped(line: str) -> str:
     >>> escaped("|a - b| of `a | b`, *args")
     '\\\\|a - b\\\\| of `a | b`, \\\\*args'
     """
-    line = _GLUED.sub(r"\1\\ ", line)
+    line = _LETTER.sub(r"\1\\", _GLUED.sub(r"\1\\ ", line))
     head = re.match(r" *\*{0,2}(?=\w+:)", line)
     start = head.end() if head else 0
     parts = re.split(r"(`[^`]*`)", line[start:])
