@@ -51,7 +51,8 @@ def unknown_name(
 
 def prepare(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Marks code, in place, before napoleon reads the sections, and says what fields may hold."""
-    lines[:] = plain_text.marked(lines)
+    inherited = lines[:1] == ["Call self as a function."]  # of `type`, where a class says nothing
+    lines[:] = [] if inherited else plain_text.marked(lines)
     if what in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]  # napoleon would take what stands before a colon for a type
     if isinstance(obj, type) and obj in WITH_FIELDS:
