@@ -1,19 +1,59 @@
 """What a user may see without a traceback, and a hint that many of its sentences end in."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
+# options that are said without a value; the others are named alone, or with what they shall be
+SWITCHES = frozenset("allow_tiny bisect new_optimizer profile resume score tiny".split())
+# commands of a shell, which stay what they are; then --option and what may be its value
+_SHELL = r"`[^`]*`|mlperf-jax [^;,()]*"
+_OPTION = r"(?<![\w=-])--(?P<no>no-)?(?P<name>[a-z][a-z0-9-]*)(?![\w-])"
+_VALUE = r"(?: (?P<value>(?P<plain>N|I|DIR|PATH|FILE|\d[\d.]*)|open|closed|[\w.]+[=:][\w.=,:]+)(?![\w(]))?"
 
-class UserError(Exception):
+
+def in_python(sentence: str) -> str:
+    """A sentence about options in the words of Python; commands of a shell in it stay.
+
+    >>> in_python("it is unfinished: --resume takes it up, or give --mesh data=4,fsdp=2 (--runs 2)")
+    'it is unfinished: resume=True takes it up, or give mesh="data=4,fsdp=2" (runs=2)'
+    >>> in_python("build it: mlperf-jax data build rgat --data-dir DIR, or give another --data-dir")
+    'build it: mlperf-jax data build rgat --data-dir DIR, or give another data_dir'
+    """
+
+    def spelled(match: re.Match[str]) -> str:
+        if match["name"] is None:
+            return match[0]
+        name, value = match["name"].replace("-", "_"), match["value"]
+        if match["no"] or name in SWITCHES:
+            return f"{name}={not match['no']}" + (f" {value}" if value else "")
+        if value is None:
+            return name
+        return f"{name}={value}" if match["plain"] else f'{name}="{value}"'
+
+    told = re.sub(f"{_SHELL}|{_OPTION}{_VALUE}", spelled, sentence)
+    return re.sub(r"(\S+) \(\1\)", r"\1", told)  # what was said in both ways
+
+
+class Told(Exception):
+    """What is told in its sentence alone: the command line prints it, and a notebook shows it, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"{type(self).__name__}: {in_python(str(self))}"]
+
+
+class UserError(Told):
     """Something the user can mend: a name, an option, a file, a record, a device count.
 
-    The message is one sentence that names what is wrong and says what to do. The command line prints
-    it alone and exits with code 2; in Python it is raised as it is. Anything else that escapes, but for
+    The message is one sentence that names what is wrong and says what to do, options as the command
+    line spells them. The command line prints it alone and exits with code 2, a notebook shows it alone
+    in the words of Python; elsewhere it is raised as it is. Anything else that escapes, but for
     `Interrupted`, is a defect of ours and keeps its traceback.
     """
 
 
-class Interrupted(Exception):
+class Interrupted(Told):
     """The run was asked to stop by a signal; its checkpoint is on the disk and `--resume` takes it up."""
 
     def __init__(self, message: str, number: int) -> None:

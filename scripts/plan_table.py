@@ -52,6 +52,8 @@ CASES = (
     # evaluation generates 128 pictures a chip at once
     Case("stable_diffusion", "v5p:2x2x4", 512, "data=16", {"eval_batch_size": 2048}),
     Case("stable_diffusion", "v6e:4x4", 256, "data=16", {"eval_batch_size": 2048}),
+    Case("rgat", "v5p:2x2x4", 16_384, "data=16"),
+    Case("rgat", "v6e:4x8", 16_384, "data=32"),
     Case("gpt3", "v5p:8x8x16", 2048, "fsdp=128,tensor=8"),
     Case("llama31_405b", "v5p:8x16x16", 1152),
     Case("llama2_70b_lora", "v5p:2x2x4", 8),

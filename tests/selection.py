@@ -9,8 +9,8 @@ every benchmark needs, the core and all that it imports, is *shared*.
 The most urgent parts run, as far as the time goes; tests/durations.json has the core-seconds of each:
 
 * what reaches nothing of the package, and the short parts: always;
-* what reaches a file of its own that differs from the base commit; of a change to shared files, the tests that
-  reach nothing else of the package;
+* what reaches a file of its own that differs from the base commit, or runs one that does (`RUN`); of a change to
+  shared files, the tests that reach nothing else of the package;
 * whose turn it is: one of every four parts, another one with every commit; a long part only after changes to
   shared files, and one of every three;
 * what else a change to shared files touches, but for long parts.
@@ -202,6 +202,10 @@ HARNESS |= {
 HARNESS |= {f"{PACKAGE}/testing/{name}.py" for name in ("checks", "child", "runs")}
 
 
+# what files of tests run that is no module: a file, or a folder
+RUN = {"tests/test_notebooks.py": "notebooks/", "tests/test_readme.py": "README.md"}
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of the suite.
@@ -293,7 +297,10 @@ def urgencies(
     found = {}
     for part in parts:
         ours = any(PACKAGE in path.relative_to(root).parts for path in part.own)
-        own_changed = changed and (part.own & changed or part.name.startswith(rooms))
+        runs = part.name in RUN and any(
+            path.is_relative_to(root / RUN[part.name]) for path in changed or ()
+        )
+        own_changed = changed and (part.own & changed or part.name.startswith(rooms) or runs)
         turns = LONG_TURNS if part.kind == LONG else TURNS
         waits = part.kind == LONG and not for_all
         if part.kind == SHORT or not (ours or part.shared):

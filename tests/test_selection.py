@@ -110,6 +110,14 @@ def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 FILES_OF_PACKAGE = {name for name in TESTS if "test_" in name} - {"tests/test_text.py"}
 
 
+def test_what_is_run_and_no_module_selects_its_tests(
+    tested: pathlib.Path, no_turns: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "RUN", {"tests/ops/test_norm.py": "notebooks/"})
+    assert choose(tested, "notebooks/1.ipynb", turn=10**6) == {"tests/ops/test_norm.py"}
+    assert choose(tested, "other/1.ipynb", turn=10**6) == set()
+
+
 @pytest.mark.parametrize(
     ("changed", "wanted"),
     [

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "ops": set(),
     "input_pipelines": set(),
     "pictures": set(),
-    "results": set(),
+    "results": {"pictures"},
     "optimizers": {"ops"},
     "models": {"ops"},
     "metrics": {"ops"},
@@ -162,7 +162,13 @@ def test_a_benchmark_knows_no_mesh_no_log_and_no_clock():
 def test_of_results_a_benchmark_sees_only_the_rules():
     def wrong(path):
         seen = {name for name in imports(path) if name.startswith("mlperf_jax.results")}
-        return {name for name in seen if not name.startswith("mlperf_jax.results.rules")}
+        # the door of Python has what runs logged to show
+        may = (
+            ("rules", "story", "listing")
+            if path == PACKAGE / "benchmarks" / "__init__.py"
+            else ("rules",)
+        )
+        return {name for name in seen if name.split(".")[2] not in may}
 
     assert offenders(in_room("benchmarks"), wrong) == []
 

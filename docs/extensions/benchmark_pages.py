@@ -14,12 +14,12 @@ from typing import Any
 import field_comments
 import passages
 from mlperf_jax import benchmarks
-from mlperf_jax.cli import listing
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.fields import allowed, helps_of, hints_of
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines.downloads import choosing, manifest
 from mlperf_jax.planning import convergence
-from mlperf_jax.results import rcp, rules
+from mlperf_jax.results import listing, rcp, rules
 from parity import PARITY
 from passages import DOCS, ROOT, table
 
@@ -67,7 +67,7 @@ planned
 
 def listed(name: str) -> list[str]:
     """A benchmark's row of `mlperf-jax list`."""
-    return listing.cells(listing.describe(rules.entry(name), listing.status(name)))
+    return listing.cells(listing.describe(rules.entry(name), listing.HERE))
 
 
 def absent() -> str:
@@ -88,7 +88,7 @@ that is not stated as well as an absence that is not true.
 def planned() -> str:
     """The official benchmarks that this library does not have."""
     rows = [
-        listing.cells(listing.describe(entry, "planned"))
+        listing.cells(listing.describe(entry, listing.PLANNED))
         for entry in rules.entries().values()
         if entry.name not in benchmarks.names()
     ]
@@ -289,17 +289,30 @@ def _log(benchmark: Benchmark) -> str:
 
 
 def _data(name: str) -> str:
-    """The section of the page about data, and its row of what they take."""
+    """Where its data come from, what building them takes, and its section of the page about data."""
     text = (DOCS / "data.md").read_text(encoding="utf-8")
-    for heading, body in passages.sections(text):
-        names, colon, title = heading.partition(": ")
-        if colon and name in names.split(", "):
-            needs = _rows("data.md", name, "disk")
-            if not needs:
-                raise UserError(f"'What it takes' of docs/data.md has no line of {name}: add it")
-            body = passages.moved(body, DOCS, FOLDER)
-            return f"{title}. What [preparing it takes](../data.md#what-it-takes):\n\n{needs}{body}"
-    raise UserError(f"docs/data.md has no section of {name}: write '## {name}: DATA SET'")
+    takes = _rows("data.md", name, "disk")
+    bodies = (
+        (title, body)
+        for heading, body in passages.sections(text)
+        for names, colon, title in [heading.partition(": ")]
+        if colon and name in names.split(", ")
+    )
+    title, body = next(bodies, ("", ""))
+    if not (title and takes):
+        raise UserError(
+            f"docs/data.md says too little of {name}: write a section '## {name}: DATA SET', and its line in "
+            "'What building takes'"
+        )
+    return f"""{title}. `mlperf-jax data fetch {name}` says:
+
+```
+{choosing.describe(manifest.load(name), "DIR")}
+```
+
+[Building it](../data.md#what-building-takes) takes, beside that:
+
+{takes}{passages.moved(body, DOCS, FOLDER)}"""
 
 
 def _parity(name: str) -> str:
@@ -336,7 +349,7 @@ def _plan(name: str) -> str:
 
 def _measured(name: str) -> str:
     """What was measured of it so far."""
-    text = f"""Status: {listing.status(name)}. No result at full size is stated anywhere until a run of this code has made it; what was
+    text = f"""Status: {listing.HERE}. No result at full size is stated anywhere until a run of this code has made it; what was
 measured of speed stands in [measured results](../measured.md).
 
 """

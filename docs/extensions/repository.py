@@ -27,16 +27,21 @@ LEXERS = {".py": "python", ".toml": "toml", ".sh": "bash", ".json": "json", ".tx
 
 
 class ToRepository(SphinxTransform):
-    """Turns the reader's downloads, which links to files are to it, into references to the files' pages."""
+    """Turns links to files, downloads to the reader, and to folders into references to their pages."""
 
     default_priority = 400
 
     def apply(self, **kwargs: Any) -> None:
+        for node in list(self.document.findall(addnodes.pending_xref)):
+            if node.get("reftype") == "myst" and self._path(node).is_dir():
+                node.replace_self(reference(self.env, self._path(node), node.children))
         for node in list(self.document.findall(addnodes.download_reference)):
-            _, path = self.env.relfn2path(node["reftarget"], self.env.docname)
-            path = pathlib.Path(path).resolve()
-            if path.is_relative_to(ROOT):
-                node.replace_self(reference(self.env, path, node.children))
+            if self._path(node).is_relative_to(ROOT):
+                node.replace_self(reference(self.env, self._path(node), node.children))
+
+    def _path(self, node: nodes.Element) -> pathlib.Path:
+        _, path = self.env.relfn2path(node["reftarget"], self.env.docname)
+        return pathlib.Path(path).resolve()
 
 
 class InRepository(SphinxPostTransform):
@@ -98,13 +103,24 @@ def source_of(module: str, name: str) -> tuple[pathlib.Path, int] | None:
 
 
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """A page for every file that is linked to."""
-    for name in sorted(set(ALWAYS).union(*linked(app.env).values())):
+    """A page for every file that is linked to; of a folder one that lists its files, and theirs."""
+    names = set(ALWAYS).union(*linked(app.env).values())
+    for folder in sorted(name for name in names if (ROOT / name).is_dir()):
+        files = sorted(path.name for path in (ROOT / folder).iterdir() if path.suffix in LEXERS)
+        names |= {f"{folder}/{file}" for file in files}
+        place = pathlib.Path(folder).name
+        items = (f'<li><a href="{place}/{file}.html">{html.escape(file)}</a></li>' for file in files)
+        yield _page(folder, f"<ul>{''.join(items)}</ul>")
+    for name in sorted(name for name in names if (ROOT / name).is_file()):
         text = (ROOT / name).read_text(encoding="utf-8")
         lexer = LEXERS.get(pathlib.Path(name).suffix, "text")
         shown = app.builder.highlighter.highlight_block(text, lexer, lineanchors="L")  # pyright: ignore
-        body = f"<h1>{html.escape(name)}</h1>\n{shown}"
-        yield f"source/{name}", {"title": name, "body": body, "parents": []}, "page.html"
+        yield _page(name, shown)
+
+
+def _page(name: str, body: str) -> tuple[str, dict[str, Any], str]:
+    text = f"<h1>{html.escape(name)}</h1>\n{body}"
+    return f"source/{name}", {"title": name, "body": text, "parents": []}, "page.html"
 
 
 def forget(app: Sphinx, env: BuildEnvironment, docname: str) -> None:

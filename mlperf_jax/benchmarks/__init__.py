@@ -14,20 +14,27 @@ import importlib
 import inspect
 import keyword
 import os
-import pathlib
-from collections.abc import Collection, Mapping
+import signal
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from mlperf_jax.benchmarks.folders import (
+    build_data as build_data,
+    data_folder as data_folder,
+    default_tiny_folder as default_tiny_folder,
+    needs_folder as needs_folder,
+)
 from mlperf_jax.core import python_file
 from mlperf_jax.core.fields import check
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.errors import UserError, did_you_mean
-from mlperf_jax.input_pipelines import building
+from mlperf_jax.errors import Interrupted, UserError, did_you_mean
 from mlperf_jax.results import rules
 
 if TYPE_CHECKING:
     from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
     from mlperf_jax.core.trained import Trained
+    from mlperf_jax.results.listing import Listing
+    from mlperf_jax.results.story import Curves
 
     # what stands for a benchmark: a name, "my_file.py:Wine", a class, or a configuration of one
     Named = str | type[Benchmark] | Benchmark
@@ -36,6 +43,7 @@ __all__ = [
     "Benchmark",
     "RunOptions",
     "Target",
+    "curves",
     "evaluate",
     "f32",
     "get",
@@ -45,6 +53,7 @@ __all__ = [
     "register",
     "run",
     "show",
+    "table",
 ]
 
 # name -> "module:class"; a string, so that listing imports no model
@@ -82,6 +91,23 @@ def __getattr__(name: str) -> Any:
 def names() -> tuple[str, ...]:
     """The benchmarks of this library, as the official logs spell them, and those registered."""
     return (*_BENCHMARKS, *_REGISTERED)
+
+
+def table(ruleset: str | None = None) -> Listing:
+    """The benchmarks of all rounds, those of this library first; `mlperf-jax list`.
+
+    Args:
+        ruleset: only the benchmarks of a round, such as "5.1", with its targets.
+
+    Returns:
+        What a notebook displays and `print` writes; `rows` has more.
+
+    Raises:
+        UserError: there is no such round.
+    """
+    from mlperf_jax.results.listing import Listing
+
+    return Listing(names(), ruleset)
 
 
 def register(cls: type[B]) -> type[B]:
@@ -238,10 +264,16 @@ def run(name: Named, *, tiny: bool = False, **settings: Any) -> Any:
     from mlperf_jax.core import launch, processes  # import Orbax, which `names()` need not wait for
 
     benchmark = get(name, tiny=tiny, **fields)
-    launch.connect(options)
-    data_dir = processes.from_primary(lambda: data_folder(benchmark, options))
-    note = recipe_note(benchmark)
-    return launch.launch(benchmark, options, data_dir, notes=[note] if note else [])
+    try:
+        launch.connect(options)
+        data_dir = processes.from_primary(lambda: data_folder(benchmark, options))
+        note = recipe_note(benchmark)
+        return launch.launch(benchmark, options, data_dir, notes=[note] if note else [])
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted at once; what is on the disk is kept, and --resume takes up a run that has begun",
+            signal.SIGINT,
+        ) from None
 
 
 def evaluate(path: str | os.PathLike, *, optimizer: Any = None, bisect: bool = False) -> Any:
@@ -316,6 +348,28 @@ def load(
         step=step,
         mesh=mesh,
     )
+
+
+def curves(*paths: str | os.PathLike, values: Sequence[str] = ()) -> Curves:
+    """Loss and quality of runs over their samples, drawn beside each other; unfinished runs too.
+
+    Args:
+        *paths: folders of runs (`…/run_0`) or of sets, whose runs are all drawn.
+        values: names of what is drawn; by default the loss and each quality that has a target.
+
+    Returns:
+        What a notebook displays, and `save("loss.svg")` writes.
+
+    Raises:
+        UserError: there is no run, its files are damaged, or no run logged such a value.
+
+    Example:
+        curves("runs/digits")
+        curves("runs/lars", "runs/adamw", values=["accuracy"])
+    """
+    from mlperf_jax.results.story import Curves
+
+    return Curves(*paths, values=values)
 
 
 def show(
@@ -402,60 +456,3 @@ def from_config(config: Mapping[str, Any], place: str | None = None) -> Benchmar
             "class first (mlperf_jax.benchmarks.register)"
         ) from error
     return cls.from_config(config)
-
-
-def data_folder(benchmark: Benchmark, options: RunOptions) -> str:
-    """The folder of the data; a tiny benchmark's own is made when it is not there, arrays need none.
-
-    Raises:
-        UserError: a full benchmark without `data_dir`.
-    """
-    from mlperf_jax.core.starts import table_readers
-
-    if not needs_folder(benchmark):
-        folder = options.data_dir or default_tiny_folder()
-        try:
-            benchmark.data().counts(folder)
-            benchmark.start(folder)
-            table_readers(benchmark, folder)
-        except UserError:
-            build_data(benchmark, folder)
-        return folder
-    if options.data_dir is None:
-        raise UserError(
-            f"{benchmark.name} needs its data: prepare them with `mlperf-jax data build {benchmark.name} "
-            "--data-dir DIR` and give data_dir (--data-dir DIR), or run it with --tiny"
-        )
-    return options.data_dir
-
-
-def build_data(benchmark: Benchmark, folder: str, source: str | None = None) -> None:
-    """Builds the data of a benchmark below a folder, and the start weights of a tiny one.
-
-    Args:
-        benchmark: whose data; what is there already is kept.
-        folder: the data's.
-        source: the downloaded original, where there is one.
-
-    Raises:
-        UserError: nothing to build from, damaged originals, or no room on the disk.
-    """
-    benchmark.data().build(folder, source)
-    if benchmark.is_tiny:
-        with building.alone(f"{folder}/{benchmark.name}"):
-            benchmark.make_start(folder)
-
-
-def needs_folder(benchmark: Benchmark) -> bool:
-    """Whether its data lie where only the user can say: not those of tiny, and not arrays in memory."""
-    from mlperf_jax.core.benchmark import Benchmark
-    from mlperf_jax.input_pipelines.in_memory import InMemory  # imports Grain
-
-    has_data = type(benchmark).data is not Benchmark.data
-    return not benchmark.is_tiny and not (has_data and isinstance(benchmark.data(), InMemory))
-
-
-def default_tiny_folder() -> str:
-    """`$XDG_CACHE_HOME/mlperf_jax/data`, where tiny data sets are kept between runs."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return str(pathlib.Path(cache) / "mlperf_jax" / "data")

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "list": (listing.table, "list the benchmarks: model, data, target, rounds, status"),
     "new": (new.begin, "write a benchmark of your own to begin with, and its test"),
     "run": (training.run, "train a benchmark to its quality target"),
+    "data fetch": (data.fetch, "fetch a benchmark's data, or say where they come from"),
     "data build": (data.build, "prepare a benchmark's data"),
     "data check": (data.check, "read samples of prepared data and say what is wrong"),
     "check": (results.check, "ask the official compliance checker about a log"),
@@ -93,9 +94,8 @@ def dispatch(words: list[str]) -> int:
     taken = 2 if words[0] == "data" else 1
     command = " ".join(words[:taken])
     if command == "data":
-        raise UserError(
-            f"data needs a verb: write {PROG} data build NAME or {PROG} data check NAME"
-        )
+        verbs = ", ".join(name for name in COMMANDS if name.startswith("data "))
+        raise UserError(f"data needs a verb: write {PROG} and one of {verbs}, and a NAME")
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}{did_you_mean(command, COMMANDS)}")
     run, about = COMMANDS[command]

@@ -1,4 +1,4 @@
-"""The commands about a benchmark's data: data build, data check."""
+"""The commands about a benchmark's data: data fetch, data build, data check."""
 
 from __future__ import annotations
 
@@ -6,8 +6,56 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlperf_jax.cli import named
-from mlperf_jax.cli.options import Option
+from mlperf_jax.cli.options import PROG, Option
+from mlperf_jax.core.fields import Count
 from mlperf_jax.errors import UserError
+
+FETCH_OPTIONS = [
+    Option("data_dir", help="the folder to fetch into; without it all is told of", metavar="DIR"),
+    Option("list", bool, help="tell what there is, how large, from where, under which licence"),
+    Option("only", tuple[str, ...], help="these parts alone, optional ones too", metavar="PART"),
+    Option(
+        "accept_licence", bool, help="you have read the licences that are to be accepted, and do"
+    ),
+    Option("connections", Count, default=4, help="files at a time"),
+]
+
+
+def fetch(about: str, words: Sequence[str]) -> int:
+    """Fetches what can be, or tells what there is; an error when something is left that could be fetched."""
+    given = named.parse("data fetch", about, words, FETCH_OPTIONS, fields=False)
+    name, folder = given["name"], given.get("data_dir")
+    if given.get("tiny"):
+        raise UserError(f"tiny data are built, not fetched: write {PROG} data build {name} --tiny")
+    from mlperf_jax.input_pipelines.downloads import choosing, fetching, manifest, progress
+
+    stated = manifest.load(name)
+    if folder is None or given.get("list"):
+        print(choosing.describe(stated, folder or "DIR"))
+        return 0
+    only = [key for word in given.get("only", ()) for key in word.split(",") if key]
+    accepted = bool(given.get("accept_licence"))
+    choice = choosing.choose(stated, folder, only, accepted=accepted)
+    connections = given.get("connections", fetching.CONNECTIONS)
+    with progress.make() as shown:
+        for part in choice.fetched:
+            shown.say(
+                f"{part.key}: {part.what}; licence: {part.licence.name}, {part.licence.address}"
+            )
+        for line in choice.told(folder):
+            shown.say(line)
+        if choice.fetched and choice.unaccepted:
+            shown.say(choice.withheld())
+        done = fetching.fetch_parts(choice.fetched, folder, shown, connections=connections)
+    if choice.fetched or not choice.unaccepted:
+        print(
+            f"{name}: {done:,} files were fetched to {folder}, and no other is to be fetched; then:"
+        )
+        for step in choosing.next_steps(stated, choice.fetched, folder):
+            print(f"  {step}")
+    if choice.unaccepted:
+        raise UserError(choice.withheld())
+    return 0
 
 
 def build(about: str, words: Sequence[str]) -> int:

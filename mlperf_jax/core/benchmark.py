@@ -84,8 +84,8 @@ class Benchmark:
     # what its start weights score before any training, by the first target's metric; None: nobody says
     start_quality: ClassVar[float | None] = None
     pictured: ClassVar[int] = 6  # samples of a picture when nobody says how many
-    # training records that a core makes a second at full size, the least measured; None: nobody has
-    records_per_core: ClassVar[int | None] = None
+    # training rows that a core makes a second at full size, the least measured; None: nobody has
+    records_per_core: ClassVar[float | None] = None
 
     # fields every benchmark has; what each may hold stands in its annotation, see `core.fields`
     size: Literal["full", "tiny"] = "full"
@@ -158,6 +158,11 @@ class Benchmark:
         """Rows of an evaluation array."""
         return self.eval_batch_size or self.rows
 
+    @property
+    def eval_row_samples(self) -> int:
+        """Samples that a row of evaluation holds, where it is full."""
+        return 1
+
     def samples(self, step: int) -> int:
         """Samples seen after `step` steps: 0 before the first, and more after every one.
 
@@ -190,11 +195,11 @@ class Benchmark:
 
     def buckets(self) -> tuple[Bucket, ...]:
         """The shapes of training batches: `rows` of each example, unless the benchmark states others."""
-        return _buckets(self.rows, self.example())
+        return Bucket.each(self.rows, self.example())
 
     def eval_buckets(self) -> tuple[Bucket, ...]:
         """As `buckets`, of evaluation's batches."""
-        return _buckets(self.eval_rows, self.eval_example())
+        return Bucket.each(self.eval_rows, self.eval_example())
 
     def model(self, rngs: nnx.Rngs) -> nnx.Module:
         """The Flax NNX module, freshly initialised."""
@@ -493,8 +498,3 @@ class Benchmark:
             )
         targets = tuple(Target(**target) for target in config["targets"])
         return cls(**{**{name: config[name] for name in mine}, "targets": targets})
-
-
-def _buckets(rows: int, examples: Example | tuple[Example, ...]) -> tuple[Bucket, ...]:
-    each = (examples,) if isinstance(examples, Mapping) else examples
-    return tuple(Bucket(rows, example) for example in each)

@@ -16,7 +16,7 @@ from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.run import Run
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable
-from mlperf_jax.results.result import Result, versions
+from mlperf_jax.results.result import Result, Results, versions
 
 # options that decide what the processes of a run do together
 SHARED = (
@@ -92,7 +92,7 @@ def given_to_all(plan: preflight.PlannedRun) -> dict[str, Any]:
 
 def launch(
     benchmark: Benchmark, options: RunOptions, data_dir: str, notes: Sequence[str] = ()
-) -> Result | list[Result | None] | None:
+) -> Result | Results | None:
     """Trains `options.runs` runs and returns their results: one `Result`, or a list for several.
 
     With `resume` the unfinished run is brought to its end; of several all are, and what the set then lacks
@@ -102,7 +102,7 @@ def launch(
     use_compile_cache()
     plan = preflight.preflight(benchmark, options, data_dir)
     processes.check_same(given_to_all(plan))
-    results, left = [], 1
+    results, left = Results(), 1
     while left > 0:
         run = Run(plan, notes)
         results.append(loop.train(run))

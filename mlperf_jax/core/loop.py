@@ -152,6 +152,7 @@ class Loop:
         if self.standing.saved is None:
             self.run.begin_run()
             self.state = self.run.assembly.with_data(self.state, self.run.data_dir)
+        if self.standing.block is None and not self.standing.evaluation_due:
             self.run.log_block_start(self.next_eval)
         ended = None
         while ended is None:
@@ -289,7 +290,7 @@ class Loop:
     def _check_limit(self) -> Ended | None:
         if not self._seen_all():
             return None
-        return self._settle() or Ended("aborted", "the last allowed sample was seen")
+        return self._settle() or Ended.at_limit()
 
     def _seen_all(self) -> bool:
         """Whether the last allowed sample has been seen."""

@@ -1,4 +1,4 @@
-"""What a run will ask of its benchmark, asked before it has a folder: a hole is named at once, not after training."""
+"""What a run asks of its benchmark: what its log says, and, before it has a folder, whether something is missing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
+from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.optimizer_name import NamedOptimizer
 from mlperf_jax.errors import UserError
+from mlperf_jax.results import keys
 
 EVALUATIONS = 8  # steps of `eval_steps` that are looked at
 _METHODS = ("example", "model", "optimizer", "loss", "predict", "eval_steps", "data")
@@ -32,6 +37,23 @@ def full_log(benchmark: Benchmark, optimizer: NamedOptimizer | None = None) -> d
         **benchmark.log(),
         **own,
     }
+
+
+def disclosure(benchmark: Benchmark, mesh: Mesh, config_filename: str) -> keys.Disclosure:
+    """What the rules want said of how a benchmark runs: its types, its batches, its mesh."""
+    micro = benchmark.batch_size // benchmark.gradient_accumulation_steps
+    return keys.Disclosure(
+        linear=benchmark.dtype,
+        attention=benchmark.dtype,
+        communication=benchmark.dtype,  # gradients are reduced in the dtype they are computed in
+        micro_batch_size=micro // meshes.batch_ways(mesh),
+        config_filename=config_filename,
+        tensor=mesh.shape["tensor"],
+        context=mesh.shape["context"],
+        expert=mesh.shape["expert"],
+        nodes=jax.process_count(),
+        accelerators_per_node=jax.local_device_count(),
+    )
 
 
 def check_members(benchmark: Benchmark) -> None:

@@ -35,7 +35,7 @@ def next_run(runs: RunSet, options: RunOptions) -> NextRun:
         first = options.seeds[0] if options.seeds else options.seed
         return NextRun(None, first, options.runs - 1)
     _check_named(runs, options)
-    missing, begun = _missing(runs, options), runs.untrained()
+    missing, begun = _missing(runs, options), runs.untrained() or _extensible(runs, options)
     if begun:
         # one that was killed before it had a seed takes one of those missing
         unnamed = sum(run.seed is None for run in begun) if options.seeds else 0
@@ -45,7 +45,21 @@ def next_run(runs: RunSet, options: RunOptions) -> NextRun:
         return NextRun(None, missing[0], len(missing) - 1)
     if (trained := runs.unfinished()) is not None:
         return NextRun(trained, None, 0)  # which waits for its score, and says so
-    raise UserError(f"{runs.path} holds no unfinished run: leave --resume out to begin one")
+    raise UserError(
+        f"{runs.path} holds no unfinished run: leave --resume out to begin one, or let those that "
+        "--max-samples ended see more, by a larger one or none"
+    )
+
+
+def _extensible(runs: RunSet, options: RunOptions) -> list[RunFolder]:
+    """The finished runs that missed their target and were given fewer samples than these options allow."""
+    found = []
+    for run in runs.runs():
+        limit = run.config()["options"].get("max_samples") if run.finished else None
+        more = options.max_samples is None or (limit is not None and limit < options.max_samples)
+        if limit is not None and more and not run.result().reached:
+            found.append(run)
+    return found
 
 
 def _missing(runs: RunSet, options: RunOptions) -> list[int | None]:

@@ -1,26 +1,47 @@
-"""What a person sees while a run goes on: one live line on a terminal, plain lines otherwise."""
+"""What a person sees while a run goes on: one live line on a terminal or in a notebook, plain lines otherwise."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 import rich.console
 import rich.progress
 
+from mlperf_jax.errors import in_python
+from mlperf_jax.results.story import Story, page
+
 PLAIN_SECONDS = 5.0  # between plain lines
+NOTEBOOK_SECONDS = 0.5  # between changes of a notebook's output
 
 
-def make_progress(show: str, limit: int | None, stream: TextIO | None = None) -> Silent:
-    """The display for `RunOptions.show`; `limit` is the last sample the run may see, for the ETA."""
+def make_progress(
+    show: str, limit: int | None, story: Story, stream: TextIO | None = None
+) -> Silent:
+    """The display for `RunOptions.show`.
+
+    Args:
+        show: the option.
+        limit: the last sample the run may see, for the ETA.
+        story: of the run, which a notebook draws; it is told as the run goes on.
+        stream: where lines go, stderr by default; a notebook has an output of its own.
+    """
     to: TextIO = stream or sys.stderr
     if show == "none":
         return Silent()
+    if show == "auto" and in_notebook():
+        return Notebook(limit, story)
     if show == "auto" and to.isatty():
         return Live(limit, to)
     return Plain(limit, to)
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook: Jupyter, Colab, Kaggle, an editor's."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 class Silent:
@@ -31,6 +52,9 @@ class Silent:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+
+    def evaluated(self, samples: int, quality: Mapping[str, float]) -> None:
+        """Called with the quality after so many samples, beside the line that `say` is given."""
 
     def close(self) -> None: ...
 
@@ -109,3 +133,43 @@ class Live(Silent):
 
     def close(self) -> None:
         self._bar.stop()
+
+
+class Notebook(Silent):
+    """One output that changes in place: where the run stands, a bar, curves that grow, and what was said."""
+
+    def __init__(self, limit: int | None, story: Story) -> None:
+        from IPython import display  # of the notebook itself
+
+        self._html: Any = display.HTML
+        self._story, self._rate, self._limit = story, Rate(limit), limit
+        self._status, self._pace, self._samples = "is prepared and compiled", "", 0
+        self._said: list[str] = []
+        self._shown = time.perf_counter()
+        self._output: Any = display.display(self._page(), display_id=True)
+
+    def _page(self) -> Any:
+        share = self._samples / self._limit if self._limit else None
+        return self._html(page(self._story, self._status + self._pace, share, self._said))
+
+    def _show(self) -> None:
+        self._shown = time.perf_counter()
+        self._output.update(self._page())
+
+    def update(self, step: int, samples: int, scalars: Mapping[str, float]) -> None:
+        self._story.add(samples, scalars)
+        self._samples = samples
+        self._status, self._pace = describe(step, samples, scalars), self._rate.text(samples)
+        if time.perf_counter() - self._shown >= NOTEBOOK_SECONDS:
+            self._show()
+
+    def evaluated(self, samples: int, quality: Mapping[str, float]) -> None:
+        self._story.add(samples, quality)
+
+    def say(self, text: str) -> None:
+        self._said.append(in_python(text))
+        self._show()
+
+    def close(self) -> None:
+        self._pace = ""
+        self._show()

@@ -15,16 +15,16 @@ from mlperf_jax.core import (
     generation,
     mesh as meshes,
     peaks,
+    preflight,
     processes,
     profiling,
     progress as displays,
     state as states,
 )
 from mlperf_jax.core.checkpoints import Checkpoints, checksums
-from mlperf_jax.core.members import full_log
+from mlperf_jax.core.members import disclosure, full_log
 from mlperf_jax.core.next_run import NextRun, next_run
 from mlperf_jax.core.optimizer_name import name_optimizer
-from mlperf_jax.core.preflight import PlannedRun
 from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.standing import Ended, Standing
 from mlperf_jax.core.trained import with_untrained
@@ -34,6 +34,7 @@ from mlperf_jax.results.header import header
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import Result, run_name, trained_hash, versions
 from mlperf_jax.results.runs import RunFolder, RunSet, Scalars
+from mlperf_jax.results.story import Story
 
 
 class Run:
@@ -49,11 +50,12 @@ class Run:
         standing: where the run stands; the loop moves it on.
         optimizer: what is known of the one that replaced the benchmark's; None where nothing did.
         notes: lines for the display, before its first step.
+        story: what it has logged, for a display that draws.
         trained: what an offline run noted when its training ended, or None before that.
     """
 
     def __init__(
-        self, plan: PlannedRun, notes: Sequence[str] = (), *, to_score: bool = False
+        self, plan: preflight.PlannedRun, notes: Sequence[str] = (), *, to_score: bool = False
     ) -> None:
         self.plan = plan
         self.benchmark, self.options, self.assembly = plan.benchmark, plan.options, plan.assembly
@@ -88,7 +90,9 @@ class Run:
             last_first.callback(self.checkpoints.close)
             limit = plan.options.max_samples or plan.benchmark.last_sample
             show = plan.options.show if self.primary else "none"
-            self.progress = displays.make_progress(show, limit)
+            name = f"{self.root.name}/{self.folder.path.name}"
+            self.story = Story.of(plan.benchmark.targets, name)
+            self.progress = displays.make_progress(show, limit, self.story)
             last_first.callback(self.progress.close)
             profile = self.folder.path / "profile" if plan.options.profile else None
             self.trace = profiling.Trace(profile)
@@ -173,30 +177,15 @@ class Run:
         )
         log.start("init_start")
         lines = full_log(self.benchmark, self.optimizer)
+        disclosed = disclosure(self.benchmark, self.assembly.mesh, self.folder.config_path.name)
         known = {}
         if self.optimizer:
             known = {"settings": self.optimizer.settings, "program": self.plan.optimizer}
         more: dict[str, dict[str, Any]] = {"opt_name": known}
         for key, value, metadata in keys.translate(
-            self.official, lines, division=division, disclosure=self._disclosure()
+            self.official, lines, division=division, disclosure=disclosed
         ):
             log.event(key, value, **metadata, **more.get(key, {}))
-
-    def _disclosure(self) -> keys.Disclosure:
-        benchmark, mesh = self.benchmark, self.assembly.mesh
-        micro = benchmark.batch_size // benchmark.gradient_accumulation_steps
-        return keys.Disclosure(
-            linear=benchmark.dtype,
-            attention=benchmark.dtype,
-            communication=benchmark.dtype,  # gradients are reduced in the dtype they are computed in
-            micro_batch_size=micro // meshes.batch_ways(mesh),
-            config_filename=self.folder.config_path.name,
-            tensor=mesh.shape["tensor"],
-            context=mesh.shape["context"],
-            expert=mesh.shape["expert"],
-            nodes=jax.process_count(),
-            accelerators_per_node=jax.local_device_count(),
-        )
 
     def position(self, step: int) -> dict[str, Any]:
         """Metadata of evaluation lines and `run_stop`, in the units of the benchmark's round."""
@@ -270,6 +259,7 @@ class Run:
         # "mAP/class" and the like stay in the result
         values = ", ".join(f"{n} {value:.4f}" for n, value in quality.items() if "/" not in n)
         targets = " and ".join(map(str, self.benchmark.targets))
+        self.progress.evaluated(position["samples_count"], quality)
         epoch = position["epoch_num"]
         self.progress.say(
             f"epoch {epoch:.4g} · {position['samples_count']:,} samples · {values} (target {targets})"
@@ -342,13 +332,17 @@ class Run:
         if not self.started:
             return None
         if self.trained is not None:
-            raise UserError(
-                f"{self.folder.path} is trained: score it with `mlperf-jax evaluate {self.root}`"
+            then = "give another output folder to train longer"
+            todo = (
+                then if self.folder.finished else f"score it with `mlperf-jax evaluate {self.root}`"
             )
+            raise UserError(f"{self.folder.path} is trained: {todo}")
         found = self.read()
         for warning in self.checkpoints.warnings:
             self.progress.say(warning)
         state, meta = found or (None, None)
+        if meta is not None:
+            meta = self._extended(meta)
         self.resumed = processes.from_primary(lambda: self._cut_back(meta))
         if state is None or meta is None:
             self.progress.say("no checkpoint yet: resumed from the start")
@@ -358,6 +352,23 @@ class Run:
         if meta["optimizer"] != self.plan.optimizer:
             self._log_new_optimizer(meta["optimizer"])
         return with_untrained(self.assembly, state, self.seed, self.data_dir)
+
+    def _extended(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """The meta data of the newest checkpoint; of a run that may see more samples now, as before it ended.
+
+        Raises:
+            UserError: the run is finished, and not because it might see no more.
+        """
+        standing = Standing.of(meta)
+        last = preflight.last_step(self.benchmark, self.options)
+        if standing.ended == Ended.at_limit() and (last is None or last > standing.step):
+            return Standing.extended(meta)
+        if self.folder.finished:
+            reason = standing.ended.reason if standing.ended else "its last checkpoint is gone"
+            raise UserError(
+                f"{self.folder.path} cannot see more samples ({reason}): give another output folder to begin anew"
+            )
+        return meta
 
     def _log_new_optimizer(self, before: str | None) -> None:
         step, now = self.standing.step, self.plan.optimizer
@@ -374,9 +385,11 @@ class Run:
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
         offset = meta["log_offset"] if meta else logs.end_of_line(self.folder.log_path, "run_start")
+        self.folder.result_path.unlink(missing_ok=True)  # of a run that goes on after its end
         self.reopen_log(offset)
         scalars = meta["scalars_offset"] if meta else 0
         self.scalars = Scalars(self.folder.scalars_path, resume_at=scalars)
+        self.story.begin_with(self.folder)
         path = self.folder.path / "resumed.json"
         count = (durable.read_json(path) if path.exists() else 0) + 1
         durable.write_json(path, count)
@@ -391,6 +404,8 @@ class Run:
 
     def stop_clock(self, state: states.State, step: int) -> None:
         """`run_stop` at the step that counts, at once; an offline run's is written when it has been scored."""
+        standing = self.standing
+        standing.before_end = {"log_offset": self.log.offset, "block": standing.block}
         self.log_block_stop()
         if "evaluations" in state:
             self.log.event("loss_evaluations", _evaluations(state), **self.position(step))

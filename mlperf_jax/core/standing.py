@@ -15,6 +15,11 @@ class Ended:
     status: Literal["success", "aborted"]
     reason: str = ""
 
+    @classmethod
+    def at_limit(cls) -> Ended:
+        """The last allowed sample was seen: a run that may see more goes on from here."""
+        return cls("aborted", "the last allowed sample was seen")
+
 
 @dataclass
 class Standing:
@@ -30,6 +35,7 @@ class Standing:
         generation_ends: the last step of each generation made so far.
         evaluation_due: whether a resumed run begins with the evaluation of this very step.
         ended: how, once that is known.
+        before_end: what the log's length and `block` were before its last lines, once it has ended.
         saved: the step of the last checkpoint that this process has taken or begun from; not kept.
     """
 
@@ -42,6 +48,7 @@ class Standing:
     generation_ends: list[int] = field(default_factory=list)
     evaluation_due: bool = False
     ended: Ended | None = None
+    before_end: dict[str, Any] | None = None
     saved: int | None = None
 
     def kept(self) -> dict[str, Any]:
@@ -56,3 +63,8 @@ class Standing:
         kept = {f.name: meta[f.name] for f in dataclasses.fields(cls) if f.name in meta}
         ended = meta.get("ended")
         return cls(**{**kept, "ended": ended and Ended(**ended), "saved": meta["step"]})
+
+    @staticmethod
+    def extended(meta: Mapping[str, Any]) -> dict[str, Any]:
+        """The meta data of a checkpoint whose run ended at its limit, as they were before it ended."""
+        return {**meta, **meta["before_end"], "ended": None, "before_end": None}

@@ -75,6 +75,12 @@ class Bucket:
     rows: int
     example: Example
 
+    @classmethod
+    def each(cls, rows: int, examples: Example | tuple[Example, ...]) -> tuple[Bucket, ...]:
+        """So many rows of one example, or of each of several."""
+        several = (examples,) if isinstance(examples, Mapping) else examples
+        return tuple(cls(rows, example) for example in several)
+
 
 @dataclass(frozen=True)
 class Target(rules.Target):

@@ -38,7 +38,7 @@ from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
 from mlperf_jax.results.remote import Mirror
-from mlperf_jax.results.result import config_hash, trained_hash
+from mlperf_jax.results.result import SMALL_PRINT, config_hash, html_table, trained_hash
 from mlperf_jax.results.runs import RunFolder, RunSet
 
 
@@ -73,6 +73,20 @@ class Trained:
         known = [f"{n} {v:.5g}" for n, v in (self.quality or {}).items() if "/" not in n]
         quality = f", {', '.join(known)} (unverified)" if known else ""
         return f"<{self.benchmark.name}{tiny} after step {self.step:,}{quality}>"
+
+    def _repr_html_(self) -> str:
+        tiny = " (tiny)" if self.benchmark.is_tiny else ""
+        values = self.quality or {}
+        quality = [f"{name} {value:.5g} (unverified)" for name, value in values.items()]
+        arrays = jax.tree.leaves(self.view["params"])
+        rows = {
+            "step": f"{self.step:,}, after {self.benchmark.samples(self.step):,} samples",
+            "quality": "\n".join(quality) or "not evaluated: evaluate() does",
+            "parameters": f"{sum(array.size for array in arrays):,} in {len(arrays)} arrays",
+            "mesh": meshes.describe(self.assembly.mesh),
+            "seed": str(self.seed),
+        }
+        return html_table(f"{self.benchmark.name}{tiny}, trained", rows) + SMALL_PRINT
 
     def apply(self, function: Callable[..., Any], batch: Batch, *more: Any) -> Any:
         """`function(model, batch, *more)`, compiled once per function and shape of the batch.

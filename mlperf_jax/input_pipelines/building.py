@@ -71,8 +71,13 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def check_room(folder: str | os.PathLike, need: int) -> None:
+def check_room(folder: str | os.PathLike, need: int, who: str = "the build") -> None:
     """Nothing, if the disk of a folder, which need not be there yet, has so many bytes left.
+
+    Args:
+        folder: what is written goes below it.
+        need: bytes.
+        who: what needs them, as the message says it.
 
     Raises:
         UserError: it has not.
@@ -83,7 +88,7 @@ def check_room(folder: str | os.PathLike, need: int) -> None:
     free = shutil.disk_usage(place).free
     if free < need:
         raise UserError(
-            f"{folder} has {free / 1e9:,.1f} GB free and the build needs {need / 1e9:,.1f} GB: free space, "
+            f"{folder} has {free / 1e9:,.1f} GB free and {who} needs {need / 1e9:,.1f} GB: free space, "
             "or give another --data-dir"
         )
 
@@ -100,8 +105,13 @@ def available_memory() -> int | None:
 
 def md5(path: str | os.PathLike) -> str:
     """The MD5 sum of a file, to compare with a published one."""
+    return checksum(path, "md5")
+
+
+def checksum(path: str | os.PathLike, algorithm: str) -> str:
+    """The sum of a file in hexadecimal digits, by an algorithm's name in hashlib."""
     with open(path, "rb") as file:
-        made = functools.partial(hashlib.md5, usedforsecurity=False)
+        made = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
         return hashlib.file_digest(file, made).hexdigest()
 
 

@@ -148,8 +148,8 @@ def _evaluation(
     if not programs:
         return None
     each = [_parts(p.work, devices, flops)["seconds"] for p in programs]
-    rows = [bucket.rows for bucket in benchmark.eval_buckets()]
-    return math.ceil(benchmark.eval_samples * len(rows) / sum(rows)) * sum(each) / len(each)
+    samples = [bucket.rows * benchmark.eval_row_samples for bucket in benchmark.eval_buckets()]
+    return math.ceil(benchmark.eval_samples * len(samples) / sum(samples)) * sum(each) / len(each)
 
 
 def _parts(work: Mapping[str, Any], devices: names.Devices, flops: float) -> dict[str, float]:

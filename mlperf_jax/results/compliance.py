@@ -16,6 +16,7 @@ import threading
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import log, rules
+from mlperf_jax.results.result import rows_table
 
 # These values name the rule files that the checker loads, and rule files are code: a log from
 # elsewhere must not choose a file by a path.
@@ -73,10 +74,19 @@ class Report:
     files: tuple[str, ...]
 
     def __str__(self) -> str:
+        return "\n".join([self._verdict(), *(f"  {finding}" for finding in self.findings)])
+
+    def _verdict(self) -> str:
         verdict = "passes" if self.success else "does not pass"
         logs = self.files[0] if len(self.files) == 1 else f"{len(self.files)} logs"
-        head = f"{logs}: {verdict} the official checker ({self.benchmark}, ruleset {self.ruleset})"
-        return "\n".join([head, *(f"  {finding}" for finding in self.findings)])
+        return f"{logs}: {verdict} the official checker ({self.benchmark}, ruleset {self.ruleset})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"{f.file}:{f.line or ''}".rstrip(":"), f.key, f.expected, f.advice)
+            for f in self.findings
+        ]
+        return rows_table(self._verdict(), ("log", "key", "what the rules want", "advice"), rows)
 
 
 def check(

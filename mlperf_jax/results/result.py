@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from mlperf_jax.errors import UserError
@@ -191,6 +191,38 @@ class Result:
         return "" if self.mfu is None else f", {self.mfu:.1%} MFU"
 
 
+class Results(list["Result | None"]):
+    """The results of a set's runs, by run; None where a run is scored afterwards. A notebook shows them as a table."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{result.seed}: {result._outcome()}, {result.samples:,} samples in {_duration(result.seconds)}"
+            for result in self
+            if result
+        ]
+        return "\n".join([*lines, UNVERIFIED, LEGEND])
+
+    def _repr_html_(self) -> str:
+        columns = ("seed", "outcome", "samples", "time", "samples/s", "optimizer", "log")
+        rows = [
+            (
+                str(result.seed),
+                result._outcome(),
+                f"{result.samples:,}",
+                _duration(result.seconds),
+                f"{result.examples_per_second:,.0f}",
+                result.optimizer or "of the recipe",
+                result.log,
+            )
+            for result in self
+            if result
+        ]
+        waiting = sum(result is None for result in self)
+        note = f"<p>{waiting} are trained and wait for being scored</p>" if waiting else ""
+        title = next((result._what() for result in self if result), "")
+        return rows_table(title, columns, rows) + note + SMALL_PRINT
+
+
 def _number(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, int | float) else str(value)
 
@@ -207,3 +239,15 @@ def html_table(title: str, rows: Mapping[str, str]) -> str:
         for name, text in rows.items()
     )
     return f"<table><caption><b>{html.escape(title)}</b></caption>{cells}</table>"
+
+
+def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of texts under the names of their columns, escaped."""
+
+    def cells(tag: str, texts: Sequence[str]) -> str:
+        align = "style='text-align:left;vertical-align:top'"
+        return "".join(f"<{tag} {align}>{html.escape(text)}</{tag}>" for text in texts)
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    head = f"<tr>{cells('th', columns)}</tr>"
+    return f"<table><caption><b>{html.escape(title)}</b></caption>{head}{body}</table>"

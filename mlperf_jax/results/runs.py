@@ -301,6 +301,9 @@ class RunSet:
                 past = run.config().get("config", {}).get(_CHANGES)
                 own = config if past is None else {**config, _CHANGES: past}
                 self._refuse_other(own, options, [run])
+                if run.finished:  # it goes on with another limit
+                    given = run.config()["options"] | {"max_samples": options.get("max_samples")}
+                    run.save_config(run.config()["config"], given)
             else:
                 run.save_config(config, options)
         except BaseException:

@@ -6,8 +6,9 @@ import sys
 
 import mlperf_jax
 from mlperf_jax import benchmarks, cli
-from mlperf_jax.cli import listing
+from mlperf_jax.benchmarks import table
 from mlperf_jax.results import rules
+from mlperf_jax.results.listing import rounds
 
 
 def test_list_is_aligned_text_in_a_pipe(capsys):
@@ -43,9 +44,9 @@ def test_every_benchmark_of_ours_is_in_the_table():
 
 def test_rounds_are_spans():
     every = ("0.5", "0.6", "0.7", "1.0", "1.1")
-    assert listing.rounds(every, every, "training") == "0.5-1.1"
-    assert listing.rounds(("0.5", "0.7", "1.0"), every, "training") == "0.5, 0.7-1.0"
-    assert listing.rounds(("1.1",), every, "hpc") == "HPC 1.1"
+    assert rounds(every, every, "training") == "0.5-1.1"
+    assert rounds(("0.5", "0.7", "1.0"), every, "training") == "0.5, 0.7-1.0"
+    assert rounds(("1.1",), every, "hpc") == "HPC 1.1"
 
 
 def test_benchmarks_of_ones_own_are_named_beside_options(capsys, monkeypatch):
@@ -53,3 +54,11 @@ def test_benchmarks_of_ones_own_are_named_beside_options(capsys, monkeypatch):
     monkeypatch.setattr(benchmarks, "_REGISTERED", {})
     assert cli.main(["list", "--json", f"{template}:MyBenchmark"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["benchmark"] == "my_benchmark"
+
+
+def test_the_same_table_in_python(capsys):
+    assert cli.main(["list"]) == 0
+    assert str(table()) == capsys.readouterr().out.rstrip("\n")
+    shown = table("5.1")._repr_html_()
+    assert shown.count("<tr>") == 1 + len(rules.in_round("5.1")) and "retinanet" in shown
+    assert repr(table()).startswith(f"<{len(benchmarks.names())} benchmarks, ")

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from download_site import part, serving
 
 from mlperf_jax import cli, planning
+from mlperf_jax.input_pipelines.downloads import links, manifest
 from mlperf_jax.planning.diagnosis import Diagnosis, Finding
 
 
@@ -48,3 +50,27 @@ def test_doctor(monkeypatch, capsys):
     assert "mend: rm -r runs" in capsys.readouterr().out
     assert cli.main(["doctor", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["healthy"] is False
+
+
+def test_doctor_asks_addresses_alone(monkeypatch, capsys):
+    def never():
+        pytest.fail("the diagnosis asks devices, which takes minutes")
+
+    monkeypatch.setattr(planning, "doctor", never)
+    with serving() as site:
+        good = part("good", address=site.add("good", b"123"), bytes=3, into="g")
+        stated = manifest.Manifest("x", {"good": good})
+        monkeypatch.setattr(manifest, "names", lambda: ("x",))
+        monkeypatch.setattr(manifest, "load", lambda name: stated)
+        real = links.stated
+        ours = {address: of for address, of in real([stated]).items() if site.address in address}
+        monkeypatch.setattr(links, "stated", lambda manifests: ours)
+        assert cli.main(["doctor", "--links"]) == 0
+        out = capsys.readouterr().out
+        assert out == f"ok  {site.address}/good (x): 3 bytes, as stated\n1 of 1 addresses answer\n"
+        site.files.clear()
+        assert cli.main(["doctor", "--links", "--json"]) == 1
+        (link,) = json.loads(capsys.readouterr().out)["links"]
+        assert link["good"] is False and link["names"] == ["x"]
+        assert cli.main(["doctor", "--links"]) == 1
+        assert "0 of 1 addresses answer" in capsys.readouterr().out

@@ -110,7 +110,9 @@ def test_validation_begins_with_the_most_windows(folder):
 
 
 def test_an_empty_place_says_how_to_get_the_data(tmp_path):
-    with pytest.raises(UserError, match=r"no prepared KiTS19 .*get_imaging.* data build unet3d"):
+    with pytest.raises(
+        UserError, match=r"no prepared KiTS19 .* data fetch unet3d says how.* data build unet3d"
+    ):
         Kits19().counts(tmp_path)
     with pytest.raises(UserError, match=r"data build unet3d --tiny"):
         Kits19(tiny=True).counts(tmp_path)

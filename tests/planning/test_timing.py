@@ -92,6 +92,14 @@ def test_an_evaluation_is_as_many_batches_as_the_samples_need():
     assert found.evaluation == pytest.approx(2 * 2)
 
 
+def test_an_evaluation_row_may_hold_several_samples(monkeypatch):
+    monkeypatch.setattr(Decoder, "eval_row_samples", 10)
+    peak = 918e12 * timing.PRODUCTS
+    parts = [program([[peak, 0, 0, 1]]), program([[peak, 0, 0, 2]], name="evaluation")]
+    found = timing.step_time(Decoder(eval_samples=1300, batch_size=64), V6E, parts)
+    assert found.evaluation == pytest.approx(3 * 2)
+
+
 def test_bucket_shapes_are_averaged():
     peak = 459e12 * timing.PRODUCTS
     parts = [program([[peak, 0, 0, n]], name=f"train {n}") for n in (1, 3)]

@@ -437,3 +437,9 @@ def test_without_the_official_package(resnet_log, monkeypatch):
     monkeypatch.setattr(compliance.importlib, "import_module", broken)
     with pytest.raises(UserError, match="No module named 'yaml'"):
         check(path)
+
+
+def test_a_notebook_shows_findings_as_a_table():
+    found = compliance.Finding("a<b.txt", "seed", "one line is required.", "Log it.", line=3)
+    shown = compliance.Report(False, (found,), "", "4.0.0", "resnet", ("a<b.txt",))._repr_html_()
+    assert "a&lt;b.txt:3" in shown and "does not pass" in shown and shown.count("<tr>") == 2

@@ -7,7 +7,15 @@ import pytest
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable
-from mlperf_jax.results.result import LEGEND, UNVERIFIED, Result, config_hash, run_name, versions
+from mlperf_jax.results.result import (
+    LEGEND,
+    UNVERIFIED,
+    Result,
+    Results,
+    config_hash,
+    run_name,
+    versions,
+)
 
 FIELDS = {
     "benchmark": "resnet",
@@ -125,3 +133,13 @@ def test_run_name():
     config = {"batch_size": 64}
     assert run_name("resnet", config, tiny=False) == f"resnet-{config_hash(config)}"
     assert run_name("resnet", config, tiny=True) == f"resnet-tiny-{config_hash(config)}"
+
+
+def test_several_results_are_a_table():
+    results = Results([Result(**FIELDS), None, Result(**FIELDS | {"seed": 4, "optimizer": "a<b"})])
+    shown = results._repr_html_()
+    assert shown.count("<tr>") == 3 and "a&lt;b" in shown and "digits" not in shown
+    assert "1 are trained and wait for being scored" in shown
+    for text in (shown, str(results)):
+        assert text.count("(unverified)") == 2 and UNVERIFIED in text and LEGEND in text
+    assert len(results) == 3 and results[1] is None, "it is a list"

@@ -197,6 +197,6 @@ def _missing(data_dir: str, tiny: bool) -> str:
     return (
         f"no multi-hot Criteo click logs in {data_dir}: expected day_0_labels.npy, day_0_dense.npy, "
         "day_0_sparse_multi_hot.npz, … for days 0 to 23, or HugeCTR's train_data.bin and val_data.bin; fetch "
-        "them with the MLCommons downloader (dlrmv2-preprocessed-criteo-click-logs), or build them from the "
+        "them (mlperf-jax data fetch dlrm_dcnv2 says how), or build them from the "
         f"raw logs: mlperf-jax data build dlrm_dcnv2 --data-dir {data_dir} --source FOLDER"
     )

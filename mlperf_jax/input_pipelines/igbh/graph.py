@@ -26,7 +26,7 @@ from mlperf_jax.input_pipelines.igbh import features
 from mlperf_jax.input_pipelines.igbh.arrays import Mapped, open_npy, open_raw
 from mlperf_jax.input_pipelines.igbh.sizes import CLASSES, Relation, Size, named
 
-_FETCH = "fetch it with MLCommons' script (gnn-igbh-dataset-full), or give another --data-dir"
+_FETCH = "fetch it (mlperf-jax data fetch rgat says how), or give another --data-dir"
 _LABELS: Mapping[int, str] = dict(zip(CLASSES, ("node_label_2K.npy", "node_label_19.npy")))
 _RAW = ("paper", "author")  # types whose features have no header in large sizes
 _FLOAT, _IDS = np.dtype("<f4"), (np.dtype("<i8"), np.dtype("<i4"))

@@ -159,9 +159,9 @@ def locate(data_dir: records.Folder, tiny: bool = False) -> str:
     if tiny:
         raise UserError(records.missing_tiny(TINY_NAME, "unet3d", data_dir))
     raise UserError(
-        f"no prepared KiTS19 in {data_dir}: expected {NAME}/case_00000_x.npy and so on; get the volumes with "
-        "https://github.com/neheller/kits19 (python -m starter_code.get_imaging; non-commercial licence) and "
-        f"run: mlperf-jax data build unet3d --data-dir {data_dir} --source kits19/data"
+        f"no prepared KiTS19 in {data_dir}: expected {NAME}/case_00000_x.npy and so on; get the volumes "
+        f"(mlperf-jax data fetch unet3d says how; non-commercial licence) and run: mlperf-jax data build unet3d "
+        f"--data-dir {data_dir} --source {data_dir}/kits19_raw/data"
     )
 
 

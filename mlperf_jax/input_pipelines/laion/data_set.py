@@ -209,8 +209,8 @@ class Laion:
         if self.tiny:
             return records.missing_tiny("shapes as LAION", "stable_diffusion", str(folder))
         return (
-            f"no shards of LAION in {self._folders(folder)[0]}: fetch the organisers' moments (R2 name "
-            f"stable-diffusion-laion-400m-filtered-moments-dataset), {files.shard_name(0)} to "
+            f"no shards of LAION in {self._folders(folder)[0]}: fetch the organisers' moments "
+            f"(mlperf-jax data fetch stable_diffusion), {files.shard_name(0)} to "
             f"{files.shard_name(self.shards - 1)}, or name their folder with --source"
         )
 

@@ -1,0 +1,189 @@
+"""Curves as SVG: values over samples, beside each other, for notebooks and pages without script.
+
+Text takes the colour of the page around it, so that a picture reads on light and dark ground.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mlperf_jax.pictures import COLOURS
+
+Points = Sequence[tuple[float, float]]  # (samples, value), by samples
+
+_LEFT, _TOP, _RIGHT, _BOTTOM = 52, 26, 12, 24  # around a panel, in pixels
+_MOST = 400  # points of a line: more than a picture has pixels for
+_DASHES = ("", "6 3", "2 3")  # of lines that share a colour
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: what is drawn upwards.
+        lines: points by name; those that are not finite are left out.
+        level: a value to be reached, as a dashed line; None for none.
+        dots: whether each point is marked, as few points are.
+    """
+
+    title: str
+    lines: Mapping[str, Points] = field(default_factory=dict)
+    level: float | None = None
+    dots: bool = False
+
+
+def svg(panels: Sequence[Panel], *, width: int = 760, height: int = 230) -> str:
+    """Panels side by side, and below them the names of their lines where there are several.
+
+    >>> svg([Panel("loss", {"run_0": [(0, 2.0), (640, 1.0)]})]).startswith("<svg")
+    True
+
+    Args:
+        panels: from left to right; those without a point are drawn empty.
+        width, height: of the whole, in pixels.
+    """
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    each = width / max(1, len(panels))
+    drawn = [
+        f'<g transform="translate({number * each:.1f} 0)">{_panel(panel, names, each, height)}</g>'
+        for number, panel in enumerate(panels)
+    ]
+    legend, more = _legend(names, width, height) if len(names) > 1 else ("", 0)
+    about = html.escape(" and ".join(panel.title for panel in panels))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + more}" role="img" '
+        f'aria-label="{about} over samples" style="display:block;width:100%;max-width:{width}px;height:auto;'
+        'font:12px system-ui,sans-serif;fill:currentColor">'
+        f"{''.join(drawn)}{legend}</svg>"
+    )
+
+
+def _panel(panel: Panel, names: Sequence[str], width: float, height: float) -> str:
+    lines = {name: _drawable(points) for name, points in panel.lines.items()}
+    points = list(itertools.chain(*lines.values()))
+    heights = [value for _, value in points]
+    if panel.level is not None:
+        heights.append(panel.level)
+    across = _Scale.of([x for x, _ in points] or [0, 1], _LEFT, width - _RIGHT, least=0)
+    upwards = _Scale.of(heights or [0, 1], height - _BOTTOM, _TOP)
+    reach = "" if panel.level is None else f", target {panel.level:.5g}"
+    parts = [
+        f'<text x="{_LEFT}" y="15" font-weight="600">{html.escape(panel.title + reach)}</text>',
+        _word(width - _RIGHT, 15, "samples →", "end"),
+    ]
+    for tick in upwards.ticks(4):
+        y = upwards(tick)
+        parts += [
+            f'<path d="M{_LEFT} {y:.1f}H{width - _RIGHT:.1f}" stroke="currentColor" stroke-opacity=".15"/>',
+            _word(_LEFT - 6, y + 4, upwards.label(tick), "end"),
+        ]
+    for tick in across.ticks(4):
+        parts.append(_word(across(tick), height - 7, across.label(tick), "middle"))
+    if panel.level is not None:
+        y = upwards(panel.level)
+        parts.append(
+            f'<path d="M{_LEFT} {y:.1f}H{width - _RIGHT:.1f}" stroke="currentColor" stroke-dasharray="5 4"/>'
+        )
+    for name, found in lines.items():
+        parts.append(_line(found, across, upwards, names.index(name), name, panel.dots))
+    return "".join(parts)
+
+
+def _line(
+    points: Points, across: _Scale, upwards: _Scale, number: int, name: str, dots: bool
+) -> str:
+    colour, dashes = _style(number)
+    places = [(across(x), upwards(y)) for x, y in points]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    marks = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places)
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.75"{dashes}>'
+        f"<title>{html.escape(name)}</title></polyline>{marks if dots or len(places) == 1 else ''}"
+    )
+
+
+def _legend(names: Sequence[str], width: int, top: int) -> tuple[str, int]:
+    """Names with a piece of their lines, in as many rows as they need, and the height of these."""
+    parts, x, y = [], _LEFT, top + 12
+    for number, name in enumerate(names):
+        long = 34 + 7 * len(name)
+        if x > _LEFT and x + long > width:
+            x, y = _LEFT, y + 18
+        colour, dashes = _style(number)
+        parts.append(
+            f'<path d="M{x} {y}h20" stroke="{colour}" stroke-width="2"{dashes}/>'
+            f"{_word(x + 26, y + 4, name, 'start')}"
+        )
+        x += long
+    return "".join(parts), y + 10 - top
+
+
+def _word(x: float, y: float, text: str, anchor: str) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill-opacity=".75">'
+        f"{html.escape(text)}</text>"
+    )
+
+
+def _style(number: int) -> tuple[str, str]:
+    """Colour of a line, and how it is dashed where colours come again."""
+    dashes = _DASHES[number // len(COLOURS) % len(_DASHES)]
+    red, green, blue = COLOURS[number % len(COLOURS)]
+    return f"#{red:02x}{green:02x}{blue:02x}", f' stroke-dasharray="{dashes}"' if dashes else ""
+
+
+def _drawable(points: Points) -> list[tuple[float, float]]:
+    """The finite points, thinned where there are more than can be seen; the last one stays."""
+    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    every = -(-len(finite) // _MOST) or 1
+    return finite[(len(finite) - 1) % every :: every]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Values from `low` to `high` as pixels from `begin` to `end`."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+
+    @classmethod
+    def of(
+        cls, values: Sequence[float], begin: float, end: float, least: float | None = None
+    ) -> _Scale:
+        low, high = min(values), max(values)
+        if least is not None:
+            low = min(low, least)
+        if high <= low:
+            high, low = (
+                high + (abs(high) or 1) * 0.1,
+                low - (abs(low) * 0.1 if least is None else 0),
+            )
+        elif least is None:
+            low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
+        return cls(low, high, begin, end)
+
+    def __call__(self, value: float) -> float:
+        return self.begin + (value - self.low) / (self.high - self.low) * (self.end - self.begin)
+
+    def step(self, most: int) -> float:
+        """The distance of round numbers of which about `most` lie in range: 1, 2 or 5 times a power of ten."""
+        rough = (self.high - self.low) / most
+        power = 10.0 ** math.floor(math.log10(rough))
+        return next(power * n for n in (1, 2, 5, 10) if power * n >= rough)
+
+    def ticks(self, most: int) -> list[float]:
+        step = self.step(most)
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        return [number * step for number in range(first, last + 1)]
+
+    def label(self, tick: float) -> str:
+        """A tick with as many decimals as tell it from the next."""
+        decimals = max(0, -math.floor(math.log10(self.step(4))))
+        return f"{tick:,.{decimals}f}" if decimals < 7 else f"{tick:.1e}"
