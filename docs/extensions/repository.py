@@ -109,7 +109,9 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
         files = sorted(path.name for path in (ROOT / folder).iterdir() if path.suffix in LEXERS)
         names |= {f"{folder}/{file}" for file in files}
         place = pathlib.Path(folder).name
-        items = (f'<li><a href="{place}/{file}.html">{html.escape(file)}</a></li>' for file in files)
+        items = (
+            f'<li><a href="{place}/{file}.html">{html.escape(file)}</a></li>' for file in files
+        )
         yield _page(folder, f"<ul>{''.join(items)}</ul>")
     for name in sorted(name for name in names if (ROOT / name).is_file()):
         text = (ROOT / name).read_text(encoding="utf-8")
