@@ -218,6 +218,8 @@ def test_links_move_along():
     assert moved == "[a](plan.md#time) [b](../mlperf_jax/errors.py) [c](x.md)"
     own = passages.moved("[a](../README.md#your-own-optimizer)", docs, docs / "benchmarks")
     assert own == "[a](../own_optimizer.md)"
+    notebook = passages.moved("[a](notebooks/1_first_run.ipynb)", ROOT, docs)
+    assert notebook == "[a](notebooks/1_first_run.md)"
     fenced = "```\n[a](docs/plan.md)\n```\n"
     assert passages.moved(fenced, ROOT, docs) == fenced
 

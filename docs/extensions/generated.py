@@ -102,6 +102,6 @@ def notebook(path: pathlib.Path) -> str:
 
 
 def listed() -> str:
-    """A list of the notebooks' pages; "" while there are none."""
+    """What puts the notebooks' pages below this one; "" while there are none."""
     names = "\n".join(f"notebooks/{path.stem}" for path in notebooks())
-    return f"```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n" if names else ""
+    return f"```{{toctree}}\n:hidden:\n\n{names}\n```\n" if names else ""

@@ -122,7 +122,7 @@ def with_what_is_shown(text: str, folder: pathlib.Path = DOCS) -> str:
 def moved(text: str, source: pathlib.Path, folder: pathlib.Path) -> str:
     """Text of a file in `source` as it stands in one of `folder`: relative links lead where they led.
 
-    Links to files of the root that a page shows lead to that page. What is no file stays as it is.
+    Links to notebooks, and to files of the root that a page shows, lead to those pages. What is no file stays as it is.
     """
     pages = shown_elsewhere()
 
@@ -131,6 +131,8 @@ def moved(text: str, source: pathlib.Path, folder: pathlib.Path) -> str:
         target = pathlib.Path(os.path.normpath(source / path))
         if "://" in path or not target.exists():
             return match[0]
+        if target.suffix == ".ipynb":
+            target = DOCS / "notebooks" / f"{target.stem}.md"  # made with the site
         for shown, rest in ((f"{target.name}{fragment}", ""), (target.name, fragment)):
             if target.parent == ROOT and shown in pages:
                 target, fragment = DOCS / pages[shown], rest
