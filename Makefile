@@ -45,7 +45,8 @@ format: $(VENV)/.installed-dev  ## apply ruff's format and its safe fixes
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the virtual environments and all caches
-	rm -rf .venv .venv-* build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build dist *.egg-info .jax_cache .pytest_cache .ruff_cache \
+		docs/benchmarks docs/notebooks docs/commands.md
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per set of extras: pip runs again only when pyproject.toml changed.

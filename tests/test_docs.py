@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import shlex
+import typing
 
 import pytest
 
@@ -19,7 +20,7 @@ import generated
 import passages
 import plain_text
 
-benchmarks, rules = benchmark_pages.benchmarks, benchmark_pages.rules
+benchmarks, rules, cli = benchmark_pages.benchmarks, benchmark_pages.rules, generated.cli
 ROOT = pathlib.Path(__file__).parent.parent
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # what stands for something of the reader's, and something that it may be
@@ -64,16 +65,13 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("command", FOUND)
 def test_a_command_of_the_pages_is_one(command, monkeypatch, capsys):
-    from mlperf_jax import cli
-    from mlperf_jax.cli import options
-
-    parse = options.parse
+    parse = cli.options.parse
 
     def parse_only(*args, **kwargs):
         parse(*args, **kwargs)
         raise Parsed
 
-    monkeypatch.setattr(options, "parse", parse_only)
+    monkeypatch.setattr(cli.options, "parse", parse_only)
     monkeypatch.setattr(benchmarks, "_REGISTERED", {})
     monkeypatch.chdir(ROOT / "tests" / "benchmarks")  # where wine.py is
     given = words(command)
@@ -89,8 +87,6 @@ def test_a_command_of_the_pages_is_one(command, monkeypatch, capsys):
 
 
 def test_the_pages_tell_of_every_command():
-    from mlperf_jax import cli
-
     told = {" ".join(words(param.values[0])) for param in FOUND}
     missing = [name for name in cli.COMMANDS if not any(each.startswith(name) for each in told)]
     assert not missing
@@ -151,11 +147,7 @@ def test_files_that_pages_name_for_parity_are_there():
 
 
 def test_absences_have_words():
-    from typing import get_args
-
-    from mlperf_jax.core.terms import Absence
-
-    assert benchmark_pages.ABSENT.keys() == set(get_args(Absence))
+    assert benchmark_pages.ABSENT.keys() == set(typing.get_args(benchmark_pages.Absence))
 
 
 def test_comments_beside_fields():

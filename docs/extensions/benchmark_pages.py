@@ -14,7 +14,7 @@ from typing import Any
 import field_comments
 import passages
 from mlperf_jax import benchmarks
-from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.benchmark import Absence, Benchmark
 from mlperf_jax.core.fields import allowed, helps_of, hints_of
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.downloads import choosing, manifest
@@ -25,7 +25,7 @@ from passages import DOCS, ROOT, table
 
 FOLDER = DOCS / "benchmarks"
 # what `absent` may state, in words
-ABSENT = {
+ABSENT: dict[Absence, str] = {
     "recipes": "reference convergence points: its rounds published none",
     "ruleset": "rules in today's official checker, so that its logs are not checked by it",
     "pictures": "pictures: there is nothing to draw, and `mlperf-jax show` does not take it",
