@@ -333,8 +333,7 @@ def _first_line(path: pathlib.Path) -> str:
 
 def _plan(name: str) -> str:
     """What it takes on devices that it was planned for, and predictions beside what others measured."""
-    fits, published = _rows("plan.md", name, "verdict"), _rows("plan.md", name, "published")
-    fits = fits.removesuffix(published)
+    fits, published = _rows("plan.md", name, "temporaries"), _rows("plan.md", name, "published")
     if not fits:
         return "Nobody has planned it yet: `python scripts/plan_table.py` adds the line.\n"
     text = f"""At full size, in GiB of one device, by the compiler's account ([what the columns mean](../plan.md)):
