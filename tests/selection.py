@@ -202,7 +202,7 @@ HARNESS |= {
 HARNESS |= {f"{PACKAGE}/testing/{name}.py" for name in ("checks", "child", "runs")}
 
 
-# what files of tests run that is no module: a file, or a folder
+# what files of tests run that is no module, a file or a folder; it needs what all benchmarks share
 RUN = {"tests/test_notebooks.py": "notebooks/", "tests/test_readme.py": "README.md"}
 
 
@@ -261,7 +261,7 @@ def parts(modules: Mapping[str, str], root: pathlib.Path = ROOT) -> list[Part]:
         if not path.name.startswith("test_battery"):
             reaches = reached([path], root)
             name = path.relative_to(root).as_posix()
-            found.append(Part(name, reaches - common, bool(reaches & common)))
+            found.append(Part(name, reaches - common, name in RUN or bool(reaches & common)))
     return sorted(found, key=lambda part: part.name)
 
 

@@ -1,7 +1,8 @@
 """What can be known before a run: whether it fits, how long it takes, what it costs.
 
-from mlperf_jax.planning import plan
-plan("llama31_8b", on="v6e:4x8")
+Example:
+    from mlperf_jax.planning import plan
+    plan("llama31_8b", on="v6e:4x8")
 """
 
 from mlperf_jax.planning.diagnosis import doctor

@@ -141,7 +141,7 @@ class Evaluation:
 
 
 def _shown(number: str | float | None) -> str:
-    return number if isinstance(number, str) else f"{number:g}"
+    return number if isinstance(number, str) else f"{number:,.12g}"
 
 
 def _span(span: Span) -> str:

@@ -1,10 +1,11 @@
 """The battery for a benchmark of your own: that it counts, learns, resumes and spreads as it says.
 
-from mlperf_jax.testing import check_benchmark
-from wine import Wine
+Example:
+    from mlperf_jax.testing import check_benchmark
+    from wine import Wine
 
-def test_wine():
-    check_benchmark(Wine)
+    def test_wine():
+        check_benchmark(Wine)
 """
 
 from __future__ import annotations

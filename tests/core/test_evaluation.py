@@ -92,8 +92,8 @@ def test_an_optimizer_may_evaluate_other_weights_than_it_trains():
         assert measuring.quality(state, 1)
 
 
-def test_the_readmes_optimizer_is_evaluated_at_its_mean():
-    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+def test_the_documented_optimizer_is_evaluated_at_its_mean():
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "own_optimizer.md").read_text()
     code = text[
         text.index("class Averaged:") : text.index('run("resnet", tiny=True, optimizer=Averaged')
     ]

@@ -68,7 +68,7 @@ def test_a_schedule_in_epochs_needs_the_number_of_samples():
         (Evaluation("epochs", every=4, first="any"), "every 4 epochs, the first within these"),
         (
             Evaluation("samples", every=500000, first=3e6),
-            "every 500000 samples, the first after 3e+06",
+            "every 500,000 samples, the first after 3,000,000",
         ),
         (
             Evaluation("steps", every="ceil(9 / batch)", note="so"),
