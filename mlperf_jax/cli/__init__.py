@@ -7,12 +7,13 @@ it, so that `--help` and `list` answer at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 import mlperf_jax
-from mlperf_jax.cli import data, listing, new, planning, results, show, training
+from mlperf_jax.cli import data, listing, new, planning, results, show, streams, training
 from mlperf_jax.cli.options import PROG
 from mlperf_jax.errors import Interrupted, UserError, did_you_mean
 
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "package": (results.package, "build the official submission folder of a set"),
     "report": (results.report, "write one self-contained page about runs and submissions"),
 }
+_OF_THE_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF)  # of an error that names no file
 OUT_OF_MEMORY = (
     "out of memory: lower --batch-size, compute it in parts with --gradient-accumulation-steps, or "
     "spread the weights over more devices with --mesh fsdp=N"
@@ -50,8 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words behind `mlperf-jax`; those of the process by default.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the process is ours
+        streams.open_standard()
     try:
-        return dispatch(words)
+        code = dispatch(words)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return fail(error)
     except Interrupted as stop:
@@ -61,8 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OF_THE_OUTPUT:
+            raise
+        _drop_output()
+        return fail(f"the output cannot be written ({error.strerror}): give it another place")
     except SystemExit as stop:  # after --help
         return stop.code if isinstance(stop.code, int) else 2
     except Exception as error:
@@ -71,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "Unable to initialize backend" in str(error):
             return fail(f"JAX found no such device: {str(error).splitlines()[0]}")
         raise
+
+
+def _drop_output() -> None:
+    """What is left of the output goes nowhere: Python would try to write it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(error: object, code: int = 2) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mlperf_jax.cli.options import Option
 from mlperf_jax.errors import UserError
+from mlperf_jax.overwriting import MARK, check_replaceable
 
 
 def json_option(what: str) -> Option:
@@ -21,24 +22,25 @@ def json_target(given: dict[str, Any]) -> str | None:
     """Takes `json` out of the typed options: where JSON goes, if anywhere; "-" is the output.
 
     Raises:
-        UserError: no file can be written there, which is said before the work and not after it.
+        UserError: no file can be written there, or another would be lost, which is said before the work and not
+            after it.
     """
     target = given.pop("json", None)
     if target not in (None, "-"):
         path = pathlib.Path(target)
-        if path.is_dir() or not os.access(
-            path if path.exists() else path.absolute().parent, os.W_OK
-        ):
+        check_replaceable(path)
+        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
             raise UserError(f"cannot write {target}: give a file in a folder that is there")
     return target
 
 
 def say(report: Any, target: str | None) -> None:
     """Prints a report and, where a target is given, writes it as JSON; "-" prints the JSON alone."""
-    text = json.dumps(report.to_dict(), indent=2) if target else ""
-    print(text if target == "-" else report)
+    found = report.to_dict() if target else {}
+    print(json.dumps(found, indent=2) if target == "-" else report)
     if target in (None, "-"):
         return
+    text = json.dumps({"generator": MARK, **found}, indent=2)
     try:
         pathlib.Path(target).write_text(text + "\n", encoding="utf-8")
     except OSError as error:

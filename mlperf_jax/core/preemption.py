@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and Ctrl-C end a run at the next step, with a checkpoint."""
+"""Being asked to stop: SIGTERM, Ctrl-C and a terminal that goes away end a run at the next step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Remembers SIGTERM and SIGINT while active; a second SIGINT interrupts at once.
+    """Remembers SIGTERM, SIGHUP and SIGINT while active; a second SIGINT interrupts at once.
 
-    With several processes all of them agree on the step at which to stop, by JAX's preemption service
+    SIGHUP stays ignored where it was, as under `nohup`. With several processes all of them agree on the step at which to stop, by JAX's preemption service
     (it is told of SIGTERM by the runtime itself).
     """
 
@@ -25,9 +25,11 @@ class Preemption:
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
             # the runtime of several processes has its own SIGTERM handler, which must stay
-            numbers = (
-                [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
-            )
+            numbers = [signal.SIGINT]
+            if jax.process_count() == 1:
+                numbers.append(signal.SIGTERM)
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
             for number in numbers:
                 self._previous[number] = signal.signal(number, self._note)
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -104,7 +105,8 @@ class Plain(Silent):
             self.say(describe(step, samples, scalars) + rate)
 
     def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more; the run goes on
+            print(text, file=self._stream, flush=True)
 
 
 class Live(Silent):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError, optional
+from mlperf_jax.overwriting import MARK, check_replaceable
 
 # of the classes above 0, told apart by red-green blind eyes too (Okabe and Ito)
 COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
@@ -309,8 +310,11 @@ def printable(text: str) -> str:
 
 def to_png(picture: Any) -> bytes:
     """The picture as a PNG file."""
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
+    from PIL.PngImagePlugin import PngInfo
+
+    file, about = io.BytesIO(), PngInfo()
+    about.add_text("Software", MARK)
+    picture.save(file, format="PNG", pnginfo=about)
     return file.getvalue()
 
 
@@ -318,7 +322,8 @@ def check_output(path: os.PathLike | str) -> None:
     """Nothing, if a picture can be saved there.
 
     Raises:
-        UserError: the name does not end in .png, or the folder is missing or may not be written.
+        UserError: the name does not end in .png, the folder is missing or may not be written, or there is a file
+            that would be lost.
     """
     if not os.fspath(path).lower().endswith(".png"):
         raise UserError(f"output {path} must end in .png: pictures are PNG files")
@@ -327,7 +332,8 @@ def check_output(path: os.PathLike | str) -> None:
         raise UserError(
             f"output {path}: there is no folder {folder} here; give a file in one that is"
         )
-    if pathlib.Path(path).expanduser().is_dir() or not os.access(folder, os.W_OK):
+    check_replaceable(path)
+    if not os.access(folder, os.W_OK):
         raise UserError(f"output {path} cannot be written: give another file")
 
 

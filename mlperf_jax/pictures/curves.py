@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mlperf_jax.overwriting import MARK
 from mlperf_jax.pictures import COLOURS
 
 Points = Sequence[tuple[float, float]]  # (samples, value), by samples
@@ -56,7 +57,7 @@ def svg(panels: Sequence[Panel], *, width: int = 760, height: int = 230) -> str:
     legend, more = _legend(names, width, height) if len(names) > 1 else ("", 0)
     about = html.escape(" and ".join(panel.title for panel in panels))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + more}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + more}" data-generator="{MARK}" role="img" '
         f'aria-label="{about} over samples" style="display:block;width:100%;max-width:{width}px;height:auto;'
         'font:12px system-ui,sans-serif;fill:currentColor">'
         f"{''.join(drawn)}{legend}</svg>"

@@ -201,7 +201,7 @@ class Lines:
         """Appends one line (given without its newline); with `sync` it is on the disk on return.
 
         Raises:
-            UserError: the disk is full, or the file can no longer be written.
+            UserError: the disk is full, the file can no longer be written, or somebody removed it.
         """
         data = line.encode("utf-8") + b"\n"
         try:
@@ -210,10 +210,16 @@ class Lines:
                 written += os.write(self._file, data[written:])
             if sync:
                 os.fsync(self._file)
+            there = os.fstat(self._file).st_nlink > 0
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self.offset)
             raise cannot_write(self.path, error) from error
+        if not there:  # what is written is seen by nobody, and gone with this process
+            raise UserError(
+                f"{self.path} was removed while the run wrote it: put its folder back from a copy to resume, "
+                "or start another run"
+            )
         self.offset += len(data)
 
     def sync(self) -> None:

@@ -119,6 +119,25 @@ class RunFolder:
         if config_hash(saved.get("config", {})) != saved["config_hash"]:
             raise UserError(f"{self.config_path} was edited, as its hash is another: {mend}")
 
+    def check_log(self) -> None:
+        """Nothing, if the log is there or the run had not begun to train.
+
+        Raises:
+            UserError: what it left says that it had, and its log is gone, empty, or cut before `run_start`.
+        """
+        if self.started:
+            return
+        trained = [self.result_path, self.trained_path, self.path / "resumed.json"]
+        left = [path for path in (*trained, self.scalars_path) if _holds_something(path)]
+        if self.checkpoints.is_dir():
+            left += sorted(self.checkpoints.glob("step_*"))
+        if left:
+            there = "is cut short or empty" if self.log_path.exists() else "is gone"
+            raise UserError(
+                f"{self.log_path} {there}, though the run had begun ({left[0]}): put it back from a copy, or move "
+                f"{self.path} away and start another run"
+            )
+
     def save_config(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """Writes `config.json`.
 
@@ -293,6 +312,7 @@ class RunSet:
         if run is None:
             return None
         run.check_config()
+        run.check_log()
         run.acquire()
         try:
             if run.config_path.exists():
@@ -358,6 +378,10 @@ class RunSet:
                     f"{self.path} holds runs of another configuration ({'; '.join([*changes, *upgrade])}); a set "
                     "is one configuration: give another output folder, or the same configuration"
                 )
+
+
+def _holds_something(path: pathlib.Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _upgrade(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

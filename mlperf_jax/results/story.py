@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.overwriting import check_replaceable
 from mlperf_jax.pictures import curves
 from mlperf_jax.results import log as logs, rules
 from mlperf_jax.results.result import SMALL_PRINT
@@ -149,10 +150,11 @@ class Curves:
         """Writes the picture as an SVG file.
 
         Raises:
-            UserError: the name does not end in .svg, or the file cannot be written.
+            UserError: the name does not end in .svg, the file cannot be written, or another would be lost.
         """
         if not os.fspath(path).endswith(".svg"):
             raise UserError(f"{path} must end in .svg: curves are SVG files")
+        check_replaceable(path)
         try:
             pathlib.Path(path).write_text(self.svg, encoding="utf-8")
         except OSError as error:

@@ -17,13 +17,14 @@ def test_json_alone_or_beside_the_text(capsys, tmp_path):
     output.say(REPORT, None)
     output.say(REPORT, str(tmp_path / "found.json"))
     assert capsys.readouterr().out == f"{REPORT}\n" * 2
-    assert json.loads((tmp_path / "found.json").read_text()) == {"seconds": 1.5}
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert written == {"generator": "made by mlperf_jax", "seconds": 1.5}
 
 
 def test_the_target_leaves_the_options(tmp_path):
     given = {"json": "-", "seed": 1}
     assert (output.json_target(given), given) == ("-", {"seed": 1})
     assert output.json_target(given) is None
-    for bad in (tmp_path, tmp_path / "no" / "found.json"):
-        with pytest.raises(UserError, match=f"cannot write {bad}"):
+    for bad, said in ((tmp_path, "is a folder"), (tmp_path / "no" / "found.json", "cannot write")):
+        with pytest.raises(UserError, match=said):
             output.json_target({"json": str(bad)})

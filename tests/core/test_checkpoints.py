@@ -235,7 +235,7 @@ def test_a_write_under_way_never_leaves_the_folder_without_a_checkpoint(make, me
         checkpoints.save(step, placed(host_state(step), mesh, P()), {})
     checkpoints.wait()
     assert seen == [[], [1], [2], [2]]  # and each save waited for the one before
-    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_00000003"]
+    assert [path.name for path in checkpoints.folder.glob("step_*")] == ["step_00000003"]
 
 
 def test_an_older_step_restored_gives_up_the_later_ones(two, make, mesh):
@@ -302,7 +302,7 @@ def test_damaged_ones_are_replaced_and_do_not_count_as_kept(two, mesh):
     assert meta["step"] == 10
     two.save(20, placed(host_state(20), mesh, P()), {})
     two.wait()
-    assert sorted(path.name for path in two.folder.iterdir()) == [
+    assert sorted(path.name for path in two.folder.glob("step_*")) == [
         "step_00000010",
         "step_00000020_1",
     ]
@@ -357,7 +357,7 @@ def test_a_full_disk_is_told_at_the_next_call_and_harms_nothing(two, make, mesh)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_equal(state, expected)
-    assert [path.name for path in sorted(two.folder.iterdir())] == [
+    assert [path.name for path in sorted(two.folder.glob("step_*"))] == [
         "step_00000010",
         "step_00000020",
     ]
@@ -412,7 +412,7 @@ def test_writers_that_go_on_after_a_failure_leave_nothing_behind(two, mesh, monk
     with pytest.raises(UserError, match="No space left on device"):
         two.wait()
     late[0].join()
-    names = sorted(path.name for path in two.folder.iterdir())
+    names = sorted(path.name for path in two.folder.glob("step_*"))
     assert names == ["step_00000010", "step_00000020"]
 
 
@@ -429,3 +429,12 @@ def test_a_relative_folder(make, mesh, tmp_path, monkeypatch):
     checkpoints.save(1, placed(host_state(1), mesh, P()), {})
     checkpoints.wait()
     assert (tmp_path / "here" / "step_00000001" / "meta.json").exists()
+
+
+def test_a_checkpoint_that_was_taken_away_is_named(two):
+    wanted = abstract(host_state())
+    assert two.restore(wanted) is not None
+    for place in two.folder.glob("step_*"):
+        (place / "meta.json").unlink()
+    with pytest.raises(UserError, match=r"step_0000\d+/meta.json is gone, without which"):
+        two.restore(wanted)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import threading
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from toy_data import Altered
 
 from mlperf_jax.core import loop, preflight
 from mlperf_jax.core.benchmark import Target
@@ -369,7 +371,7 @@ def test_implicit_transfers_in_the_hot_path_are_forbidden(tmp_path):
 # -- being asked to stop ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_it_can_be_resumed(
     tmp_path, done, number, monkeypatch
 ):
@@ -388,6 +390,33 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_it_can_be_resumed(
     assert result.resumed == 1
     assert toys.keys(tmp_path) == toys.keys(done[1])
     assert toys.scalar_steps(tmp_path) == toys.scalar_steps(done[1])
+
+
+def test_a_terminal_that_goes_away_is_ignored_where_it_was(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not preemption.requested(0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("gone", ["result_0.txt", "run_0/scalars.jsonl", ""])
+def test_a_folder_that_vanishes_ends_the_run_soon(tmp_path, gone, monkeypatch):
+    given, folder = toys.Toy.train_data, tmp_path / "set"
+    path, steps = folder / gone, []
+
+    def alter(step, batch):
+        steps.append(step)
+        if step == 12:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return batch
+
+    monkeypatch.setattr(toys.Toy, "train_data", lambda *of: Altered(given(*of), alter))
+    with pytest.raises(UserError, match=r"was removed while the run wrote it|cannot be written"):
+        toys.run(toys.Toy(targets=HARD), folder, max_samples=32 * 500, log_every=2)
+    assert max(steps) < 100, "not at its end"
 
 
 def test_a_second_interrupt_does_not_wait():

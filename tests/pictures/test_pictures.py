@@ -148,7 +148,7 @@ def test_where_no_picture_can_be_saved(tmp_path, monkeypatch):
         ("a.jpg", "must end in .png"),
         ("a", "must end in .png"),
         ("missing/a.png", "there is no folder"),
-        ("folder.png", "cannot be written"),
+        ("folder.png", "is a folder"),
     ):
         with pytest.raises(UserError, match=said):
             pictures.check_output(tmp_path / name)

@@ -342,3 +342,28 @@ def test_a_folder_shows_itself(tmp_path):
     assert (
         RunFolder(str(tmp_path), 3).checkpoints == pathlib.Path(tmp_path) / "run_3" / "checkpoints"
     )
+
+
+@pytest.mark.parametrize("spoil", ["remove", "empty", "cut"])
+@pytest.mark.parametrize("left", ["scalars.jsonl", "checkpoints/step_00000010", "trained.json"])
+def test_a_run_without_its_log_is_not_begun_anew(tmp_path, spoil, left):
+    runs = RunSet(tmp_path)
+    with runs.create({"a": 1}, {"seed": 1}) as run, Log(run.log_path) as written:
+        written.event("seed", 1)
+        begun = written.offset
+        written.start("run_start")
+    path = run.path / left
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if "step" in left else path.write_text("{}\n")
+    assert runs.resume({"a": 1}, {}).index == 0
+    runs.runs()[0].release()
+    spoiled = {"remove": None, "empty": b"", "cut": run.log_path.read_bytes()[:begun]}[spoil]
+    run.log_path.unlink()
+    if spoiled is not None:
+        run.log_path.write_bytes(spoiled)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        UserError, match=r"result_0.txt is (gone|cut short or empty), though the run"
+    ):
+        runs.resume({"a": 1}, {})
+    assert sorted(tmp_path.rglob("*")) == before

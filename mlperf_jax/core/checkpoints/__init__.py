@@ -216,6 +216,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 print(f"Warning: {self.warnings[-1]}", file=sys.stderr)
         if not problems:
+            self._check_lost()
             return None
         if step is not None:
             raise UserError(
@@ -383,6 +384,14 @@ class Checkpoints:
         processes.barrier(f"{self._name}/{number}/{phase}")
 
     # -- small things ----------------------------------------------------------------------------
+
+    def _check_lost(self) -> None:
+        lost = processes.from_primary(lambda: str(self._files.lost() or ""))
+        if lost:
+            raise UserError(
+                f"{lost} is gone, without which there is no checkpoint, and no other is whole: put it back, or "
+                f"move {self.folder} away to train from the start again"
+            )
 
     def _check_identity(self, path: epath.Path, meta: Meta) -> None:
         if self.identity is None:

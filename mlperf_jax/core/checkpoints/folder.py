@@ -3,11 +3,13 @@
     FOLDER/step_00000300/meta.json   step, identity, counters of the loop, leaves with their checksums
                          arrays/     the leaves, as Orbax writes a nest of dicts
                          sealed      present when the checkpoint must outlive retention
+    FOLDER/newest        the name of the last one that became whole
 
 A folder is a checkpoint if and only if it holds a `meta.json`. That file is written last and renamed
 into place, and deleted first. So a process killed at any instant leaves checkpoints and rubbish, told
 apart by one file, on a disk as on an object store; the next save sweeps the rubbish. Saving a step
-again writes `step_00000300_1`, and only then deletes the older folder.
+again writes `step_00000300_1`, and only then deletes the older folder. Where `newest` names one and none is whole,
+somebody took it away.
 """
 
 import hashlib
@@ -97,6 +99,15 @@ class Folder:
         """Makes the checkpoint complete; nothing of it may be written afterwards."""
         text = json.dumps({"digest": _digest(meta), "meta": meta}, indent=1)
         write_whole(self.path(place) / "meta.json", text)
+        write_whole(self.root / "newest", str(place))
+
+    def lost(self) -> epath.Path | None:
+        """The newest checkpoint's `meta.json`, where there was a checkpoint and none is whole any more."""
+        try:
+            name = (self.root / "newest").read_text()
+        except OSError:
+            return None
+        return None if self.places() else self.root / name / "meta.json"
 
     def delete(self, place: Place) -> None:
         """Deletes a checkpoint, or what there is of it; a kill halfway leaves no half of one."""

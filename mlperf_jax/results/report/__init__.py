@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterable
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.overwriting import check_replaceable
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.durable import cannot_write
 from mlperf_jax.results.report import notebook, page
@@ -42,9 +43,10 @@ class Report:
         """Writes the page and returns the report with its path.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: the file cannot be written, or another would be lost.
         """
         path = pathlib.Path(output)
+        check_replaceable(path)
         try:
             path.write_text(self.html(), encoding="utf-8", newline="\n")
         except OSError as error:
@@ -104,4 +106,5 @@ def report(
     Raises:
         UserError: no folder has runs, or the page cannot be written.
     """
+    check_replaceable(output)  # before the work
     return collect(dirs, ruleset=ruleset).save(output)
