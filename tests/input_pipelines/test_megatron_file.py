@@ -148,15 +148,44 @@ def test_an_index_of_another_file(prefix, tmp_path):
 
 def test_lengths_that_do_not_add_up(prefix):
     patch(f"{prefix}.idx", 34, struct.pack("<i", 4))
-    with pytest.raises(UserError, match=r"lengths \(byte 34\) add up to 6 tokens"):
-        _ = TokenFile(prefix).lengths
+    with pytest.raises(
+        UserError, match=r"document 1 has 2 tokens and starts \(byte 50\) at 6, .* end at 8"
+    ):
+        TokenFile(prefix)
 
 
 def test_a_document_that_starts_elsewhere(tmp_path):
     prefix = write(tmp_path / "a", [[1], [2, 3], [4]])
     patch(f"{prefix}.idx", 34 + 12 + 8, struct.pack("<q", 4))
-    with pytest.raises(UserError, match=r"document 1 starts \(byte 54\) at 4"):
-        TokenFile(prefix).check()
+    with pytest.raises(UserError, match=r"document 1 has 2 tokens and starts \(byte 54\) at 4"):
+        TokenFile(prefix)
+
+
+def test_any_flipped_byte_of_an_index_is_refused(tmp_path):
+    prefix = write(tmp_path / "a", [[1] * n for n in (3, 1, 4, 1, 5)])
+    path = pathlib.Path(f"{prefix}.idx")
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for flip in (0x01, 0x80):
+            path.write_bytes(bytes([*whole[:at], whole[at] ^ flip, *whole[at + 1 :]]))
+            with pytest.raises(UserError, match=r"a\.idx"):
+                TokenFile(prefix)
+    path.write_bytes(whole)
+    assert TokenFile(prefix).documents == 5
+
+
+def test_numbers_are_checked_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlperf_jax.input_pipelines.tokens.megatron_file._AT_ONCE", 2)
+    prefix = write(tmp_path / "a", [[1] * n for n in (3, 1, 4, 1, 5)])
+    assert TokenFile(prefix).tokens == 14
+    patch(f"{prefix}.idx", 34 + 20 + 8 * 3, struct.pack("<q", 18))
+    with pytest.raises(UserError, match="document 3 has 1 tokens"):
+        TokenFile(prefix)
+    path = pathlib.Path(f"{prefix}.idx")
+    patch(path, 34 + 20 + 8 * 3, struct.pack("<q", 16))
+    patch(path, 34 + 60 + 8 * 3, struct.pack("<q", 4))
+    with pytest.raises(UserError, match=r"document index goes from 2 .* to 4"):
+        TokenFile(prefix)
 
 
 @pytest.mark.parametrize("end", [".bin", ".idx"])

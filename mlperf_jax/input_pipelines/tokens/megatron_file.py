@@ -29,6 +29,8 @@ Ranges = Callable[[Sequence[tuple[int, int]]], list[Any]]  # (start, stop) in by
 MAGIC = b"MMIDIDX\0\0"
 DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document entries
+_AT_ONCE = 1 << 20  # documents whose numbers are checked together
+_checked: set[tuple[Any, ...]] = set()  # indexes of this process, by `_state_of`
 _UINT16_BELOW = 65_500  # ids of a tokenizer with fewer entries are written as uint16
 
 
@@ -43,14 +45,15 @@ def dtype_for(vocabulary: int) -> np.dtype:
 class TokenFile:
     """A pair of files, memory mapped; a gs:// pair by ranged reads, its index in memory.
 
-    Opening reads the header and a few numbers that prove that the two files belong together, no token.
+    Opening reads the index, each number of which must follow from the others, and no token.
 
     Args:
         prefix: path without `.bin` and `.idx`.
         vocabulary: ids must lie below it; None to leave them unchecked.
 
     Raises:
-        UserError: a file is missing, no index of this format, or the two do not fit each other.
+        UserError: a file is missing, no index of this format, one with a number that cannot be, or the two do not
+            fit each other.
     """
 
     def __init__(self, prefix: str | os.PathLike, vocabulary: int | None = None):
@@ -82,6 +85,10 @@ class TokenFile:
                 "build both again"
             )
         self.tokens = size // self.dtype.itemsize
+        if (key := _state_of(f"{self.prefix}.idx")) not in _checked:
+            self._check_starts()
+            self._check_borders(borders)
+            _checked.add(key)
 
     def __reduce__(self) -> Any:  # by its path: a pickled memory map is the whole file
         return TokenFile, (self.prefix, self.vocabulary)
@@ -103,23 +110,46 @@ class TokenFile:
             f"{self.prefix}.idx is not a usable Megatron index: {what}; copy or build it again"
         )
 
+    def _check_starts(self) -> None:
+        """Each document has a length, and starts where the one before it ends."""
+        after = 0  # bytes
+        for begin in range(0, self.documents, _AT_ONCE):
+            lengths = self._lengths[begin : begin + _AT_ONCE].astype(np.int64)
+            ends = after + np.cumsum(lengths) * self.dtype.itemsize
+            starts = ends - lengths * self.dtype.itemsize
+            wrong = np.flatnonzero(
+                (lengths < 0) | (self._starts[begin : begin + _AT_ONCE] != starts)
+            )
+            if len(wrong):
+                number = begin + int(wrong[0])
+                at = _HEADER.size + 4 * self.documents + 8 * number
+                self._damaged(
+                    f"document {number} has {self._lengths[number]} tokens and starts (byte {at}) at "
+                    f"{self._starts[number]}, the ones before it end at {starts[wrong[0]]}"
+                )
+            after = int(ends[-1])
+
+    def _check_borders(self, borders: np.ndarray) -> None:
+        """They increase: by one each where every document is one sequence, as in all files of the benchmarks."""
+        for begin in range(0, len(borders) - 1, _AT_ONCE):
+            some = borders[begin : begin + _AT_ONCE + 1]
+            steps = np.diff(some)
+            single = len(borders) == self.documents + 1
+            wrong = np.flatnonzero(steps != 1 if single else steps < 1)
+            if len(wrong):
+                number = begin + int(wrong[0])
+                at = _HEADER.size + 12 * self.documents + 8 * number
+                self._damaged(
+                    f"its document index goes from {some[wrong[0]]} (byte {at}) to {some[wrong[0] + 1]}"
+                )
+
     def __repr__(self) -> str:
         return f"TokenFile({self.prefix}, {self.documents:,} documents, {self.tokens:,} tokens)"
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each document, int32 [D]: aligned and in memory, since shuffles gather from it.
-
-        Raises:
-            UserError: they do not add up to the tokens of the file.
-        """
-        lengths = self._lengths.copy()
-        total = int(lengths.sum(dtype=np.int64))
-        if total != self.tokens or lengths.min() < 0:
-            self._damaged(
-                f"its lengths (byte {_HEADER.size}) add up to {total:,} tokens, the .bin has {self.tokens:,}"
-            )
-        return lengths
+        """Tokens of each document, int32 [D]: aligned and in memory, since shuffles gather from it."""
+        return self._lengths.copy()
 
     def starts(self, documents: np.ndarray) -> np.ndarray:
         """Returns the first token of each of some documents: int64, counted from the file's first."""
@@ -148,22 +178,21 @@ class TokenFile:
         return tokens
 
     def check(self) -> None:
-        """Reads the whole index, and the first and last tokens.
+        """Reads the first and last tokens.
 
         Raises:
-            UserError: as the constructor and `read`; or a document does not start where it should.
+            UserError: as `read`.
         """
-        expected = np.cumsum(self.lengths, dtype=np.int64) * self.dtype.itemsize
-        wrong = np.flatnonzero(self._starts[1:] != expected[:-1])
-        if len(wrong):
-            number = int(wrong[0]) + 1
-            at = _HEADER.size + 4 * self.documents + 8 * number
-            self._damaged(
-                f"document {number} starts (byte {at}) at {self._starts[number]}, the ones before it end "
-                f"at {expected[number - 1]}"
-            )
         ends = min(self.tokens, 1 << 20)
         self.read([0, self.tokens - ends], [ends, ends])
+
+
+def _state_of(path: str) -> tuple[Any, ...]:
+    """What another content of a file would change; of a bucket's file nothing that is known, so it is checked anew."""
+    if path.startswith("gs://"):
+        return (path, object())
+    found = os.stat(path)
+    return (path, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _open(path: str) -> tuple[int, Ranges]:
