@@ -192,3 +192,25 @@ def test_index_lines_are_plain_json(folder):
     (line,) = files.index_path(str(folder)).read_text().splitlines()
     assert set(json.loads(line)) == {"case", "shape", "boxes", "md5", "notes"}
     assert files.Entry.from_json(line).notes == ("empty",)
+
+
+@pytest.mark.parametrize(
+    ("which", "value", "said"),
+    [
+        ("x", np.nan, "not finite"),
+        ("x", np.inf, "not finite"),
+        ("y", 255, "label 255"),
+        ("y", 3, "label 3"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_spoilt_voxel_ends_the_run_that_reads_it(folder, which, value, said, split):
+    data = Kits19(side=8, shape=(24, 24, 24))
+    cases = files.open_split(str(folder), split, tiny=False)
+    path = folder / f"{cases.names[0]}_{which}.npy"
+    voxels = np.load(path)
+    voxels[...] = value
+    np.save(path, voxels)
+    batches = getattr(data, split)(str(folder)).batched(len(cases))
+    with pytest.raises(UserError, match=rf"{path.name} holds .*{said}"):
+        batches[0]

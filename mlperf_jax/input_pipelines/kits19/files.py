@@ -68,15 +68,16 @@ class Entry:
 class Case:
     """One opened volume: image f32 and label u8, [D, H, W], and the largest boxes by class.
 
-    They are memory maps, so that a patch costs its own pages only.
+    They are memory maps, so that a patch costs its own pages only; `image_path` and `label_path` are their files.
     """
 
     def __init__(self, folder: str, name: str, entry: Entry | None):
-        x, y = (f"{folder}/{file}" for file in pair(name))
-        self.image, self.label = open_volume(x, np.float32), open_volume(y, np.uint8)
+        self.image_path, self.label_path = (f"{folder}/{file}" for file in pair(name))
+        self.image = open_volume(self.image_path, np.float32)
+        self.label = open_volume(self.label_path, np.uint8)
         if self.image.shape != self.label.shape:
             raise UserError(
-                f"{x} has {self.image.shape} voxels and its _y.npy {self.label.shape}; prepare this case again"
+                f"{self.image_path} has {self.image.shape} voxels and its _y.npy {self.label.shape}; prepare this case again"
             )
         self._boxes = None if entry is None else entry.boxes
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Augmentation = Literal["reference", "dali"]
 IGNORED = 255  # label of what is not part of the volume
+LARGEST = 2  # label: a tumour
 PADDING = -2.2  # of images, near the smallest value that preparation leaves, -2.34
 
 FLIP = 1 / 3  # probability, for each axis by itself
@@ -35,6 +36,23 @@ class Box(NamedTuple):
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
+
+
+def check_voxels(case: Case, image: np.ndarray, label: np.ndarray) -> None:
+    """Nothing, if what was read of a case can be trained on and scored.
+
+    Raises:
+        UserError: a value is not finite, or a label is none of 0, 1, 2: `IGNORED` within a volume would be left out
+            of the score.
+    """
+    if not np.isfinite(np.sum(image)):
+        raise UserError(
+            f"{case.image_path} holds values that are not finite; prepare this case again"
+        )
+    if label.max(initial=0) > LARGEST:
+        raise UserError(
+            f"{case.label_path} holds the label {label.max()}, allowed are 0 to {LARGEST}; prepare this case again"
+        )
 
 
 # -- training ----------------------------------------------------------------------------------------
@@ -70,10 +88,11 @@ class Patch(grain.transforms.RandomMap):
         corner = self._corner(element, shape, rng)
         where = tuple(slice(c, c + self.side) for c in corner)
         turn = tuple(slice(None, None, -1 if rng.random() < FLIP else 1) for _ in shape)
-        image = change_intensity(
-            np.array(element.image[where][turn], np.float32), self.augmentation, rng
-        )
-        return {"image": image[..., None], "label": np.array(element.label[where][turn], np.uint8)}
+        image = np.array(element.image[where][turn], np.float32)
+        label = np.array(element.label[where][turn], np.uint8)
+        check_voxels(element, image, label)
+        image = change_intensity(image, self.augmentation, rng)
+        return {"image": image[..., None], "label": label}
 
     def _corner(self, volume: Case, shape: Sequence[int], rng: np.random.Generator) -> list[int]:
         boxes = volume.boxes if rng.random() < self.oversampling else {}
@@ -187,6 +206,7 @@ class WholeVolume(grain.transforms.Map):
                 f"{'x'.join(map(str, covered))} with its padding, more than eval_shape "
                 f"{'x'.join(map(str, self.shape))}; raise eval_shape"
             )
+        check_voxels(element, element.image, element.label)
         source = tuple(slice(f.cut, f.cut + f.kept) for f in fits)
         target = tuple(slice(f.pad, f.pad + f.kept) for f in fits)
         image = np.full((*self.shape, 1), PADDING, np.float32)
