@@ -37,7 +37,7 @@ def publish(root: pathlib.Path, repository: str, branch: str) -> None:
         place = f"{repository}/blob/{branch}/notebooks/{name}.ipynb"
         return f"{COLAB.format(place)} {KAGGLE.format(place)}"
 
-    source = f"mlperf-jax @ git+https://github.com/{repository}@{branch}"
+    source = f"git+https://github.com/{repository}@{branch}"
     change(
         root / "README.md",
         rf"(\]\(notebooks/(\w+)\.ipynb\)){_BADGES}",
@@ -47,7 +47,7 @@ def publish(root: pathlib.Path, repository: str, branch: str) -> None:
         title = rf'("source": \[\n +"# [^"\n]*?)(?:\\n\\n{_BADGES})?((?:\\n)?")'
         shown = badges(path.stem)
         change(path, title, lambda found, shown=shown: f"{found[1]}\\n\\n{shown}{found[2]}", 1)
-        change(path, r'SOURCE, EXTRAS = \\"[^"]*\\"', lambda _: f'SOURCE, EXTRAS = \\"{source}\\"')
+        change(path, r'SOURCE = \\"[^"]*\\"', lambda _: f'SOURCE = \\"{source}\\"')
     urls = f'[project.urls]\nRepository = "https://github.com/{repository}"\n\n'
     change(
         root / "pyproject.toml",

@@ -40,8 +40,8 @@ def test_every_place_names_the_repository(copy):
         for text in (readme, book.cells[0].source):
             assert text.count(f"src=https://{place})") == 1 and text.count(colab) == 1
         assert book.cells[0].source.startswith("# ")
-        (install,) = [c.source for c in book.cells if "SOURCE, EXTRAS = " in c.source]
-        assert '"mlperf-jax @ git+https://github.com/someone/mlperf_jax@main"' in install
+        (install,) = [c.source for c in book.cells if "SOURCE = " in c.source]
+        assert 'SOURCE = "git+https://github.com/someone/mlperf_jax@main"' in install
     project = tomllib.loads((copy / "pyproject.toml").read_text())["project"]
     assert project["urls"] == {"Repository": "https://github.com/someone/mlperf_jax"}
     assert project["scripts"]

@@ -88,31 +88,50 @@ def test_it_is_kept_without_outputs(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_its_first_cells_install_what_is_missing(name):
     first, second, *_ = code(name)
-    anywhere = re.sub(r"EXTRAS = .*", "EXTRAS = ", first)
-    assert anywhere == re.sub(r"EXTRAS = .*", "EXTRAS = ", code(NAMES[0])[0])
-    assert second == "import jax\n\njax.devices()"
+    anywhere = re.sub(r"NEEDS = .*?(?= +#)", "NEEDS = {}", first)
+    assert anywhere == re.sub(r"NEEDS = .*?(?= +#)", "NEEDS = {}", code(NAMES[0])[0])
+    assert second == code(NAMES[0])[1] and second.endswith("jax.devices()")
 
 
-@pytest.mark.parametrize(
-    ("devices", "tools", "wanted"),
-    [
-        ((), (), "mlperf-jax"),
-        (("/dev/accel0",), (), "mlperf-jax[tpu]"),
-        (("/dev/vfio/0",), (), "mlperf-jax[tpu]"),
-        ((), ("nvidia-smi",), "mlperf-jax[cuda]"),
-    ],
-)
-def test_the_devices_decide_what_is_installed(devices, tools, wanted, monkeypatch):
+def installed(name, monkeypatch, *, there=(), devices=(), tools=(), source=""):
+    """What the first cell of a notebook asks pip for."""
     asked = []
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in there else None)
     monkeypatch.setattr("pathlib.Path.exists", lambda path: str(path) in devices)
     monkeypatch.setattr("pathlib.Path.is_dir", lambda path: False)
     monkeypatch.setattr("shutil.which", lambda name: name if name in tools else None)
     monkeypatch.setattr("subprocess.run", lambda words, check: asked.append(words[-1]))
-    exec(code("1_first_run")[0], {})
-    exec(code("4_use_what_was_trained")[0].replace("mlperf-jax", "x @ git+https://y", 1), {})
-    extras = wanted.partition("[")[2].rstrip("]")
-    assert asked == [wanted, f"x[pictures{',' * bool(extras)}{extras}] @ git+https://y"]
+    exec(code(name)[0].replace('SOURCE = ""', f'SOURCE = "{source}"'), {})
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("devices", "tools", "extras"),
+    [
+        ((), (), ""),
+        (("/dev/accel0",), (), "tpu"),
+        (("/dev/vfio/0",), (), "tpu"),
+        ((), ("nvidia-smi",), "cuda"),
+    ],
+)
+def test_the_devices_decide_what_is_installed(devices, tools, extras, monkeypatch):
+    given = dict(devices=devices, tools=tools, source="git+https://y")
+    asked = installed("1_first_run", monkeypatch, **given)
+    assert asked == [f"mlperf-jax[{extras}] @ git+https://y"]
+    asked = installed("4_use_what_was_trained", monkeypatch, **given)
+    assert asked == [f"mlperf-jax[pictures{',' * bool(extras)}{extras}] @ git+https://y"]
+
+
+def test_what_is_there_is_not_installed_again(monkeypatch):
+    everything = ("mlperf_jax", "PIL")
+    assert installed("4_use_what_was_trained", monkeypatch, there=everything) == []
+    asked = installed("4_use_what_was_trained", monkeypatch, there=("mlperf_jax",))
+    assert asked == ["mlperf-jax[pictures]"]
+
+
+def test_without_a_place_to_install_from_it_is_said(monkeypatch):
+    with pytest.raises(SystemExit, match="open this notebook in a checkout"):
+        installed("1_first_run", monkeypatch)
 
 
 INTERRUPTED = """

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # after --help
         return stop.code if isinstance(stop.code, int) else 2
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory allocating" in str(error):
             return fail(OUT_OF_MEMORY)
         if "Unable to initialize backend" in str(error):
             return fail(f"JAX found no such device: {str(error).splitlines()[0]}")

@@ -101,10 +101,11 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
         raise UserError(f"{data_dir} holds no validation samples: prepare it again")
     expected = {"train": benchmark.train_samples, "validation": benchmark.eval_samples}
     for split, found in counts.items():
+        field = "train_samples" if split == "train" else "eval_samples"
         if found != expected[split]:
             raise UserError(
-                f"{data_dir} holds {found:,} {split} samples and {benchmark.name} expects "
-                f"{expected[split]:,}: prepare it again, or set the sample count if this is another data set"
+                f"the data ({data_dir}) hold {found:,} {split} samples and {benchmark.name} expects "
+                f"{expected[split]:,}: prepare them again, or set {field}={found} if these are others"
             )
     data, classes = benchmark.data(), getattr(benchmark, "classes", None)
     held = len(data.class_names(data_dir)) if isinstance(data, NamesClasses) else 0

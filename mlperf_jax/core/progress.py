@@ -167,11 +167,12 @@ class Notebook(Silent):
 
     def evaluated(self, samples: int, quality: Mapping[str, float]) -> None:
         self._story.add(samples, quality)
+        self._samples = max(self._samples, samples)
 
     def say(self, text: str) -> None:
         self._said.append(in_python(text))
         self._show()
 
     def close(self) -> None:
-        self._pace = ""
+        self._pace, self._limit = "", None  # no bar: nothing is under way any more
         self._show()

@@ -136,16 +136,17 @@ class Run:
         runs, options = RunSet(self.root), self.options
         trained = runs.unfinished() if to_score else None
         run = NextRun(trained, None, 0) if trained else next_run(runs, options)
-        seed = run.seed
-        if seed is None:  # from the system's entropy, as the closed rules ask
-            seed = random.SystemRandom().randrange(2**32)
+        entropy = random.SystemRandom()  # the system's, as the closed rules ask
+        seed = entropy.randrange(2**32) if run.seed is None else run.seed
         about = self.plan.about(seed)
         if run.folder is not None:
             return runs.resume(self.config, about, run.folder) or run.folder, run.left
         if (begun := runs.untrained()) and not options.resume:
-            path = begun[0].path
-            self.notes.append(f"note: {path} is unfinished, and --resume would take it up")
-        return runs.create(self.config, about), run.left
+            self.notes.append(f"note: {begun[0].path} is unfinished, and --resume would take it up")
+        made = runs.create(self.config, about)
+        if made.index and not options.resume:
+            self.notes.append(f"note: {made.path} is run {made.index + 1} of this set")
+        return made, run.left
 
     def _seed(self, folder: RunFolder) -> int:
         seed = folder.config()["options"]["seed"]

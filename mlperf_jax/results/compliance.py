@@ -21,6 +21,8 @@ from mlperf_jax.results.result import rows_table
 # elsewhere must not choose a file by a path.
 _NAMES_A_FILE = ("submission_benchmark", "submission_division", "opt_name", "scheduler_type")
 
+_LONGEST = 1 << 16  # characters of a line that the checker is given
+
 _one_at_a_time = threading.Lock()  # the checker keeps its queue of rule files in a module global
 
 
@@ -161,10 +163,15 @@ def harmless(path: pathlib.Path) -> list[log.Line]:
     """The lines of a log that lets the official checkers load no file of the log's own choice.
 
     Raises:
-        UserError: it names a file to them, or it cannot be read and so cannot be judged.
+        UserError: it names a file to them, has a line without end, or cannot be read and so cannot be judged.
     """
     lines = log.read(path)
     for line in lines:
+        if len(line.text) > _LONGEST:
+            raise UserError(
+                f"line {line.lineno} of {path} has {len(line.text):,} characters, more than any log needs, and the "
+                "official checker takes minutes over it; restore what the run logged"
+            )
         if line.key in _NAMES_A_FILE and not re.fullmatch(r"\w+", str(line.value)):
             raise UserError(
                 f"line {line.lineno} of {path} has {line.value!r} as its {line.key}, which is not a name; "

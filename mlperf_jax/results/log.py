@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import stat
 import sys
 import time
 from typing import Any
@@ -36,6 +37,9 @@ _INTEGERS = (
     "eval_samples",
 )
 _SCORES = ("eval_accuracy", "eval_error")
+
+# what a line that is none ends its reader with: brackets nested too deep and numbers too large among it
+DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -201,6 +205,8 @@ def read(path: os.PathLike | str) -> list[Line]:
         UserError: the file cannot be read, or a whole line is not what the format says.
     """
     path = pathlib.Path(path)
+    if unusual := not_a_file(path):
+        raise UserError(f"the log {path} is {unusual}: give a file of text, or move it away")
     try:
         content = path.read_text(encoding="latin-1")
     except OSError as error:
@@ -213,7 +219,7 @@ def read(path: os.PathLike | str) -> list[Line]:
             continue
         try:
             lines.append(_parse(raw[start:].strip(), lineno))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except DAMAGE as error:
             if lineno == len(raw_lines):
                 break
             raise UserError(
@@ -221,6 +227,17 @@ def read(path: os.PathLike | str) -> list[Line]:
                 "the whole file for it; restore the line or remove it"
             ) from error
     return lines
+
+
+def not_a_file(path: pathlib.Path) -> str:
+    """What stands in a file's place, which reading would wait for or stumble over: "a pipe"; "" for a file, or nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return ""
+    if stat.S_ISREG(mode):
+        return ""
+    return {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder"}.get(stat.S_IFMT(mode), "a device")
 
 
 def reason(error: Exception) -> str:

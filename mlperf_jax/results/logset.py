@@ -130,8 +130,8 @@ def in_order(name: str) -> tuple[bool, int, str]:
 
 
 def logs(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The `result_*.txt` of a folder, in order."""
-    found = (path for path in folder.glob("result_*.txt") if path.is_file())
+    """The `result_*.txt` of a folder, in order; what is no file under such a name is one that is spoilt."""
+    found = folder.glob("result_*.txt")
     return sorted(found, key=lambda path: in_order(path.stem.removeprefix("result_")))
 
 
@@ -176,6 +176,12 @@ def read(path: pathlib.Path, *, settings: bool = False) -> RunLog:
         settings: keep the settings too, which no score needs.
     """
     reader = _Reader(path, settings)
+    if unusual := log.not_a_file(path):
+        reader.find(
+            "", f"is {unusual}, which no run leaves.", "Put the log in its place.", warning=True
+        )
+        reader.broken = True
+        return reader.log()
     try:
         with open(path, "rb") as file, _mapped(file.fileno()) as content:
             for start, end in _lines(content):
@@ -249,7 +255,7 @@ class _Reader:
             members = json.loads(text.decode("latin-1"))
             key, value, metadata = members["key"], members["value"], members["metadata"]
             time_ms = float(members["time_ms"])
-        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+        except log.DAMAGE as error:
             self.broken = True
             number = content[:start].count(b"\n") + 1
             cut = end == len(content)
@@ -260,7 +266,7 @@ class _Reader:
         metadata = metadata if isinstance(metadata, dict) else {}
         try:
             self.take(key, value, metadata, time_ms)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             number = content[:start].count(b"\n") + 1
             self.find(
                 str(key),

@@ -242,12 +242,12 @@ def html_table(title: str, rows: Mapping[str, str]) -> str:
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of texts under the names of their columns, escaped."""
+    """Rows of texts under the names of their columns, escaped; of no rows the title alone."""
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         align = "style='text-align:left;vertical-align:top'"
         return "".join(f"<{tag} {align}>{html.escape(text)}</{tag}>" for text in texts)
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    head = f"<tr>{cells('th', columns)}</tr>"
+    head = f"<tr>{cells('th', columns)}</tr>" if body else ""
     return f"<table><caption><b>{html.escape(title)}</b></caption>{head}{body}</table>"

@@ -95,7 +95,7 @@ def test_missing_damaged_and_short_data_are_named(tmp_path) -> None:
     write_tokens(tmp_path / "train", [3000])
     write_tokens(tmp_path / "valid", [3 * 64 + 1])
     assert tiny.data().counts(str(tmp_path)) == {"validation": 3}
-    with pytest.raises(UserError, match="holds 3 validation samples and llama31_8b expects 128"):
+    with pytest.raises(UserError, match="hold 3 validation samples and llama31_8b expects 128"):
         preflight.check_counts(tiny, str(tmp_path))
     whole = (tmp_path / "train.bin").read_bytes()
     (tmp_path / "train.bin").write_bytes(whole[:-10])

@@ -48,7 +48,7 @@ def test_another_number_of_samples_is_refused(tmp_path):
         def counts(self, data_dir):
             return {"train": 1437, "validation": 50}
 
-    with pytest.raises(UserError, match=r"data holds 1,437 train samples and resnet expects 256"):
+    with pytest.raises(UserError, match=r"data\) hold 1,437 train samples and resnet expects 256"):
         plan(Other(), tmp_path)
 
     class Half(toys.Toy):

@@ -325,7 +325,7 @@ def test_read_skips_half_a_line_at_the_end_only(tmp_path):
 def test_read_of_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path / "no.txt")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder: give a file"):
         read(tmp_path)
 
 

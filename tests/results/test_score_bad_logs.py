@@ -1,12 +1,14 @@
 """Sets with something wrong: each thing is named, and the other logs are scored."""
 
 import json
+import os
 import re
 
 import pytest
 from score_sets import line, lines, resnet_set, said, write
 
-from mlperf_jax.results import logset
+from mlperf_jax.errors import UserError
+from mlperf_jax.results import compliance, logset
 from mlperf_jax.results.score import score, scores
 
 
@@ -233,3 +235,33 @@ def test_reading_is_tolerant_of_what_cannot_be_read(folder):
     (path / "result_x.txt").write_text("\n".join(lines(14, seed=77)) + "\n")
     assert [p.name for p in logset.logs(path)][-1] == "result_x.txt"
     assert score(path, "4.0.0").minutes == 12
+
+
+def test_a_pipe_in_a_logs_place_is_waited_for_by_nobody(folder):
+    where = folder(*good())
+    os.mkfifo(where / "result_4.txt")
+    assert re.search(r"result_4.txt: is a pipe, which no run leaves", said(score(where, "4.0.0")))
+    with pytest.raises(UserError, match=r"result_4.txt is a pipe: give a file"):
+        compliance.check(where)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ('"time_ms": ' + "9" * 400, "cannot be read"),
+        ('"value": ' + "[" * 10_000, "cannot be read"),
+        (
+            '"value": "' + "x" * 400_000 + '"',
+            "has 400,[0-9]{3} characters, more than any log needs",
+        ),
+    ],
+    ids=["a number without end", "brackets", "a line without end"],
+)
+def test_the_official_checker_gets_no_line_without_end(folder, value, says):
+    name = value.partition(":")[0]
+    spoilt = "\n".join(
+        re.sub(rf"{name}: [^,]*", lambda _: value, text, count=1) for text in lines(9, seed=8)[:1]
+    )
+    where = folder([spoilt, *lines(9, seed=8)[1:]])
+    with pytest.raises(UserError, match=says):
+        compliance.check(where)
