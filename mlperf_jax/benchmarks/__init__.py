@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
     from mlperf_jax.core.trained import Trained
     from mlperf_jax.results.listing import Listing
+    from mlperf_jax.results.result import Result, Results
     from mlperf_jax.results.story import Curves
 
     # what stands for a benchmark: a name, "my_file.py:Wine", a class, or a configuration of one
@@ -307,7 +308,7 @@ def evaluate(path: str | os.PathLike, *, optimizer: Any = None, bisect: bool = F
 
 
 def load(
-    run_folder: str | os.PathLike,
+    run_folder: str | os.PathLike | Result,
     *,
     step: int | None = None,
     data_dir: str | None = None,
@@ -316,7 +317,7 @@ def load(
     """A run's benchmark with the weights it trained, ready to be used, on the devices that are here.
 
     Args:
-        run_folder: the folder of a run (`…/run_0`), or of a set that holds one run; gs:// too.
+        run_folder: the folder of a run (`…/run_0`), or of a set that holds one run; gs:// too; or a run's `Result`.
         step: whose checkpoint; by default the weights that the run's result tells of, or the newest. A
             run keeps the newest two, and more with `keep_checkpoints`.
         data_dir: where the data are now, if not where the run had them. Only frozen weights, such as the
@@ -350,11 +351,11 @@ def load(
     )
 
 
-def curves(*paths: str | os.PathLike, values: Sequence[str] = ()) -> Curves:
+def curves(*paths: str | os.PathLike | Result | Results, values: Sequence[str] = ()) -> Curves:
     """Loss and quality of runs over their samples, drawn beside each other; unfinished runs too.
 
     Args:
-        *paths: folders of runs (`…/run_0`) or of sets, whose runs are all drawn.
+        *paths: folders of runs (`…/run_0`) or of sets, whose runs are all drawn; or what `run` returned.
         values: names of what is drawn; by default the loss and each quality that has a target.
 
     Returns:

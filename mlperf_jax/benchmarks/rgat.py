@@ -24,7 +24,8 @@ import optax
 
 from mlperf_jax import metrics
 from mlperf_jax.core.benchmark import Benchmark, Bucket, Example, Table, Target, Weighted, i32
-from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several
+from mlperf_jax.core.fields import Count, Fraction, Positive, Range, Rate, Samples, Several
+from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.igbh import Igbh, planted, rooms
 from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape
 from mlperf_jax.input_pipelines.igbh.sizes import SIZES, Size
@@ -61,7 +62,9 @@ class RGat(Benchmark):
     sample_seeds: Annotated[Count, "papers that are sampled together: a row of a batch"] = 512
     room: Annotated[Positive, "times the room that a sample of IGBH needed when it was tried"] = 1.0
     feature_dtype: Literal["float32", "float16", "float8_e4m3fn"] = "float8_e4m3fn"
-    shards: Annotated[Count, "bins of the features, which the devices must divide"] = 512
+    shards: Annotated[
+        int, Range(1, 8192), "bins of the features, which the devices must divide"
+    ] = 512
     replicate_bytes: Annotated[Count, "features of a type that every device holds"] = 64 * 2**20
     # sizes: what tiny() shrinks
     graph: Literal["full", "large", "medium", "small", "tiny"] = "full"
@@ -74,7 +77,14 @@ class RGat(Benchmark):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.shape()
+        most = max(
+            counts[-1] for counts in (*self.shape().nodes.values(), *self.shape().edges.values())
+        )
+        if most * self.rows > 2**31 - 1:
+            raise UserError(
+                f"{self.rows} samples of {self.sample_seeds} papers with room {self.room} take {most * self.rows:,} places "
+                "of one kind, more than an array has: give a smaller room, sample_seeds, fanouts or batch_size"
+            )
 
     # -- samples and rows ----------------------------------------------------------------------
 

@@ -30,12 +30,12 @@ def fetch(about: str, words: Sequence[str]) -> int:
     from mlperf_jax.input_pipelines.downloads import choosing, fetching, manifest, progress
 
     stated = manifest.load(name)
+    only = [key for word in given.get("only", ()) for key in word.split(",") if key]
+    accepted = bool(given.get("accept_licence"))
+    choice = choosing.choose(stated, folder or "DIR", only, accepted=accepted)
     if folder is None or given.get("list"):
         print(choosing.describe(stated, folder or "DIR"))
         return 0
-    only = [key for word in given.get("only", ()) for key in word.split(",") if key]
-    accepted = bool(given.get("accept_licence"))
-    choice = choosing.choose(stated, folder, only, accepted=accepted)
     connections = given.get("connections", fetching.CONNECTIONS)
     with progress.make() as shown:
         for part in choice.fetched:

@@ -45,21 +45,26 @@ def next_run(runs: RunSet, options: RunOptions) -> NextRun:
         return NextRun(None, missing[0], len(missing) - 1)
     if (trained := runs.unfinished()) is not None:
         return NextRun(trained, None, 0)  # which waits for its score, and says so
-    raise UserError(
-        f"{runs.path} holds no unfinished run: leave --resume out to begin one, or let those that "
-        "--max-samples ended see more, by a larger one or none"
-    )
+    limited = [
+        run for run in runs.runs() if run.finished and _limit(run) and not run.result().reached
+    ]
+    more = f", or give more than --max-samples {_limit(limited[0])} or none" if limited else ""
+    raise UserError(f"{runs.path} holds no unfinished run: leave --resume out to begin one{more}")
 
 
 def _extensible(runs: RunSet, options: RunOptions) -> list[RunFolder]:
     """The finished runs that missed their target and were given fewer samples than these options allow."""
     found = []
     for run in runs.runs():
-        limit = run.config()["options"].get("max_samples") if run.finished else None
+        limit = _limit(run) if run.finished else None
         more = options.max_samples is None or (limit is not None and limit < options.max_samples)
         if limit is not None and more and not run.result().reached:
             found.append(run)
     return found
+
+
+def _limit(run: RunFolder) -> int | None:
+    return run.config()["options"].get("max_samples") if run.config_path.exists() else None
 
 
 def _missing(runs: RunSet, options: RunOptions) -> list[int | None]:

@@ -386,7 +386,7 @@ class Run:
     def _cut_back(self, meta: Mapping[str, Any] | None) -> int:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
         offset = meta["log_offset"] if meta else logs.end_of_line(self.folder.log_path, "run_start")
-        self.folder.result_path.unlink(missing_ok=True)  # of a run that goes on after its end
+        self.folder.go_on(self.options.max_samples)
         self.reopen_log(offset)
         scalars = meta["scalars_offset"] if meta else 0
         self.scalars = Scalars(self.folder.scalars_path, resume_at=scalars)

@@ -38,7 +38,14 @@ from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
 from mlperf_jax.results.remote import Mirror
-from mlperf_jax.results.result import SMALL_PRINT, config_hash, html_table, trained_hash
+from mlperf_jax.results.result import (
+    SMALL_PRINT,
+    Result,
+    config_hash,
+    folder_of,
+    html_table,
+    trained_hash,
+)
 from mlperf_jax.results.runs import RunFolder, RunSet
 
 
@@ -180,7 +187,7 @@ class Kept:
     options: dict[str, Any]
 
 
-def find(path: os.PathLike | str) -> Kept:
+def find(path: os.PathLike | str | Result) -> Kept:
     """The run at this path.
 
     Args:
@@ -189,7 +196,7 @@ def find(path: os.PathLike | str) -> Kept:
     Raises:
         UserError: there is none, there are several, or its config.json was changed.
     """
-    text = os.fspath(path)
+    path = text = folder_of(path)
     if "://" not in text:
         text = str(pathlib.Path(text).expanduser().resolve())
     root, _, last = text.rstrip("/").rpartition("/")

@@ -27,6 +27,7 @@ _NOT_TOLD = (
     "all",
     "test",
     "dev",
+    "docs",
 )  # the devices' finding, sums, and work on the package itself
 _BRINGS = {"jax[tpu]": "libtpu"}  # what a requirement is there for, where its name does not say it
 LIBRARIES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

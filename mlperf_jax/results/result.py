@@ -9,6 +9,7 @@ import hashlib
 import html
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,6 +128,12 @@ class Result:
     loss_evaluations: int = 0
     optimizer: str = ""
 
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder of the run, which `load`, `show` and `curves` take; they take the result too."""
+        log = pathlib.Path(self.log)
+        return log.parent / log.stem.replace("result_", "run_")
+
     def to_dict(self) -> dict[str, Any]:
         """The content of `result.json`: every field, and the notices that go with any score."""
         return durable.plain(dataclasses.asdict(self), "the result") | MARKS
@@ -139,6 +146,8 @@ class Result:
             UserError: the file is missing, damaged, or not a result.
         """
         document = durable.read_json(pathlib.Path(path))
+        if not isinstance(document, dict):
+            document = {}
         names = {field.name for field in dataclasses.fields(cls)}
         try:
             return cls(**{name: value for name, value in document.items() if name in names})
@@ -189,6 +198,21 @@ class Result:
 
     def _mfu(self) -> str:
         return "" if self.mfu is None else f", {self.mfu:.1%} MFU"
+
+
+def folder_of(given: Any) -> str:
+    """The path of a run or a set, which a `Result` may stand for.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(given, Result):
+        return str(given.folder)
+    if isinstance(given, str | os.PathLike) and isinstance(os.fspath(given), str):
+        return os.fspath(given)
+    raise UserError(
+        f"{given!r} is no folder of a run: give its path, or the Result that the run returned"
+    )
 
 
 class Results(list["Result | None"]):

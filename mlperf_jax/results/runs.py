@@ -162,6 +162,14 @@ class RunFolder:
             raise UserError(f"{self.path} is a finished run; its result is not overwritten")
         durable.write_json(self.result_path, result.to_dict())
 
+    def go_on(self, max_samples: int | None) -> None:
+        """Makes a finished run an unfinished one, which may see so many samples; a no-op for others."""
+        if not self.result_path.exists():
+            return
+        self.result_path.unlink()
+        saved = self.config()
+        self.save_config(saved["config"], saved["options"] | {"max_samples": max_samples})
+
     def result(self) -> Result:
         """The saved result."""
         return Result.load(self.result_path)
@@ -321,9 +329,6 @@ class RunSet:
                 past = run.config().get("config", {}).get(_CHANGES)
                 own = config if past is None else {**config, _CHANGES: past}
                 self._refuse_other(own, options, [run])
-                if run.finished:  # it goes on with another limit
-                    given = run.config()["options"] | {"max_samples": options.get("max_samples")}
-                    run.save_config(run.config()["config"], given)
             else:
                 run.save_config(config, options)
         except BaseException:

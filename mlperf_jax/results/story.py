@@ -13,7 +13,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.overwriting import check_replaceable
 from mlperf_jax.pictures import curves
 from mlperf_jax.results import log as logs, rules
-from mlperf_jax.results.result import SMALL_PRINT
+from mlperf_jax.results.result import SMALL_PRINT, Result, Results, folder_of
 from mlperf_jax.results.runs import RunFolder, RunSet, Scalars
 
 _NO_VALUES = ("step", "samples")
@@ -123,15 +123,21 @@ class Curves:
     """What runs logged, drawn beside each other; a notebook shows it, `save` writes it.
 
     Args:
-        *paths: folders of runs (`…/run_0`) or of sets, whose runs are all drawn.
+        *paths: folders of runs (`…/run_0`) or of sets, whose runs are all drawn; or what `run` returned.
         values: names of what is drawn, such as "loss" or "accuracy"; by default the loss and what has a target.
 
     Raises:
         UserError: there is no run, or none logged such a value.
     """
 
-    def __init__(self, *paths: str | os.PathLike, values: Sequence[str] = ()) -> None:
-        self.stories = [story for path in paths for story in _stories(path, len(paths) > 1)]
+    def __init__(
+        self, *paths: str | os.PathLike | Result | Results, values: Sequence[str] = ()
+    ) -> None:
+        each = [
+            one for given in paths for one in (given if isinstance(given, Results) else [given])
+        ]
+        folders = [folder_of(given) for given in each]
+        self.stories = [story for path in folders for story in _stories(path, len(folders) > 1)]
         if not self.stories:
             raise UserError("no run was given: say the folder of a run, or of a set")
         known = sorted({name for story in self.stories for name in story.points})

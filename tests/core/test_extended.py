@@ -83,7 +83,9 @@ def test_nothing_changes_where_there_is_nothing_to_extend(tmp_path):
     run(toys.Toy(**ENDLESS), tmp_path, 7)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for steps in (7, 5):
-        with pytest.raises(UserError, match=r"holds no unfinished run: .* --max-samples ended"):
+        with pytest.raises(
+            UserError, match=r"holds no unfinished run: .* more than --max-samples 224"
+        ):
             run(toys.Toy(**ENDLESS), tmp_path, steps, resume=True)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
@@ -134,3 +136,36 @@ def test_its_story_goes_on(tmp_path, straight):
     assert [samples for samples, _ in story.points["accuracy"]] == [320]
     whole = Story.read(RunFolder(straight[1], 0))
     assert [samples for samples, _ in whole.points["accuracy"]] == [320, 640]
+
+
+def test_a_refused_extension_leaves_it_extensible(tmp_path):
+    run(toys.Toy(**ENDLESS), tmp_path, 3)
+    config = (tmp_path / "run_0" / "config.json").read_bytes()
+    with pytest.raises(UserError, match="has seed 1, not 2"):
+        run(toys.Toy(**ENDLESS), tmp_path, 5, resume=True, seed=2)
+    assert (tmp_path / "run_0" / "config.json").read_bytes() == config
+    assert (tmp_path / "run_0" / "result.json").exists()
+    assert run(toys.Toy(**ENDLESS), tmp_path, 5, resume=True).samples == 160
+
+
+@pytest.mark.parametrize("at", ["RunFolder.save_config", "Log.__init__"])
+def test_killed_while_it_is_opened_it_is_extended_by_the_same_command(tmp_path, at, monkeypatch):
+    run(toys.Toy(**ENDLESS), tmp_path, 3)
+    where = "runs" if at.startswith("Run") else "log"
+    with monkeypatch.context() as patched:
+        patched.setattr(f"mlperf_jax.results.{where}.{at}", killed_again)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(toys.Toy(**ENDLESS), tmp_path, 5, resume=True)
+    assert run(toys.Toy(**ENDLESS), tmp_path, 5, resume=True).samples == 160
+
+
+def killed_again(*_, **__):
+    raise RuntimeError("killed")
+
+
+def test_what_may_be_given_is_said(tmp_path):
+    run(toys.Toy(**ENDLESS), tmp_path, 3)
+    with pytest.raises(UserError, match="or give more than --max-samples 96 or none"):
+        run(toys.Toy(**ENDLESS), tmp_path, 3, resume=True)
+    with pytest.raises(UserError, match=r"leave --resume out to begin one$"):
+        run(toys.Toy(**ENDLESS), tmp_path / "none", 3, resume=True)

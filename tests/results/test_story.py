@@ -1,11 +1,14 @@
 """What a run logged, as curves and as the page of a notebook."""
 
+import dataclasses
 import json
+import types
 
 import pytest
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import rules
+from mlperf_jax.results.result import Result, Results
 from mlperf_jax.results.story import Curves, Story, draw, page
 
 MLLOG = ":::MLLOG "
@@ -105,3 +108,17 @@ def test_the_page_grows():
     assert "width:25.0%" in after and "epoch 1 · [b]<br>epoch 2" in after
     assert after.count("<polyline") == 2 and "accuracy/class" not in after
     assert draw([story]) in after
+
+
+def test_a_result_stands_for_its_run(folder):
+    result = types.SimpleNamespace(**{f.name: None for f in dataclasses.fields(Result)})
+    given = Result(**{**vars(result), "log": str(folder / "result_0.txt"), "quality": {}})
+    assert given.folder == folder / "run_0"
+    assert [story.name for story in Curves(given).stories] == ["run_0"]
+    assert len(Curves(Results([given, given])).stories) == 2
+
+
+@pytest.mark.parametrize("given", [None, 3, b"x", ["a", "b"]])
+def test_what_is_no_folder_is_told(given):
+    with pytest.raises(UserError, match="is no folder of a run: give its path, or the Result"):
+        Curves(given)

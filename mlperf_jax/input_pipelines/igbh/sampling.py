@@ -177,7 +177,7 @@ class Sampler:
             bad = f"are said to be {begin:,} to {end:,} of {many:,}"
         return (
             f"relation {relation.key}: the in-edges of {relation.target} {node} {bad}; "
-            "the arrays are damaged: build them anew"
+            "the arrays are damaged: remove the graph's folder csc, and build it again: mlperf-jax data build rgat"
         )
 
 
