@@ -27,6 +27,7 @@ class Costs:
     def __init__(self, file: str) -> None:
         self.file = file
         self.of_parts: collections.Counter[str] = collections.Counter()
+        self.slow = 0.0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -34,10 +35,14 @@ class Costs:
         try:
             return (yield)
         finally:
-            self.of_parts[selection.part(item)] += measuring.processor_seconds() - begin
+            cost = measuring.processor_seconds() - begin
+            if item.get_closest_marker("slow"):  # which `make test` leaves out
+                self.slow += cost
+            else:
+                self.of_parts[selection.part(item)] += cost
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        tested = sum(self.of_parts.values())
+        tested = sum(self.of_parts.values()) + self.slow
         self.of_parts[START] += max(0.0, measuring.processor_seconds() - tested) * (
             not self.is_above(session.config)
         )

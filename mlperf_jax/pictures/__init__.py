@@ -310,9 +310,8 @@ def printable(text: str) -> str:
 
 def to_png(picture: Any) -> bytes:
     """The picture as a PNG file."""
-    from PIL.PngImagePlugin import PngInfo
-
-    file, about = io.BytesIO(), PngInfo()
+    file = io.BytesIO()
+    about = pillow("PngImagePlugin").PngInfo()
     about.add_text("Software", MARK)
     picture.save(file, format="PNG", pnginfo=about)
     return file.getvalue()
