@@ -99,12 +99,13 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
     counts = benchmark.data().counts(data_dir)
     if "validation" not in counts:
         raise UserError(f"{data_dir} holds no validation samples: prepare it again")
+    where = f" ({data_dir})" if data_dir else ""
     expected = {"train": benchmark.train_samples, "validation": benchmark.eval_samples}
     for split, found in counts.items():
         field = "train_samples" if split == "train" else "eval_samples"
         if found != expected[split]:
             raise UserError(
-                f"the data ({data_dir}) hold {found:,} {split} samples and {benchmark.name} expects "
+                f"the data{where} hold {found:,} {split} samples and {benchmark.name} expects "
                 f"{expected[split]:,}: prepare them again, or set {field}={found} if these are others"
             )
     data, classes = benchmark.data(), getattr(benchmark, "classes", None)

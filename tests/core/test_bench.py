@@ -173,7 +173,7 @@ def test_data_of_another_size_are_refused():
         def counts(self, data_dir):
             return {"train": 3, "validation": 50}
 
-    with pytest.raises(UserError, match="holds 3 train samples"):
+    with pytest.raises(UserError, match="hold 3 train samples"):
         bench(Short().tiny(), RunOptions(mesh="data=8"), data_dir="", input="real")
 
 

@@ -333,7 +333,9 @@ def test_what_a_copy_cannot_hold_is_refused(tmp_path, place, value, dtype):
 
 
 def test_copies_that_are_not_there_or_of_copies_are_refused(tmp_path, place):
-    with pytest.raises(UserError, match=r"float16/paper.npy is missing: write the copies"):
+    with pytest.raises(
+        UserError, match=r"float16/paper.npy is missing: remove it if it is there, and build"
+    ):
         opened(tmp_path, dtype="float16")
     source = opened(tmp_path)
     features.write_copies(source.folder, source.features, "float16", lambda text: None)

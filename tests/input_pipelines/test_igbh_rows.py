@@ -216,7 +216,9 @@ def test_what_was_not_built_is_said_with_the_command(tmp_path):
     wide.build(tmp_path)
     assert wide.counts(tmp_path)["train"] == TRAIN
     narrow = dataclasses.replace(wide, feature_dtype="float8_e4m3fn")
-    with pytest.raises(UserError, match=r"float8_e4m3fn/paper.npy is missing: write the copies"):
+    with pytest.raises(
+        UserError, match=r"float8_e4m3fn/paper.npy is missing: remove it if it is there, and build"
+    ):
         narrow.counts(tmp_path)
 
 

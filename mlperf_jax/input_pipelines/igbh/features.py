@@ -43,7 +43,10 @@ def open_copies(folder: pathlib.Path, size: Size, dtype: str) -> Mapping[str, ar
     Raises:
         UserError: one is missing or not as `write_copies` leaves it.
     """
-    wanted, again = _known(dtype), "remove it, and build it again: mlperf-jax data build rgat"
+    wanted, again = (
+        _known(dtype),
+        "remove it if it is there, and build it: mlperf-jax data build rgat",
+    )
     found = {}
     for kind, count in size.nodes.items():
         path = folder / dtype / f"{kind}.npy"
