@@ -378,7 +378,7 @@ def show(
     *,
     tiny: bool = False,
     data_dir: str | None = None,
-    run: str | os.PathLike | None = None,
+    run: str | os.PathLike | Result | None = None,
     step: int | None = None,
     samples: int | None = None,
     split: Literal["train", "eval"] = "eval",

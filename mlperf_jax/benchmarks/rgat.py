@@ -77,9 +77,8 @@ class RGat(Benchmark):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        most = max(
-            counts[-1] for counts in (*self.shape().nodes.values(), *self.shape().edges.values())
-        )
+        shape = self.shape()
+        most = max(counts[-1] for counts in (*shape.nodes.values(), *shape.edges.values()))
         if most * self.rows > 2**31 - 1:
             raise UserError(
                 f"{self.rows} samples of {self.sample_seeds} papers with room {self.room} take {most * self.rows:,} places "

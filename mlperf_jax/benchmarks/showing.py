@@ -47,7 +47,7 @@ def draw(benchmark: Benchmark, folder: str, wanted: Wanted, run: Trained | None 
     return picture
 
 
-def check_run(name: str, tiny: bool, run: str | os.PathLike, fields: Mapping[str, Any]) -> None:
+def check_run(name: str, tiny: bool, run: Any, fields: Mapping[str, Any]) -> None:
     """Nothing, if the run is one of what was asked for; before its weights are read."""
     if fields:
         raise UserError(

@@ -45,26 +45,26 @@ def next_run(runs: RunSet, options: RunOptions) -> NextRun:
         return NextRun(None, missing[0], len(missing) - 1)
     if (trained := runs.unfinished()) is not None:
         return NextRun(trained, None, 0)  # which waits for its score, and says so
-    limited = [
-        run for run in runs.runs() if run.finished and _limit(run) and not run.result().reached
-    ]
-    more = f", or give more than --max-samples {_limit(limited[0])} or none" if limited else ""
+    limits = [limit for _, limit in _limited(runs)]
+    more = f", or give more than --max-samples {limits[0]} or none" if limits else ""
     raise UserError(f"{runs.path} holds no unfinished run: leave --resume out to begin one{more}")
 
 
-def _extensible(runs: RunSet, options: RunOptions) -> list[RunFolder]:
-    """The finished runs that missed their target and were given fewer samples than these options allow."""
+def _limited(runs: RunSet) -> list[tuple[RunFolder, int]]:
+    """The finished runs that missed their target under a limit on samples, each with it."""
     found = []
     for run in runs.runs():
-        limit = _limit(run) if run.finished else None
-        more = options.max_samples is None or (limit is not None and limit < options.max_samples)
-        if limit is not None and more and not run.result().reached:
-            found.append(run)
+        given = run.config()["options"] if run.finished and run.config_path.exists() else {}
+        limit = given.get("max_samples")
+        if limit is not None and not run.result().reached:
+            found.append((run, limit))
     return found
 
 
-def _limit(run: RunFolder) -> int | None:
-    return run.config()["options"].get("max_samples") if run.config_path.exists() else None
+def _extensible(runs: RunSet, options: RunOptions) -> list[RunFolder]:
+    """Those of them that these options allow more samples."""
+    most = options.max_samples
+    return [run for run, limit in _limited(runs) if most is None or limit < most]
 
 
 def _missing(runs: RunSet, options: RunOptions) -> list[int | None]:

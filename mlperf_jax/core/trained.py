@@ -46,7 +46,7 @@ from mlperf_jax.results.result import (
     html_table,
     trained_hash,
 )
-from mlperf_jax.results.runs import RunFolder, RunSet
+from mlperf_jax.results.runs import RunFolder, runs_at
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,7 @@ def find(path: os.PathLike | str | Result) -> Kept:
     one = re.fullmatch(r"run_(\d+)", last)
     mirror = Mirror((root or "/") if one else text)
     mirror.pull()
-    runs = [RunFolder(mirror.local, int(one[1]))] if one else RunSet(mirror.local).runs()
-    runs = [run for run in runs if run.config_path.exists()]
+    runs = runs_at(mirror.local / last if one else mirror.local)
     if not runs:
         raise UserError(
             f"{path} is not the folder of a run: give what `mlperf-jax run` was given as --output, or a "

@@ -385,6 +385,14 @@ class RunSet:
                 )
 
 
+def runs_at(path: os.PathLike | str) -> list[RunFolder]:
+    """The runs of a path that have a configuration: the one of a run's folder (`…/run_0`), all of a set's."""
+    folder = pathlib.Path(path)
+    one = re.fullmatch(r"run_(\d+)", folder.name)
+    runs = [RunFolder(folder.parent, int(one[1]))] if one else RunSet(folder).runs()
+    return [run for run in runs if run.config_path.exists()]
+
+
 def _holds_something(path: pathlib.Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from mlperf_jax.overwriting import check_replaceable
 from mlperf_jax.pictures import curves
 from mlperf_jax.results import log as logs, rules
 from mlperf_jax.results.result import SMALL_PRINT, Result, Results, folder_of
-from mlperf_jax.results.runs import RunFolder, RunSet, Scalars
+from mlperf_jax.results.runs import RunFolder, Scalars, runs_at
 
 _NO_VALUES = ("step", "samples")
 
@@ -44,7 +43,7 @@ class Story:
         """The story of a run's folder, finished or not.
 
         Raises:
-            UserError: it has no scalars, or they are damaged.
+            UserError: its scalars or its log are damaged.
         """
         targets = [rules.Target(**target) for target in run.config()["config"].get("targets", [])]
         story = cls.of(targets, name or run.path.name)
@@ -168,12 +167,7 @@ class Curves:
 
 
 def _stories(path: str | os.PathLike, several: bool) -> list[Story]:
-    folder = pathlib.Path(path).expanduser()
-    if one := re.fullmatch(r"run_(\d+)", folder.name):
-        runs = [RunFolder(folder.parent, int(one[1]))]
-    else:
-        runs = RunSet(folder).runs()
-    runs = [run for run in runs if run.config_path.exists()]
+    runs = runs_at(pathlib.Path(path).expanduser())
     if not runs:
         raise UserError(
             f"{path} is not the folder of a run: give what a run was given as its output, or a run_0, run_1 … in it"
