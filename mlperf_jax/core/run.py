@@ -342,8 +342,7 @@ class Run:
         for warning in self.checkpoints.warnings:
             self.progress.say(warning)
         state, meta = found or (None, None)
-        if meta is not None:
-            meta = self._extended(meta)
+        meta = meta and self._extended(meta)
         self.resumed = processes.from_primary(lambda: self._cut_back(meta))
         if state is None or meta is None:
             self.progress.say("no checkpoint yet: resumed from the start")
@@ -362,9 +361,10 @@ class Run:
         """
         standing = Standing.of(meta)
         last = preflight.last_step(self.benchmark, self.options)
-        if standing.ended == Ended.at_limit() and (last is None or last > standing.step):
+        more = standing.before_end and (last is None or last > standing.step)
+        if more and standing.ended == Ended.at_limit():
             return Standing.extended(meta)
-        if self.folder.finished:
+        if processes.from_primary(lambda: self.folder.finished):  # no other may see its files
             reason = standing.ended.reason if standing.ended else "its last checkpoint is gone"
             raise UserError(
                 f"{self.folder.path} cannot see more samples ({reason}): give another output folder to begin anew"

@@ -9,6 +9,7 @@ import toys
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.next_run import next_run
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import compliance
 from mlperf_jax.results.runs import RunFolder, RunSet, Scalars
@@ -161,6 +162,16 @@ def test_killed_while_it_is_opened_it_is_extended_by_the_same_command(tmp_path, 
 
 def killed_again(*_, **__):
     raise RuntimeError("killed")
+
+
+def test_a_run_of_a_version_that_noted_no_end_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        kept = Standing.kept
+        patched.setattr(Standing, "kept", lambda self: {**kept(self), "before_end": None})
+        run(toys.Toy(**ENDLESS), tmp_path, 3)
+    with pytest.raises(UserError, match=r"cannot see more samples \(the last allowed"):
+        run(toys.Toy(**ENDLESS), tmp_path, 5, resume=True)
+    assert (tmp_path / "run_0" / "result.json").exists()
 
 
 def test_what_may_be_given_is_said(tmp_path):
