@@ -14,6 +14,7 @@ import re
 import threading
 
 from mlperf_jax.errors import UserError, optional
+from mlperf_jax.paths import check_path
 from mlperf_jax.results import log, rules
 from mlperf_jax.results.result import rows_table
 
@@ -106,7 +107,7 @@ def check(
     """
     if division not in (None, "closed", "open"):
         raise UserError(f"division is {division!r}; give 'closed' or 'open'")
-    paths = _logs(pathlib.Path(path))
+    paths = _logs(check_path(path, "the log"))
     contents = {p: harmless(p) for p in paths}
     for p, lines in contents.items():
         if not lines:
