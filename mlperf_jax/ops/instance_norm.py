@@ -52,7 +52,7 @@ class InstanceNorm(nnx.Module):
         return ((wide - mean) * gain + self.bias[...]).astype(self.dtype)
 
 
-def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def moments(x: jax.Array, *, shift: bool = True) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance over the spatial axes, in one pass over x.
 
     Mean of squares less square of mean cancels where a patch is nearly constant, as one full of air
@@ -60,12 +60,20 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     patch) and changes neither result nor gradient.
 
     Args:
-      x: [B, ..., C], of at least two spatial axes.
+      x: [B, ..., C]; of one spatial axis or none, values are taken less their mean.
+      shift: False where the values have too few digits themselves for any to be lost; it saves reading them
+        once more.
 
     Returns:
       Mean and variance, [B, 1, ..., C].
     """
     spatial = tuple(range(1, x.ndim - 1))
+    if not shift:
+        mean = x.mean(spatial, keepdims=True)
+        return mean, jnp.maximum(jnp.square(x).mean(spatial, keepdims=True) - mean * mean, 0)
+    if len(spatial) < 2:
+        mean = x.mean(spatial, keepdims=True)
+        return mean, jnp.square(x - mean).mean(spatial, keepdims=True)
     middle = lax.slice_in_dim(x, x.shape[1] // 2, x.shape[1] // 2 + 1, axis=1)
     pilot = lax.stop_gradient(middle.mean(spatial, keepdims=True))
     shifted = x - pilot

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import lax
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.ops.instance_norm import moments
 
 
 def layer_norm(
@@ -43,10 +44,12 @@ class BatchNorm(nnx.Module):
     Padding rows, which a mask tells, count in no statistics; a group of nothing but padding counts in no
     running average. What comes out in their place is finite and means nothing.
 
-    The variance is mean of squares less square of mean, in `promote_types(x.dtype, f32)`: one pass
-    over the activations where centring first takes two, and networks with batch norm are bound by
-    memory. Sums are taken per row first, so that only [B, C] arrays are ever regrouped: where a group
-    lies within a device no statistics cross devices, and where it does not only [G, C] sums do.
+    Each row's mean and variance are taken first, in `promote_types(x.dtype, f32)` and one pass over the
+    activations (`instance_norm.moments`), as networks with batch norm are bound by memory; a group's variance is
+    the mean of its rows' and the variance of their means. So nothing cancels where a channel's mean is far
+    larger than its spread (values of 16 bits have lost that themselves: they are neither shifted nor centred), and
+    only [B, C] arrays are ever regrouped: where a group lies within a device no
+    statistics cross devices, and where it does not only [G, C] sums do.
 
     >>> norm = BatchNorm(8, span=16, rngs=nnx.Rngs(0))
     >>> norm(jnp.ones([32, 4, 4, 8])).shape
@@ -116,7 +119,9 @@ class BatchNorm(nnx.Module):
         else:
             span = _checked_span(x.shape[0], self.span)
             real = None if mask is None else mask.reshape(-1, span, 1)  # [G, N, 1]
-            mean, var = _group_moments(wide, span, real)  # [G, C]
+            exact = jnp.finfo(x.dtype).bits > 16
+            rows = moments(wide, shift=exact)  # [B, 1, ..., C]
+            mean, var = _group_moments(*rows, span, real, exact)  # [G, C]
             self._update(mean, var, span, math.prod(x.shape[1:-1]), real)
             gain = scale * lax.rsqrt(var + self.epsilon)
             gain, shift = (_to_rows(v, span, x.ndim) for v in (gain, bias - mean * gain))
@@ -158,20 +163,26 @@ def _checked_span(rows: int, span: int | None) -> int:
     return span
 
 
-def _group_moments(x: jax.Array, span: int, real: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance [G, C] of x [B, ..., C] over the real ones of groups of `span` rows."""
-    spatial = tuple(range(1, x.ndim - 1))
+def _group_moments(
+    means: jax.Array, variances: jax.Array, span: int, real: jax.Array | None, exact: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance [G, C] of groups of `span` rows from the rows' own [B, 1, ..., C].
 
-    def group_mean(v):
-        rows = v.mean(spatial)  # [B, C]
-        rows = rows.reshape(-1, span, rows.shape[-1])
+    Exact, the rows' means are taken less the group's, which a group over several devices must sum first.
+    """
+    means, variances = (v.reshape(-1, span, v.shape[-1]) for v in (means, variances))  # [G, N, C]
+    if real is not None:  # padding may be NaN, in gradients too
+        means, variances = (jnp.where(real, v, 0) for v in (means, variances))
+
+    def over_rows(v):
         if real is None:
-            return rows.mean(1)
-        # `where`, not a product: padding may be NaN
-        return jnp.where(real, rows, 0).sum(1) / jnp.maximum(real.sum(1), 1).astype(x.dtype)
+            return v.mean(1)
+        return jnp.where(real, v, 0).sum(1) / jnp.maximum(real.sum(1), 1).astype(v.dtype)
 
-    mean = group_mean(x)
-    return mean, jnp.maximum(group_mean(x * x) - mean * mean, 0)
+    mean = over_rows(means)
+    if not exact:
+        return mean, jnp.maximum(over_rows(variances + jnp.square(means)) - jnp.square(mean), 0)
+    return mean, over_rows(variances + jnp.square(means - mean[:, None]))
 
 
 def _to_rows(v: jax.Array, span: int, ndim: int) -> jax.Array:

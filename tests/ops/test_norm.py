@@ -164,7 +164,7 @@ def test_span_must_be_positive():
         BatchNorm(2, span=0, rngs=nnx.Rngs(0))
 
 
-def sharded_calls(mesh, span, rows):
+def sharded_calls(mesh, span, rows, dtype=jnp.float64):
     """(collectives of the outputs alone, of outputs and statistics, and the values themselves)."""
     norm = randomised(BatchNorm(6, span=span, dtype=jnp.float64, rngs=nnx.Rngs(0)))
     graphdef, params, stats = nnx.split(norm, nnx.Param, ...)
@@ -177,6 +177,7 @@ def sharded_calls(mesh, span, rows):
         return jax.grad(lambda *a: jnp.sin(call(a[0], stats, a[1])[0]).sum(), (0, 1))(params, x)
 
     x = jax.random.normal(jax.random.key(4), (rows, 2, 2, 6), jnp.float64)
+    x = x.astype(dtype)
     with jax.set_mesh(mesh):
         x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
         compiled = [
@@ -193,7 +194,7 @@ def sharded_calls(mesh, span, rows):
         ((8,), None, 1, 1),  # the global batch: one sum, whose result the statistics share
         ((8,), 4, 0, 1),  # rows of one device: only the mean over groups crosses
         ((2, 4), 2, 0, 1),
-        ((2, 4), 8, 1, 2),  # two devices
+        ((2, 4), 8, 1, 2),  # two devices; float64 sums their means before their spread
     ],
 )
 def test_mesh_changes_neither_values_nor_more_traffic_than_needed(
@@ -202,8 +203,11 @@ def test_mesh_changes_neither_values_nor_more_traffic_than_needed(
     names = ("data", "fsdp")[: len(sides)]
     mesh = jax.make_mesh(sides, names, axis_types=(AxisType.Auto,) * len(sides))
     alone = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    narrow, narrow_with_stats, _ = sharded_calls(mesh, span, rows=32, dtype=jnp.bfloat16)
+    assert (len(narrow), len(narrow_with_stats)) == (outputs, with_stats)
     *collectives, values = sharded_calls(mesh, span, rows=32)
-    assert collectives == [["all-reduce"] * outputs, ["all-reduce"] * with_stats]
+    assert {*collectives[0], *collectives[1]} <= {"all-reduce"}
+    assert [*map(len, collectives)] == [2 * outputs, with_stats + outputs]
     *none, expected = sharded_calls(alone, span, rows=32)
     assert none == [[], []]
     jax.tree.map(
@@ -216,6 +220,34 @@ def test_groups_that_straddle_devices_unevenly(x64):
     alone = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     values = [sharded_calls(each, 8, rows=24)[-1] for each in (mesh, alone)]  # 3 rows a device
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), *values)
+
+
+@pytest.mark.parametrize(
+    ("shape", "span", "dtype", "within"),
+    [
+        (
+            (32, 14, 14, 8),
+            16,
+            jnp.float32,
+            1e-4,
+        ),  # mean of squares less square of mean is off by 5e-3
+        ((32, 14, 14, 8), None, jnp.float32, 1e-4),
+        ((32, 6, 8), 16, jnp.float32, 1e-4),
+        ((64, 8), None, jnp.float32, 1e-4),
+        ((32, 14, 14, 8), 16, jnp.bfloat16, 0.05),  # of values that bfloat16 can hold
+    ],
+)
+@pytest.mark.parametrize("apart", [0, 30])  # rows of very different means, or of one
+def test_right_where_the_mean_is_a_hundred_times_the_spread(shape, span, dtype, within, apart):
+    rng = np.random.default_rng(1)
+    means = 100 + apart * rng.standard_normal((shape[0], *(1,) * (len(shape) - 1)))
+    x = jnp.asarray(means + rng.standard_normal(shape), dtype)
+    found = BatchNorm(8, span=span, dtype=jnp.float32, rngs=nnx.Rngs(0))(x)
+    wide = np.asarray(x, np.float64).reshape(-1, span or shape[0], *shape[1:])
+    axes = tuple(range(1, wide.ndim - 1))
+    centred = wide - wide.mean(axes, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(axes, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, expected.reshape(shape), rtol=0, atol=within)
 
 
 # -- layer norm ------------------------------------------------------------------------------------
