@@ -40,7 +40,7 @@ MOST = 3  # damages of a round
 FEW = {
     "resnet": "--eval-every 1 --eval-offset 0 --max-samples 2816 --checkpoint-every 7",
     "unet3d": "--eval-first 32 --eval-every 32 --max-samples 96 --checkpoint-every 3",
-    "retinanet": "--train-samples 128 --max-samples 256 --checkpoint-every 3",
+    "retinanet": "--max-samples 528 --checkpoint-every 6",
     "gpt3": "--eval-every 64 --max-samples 160 --checkpoint-every 3",
     "llama2_70b_lora": "--eval-every 40 --max-samples 120 --checkpoint-every 4",
     "llama31_405b": "--eval-every 64 --max-samples 160 --checkpoint-every 3",

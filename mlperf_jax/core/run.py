@@ -104,8 +104,12 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._closing.close()
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        try:
+            self._closing.close()
+        except UserError:
+            if error is None:  # else what came first is told
+                raise
 
     # -- the folder ----------------------------------------------------------------------------
 
@@ -302,7 +306,11 @@ class Run:
             step: after which it was; the last one by default.
             sealed: it is scored after the run; its time stamp is now.
             evaluation_due: a resumed run begins with the evaluation of this very step.
+
+        Raises:
+            UserError: it, or the one before, cannot be written, or somebody removed the run's folder.
         """
+        self.log.check_there()  # else the checkpoint would make the folder anew
         standing = self.standing
         standing.saved = standing.step if step is None else step
         standing.evaluation_due = evaluation_due

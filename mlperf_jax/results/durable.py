@@ -210,17 +210,24 @@ class Lines:
                 written += os.write(self._file, data[written:])
             if sync:
                 os.fsync(self._file)
-            there = os.fstat(self._file).st_nlink > 0
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self.offset)
             raise cannot_write(self.path, error) from error
-        if not there:  # what is written is seen by nobody, and gone with this process
+        self.check_there()
+        self.offset += len(data)
+
+    def check_there(self) -> None:
+        """Nothing, if the file still has a name: what is written is else seen by nobody, and gone with this process.
+
+        Raises:
+            UserError: somebody removed it.
+        """
+        if os.fstat(self._file).st_nlink == 0:
             raise UserError(
                 f"{self.path} was removed while the run wrote it: put its folder back from a copy to resume, "
                 "or start another run"
             )
-        self.offset += len(data)
 
     def sync(self) -> None:
         """Returns when all that was appended is on the disk."""
