@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -82,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "Unable to initialize backend" in str(error):
             return fail(f"JAX found no such device: {str(error).splitlines()[0]}")
         raise
+    finally:
+        if argv is None:  # the work is done: what the interpreter still does may be cut short
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _drop_output() -> None:

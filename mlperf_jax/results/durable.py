@@ -80,11 +80,13 @@ def cannot_write(path: os.PathLike | str, error: OSError) -> UserError:
 def write_json(path: pathlib.Path, document: Any) -> None:
     """Writes a JSON file that is at every instant either the old one or the new one, whole.
 
+    Of one file one process at a time: what a killed one leaves beside it, the next one replaces.
+
     Raises:
         UserError: the disk is full, or the folder is missing or may not be written.
     """
     text = json.dumps(plain(document, path.name), indent=2) + "\n"
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.tmp")
     try:
         with open(beside, "w", encoding="utf-8") as f:
             f.write(text)

@@ -438,6 +438,22 @@ def test_a_folder_that_vanishes_while_a_checkpoint_is_written_is_told_of_and_sta
     assert not folder.exists()
 
 
+def test_a_signal_after_the_last_step_of_a_run_keeps_the_next_from_beginning(tmp_path, monkeypatch):
+    conclude, short = Run.conclude, dict(runs=2, max_samples=64)
+
+    def asked(self, *args):
+        signal.raise_signal(signal.SIGTERM)
+        return conclude(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "conclude", asked)
+        with pytest.raises(Interrupted, match="signal 15 between two"):
+            toys.run(toys.Plain(targets=HARD), tmp_path, **short)
+    assert RunFolder(tmp_path, 0).finished and not RunFolder(tmp_path, 1).path.exists()
+    toys.run(toys.Plain(targets=HARD), tmp_path, **short, resume=True)
+    assert RunFolder(tmp_path, 1).finished
+
+
 def test_a_second_interrupt_does_not_wait():
     with Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGINT)
