@@ -122,8 +122,8 @@ class Launch:
         temporary = place / "tmp"
         temporary.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        more = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
-        more |= {"PYTHONPATH": path, "TMPDIR": str(temporary), "PYTHONFAULTHANDLER": "1"}
+        more = {**forks.compiled_once(cache), "PYTHONPATH": path, "TMPDIR": str(temporary)}
+        more["PYTHONFAULTHANDLER"] = "1"  # a run that hangs shows where
         self._process: subprocess.Popen | forks.Fork = (
             forks.Fork(words, place, more)
             if forked
@@ -135,6 +135,7 @@ class Launch:
                 cwd=place,
                 env={**os.environ, **more},
                 start_new_session=True,
+                preexec_fn=forks.hear_all,
             )
         )
         self.pid = self._process.pid
@@ -186,16 +187,19 @@ class Launch:
         Raises:
             TimeoutError: it took longer than the limit and was ended; its stacks are in what it said.
         """
-        while not self.ended():
-            if until():
-                return True
-            if self.seconds > limit:
-                self.signal(signal.SIGABRT)
-                time.sleep(1)
-                self.ended()
-                self.end()
-                raise TimeoutError(f"it hangs: not over after {limit:.0f} s")
-            time.sleep(POLL)
+        try:
+            while not self.ended():
+                if until():
+                    return True
+                if self.seconds > limit:
+                    self.signal(signal.SIGABRT)
+                    time.sleep(1)
+                    self.ended()
+                    raise TimeoutError(f"it hangs: not over after {limit:.0f} s")
+                time.sleep(POLL)
+        except BaseException:
+            self.end()
+            raise
         return False
 
     @property
@@ -310,19 +314,19 @@ def _close(*names: str) -> Callable[[Scene], None]:
 
 def _fill(scene: Scene) -> None:
     left = scene.rng.choice((0, scene.rng.randrange(1 << 14), scene.rng.randrange(1 << 21)))
-    if not scene.mounts:
+    if not os.path.ismount(scene.above):  # never the disk of this machine
         scene.launch.limit_files(left)
         return
     ballast = scene.above / "ballast"
     scene.undo.append(lambda: ballast.unlink(missing_ok=True))
-    with open(ballast, "wb") as file:
+    with open(ballast, "wb", buffering=0) as file:
         free = shutil.disk_usage(scene.above).free
         with contextlib.suppress(OSError):  # the run was faster
             os.posix_fallocate(file.fileno(), 0, max(1, free - left))
         if not left:
             with contextlib.suppress(OSError):
                 while file.write(bytes(4096)):
-                    file.flush()
+                    pass
 
 
 def _write_protect(scene: Scene) -> None:

@@ -18,16 +18,34 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, NoReturn
 
 
+def compiled_once(cache: pathlib.Path) -> dict[str, str]:
+    """An environment in which runs on CPUs keep their programs in this folder."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+
+def hear_all() -> None:
+    """Has this process take signals as a new one does, whatever `nohup` and a shell in the background pass on."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def prepare(names: Sequence[str], cache: pathlib.Path) -> None:
     """Imports what runs of these benchmarks need, once for all forks."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    os.environ.update(compiled_once(cache))
     import mlperf_jax.cli  # noqa: F401
     from mlperf_jax import benchmarks
     from mlperf_jax.core import launch, offline  # noqa: F401
 
     for name in names:
         benchmarks.benchmark_class(name)
+
+
+_reading: list[IO[bytes]] = []  # ends of pipes that a fork must not hold open
 
 
 class Fork:
@@ -46,10 +64,15 @@ class Fork:
         sys.stdout.flush()
         self.pid = os.fork()
         if not self.pid:
+            for file in _reading:
+                file.close()
+            for reading, _ in pipes:
+                os.close(reading)
             _become(words, place, environment, [writing for _, writing in pipes])
         for _, writing in pipes:
             os.close(writing)
         self.stdout, self.stderr = (open(reading, "rb", 0) for reading, _ in pipes)  # noqa: SIM115
+        _reading[:] = [file for file in (*_reading, self.stdout, self.stderr) if not file.closed]
         self._code: int | None = None
 
     def poll(self) -> int | None:
@@ -77,10 +100,10 @@ def _become(
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, output in enumerate(outputs, start=1):
             os.dup2(output, number)
-        os.closerange(3, 1024)
+            os.close(output)
         sys.stdout, sys.stderr = _text(1), _text(2)
         faulthandler.enable()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        hear_all()
         os.chdir(place)
         os.environ.update(environment)
         from mlperf_jax.cli import main

@@ -22,6 +22,7 @@ import pathlib
 import random
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -63,6 +64,7 @@ def main() -> int:
         forks.prepare(given.benchmarks, work / "cache")
     stress = Stress(given, work, mounts)
     end = time.monotonic() + 60 * given.minutes
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the child too
     numbers = range(given.rounds) if given.round is None else [given.round]
     try:
         for number in numbers:
@@ -279,14 +281,13 @@ class Stress:
                 launch.run(limit)
         except TimeoutError as error:
             round_.findings.append(str(error))
-        except BaseException:
-            launch.end()
-            raise
         finally:
             for undo in reversed(scene.undo):
                 undo()
         round_.done.append(f"{kind} at {when if came else 'its end'}: {launch.code}")
         expected = losses.ENDS | (damage.codes if came else frozenset())
+        if self.moved_away(round_, launch):
+            expected, begun, before = expected | {2}, losses.Left(), losses.Left()
         if came and kind == "removed":
             round_.removed, begun, before = True, losses.Left(), losses.Left()
         self.judge(round_, launch, expected, begun, before)
@@ -294,6 +295,14 @@ class Stress:
         if came and scene.second is not None and {scene.second, launch.code} <= losses.ENDS:
             round_.findings.append("two processes trained the same run")
         return not round_.findings
+
+    def moved_away(self, round_: Round, launch: Launch) -> bool:
+        """Follows the advice of a run whose folder was removed, if that is what it says: to move the rest away."""
+        told = round_.removed and launch.code == 2 and " away" in launch.said()
+        if told and round_.folder.exists():
+            number = len(list(round_.place.glob("moved_*")))
+            shutil.move(round_.folder, round_.place / f"moved_{number}")
+        return told
 
     def second(self, words: Sequence[str], round_: Round) -> int:
         """The exit code of another process on the same folder."""
@@ -328,6 +337,7 @@ class Stress:
             found.append("its lock outlives its owner")
         round_.findings += found
         round_.prefixes.append(after.log[: after.offset])
+        launch.end()
         return after
 
     def bring_to_an_end(self, round_: Round) -> None:
@@ -347,12 +357,11 @@ class Stress:
             text = launch.said()
             refused = launch.code == 2
             without = refused and ADVICE in text
-            moved = refused and round_.removed and " away" in text
+            moved = self.moved_away(round_, launch)
+            begun = losses.Left() if moved else begun
             fine = losses.ENDS | ({2} if without or moved else frozenset())
             self.judge(round_, launch, fine, begun, begun)
             round_.done.append(f"{'resumed' if '--resume' in words else words[0]}: {launch.code}")
-            if moved:
-                round_.folder.rename(round_.place / "moved")
             self._seconds[round_.name] = max(self._seconds[round_.name], launch.seconds)
         if round_.findings:
             return
