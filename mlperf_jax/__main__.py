@@ -2,7 +2,10 @@
 
 import sys
 
-from mlperf_jax.cli import main
-
 if __name__ == "__main__":  # reader processes import this module again
+    try:
+        from mlperf_jax.cli import main
+    except KeyboardInterrupt:
+        print("mlperf-jax: interrupted", file=sys.stderr)
+        sys.exit(130)
     sys.exit(main())

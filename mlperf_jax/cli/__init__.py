@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -109,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory allocating" in str(error):
             return fail(OUT_OF_MEMORY)
         raise
+    finally:
+        if argv is None:  # the work is done: what the interpreter still does may be cut short
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _drop_output() -> None:

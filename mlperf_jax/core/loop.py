@@ -39,19 +39,25 @@ def train(run: Run) -> Result | None:
 
     Returns:
         The result; None on processes other than 0, and of a run that is scored afterwards.
+
+    Raises:
+        Interrupted: a signal stopped it before its end, or came when other runs of its launch were to follow.
     """
     with run, Preemption() as preemption:
         programs, state = initialise(run)
         if run.standing.ended:  # it was killed between `run_stop` and its result
-            return run.conclude(state, run.standing.step)
-        loop = Loop(run, preemption, programs, state)
-        try:
-            loop.go()
-            state, step = loop.kept or (loop.state, run.standing.step)
-            run.stop_clock(state, step)
-        finally:
-            loop.close()
-        return run.finish(state, step, worth_keeping=loop.finite or loop.kept is not None)
+            result = run.conclude(state, run.standing.step)
+        else:
+            loop = Loop(run, preemption, programs, state)
+            try:
+                loop.go()
+                state, step = loop.kept or (loop.state, run.standing.step)
+                run.stop_clock(state, step)
+            finally:
+                loop.close()
+            result = run.finish(state, step, worth_keeping=loop.finite or loop.kept is not None)
+        preemption.check_between(run.left)
+        return result
 
 
 @dataclass(frozen=True)

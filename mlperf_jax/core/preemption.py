@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from mlperf_jax.errors import Interrupted
+
 
 class Preemption:
     """Remembers SIGTERM, SIGHUP and SIGINT while active; a second SIGINT interrupts at once.
@@ -53,3 +55,15 @@ class Preemption:
             self.signal = self.signal or signal.SIGTERM
             return True
         return False
+
+    def check_between(self, left: int) -> None:
+        """Nothing, if no signal came since the last step, or no run follows; several processes ask at the next's.
+
+        Raises:
+            Interrupted: the run is over, and those that are left are not begun.
+        """
+        if left and self.signal is not None and jax.process_count() == 1:
+            raise Interrupted(
+                f"stopped by signal {self.signal} between two runs; --resume trains the {left} left",
+                self.signal,
+            )

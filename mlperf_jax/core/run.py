@@ -104,8 +104,9 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._closing.close()
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        with contextlib.suppress(*[UserError] if error else []):  # what came first is told
+            self._closing.close()
 
     # -- the folder ----------------------------------------------------------------------------
 
@@ -261,9 +262,8 @@ class Run:
         values = ", ".join(f"{n} {value:.4f}" for n, value in quality.items() if "/" not in n)
         targets = " and ".join(map(str, self.benchmark.targets))
         self.progress.evaluated(position["samples_count"], quality)
-        epoch = position["epoch_num"]
         self.progress.say(
-            f"epoch {epoch:.4g} · {position['samples_count']:,} samples · {values} (target {targets})"
+            f"epoch {position['epoch_num']:.4g} · {position['samples_count']:,} samples · {values} (target {targets})"
         )
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
@@ -302,7 +302,11 @@ class Run:
             step: after which it was; the last one by default.
             sealed: it is scored after the run; its time stamp is now.
             evaluation_due: a resumed run begins with the evaluation of this very step.
+
+        Raises:
+            UserError: it, or the one before, cannot be written, or somebody removed the run's folder.
         """
+        self.log.check_there()  # else the checkpoint would make the folder anew
         standing = self.standing
         standing.saved = standing.step if step is None else step
         standing.evaluation_due = evaluation_due
@@ -409,7 +413,7 @@ class Run:
         standing.before_end = {"log_offset": self.log.offset, "block": standing.block}
         self.log_block_stop()
         if "evaluations" in state:
-            self.log.event("loss_evaluations", _evaluations(state), **self.position(step))
+            self.log.event("loss_evaluations", states.evaluations(state), **self.position(step))
         if self.benchmark.metric.mode != "offline":
             self.log_run_stop(step)
 
@@ -446,7 +450,7 @@ class Run:
     ) -> Result | None:
         """`result.json`: the state that counts, its step, the steps scored afterwards."""
         self.checkpoints.wait()
-        digest, evaluations = None, _evaluations(state or {})
+        digest, evaluations = None, states.evaluations(state or {})
         if state is not None:
             view = self.assembly.kept(self.assembly.eval_view(state))
             digest = checksums.parameters_sha256(view)
@@ -494,7 +498,3 @@ class Run:
             loss_evaluations=evaluations,
             optimizer=self.optimizer.name if self.optimizer else "",
         )
-
-
-def _evaluations(state: states.State) -> int:
-    return int(jax.device_get(state.get("evaluations", 0)))

@@ -475,6 +475,11 @@ def stats_of(module: nnx.Module) -> State:
     return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param))))
 
 
+def evaluations(state: State) -> int:
+    """How often the loss was evaluated beside the gradients'."""
+    return int(jax.device_get(state.get("evaluations", 0)))
+
+
 def _string_keys(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {str(key): _string_keys(value) for key, value in tree.items()}

@@ -80,11 +80,13 @@ def cannot_write(path: os.PathLike | str, error: OSError) -> UserError:
 def write_json(path: pathlib.Path, document: Any) -> None:
     """Writes a JSON file that is at every instant either the old one or the new one, whole.
 
+    Of one file one process at a time: what a killed one leaves beside it, the next one replaces.
+
     Raises:
         UserError: the disk is full, or the folder is missing or may not be written.
     """
     text = json.dumps(plain(document, path.name), indent=2) + "\n"
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.tmp")
     try:
         with open(beside, "w", encoding="utf-8") as f:
             f.write(text)
@@ -210,17 +212,24 @@ class Lines:
                 written += os.write(self._file, data[written:])
             if sync:
                 os.fsync(self._file)
-            there = os.fstat(self._file).st_nlink > 0
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self.offset)
             raise cannot_write(self.path, error) from error
-        if not there:  # what is written is seen by nobody, and gone with this process
+        self.check_there()
+        self.offset += len(data)
+
+    def check_there(self) -> None:
+        """Nothing, if the file still has a name: what is written is else seen by nobody, and gone with this process.
+
+        Raises:
+            UserError: somebody removed it.
+        """
+        if os.fstat(self._file).st_nlink == 0:
             raise UserError(
                 f"{self.path} was removed while the run wrote it: put its folder back from a copy to resume, "
                 "or start another run"
             )
-        self.offset += len(data)
 
     def sync(self) -> None:
         """Returns when all that was appended is on the disk."""

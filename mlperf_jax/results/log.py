@@ -126,6 +126,15 @@ class Log:
         # The readers cut a line at its *last* token; inside a string, JSON may spell it differently.
         self._lines.append(f"{TOKEN} {text.replace(TOKEN, chr(92) + 'u003a::MLLOG')}", sync=True)
 
+    def check_there(self) -> None:
+        """Nothing, if the file still has a name.
+
+        Raises:
+            UserError: somebody removed it.
+        """
+        if self._lines is not None:
+            self._lines.check_there()
+
     def close(self) -> None:
         """Closes the file; the log can be opened again to go on."""
         if self._lines is not None:

@@ -11,6 +11,7 @@
 A set holds runs of one configuration: the score of a benchmark is taken over all of them.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -18,7 +19,7 @@ import os
 import pathlib
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlperf_jax.errors import UserError
@@ -284,26 +285,27 @@ class RunSet:
             UserError: the folder holds runs of another configuration, or one with this seed, or cannot
                 be written.
         """
-        self._refuse_other(config, options)
-        self._refuse_seed(options.get("seed"))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise durable.cannot_write(self.path, error) from error
-        taken = {run.index for run in self.runs()}
-        for index in itertools.count():
-            if index in taken:
-                continue
-            run = RunFolder(self.path, index)
-            try:
-                run.path.mkdir()  # fails when another process was faster
-                break
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise durable.cannot_write(run.path, error) from error
-        run.acquire()
-        run.save_config(config, options)
+        with _alone(self.path):
+            self._refuse_other(config, options)
+            self._refuse_seed(options.get("seed"))
+            taken = {run.index for run in self.runs()}
+            for index in itertools.count():
+                if index in taken:
+                    continue
+                run = RunFolder(self.path, index)
+                try:
+                    run.path.mkdir()  # fails when another process was faster, where nothing locks
+                    break
+                except FileExistsError:
+                    continue
+                except OSError as error:
+                    raise durable.cannot_write(run.path, error) from error
+            run.acquire()
+            run.save_config(config, options)
         return run
 
     def resume(
@@ -384,6 +386,24 @@ class RunSet:
                     f"{self.path} holds runs of another configuration ({'; '.join([*changes, *upgrade])}); a set "
                     "is one configuration: give another output folder, or the same configuration"
                 )
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """One process at a time: the system gives the lock back when it ends. File systems without locks are unguarded."""
+    if fcntl is None:
+        yield
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise durable.cannot_write(folder, error) from error
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def runs_at(path: os.PathLike | str) -> list[RunFolder]:

@@ -382,6 +382,11 @@ def test_a_full_disk_is_told_at_the_next_call_and_harms_nothing(two, make, mesh)
             'DATA_LOSS: Error reading "w/0.0" in OCDBT database at local file "/x/": checksum',
             "DATA_LOSS reading w/0.0",
         ),
+        (
+            'NOT_FOUND: Error opening "zarr" driver: Error writing "w/.zarray" in OCDBT database at local file '
+            '"/x/": Error reading Byte range [0, 162) of local file "/x/d/0b2a" [tensorstore_spec=…]',
+            "/x/d/0b2a is gone",
+        ),
     ],
 )
 def test_the_store_says_briefly_what_it_stumbled_over(text, told):

@@ -1,5 +1,6 @@
 """The one loop: what it logs, when it evaluates, saves and stops, and what it leaves behind."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -17,7 +18,7 @@ from toy_data import Altered
 
 from mlperf_jax.core import loop, preflight
 from mlperf_jax.core.benchmark import Target
-from mlperf_jax.core.checkpoints import Checkpoints
+from mlperf_jax.core.checkpoints import Checkpoints, arrays
 from mlperf_jax.core.preemption import Preemption
 from mlperf_jax.core.run import Run
 from mlperf_jax.errors import Interrupted, UserError
@@ -418,6 +419,39 @@ def test_a_folder_that_vanishes_ends_the_run_soon(tmp_path, gone, monkeypatch):
     with pytest.raises(UserError, match=r"was removed while the run wrote it|cannot be written"):
         toys.run(toys.Toy(targets=HARD), folder, max_samples=32 * 500, log_every=2)
     assert max(steps) < 100, "not at its end"
+
+
+def test_a_folder_that_vanishes_while_a_checkpoint_is_written_is_told_of_and_stays_away(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "set"
+
+    def start_writing(handler, path, leaves):
+        shutil.rmtree(folder)
+        failed = concurrent.futures.Future()
+        failed.set_exception(ValueError(f'NOT_FOUND: Error reading local file "{path}/d/0b2a"'))
+        return [failed]
+
+    monkeypatch.setattr(arrays, "start_writing", start_writing)
+    with pytest.raises(UserError, match="was removed while the run wrote it"):
+        toys.run(toys.Toy(targets=HARD), folder, max_samples=32 * 500)
+    assert not folder.exists()
+
+
+def test_a_signal_after_the_last_step_of_a_run_keeps_the_next_from_beginning(tmp_path, monkeypatch):
+    conclude, short = Run.conclude, dict(runs=2, max_samples=64)
+
+    def asked(self, *args):
+        signal.raise_signal(signal.SIGTERM)
+        return conclude(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "conclude", asked)
+        with pytest.raises(Interrupted, match="signal 15 between two"):
+            toys.run(toys.Plain(targets=HARD), tmp_path, **short)
+    assert RunFolder(tmp_path, 0).finished and not RunFolder(tmp_path, 1).path.exists()
+    toys.run(toys.Plain(targets=HARD), tmp_path, **short, resume=True)
+    assert RunFolder(tmp_path, 1).finished
 
 
 def test_a_second_interrupt_does_not_wait():

@@ -24,6 +24,23 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_what_a_killed_process_left_beside_is_replaced_by_the_next(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+
+    def killed(*_):
+        raise SystemExit
+
+    for process in (11, 12):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            with pytest.raises(SystemExit):
+                durable.write_json(path, {"a": process})
+        assert len([*tmp_path.iterdir()]) == 1
+    durable.write_json(path, {"a": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
 def test_json_keeps_infinity_and_tuples(tmp_path):
     path = tmp_path / "x.json"
     durable.write_json(path, {"clip": float("inf"), "stages": (3, 4)})

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -367,3 +368,31 @@ def test_a_run_without_its_log_is_not_begun_anew(tmp_path, spoil, left):
     ):
         runs.resume({"a": 1}, {})
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_that_begin_at_the_same_time_are_no_two_runs_of_one_seed(tmp_path, monkeypatch):
+    save, writes, goes_on, ends = RunFolder.save_config, threading.Event(), threading.Event(), []
+
+    def slow(self, *args):
+        writes.set()
+        goes_on.wait(60)
+        save(self, *args)
+
+    def begin():
+        try:
+            RunSet(tmp_path).create(CONFIG, OPTIONS).release()
+            ends.append("trains")
+        except UserError as error:
+            ends.append(str(error))
+
+    monkeypatch.setattr(RunFolder, "save_config", slow)
+    both = [threading.Thread(target=begin) for _ in range(2)]
+    both[0].start()
+    writes.wait(60)
+    both[1].start()
+    both[1].join(0.2)  # long enough to begin, if it could
+    goes_on.set()
+    for each in both:
+        each.join(60)
+    assert "has seed 3 already" in min(ends) and max(ends) == "trains"
+    assert [run.index for run in RunSet(tmp_path).runs()] == [0]

@@ -28,7 +28,8 @@ Meta = dict[str, Any]  # of a checkpoint, as JSON holds it
 FOLDER_NAME = re.compile(r"step_(\d+)(?:_(\d+))?")
 # TensorStore raises ValueError for all that goes wrong; these say that a disk or network did.
 STORAGE_CODES = re.compile(
-    r"os_error_code|OS error|\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DATA_LOSS|ABORTED|OUT_OF_RANGE)\b"
+    r"os_error_code|OS error"
+    r"|\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DATA_LOSS|ABORTED|OUT_OF_RANGE|NOT_FOUND)\b"
 )
 
 
@@ -182,6 +183,9 @@ def reason(error: BaseException) -> str:
     told = re.search(r": ([^:]+?) \[os_error_code=", text)  # the system's own words
     if told:
         return told[1]
+    if text.startswith("NOT_FOUND"):
+        gone = re.findall(r'local file "([^"]+)"', text)
+        return f"{gone[-1]} is gone" if gone else "a file of it is gone"
     told = re.search(r'^(\w+): .*?Error (\w+) "([^"]+)" in OCDBT', text)
     if told and told[1] == "OUT_OF_RANGE":
         return f"{told[3]} was cut short"
