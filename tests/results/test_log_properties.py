@@ -113,7 +113,7 @@ def test_any_values(where, text):
         for note in fifth.notes:
             if not fifth.broken:
                 assert type(note.time_ms) in (int, float)
-                assert 0 <= note.time_ms < 1e13
+                assert 0 <= note.time_ms < 1e14
             if note.key == "seed":
                 assert type(note.value) is int
                 assert note.value >= 0

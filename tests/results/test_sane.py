@@ -32,7 +32,7 @@ def with_second_seed(log=None):
 
 
 SPOILT = {
-    "division": (spoilt(DIVISION, value="open"), r':2: submission_division: is "open", and "closed" in 4'),
+    "division": (spoilt(DIVISION, value="open"), r':2: submission_division: is "open"; "closed" in 4'),
     "no division": (spoilt(DIVISION, value=None), ":2: submission_division: is null; it is"),
     "75.9": (spoilt(LAST, value=75.9), ":14: eval_accuracy: is 75.9; accuracy is between 0 and 1"),
     "below 0": (spoilt(FIRST, value=-0.1), ":13: eval_accuracy: is -0.1; accuracy is between 0 and 1"),
@@ -56,9 +56,9 @@ SPOILT = {
     "seed true": (spoilt(SEED, value=True), ":9: seed: is true, which is no whole number"),
     "seed below 0": (spoilt(SEED, value=-3), ":9: seed: is -3, which is no whole number"),
     "two seeds": (with_second_seed(), ":10: seed: is 77 here and 8 before: one run has one seed"),
-    "batch 0": (spoilt(BATCH, value=0), ":7: global_batch_size: is 0, which is no whole number above"),
+    "batch 0": (spoilt(BATCH, value=0), ":7: global_batch_size: is 0, which is no whole number from 1"),
     "batch 1.5": (spoilt(BATCH, value=1.5), ":7: global_batch_size: is 1.5, which is no whole number"),
-    "samples": (spoilt(SAMPLES, value=-5), ":8: train_samples: is -5, which is no whole number above 0"),
+    "samples": (spoilt(SAMPLES, value=-5), ":8: train_samples: is -5, which is no whole number from 1"),
     "key": (spoilt(CLEAR, key=[1]), r":5: has the key \[1\], which is no name"),
 }  # fmt: skip
 BY_THE_CHECKER = "no division,text,batch 0,time null,time 10**400".split(",")  # it says it itself
@@ -324,3 +324,22 @@ def test_the_longest_line_that_is_read(tmp_path):
     path = write(tmp_path, [text]) / "result_0.txt"
     assert not logset.read(path).broken
     assert compliance.harmless(path)
+
+
+def test_what_accepted_logs_hold_is_no_fault(tmp_path):
+    """Machines without accelerators, a late line of no interest; and in the first rounds clocks that disagree."""
+    plain = lines(14, seed=9)
+    late = spoilt(CLEAR, plain, time_ms=16655441572299)
+    none = [*plain, line("accelerators_per_node", 0, 20 * MINUTE)]
+    early = spoilt(START, plain, time_ms=0)
+    for content, ruleset, says in (
+        (late, "2.1.0", ""),
+        (none, "2.1.0", ""),
+        (early, "0.7.0", "run_start: is 2 minutes earlier than init_stop"),
+        (spoilt(DIVISION, plain, value="open"), "0.7.0", "A set is of one division"),
+    ):
+        found = score(write(tmp_path, *resnet_set(10, 11, 12, 13), content), ruleset)
+        assert found.valid, said(found)
+        assert says in said(found)
+    found = score(write(tmp_path, *resnet_set(10, 11, 12, 13), early), "1.1.0")
+    assert not found.valid

@@ -142,6 +142,12 @@ def test_bert_may_log_its_samples_to_the_target_as_train_samples(folder):
     ]
     path = folder(*logs)
     assert not score(path, "5.0.0").verdict.passed
+    hint = "train_samples: seems to hold the samples to the target, as with some submitters. Take them from there: --bert"
+    assert hint in said(score(path, "5.0.0"))
+    assert "to the target 3 samples (olympic mean)" in " ".join(str(score(path, "5.0.0")).split())
+    assert hint not in said(score(path, "5.0.0", bert_train_samples=True))
+    usual = [[text.replace("2700000", "156725653") for text in log] for log in logs]
+    assert hint not in said(score(folder(*usual, where="usual"), "5.0.0"))
     assert score(path, "5.0.0", bert_train_samples=True).verdict.passed
     assert scores(path, "5.0.0", bert_train_samples=True)[0].length == 2_700_000
 
