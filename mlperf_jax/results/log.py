@@ -285,6 +285,8 @@ def end_of_line(path: os.PathLike | str, key: str) -> int:
 def _parse(text: str, lineno: int) -> Line:
     members = json.loads(text[len(TOKEN) :])
     metadata = members["metadata"]
+    if not isinstance(members["key"], str):
+        raise TypeError("its key is no text")
     return Line(
         key=members["key"],
         value=members["value"],

@@ -87,6 +87,7 @@ def read_by_all(where, content):
     try:
         for each in log.read(path):
             assert isinstance(each.time_ms, float)
+            assert isinstance(each.key, str)
     except UserError as error:
         shown += str(error)
     scored = score(where, "4.0.0")

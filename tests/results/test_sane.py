@@ -61,7 +61,9 @@ SPOILT = {
     "samples": (spoilt(SAMPLES, value=-5), ":8: train_samples: is -5, which is no whole number from 1"),
     "key": (spoilt(CLEAR, key=[1]), r":5: has the key \[1\], which is no name"),
 }  # fmt: skip
-BY_THE_CHECKER = "no division,text,batch 0,time null,time 10**400".split(",")  # it says it itself
+BY_THE_CHECKER = "no division,text,batch 0,time null,time 10**400,key".split(
+    ","
+)  # it says it itself
 
 
 def control_characters(text):
