@@ -81,6 +81,8 @@ class Interrupted(Told):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """': did you mean …?' with the nearest known name, or the list of them when none is near."""
     known = list(known)
+    if not known:
+        return ", as there are none"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f": did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
 

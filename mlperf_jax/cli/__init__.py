@@ -13,7 +13,17 @@ import sys
 from collections.abc import Callable, Sequence
 
 import mlperf_jax
-from mlperf_jax.cli import data, listing, new, planning, results, show, streams, training
+from mlperf_jax.cli import (
+    data,
+    environment,
+    listing,
+    new,
+    planning,
+    results,
+    show,
+    streams,
+    training,
+)
 from mlperf_jax.cli.options import PROG
 from mlperf_jax.errors import Interrupted, UserError, did_you_mean, printable
 
@@ -38,6 +48,21 @@ COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "package": (results.package, "build the official submission folder of a set"),
     "report": (results.report, "write one self-contained page about runs and submissions"),
 }
+ON_DEVICES = ("run", "bench", "plan", "evaluate", "show")  # commands that begin XLA
+# of a path that the system or its administrator does not let us use, which no code of ours can help
+_OF_A_PATH = (
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 _OF_THE_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF)  # of an error that names no file
 OUT_OF_MEMORY = (
     "out of memory: lower --batch-size, compute it in parts with --gradient-accumulation-steps, or "
@@ -55,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # the process is ours
         streams.open_standard()
     try:
+        if argv is None and words[:1] and words[0] in ON_DEVICES:
+            environment.check_flags()
         code = dispatch(words)
         sys.stdout.flush()
         return code
@@ -70,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 141
     except OSError as error:
+        if error.filename is not None and error.errno in _OF_A_PATH:
+            return fail(f"{error.filename}: {error.strerror}; mend that, or give another path")
         if error.filename is not None or error.errno not in _OF_THE_OUTPUT:
             raise
         _drop_output()
@@ -79,8 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory allocating" in str(error):
             return fail(OUT_OF_MEMORY)
-        if "Unable to initialize backend" in str(error):
-            return fail(f"JAX found no such device: {str(error).splitlines()[0]}")
         raise
 
 
@@ -115,6 +142,8 @@ def dispatch(words: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}{did_you_mean(command, COMMANDS)}")
     run, about = COMMANDS[command]
+    if command != "list":
+        environment.check_directory()
     return run(about, words[taken:])
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from mlperf_jax.cli import named
 from mlperf_jax.cli.options import PROG, Option
-from mlperf_jax.core.fields import Count
+from mlperf_jax.core.fields import Count, Path
 from mlperf_jax.errors import UserError
 
 FETCH_OPTIONS = [
-    Option("data_dir", help="the folder to fetch into; without it all is told of", metavar="DIR"),
+    Option(
+        "data_dir", Path, help="the folder to fetch into; without it all is told of", metavar="DIR"
+    ),
     Option("list", bool, help="tell what there is, how large, from where, under which licence"),
     Option("only", tuple[str, ...], help="these parts alone, optional ones too", metavar="PART"),
     Option(
@@ -61,8 +63,12 @@ def fetch(about: str, words: Sequence[str]) -> int:
 def build(about: str, words: Sequence[str]) -> int:
     """Builds the data and prints how many samples there are."""
     own = [
-        Option("data_dir", help="the folder to build below; tiny has a default", metavar="DIR"),
-        Option("source", help="the downloaded original: an archive or a folder", metavar="PATH"),
+        Option(
+            "data_dir", Path, help="the folder to build below; tiny has a default", metavar="DIR"
+        ),
+        Option(
+            "source", Path, help="the downloaded original: an archive or a folder", metavar="PATH"
+        ),
     ]
     given = named.parse("data build", about, words, own, fields=False)
     benchmark, _, folder = _asked(given)
@@ -77,7 +83,7 @@ def build(about: str, words: Sequence[str]) -> int:
 def check(about: str, words: Sequence[str]) -> int:
     """Prints what is found in the data and what start weights or judges score; an error when something is wrong."""
     own = [
-        Option("data_dir", help="the folder of the data; tiny has a default", metavar="DIR"),
+        Option("data_dir", Path, help="the folder of the data; tiny has a default", metavar="DIR"),
         Option(
             "score",
             bool,

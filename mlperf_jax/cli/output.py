@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from typing import Any
 
 from mlperf_jax.cli.options import Option
 from mlperf_jax.errors import UserError
-from mlperf_jax.overwriting import MARK, check_replaceable
+from mlperf_jax.paths import MARK, check_writable
 
 
 def json_option(what: str) -> Option:
@@ -27,10 +26,7 @@ def json_target(given: dict[str, Any]) -> str | None:
     """
     target = given.pop("json", None)
     if target not in (None, "-"):
-        path = pathlib.Path(target)
-        check_replaceable(path)
-        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-            raise UserError(f"cannot write {target}: give a file in a folder that is there")
+        check_writable(target)
     return target
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mlperf_jax.cli import options, output
 from mlperf_jax.cli.options import Option
-from mlperf_jax.core.fields import Several
+from mlperf_jax.core.fields import Path, Several
 from mlperf_jax.errors import UserError
 
 
@@ -22,7 +22,7 @@ def check(about: str, words: Sequence[str]) -> int:
         ),
         Option("division", Division, help="the one that the log must be of"),
     ]
-    path = Option("path", help="a log or the output folder of a run")
+    path = Option("path", Path, help="a log or the output folder of a run")
     about = f"{about}, and repeat its findings in plain words"
     given = options.parse("check", about, words, [path], own)
     from mlperf_jax import results
@@ -42,7 +42,7 @@ def score(about: str, words: Sequence[str]) -> int:
         Option("bert_train_samples", bool, help="bert's samples are in its train_samples lines"),
         output.json_option("the scores"),
     ]
-    path = Option("dir", help="a set's folder, or any folder of sets")
+    path = Option("dir", Path, help="a set's folder, or any folder of sets")
     given = options.parse("score", about, words, [path], own)
     target = output.json_target(given)
     from mlperf_jax.results import score
@@ -60,19 +60,21 @@ def package(about: str, words: Sequence[str]) -> int:
     own = [
         Option("org", help="the organisation (names a folder)", metavar="ORG", required=True),
         Option("system", help="the system (names its files)", metavar="SYSTEM", required=True),
-        Option("output", help="the folder that is to hold the organisation's", metavar="DIR"),
+        Option("output", Path, help="the folder that is to hold the organisation's", metavar="DIR"),
         Option("submitter", help="who submits, in words; the organisation by default"),
         Option("status", Status, help="what the runs say by default"),
         Option("division", Division, help="to be sure"),
         Option("ruleset", help="the round; the one the runs were made for by default"),
         Option("implementation", help="names the folder of the code pointer"),
-        Option("machine", help="JSON with fields of the system file; see docs", metavar="FILE"),
-        Option("code", help="a folder of source code to copy along", metavar="DIR"),
+        Option(
+            "machine", Path, help="JSON with fields of the system file; see docs", metavar="FILE"
+        ),
+        Option("code", Path, help="a folder of source code to copy along", metavar="DIR"),
         Option("url", help="public https address of the code"),
         Option("commit", help="git commit of the code"),
         Option("allow_tiny", bool, help="make a rehearsal of tiny runs, marked as such"),
     ]
-    path = Option("dir", help="the output folder of the runs")
+    path = Option("dir", Path, help="the output folder of the runs")
     about = f"{about} and ask the official checkers about it"
     given = options.parse("package", about, words, [path], own)
     from mlperf_jax.results import durable, package
@@ -91,10 +93,12 @@ def package(about: str, words: Sequence[str]) -> int:
 def report(about: str, words: Sequence[str]) -> int:
     """Writes the page and prints its path."""
     own = [
-        Option("out", str, "report.html", "the page to write", metavar="FILE"),
+        Option("out", Path, "report.html", "the page to write", metavar="FILE"),
         Option("ruleset", help="the round of logs that do not say it"),
     ]
-    folders = Option("dirs", Several[str], help="a folder of runs or submissions", metavar="DIR...")
+    folders = Option(
+        "dirs", Several[Path], help="a folder of runs or submissions", metavar="DIR..."
+    )
     given = options.parse("report", about, words, [folders], own)
     from mlperf_jax.results import report
 

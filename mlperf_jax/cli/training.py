@@ -7,7 +7,7 @@ from typing import Any
 
 from mlperf_jax.cli import named, options, output
 from mlperf_jax.cli.options import Option
-from mlperf_jax.core.fields import Count, Whole
+from mlperf_jax.core.fields import Count, Path, Whole
 
 
 def run(about: str, words: Sequence[str]) -> int:
@@ -56,7 +56,7 @@ def bench(about: str, words: Sequence[str]) -> int:
 
 def evaluate(about: str, words: Sequence[str]) -> int:
     """Scores a trained run; exit code 1 when it did not reach its target."""
-    path = Option("path", help="the output folder of a trained run", metavar="RUN")
+    path = Option("path", Path, help="the output folder of a trained run", metavar="RUN")
     bisect = Option(
         "bisect", bool, help="score only what finds one that passes while the one before does not"
     )

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.paths import path_fault
 
 T = TypeVar("T")
 
@@ -62,6 +63,20 @@ class NotEmpty:
     """Marks a tuple that has at least one element."""
 
 
+class Place:
+    """Marks text that is a path: local, one that this system can look up, or remote (`gs://`).
+
+    >>> "runs/mine" in Place(), "x" * 300 in Place()
+    (True, False)
+    """
+
+    def __contains__(self, text: str) -> bool:
+        return "://" in text or path_fault(text) is None
+
+    def __str__(self) -> str:
+        return "one that this system can look up"
+
+
 Whole = Annotated[int, Range(0)]
 Count = Annotated[int, Range(1)]
 Samples = Annotated[Count, "samples"]
@@ -69,6 +84,7 @@ Rate = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(0, 1)]
 Fraction = Annotated[float, Range(0, below=1)]
+Path = Annotated[str, Place()]
 Several = Annotated[tuple[T, ...], NotEmpty]
 
 
@@ -153,7 +169,7 @@ def _fit(value: Any, hint: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         value = _fit(value, args[0])
-        fits = all(value in rule for rule in args[1:] if isinstance(rule, Range))
+        fits = all(value in rule for rule in args[1:] if isinstance(rule, Range | Place))
         if fits and (value or NotEmpty not in args):
             return value
     elif is_union(hint):
@@ -214,10 +230,13 @@ def allowed(hint: Any, several: bool = False) -> str:
         count = "any number of" if args[1:] == (...,) else len(args)
         return f"{count} {allowed(args[0], several=True)}"
     if origin is Annotated:
-        said = allowed(args[0], several) + "".join(f" of {r}" for r in args if isinstance(r, str))
+        noun = allowed(args[0], several)
+        if any(isinstance(rule, Place) for rule in args):
+            noun = "paths" if several else "a path"
+        said = noun + "".join(f" of {r}" for r in args if isinstance(r, str))
         said = said.replace("any number of", "one or more") if NotEmpty in args else said
         each = ", each" if several else ","
-        return said + "".join(f"{each} {rule}" for rule in args if isinstance(rule, Range))
+        return said + "".join(f"{each} {rule}" for rule in args if isinstance(rule, Range | Place))
     name = getattr(hint, "__name__", str(hint))
     return _NOUNS.get(hint, (f"a {name}", f"{name}s"))[several]
 

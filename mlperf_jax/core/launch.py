@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax._src import xla_bridge  # no public way tells whether JAX has looked for devices
 
-from mlperf_jax.core import loop, mesh as meshes, preflight, processes
+from mlperf_jax.core import loop, mesh as meshes, preflight, processes, roll_call
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.run import Run
@@ -32,11 +33,18 @@ SHARED = (
 
 
 def connect(options: RunOptions) -> None:
-    """Joins the other processes of a multi-host run, if the options name any; once per process.
+    """Joins the other processes of a multi-host run, if the options name any, and finds the devices.
 
     Raises:
-        UserError: when the options are incomplete or the coordinator does not answer.
+        UserError: when the options are incomplete, a process does not come in time (says which), JAX was used
+            before, or has no device.
     """
+    _join(options)
+    meshes.available()
+
+
+def _join(options: RunOptions) -> None:
+    """Joins the other processes, once per process."""
     if options.coordinator is None:
         if options.processes is not None or options.process is not None:
             raise UserError("processes and process need coordinator: give --coordinator host:port")
@@ -49,11 +57,22 @@ def connect(options: RunOptions) -> None:
             raise UserError(
                 "coordinator needs processes and process: give --processes N --process I"
             )
+        roll_call.parse_address(options.coordinator)
         found = dict(
             coordinator_address=options.coordinator,
             num_processes=options.processes,
             process_id=options.process,
         )
+    if xla_bridge.backends_are_initialized():
+        raise UserError(
+            "JAX has been used in this process already, and joins a run's other processes only before that: call "
+            "run first, or jax.distributed.initialize before anything of JAX"
+        )
+    if found:
+        roll_call.answer(
+            options.coordinator, found["num_processes"], found["process_id"], options.join_timeout
+        )
+    found["initialization_timeout"] = options.join_timeout
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # an error here ends the others as soon as a lost process does

@@ -52,6 +52,23 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
+def available() -> list[Device]:
+    """The devices that JAX has here.
+
+    Raises:
+        UserError: it has none of the kind that `JAX_PLATFORMS` names.
+    """
+    try:
+        return jax.devices()
+    # an assertion, where the kind is known and what it needs is not installed
+    except (RuntimeError, AssertionError) as error:
+        told = str(error).splitlines()[0].rstrip(".") if str(error) else "it is not installed"
+        raise UserError(
+            f"JAX finds no device of JAX_PLATFORMS={jax.config.jax_platforms or ''!r}: {told}; install what it needs "
+            "(`mlperf-jax doctor` says what is here), or unset it"
+        ) from error
+
+
 def make_mesh(text: str | None = None, devices: Sequence[Device] | None = None) -> Mesh:
     """A mesh over `devices` (all by default); without a text all devices are on `data`.
 
@@ -60,7 +77,7 @@ def make_mesh(text: str | None = None, devices: Sequence[Device] | None = None) 
     Raises:
         UserError: when the mesh needs more devices than there are.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = list(available() if devices is None else devices)
     sizes = parse_mesh(text) if text else {"data": len(devices)}
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     wanted = math.prod(shape)

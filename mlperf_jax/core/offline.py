@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -24,6 +23,7 @@ from mlperf_jax.core.standing import Ended, Standing
 from mlperf_jax.core.state import State
 from mlperf_jax.core.trained import options_here, with_untrained
 from mlperf_jax.errors import UserError
+from mlperf_jax.paths import check_path
 from mlperf_jax.results import durable
 from mlperf_jax.results.result import Result
 from mlperf_jax.results.runs import RunSet
@@ -40,7 +40,7 @@ def waiting(path: os.PathLike | str) -> tuple[dict[str, Any], RunOptions] | None
     Raises:
         UserError: there is no run at all.
     """
-    root = pathlib.Path(path).expanduser()
+    root = check_path(path, "the folder of a run").expanduser()
     root = root.parent if (root / "config.json").exists() else root
     runs = RunSet(root)
     if not any(run.config_path.exists() for run in runs.runs()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from mlperf_jax.core.fields import Count, Range, Samples, Several, Whole, check_fields
+from mlperf_jax.core.fields import Count, Path, Range, Samples, Several, Whole, check_fields
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.header import Status
 
@@ -21,8 +21,8 @@ Display = Literal["auto", "plain", "none"]
 class RunOptions:
     """Where and how a benchmark runs; nothing here changes what is trained except the optimizer."""
 
-    data_dir: Annotated[str | None, "folder of the prepared data, local or gs://"] = None
-    output: Annotated[str | None, "folder of the set; default mlperf_runs/<benchmark>-<hash>"] = (
+    data_dir: Annotated[Path | None, "folder of the prepared data, local or gs://"] = None
+    output: Annotated[Path | None, "folder of the set; default mlperf_runs/<benchmark>-<hash>"] = (
         None
     )
     seed: Annotated[Seed | None, "run seed; default from the system's entropy"] = None
@@ -63,6 +63,9 @@ class RunOptions:
     ] = None
     processes: Annotated[Count | None, "how many processes the run has"] = None
     process: Annotated[Whole | None, "which one of them this is, from 0"] = None
+    join_timeout: Annotated[
+        Count, "seconds", "how long the processes wait for each other to come"
+    ] = 300
     heartbeat: Annotated[Count, "seconds", "how long until a lost process ends the others"] = 30
     show: Annotated[Display, "progress display; auto is live on a terminal"] = "auto"
 

@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from mlperf_jax.core import (
+    layout,
     mesh as meshes,
     optimizer_trace,
     processes,
@@ -49,7 +50,8 @@ def resolve_dtype(benchmark: Benchmark) -> Benchmark:
         if benchmark.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise UserError("dtype float64 needs JAX_ENABLE_X64=1 in the environment")
         return benchmark
-    return benchmark.replace(dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
+    platform = meshes.available()[0].platform
+    return benchmark.replace(dtype="float32" if platform == "cpu" else "bfloat16")
 
 
 def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
@@ -288,6 +290,7 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plann
     assembly.check_room()
     replaced = assembly.traced.program if given is not None and assembly.traced else None
     notes = list(assembly.traced.notes) if assembly.traced else []
+    notes += layout.check_layout(assembly)
     if assembly.replaced and start is not None and start.optimizer_step:
         notes.append(
             f"note: the start checkpoint has the state of {benchmark.name}'s own optimizer after "

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
+from mlperf_jax.paths import check_path
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import (
     SMALL_PRINT,
@@ -198,7 +198,7 @@ def find(path: os.PathLike | str | Result) -> Kept:
     """
     path = text = folder_of(path)
     if "://" not in text:
-        text = str(pathlib.Path(text).expanduser().resolve())
+        text = str(check_path(text, "the folder of a run").expanduser().resolve())
     root, _, last = text.rstrip("/").rpartition("/")
     one = re.fullmatch(r"run_(\d+)", last)
     mirror = Mirror((root or "/") if one else text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
+from mlperf_jax.errors import UserError
 from mlperf_jax.ops.pretend import pretended
 
 Axes = str | tuple[str, ...] | None
@@ -29,7 +30,8 @@ def shard(x: jax.Array, *axes: Axes) -> jax.Array:
       x, with the constraint.
 
     Raises:
-      ValueError: more axes than x has dimensions, or a dimension that its axes do not divide.
+      UserError: a dimension that its axes do not divide: the mesh does not suit the model.
+      ValueError: more axes than x has dimensions.
 
     >>> shard(jax.numpy.ones([4, 2]), ROWS, "tensor").shape
     (4, 2)
@@ -45,9 +47,10 @@ def shard(x: jax.Array, *axes: Axes) -> jax.Array:
         for name in names:
             parts *= sizes[name]
         if size % parts:
-            raise ValueError(
-                f"shard: dimension {dim} of {x.shape} is not divided by mesh axes {names} "
-                f"of {parts} parts"
+            given = ",".join(f"{name}={sizes[name]}" for name in names if sizes[name] > 1)
+            raise UserError(
+                f"--mesh {given} splits dimension {dim} of an array of shape {x.shape} {parts} ways, which do not "
+                f"divide {size}: give a mesh that does"
             )
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(names or None for names in kept)))
 

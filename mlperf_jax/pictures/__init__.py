@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError, optional
-from mlperf_jax.overwriting import MARK, check_replaceable
+from mlperf_jax.paths import MARK, check_writable
 
 # of the classes above 0, told apart by red-green blind eyes too (Okabe and Ito)
 COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
@@ -326,14 +326,7 @@ def check_output(path: os.PathLike | str) -> None:
     """
     if not os.fspath(path).lower().endswith(".png"):
         raise UserError(f"output {path} must end in .png: pictures are PNG files")
-    folder = pathlib.Path(path).expanduser().absolute().parent
-    if "://" in os.fspath(path) or not folder.is_dir():
-        raise UserError(
-            f"output {path}: there is no folder {folder} here; give a file in one that is"
-        )
-    check_replaceable(path)
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"output {path} cannot be written: give another file")
+    check_writable(path)
 
 
 def save(picture: Any, path: os.PathLike | str) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mlperf_jax.overwriting import MARK
+from mlperf_jax.paths import MARK
 from mlperf_jax.pictures import COLOURS
 
 Points = Sequence[tuple[float, float]]  # (samples, value), by samples

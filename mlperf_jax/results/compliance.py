@@ -14,6 +14,7 @@ import re
 import threading
 
 from mlperf_jax.errors import UserError, optional, printable
+from mlperf_jax.paths import check_path
 from mlperf_jax.results import log, logset, rules, sane, system
 from mlperf_jax.results.finding import Finding
 from mlperf_jax.results.result import rows_table
@@ -85,7 +86,7 @@ def check(
     """
     if division not in (None, "closed", "open"):
         raise UserError(f"division is {division!r}; give 'closed' or 'open'")
-    paths = _logs(pathlib.Path(path))
+    paths = _logs(check_path(path, "the log"))
     contents, refused = _readable(paths)
     refused += _of_others(contents)
     name, official, version = _benchmark(contents, ruleset)

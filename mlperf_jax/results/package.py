@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.paths import check_path
 from mlperf_jax.results import durable, package_texts, system_file
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.package_check import Verdict, check_tree
@@ -179,7 +180,7 @@ def package(
 def _local(path: os.PathLike | str, name: str) -> pathlib.Path:
     if not os.fspath(path) or "://" in os.fspath(path):
         raise UserError(f"{name} is {os.fspath(path)!r}; copy it to, or give, a local folder")
-    return pathlib.Path(path).absolute()
+    return check_path(path, name).absolute()
 
 
 # ---- what goes in

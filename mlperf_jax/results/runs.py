@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.paths import check_path
 from mlperf_jax.results import durable, log
 from mlperf_jax.results.result import Result, config_hash
 
@@ -387,7 +388,7 @@ class RunSet:
 
 def runs_at(path: os.PathLike | str) -> list[RunFolder]:
     """The runs of a path that have a configuration: the one of a run's folder (`…/run_0`), all of a set's."""
-    folder = pathlib.Path(path)
+    folder = check_path(path, "the folder")
     one = re.fullmatch(r"run_(\d+)", folder.name)
     runs = [RunFolder(folder.parent, int(one[1]))] if one else RunSet(folder).runs()
     return [run for run in runs if run.config_path.exists()]

@@ -17,6 +17,7 @@ from collections import Counter
 from typing import Literal
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.paths import check_path
 from mlperf_jax.results import compliance, durable, logset, rcp, rules, sane, scored
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import RunLog
@@ -50,7 +51,7 @@ def scores(
         official=official,
         bert_train_samples=bert_train_samples,
     )
-    root = pathlib.Path(root)
+    root = check_path(root, "the folder")
     return Scores(root, tuple(map(each, logset.folders(root))))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.overwriting import check_replaceable
+from mlperf_jax.paths import check_writable
 from mlperf_jax.pictures import curves
 from mlperf_jax.results import log as logs, rules
 from mlperf_jax.results.result import SMALL_PRINT, Result, Results, folder_of
@@ -164,7 +164,7 @@ class Curves:
         """
         if not os.fspath(path).endswith(".svg"):
             raise UserError(f"{path} must end in .svg: curves are SVG files")
-        check_replaceable(path)
+        check_writable(path)
         try:
             pathlib.Path(path).write_text(self.svg, encoding="utf-8")
         except OSError as error:

@@ -167,7 +167,10 @@ REFUSED = [
         "run resnet --stages 1 x",
         "--stages must be one or more whole numbers, each at least 1, not 'x'",
     ),
-    ("run resnet --data-dir=", "--data-dir must be some text or None, not ''"),
+    (
+        "run resnet --data-dir=",
+        "--data-dir must be a path, one that this system can look up, or None, not ''",
+    ),
     (
         "run resnet --targets good",
         "--targets must be one or more Targets such as 'accuracy>=0.95', not 'good'",

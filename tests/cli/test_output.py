@@ -25,6 +25,9 @@ def test_the_target_leaves_the_options(tmp_path):
     given = {"json": "-", "seed": 1}
     assert (output.json_target(given), given) == ("-", {"seed": 1})
     assert output.json_target(given) is None
-    for bad, said in ((tmp_path, "is a folder"), (tmp_path / "no" / "found.json", "cannot write")):
+    for bad, said in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "no" / "found.json", "there is no folder"),
+    ):
         with pytest.raises(UserError, match=said):
             output.json_target({"json": str(bad)})

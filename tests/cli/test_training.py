@@ -93,7 +93,7 @@ def test_bench_writes_json(refused, benched, capsys, tmp_path):
     assert json.loads(target.read_text())["examples_per_second"] == 1.5
     capsys.readouterr()
     measured = len(benched)
-    for bad, why in ((tmp_path / "no" / "x", "cannot write"), (tmp_path, "is a folder")):
+    for bad, why in ((tmp_path / "no" / "x", "there is no folder"), (tmp_path, "is a folder")):
         said = refused(["bench", "resnet", "--tiny", "--json", bad])
         assert str(bad) in said and why in said
     assert len(benched) == measured, "the answer comes before the work"

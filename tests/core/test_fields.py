@@ -43,7 +43,7 @@ def allows(hint: Any, value: Any) -> bool:
         ranges = [rule for rule in leaf(hint) if isinstance(rule, Range)]
         return bool(ranges) and all(rule.least <= value and rule.above < value for rule in ranges)
     if type(value) is str:
-        return value == "x" and hint in (str, str | None)
+        return value == "x" and hint in (str, str | None, fields.Path | None)
     return value == [] and typing.get_origin(hint) is tuple and ... in args
 
 

@@ -1,6 +1,7 @@
 """All that is refused before the clock starts, each with its sentence, and nothing written."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import optax
@@ -137,7 +138,8 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
 
 def test_dtype_auto_is_decided_and_noted(tmp_path, monkeypatch):
     assert plan(toys.Toy(), tmp_path).benchmark.dtype == "float32"
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    pretended = [SimpleNamespace(platform="tpu")]
+    monkeypatch.setattr(preflight.meshes, "available", lambda: pretended)
     assert preflight.resolve_dtype(toys.Toy()).dtype == "bfloat16"
     assert preflight.resolve_dtype(toys.Toy(dtype="float32")).dtype == "float32"
 

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterable
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.overwriting import check_replaceable
+from mlperf_jax.paths import check_path, check_writable
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.durable import cannot_write
 from mlperf_jax.results.report import notebook, page
@@ -46,7 +46,7 @@ class Report:
             UserError: the file cannot be written, or another would be lost.
         """
         path = pathlib.Path(output)
-        check_replaceable(path)
+        check_writable(path)
         try:
             path.write_text(self.html(), encoding="utf-8", newline="\n")
         except OSError as error:
@@ -76,7 +76,7 @@ def collect(
     """
     if isinstance(dirs, str | os.PathLike):
         dirs = [dirs]
-    paths = [pathlib.Path(directory) for directory in dirs]
+    paths = [check_path(directory, "the folder") for directory in dirs]
     if not paths:
         raise UserError("no folder is given to report on; give the output folder of a run")
     found, findings = places(paths)
@@ -106,5 +106,5 @@ def report(
     Raises:
         UserError: no folder has runs, or the page cannot be written.
     """
-    check_replaceable(output)  # before the work
+    check_writable(output)  # before the work
     return collect(dirs, ruleset=ruleset).save(output)
