@@ -37,12 +37,27 @@ def in_python(sentence: str) -> str:
     return re.sub(r"(\S+) \(\1\)", r"\1", told)  # what was said in both ways
 
 
+def printable(text: str, keep: str = "") -> str:
+    """A text without what a terminal would obey instead of showing, such as escapes and turns of direction.
+
+    >>> printable("a\\x1b[31mb\\u202ec\\n", keep="\\n")
+    'a?[31mb?c\\n'
+
+    Args:
+        text: of logs and file names, which may hold anything.
+        keep: what stays all the same.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
 class Told(Exception):
     """What is told in its sentence alone: the command line prints it, and a notebook shows it, without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback."""
-        return [f"{type(self).__name__}: {in_python(str(self))}"]
+        return [printable(f"{type(self).__name__}: {in_python(str(self))}", keep="\n")]
 
 
 class UserError(Told):

@@ -22,6 +22,8 @@ os.environ.setdefault(
 )
 
 import costs
+import hypothesis
+import hypothesis.configuration
 import jax
 import pytest
 import selection
@@ -37,6 +39,13 @@ jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# the same examples every time, of which nothing is kept; what it caches lies with the programs
+hypothesis.configuration.set_hypothesis_home_dir(CACHE / "hypothesis")
+hypothesis.settings.register_profile(
+    "same", derandomize=True, max_examples=100, database=None, deadline=None
+)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from mlperf_jax.cli import (
     training,
 )
 from mlperf_jax.cli.options import PROG
-from mlperf_jax.errors import Interrupted, UserError, did_you_mean
+from mlperf_jax.errors import Interrupted, UserError, did_you_mean, printable
 
 # name -> what runs it, given the words behind it, and what it does, which is the first argument
 COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
@@ -122,7 +122,7 @@ def _drop_output() -> None:
 
 def fail(error: object, code: int = 2) -> int:
     """The sentence on stderr, and the exit code."""
-    print(f"{PROG}: {error}", file=sys.stderr, flush=True)
+    print(printable(f"{PROG}: {error}", keep="\n"), file=sys.stderr, flush=True)
     if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
         sys.stdout.flush()
         os._exit(code)  # the runtime's own goodbye would wait for the other processes, then abort

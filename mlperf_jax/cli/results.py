@@ -18,7 +18,7 @@ def check(about: str, words: Sequence[str]) -> int:
 
     own = [
         Option(
-            "ruleset", help="the rules, such as 4.0.0; by default of the last round that ran it"
+            "ruleset", help="the rules, such as 4.0.0; by default what the runs or the folder say"
         ),
         Option("division", Division, help="the one that the log must be of"),
     ]

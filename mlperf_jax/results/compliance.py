@@ -13,46 +13,17 @@ import pathlib
 import re
 import threading
 
-from mlperf_jax.errors import UserError, optional
+from mlperf_jax.errors import UserError, optional, printable
 from mlperf_jax.paths import check_path
-from mlperf_jax.results import log, rules
+from mlperf_jax.results import log, logset, rules, sane, system
+from mlperf_jax.results.finding import Finding
 from mlperf_jax.results.result import rows_table
 
 # These values name the rule files that the checker loads, and rule files are code: a log from
 # elsewhere must not choose a file by a path.
 _NAMES_A_FILE = ("submission_benchmark", "submission_division", "opt_name", "scheduler_type")
 
-_LONGEST = 1 << 16  # characters of a line that the checker is given
-
 _one_at_a_time = threading.Lock()  # the checker keeps its queue of rule files in a module global
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing the checker holds against a log.
-
-    Attributes:
-        file: the log.
-        line: line number in it from 1, or None when the trouble is a line that is not there.
-        key: the log key, or "" when it is about the whole log.
-        expected: what the rules want.
-        advice: what to do.
-        official: the checker's own text.
-        warning: whether the log passes all the same.
-    """
-
-    file: str
-    key: str
-    expected: str
-    advice: str = ""
-    official: str = ""
-    line: int | None = None
-    warning: bool = False
-
-    def __str__(self) -> str:
-        where = self.file if self.line is None else f"{self.file}:{self.line}"
-        key = f" {self.key}:" if self.key else ""
-        return f"{where}:{key} {self.expected} {self.advice}".rstrip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +31,7 @@ class Report:
     """The verdict over one log or a set of them.
 
     Attributes:
-        success: whether the official checker accepts every log.
+        success: whether the official checker accepts every log, and nothing in them is what cannot be (`sane`).
         findings: what it found, in the order of the files.
         raw: the checker's text, unchanged.
         ruleset: the rules that were applied, such as "4.0.0".
@@ -79,9 +50,16 @@ class Report:
         return "\n".join([self._verdict(), *(f"  {finding}" for finding in self.findings)])
 
     def _verdict(self) -> str:
-        verdict = "passes" if self.success else "does not pass"
         logs = self.files[0] if len(self.files) == 1 else f"{len(self.files)} logs"
-        return f"{logs}: {verdict} the official checker ({self.benchmark}, ruleset {self.ruleset})"
+        rules = f"({self.benchmark}, ruleset {self.ruleset})"
+        theirs = any(found.official and not found.warning for found in self.findings)
+        if self.success or theirs:
+            verdict = (
+                f"{'passes' if self.success else 'does not pass'} the official checker {rules}"
+            )
+        else:
+            verdict = f"does not pass, though the official checker says nothing against it {rules}"
+        return printable(f"{logs}: {verdict}")
 
     def _repr_html_(self) -> str:
         rows = [
@@ -98,7 +76,8 @@ def check(
 
     Args:
         path: a log, or the output folder of a run.
-        ruleset: the rules to apply; those of the last round that ran the logged benchmark by default.
+        ruleset: the rules to apply. By default what our runs say, then what the name of a round's repository
+            above the folder says, then those of the last round that ran the logged benchmark.
         division: "closed" or "open" when the log must be of that division; whatever it says by default.
 
     Raises:
@@ -108,13 +87,8 @@ def check(
     if division not in (None, "closed", "open"):
         raise UserError(f"division is {division!r}; give 'closed' or 'open'")
     paths = _logs(check_path(path, "the log"))
-    contents = {p: harmless(p) for p in paths}
-    for p, lines in contents.items():
-        if not lines:
-            raise UserError(
-                f"{p} has no line with the token {log.TOKEN}; it is empty or not a log: "
-                "give a result_*.txt of a run"
-            )
+    contents, refused = _readable(paths)
+    refused += _of_others(contents)
     name, official, version = _benchmark(contents, ruleset)
     suite = official.suite if official else "training"
     if rules.checker(suite, version) is None:
@@ -122,12 +96,15 @@ def check(
             f"there is no official checker for logs of this format under ruleset {version}; "
             "the oldest is 0.7.0"
         )
-    findings: list[Finding] = []
+    findings: list[Finding] = [*refused]
     raw: list[str] = []
     for p, lines in contents.items():
         found, text = _check_one(p, lines, suite, version, division)
         findings += found
         raw.append(text)
+    said = {(found.file, found.line, found.key) for found in findings if not found.warning}
+    judged = sane.findings([logset.read(p) for p in contents], official)
+    findings += [f for f in judged if (f.file, f.line, f.key) not in said]
     if official and pathlib.Path(path).is_dir():
         findings += _whole_set(contents, official.runs)
     return Report(
@@ -160,6 +137,49 @@ def _logs(path: pathlib.Path) -> list[pathlib.Path]:
     return [p for _, p in sorted(numbered)]
 
 
+def _readable(
+    paths: list[pathlib.Path],
+) -> tuple[dict[pathlib.Path, list[log.Line]], list[Finding]]:
+    """The lines of those logs that can be judged, and what is wrong with each of the others.
+
+    Raises:
+        UserError: none can be judged.
+    """
+    contents: dict[pathlib.Path, list[log.Line]] = {}
+    errors: dict[pathlib.Path, UserError] = {}
+    for path in paths:
+        try:
+            contents[path] = harmless(path)
+        except UserError as error:
+            errors[path] = error
+    if not contents:
+        raise next(iter(errors.values()))
+    return contents, [
+        Finding(str(p), "", f"{error}.", official=str(error)) for p, error in errors.items()
+    ]
+
+
+def _of_others(contents: dict[pathlib.Path, list[log.Line]]) -> list[Finding]:
+    """Takes out the logs of other benchmarks than most are of, and says so of each."""
+    names = {
+        path: next((str(line.value) for line in lines if line.key == "submission_benchmark"), "")
+        for path, lines in contents.items()
+    }
+    (name, most), *others = collections.Counter(filter(None, names.values())).most_common() or [
+        ("", 0)
+    ]
+    if not others or others[0][1] == most:
+        return []
+    odd = [path for path, said in names.items() if said not in ("", name)]
+    for path in odd:
+        del contents[path]
+    says = "is {!r}, and {!r} in {} logs, so this one was not checked."
+    return [
+        Finding(str(path), "submission_benchmark", says.format(names[path], name, most))
+        for path in odd
+    ]
+
+
 def harmless(path: pathlib.Path) -> list[log.Line]:
     """The lines of a log that lets the official checkers load no file of the log's own choice.
 
@@ -167,12 +187,12 @@ def harmless(path: pathlib.Path) -> list[log.Line]:
         UserError: it names a file to them, has a line without end, or cannot be read and so cannot be judged.
     """
     lines = log.read(path)
+    if not lines:
+        raise UserError(f"the log {path} is {log.no_log(path)}: give a result_*.txt of a run")
     for line in lines:
-        if len(line.text) > _LONGEST:
-            raise UserError(
-                f"line {line.lineno} of {path} has {len(line.text):,} characters, more than any log needs, and the "
-                "official checker takes minutes over it; restore what the run logged"
-            )
+        if len(line.text) > log.LONGEST:
+            said = log.too_long(len(line.text)).removeprefix("it ")
+            raise UserError(f"line {line.lineno} of {path} {said}; restore what the run logged")
         if line.key in _NAMES_A_FILE and not re.fullmatch(r"\w+", str(line.value)):
             raise UserError(
                 f"line {line.lineno} of {path} has {line.value!r} as its {line.key}, which is not a name; "
@@ -206,12 +226,22 @@ def _benchmark(
         raise UserError(
             f"{path} is of {name!r}, which no round had: there are no official rules to check it by"
         )
+    if ruleset is None:
+        ruleset = _stated(list(contents), name)
     # An official name may have changed hands or been given up: the last round that used it.
     official = found[-1]
     if ruleset is not None:
         of_round = rules.by_log_name(name, ruleset)
         official = of_round[0] if of_round else rules.resolve(official.benchmark, ruleset)
     return name, official, official.ruleset
+
+
+def _stated(paths: list[pathlib.Path], name: str) -> str | None:
+    """The round that our run folders or the name of a results repository say, as `score` takes it."""
+    folder = paths[0].parent
+    own = {run.ruleset for run in system.own_runs(folder, paths).values() if run.ruleset}
+    said = min(own) if len(own) == 1 else rules.round_above(folder)
+    return said if said and rules.by_log_name(name, said) else None
 
 
 def _whole_set(contents: dict[pathlib.Path, list[log.Line]], runs: int) -> list[Finding]:

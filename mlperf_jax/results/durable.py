@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import stat
 from typing import Any
 
 import numpy as np
@@ -100,17 +101,30 @@ def write_json(path: pathlib.Path, document: Any) -> None:
         raise cannot_write(path, error) from error
 
 
+def not_a_file(path: pathlib.Path) -> str:
+    """What stands in a file's place, which reading would wait for or stumble over: "a pipe"; "" for a file, or nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return ""
+    if stat.S_ISREG(mode):
+        return ""
+    return {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder"}.get(stat.S_IFMT(mode), "a device")
+
+
 def read_json(path: pathlib.Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        UserError: the file is missing or holds something else.
+        UserError: the file is missing, is none, or holds something else.
     """
+    if unusual := not_a_file(path):
+        raise UserError(f"{path} is {unusual}, where a file of JSON should be: move it away")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not a JSON file ({error}); mend or restore it, or move the run that it is of away "
             "and start another"

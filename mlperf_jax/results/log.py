@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import re
-import stat
 import sys
 import time
 from typing import Any
@@ -40,6 +39,13 @@ _SCORES = ("eval_accuracy", "eval_error")
 
 # what a line that is none ends its reader with: brackets nested too deep and numbers too large among it
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+
+LONGEST = 1 << 16  # characters of a line; the official parser takes minutes over one of a million
+
+# what the first bytes say of a file that is no log
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+}  # fmt: skip
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -214,7 +220,7 @@ def read(path: os.PathLike | str) -> list[Line]:
         UserError: the file cannot be read, or a whole line is not what the format says.
     """
     path = pathlib.Path(path)
-    if unusual := not_a_file(path):
+    if unusual := durable.not_a_file(path):
         raise UserError(f"the log {path} is {unusual}: give a file of text, or move it away")
     try:
         content = path.read_text(encoding="latin-1")
@@ -238,15 +244,32 @@ def read(path: os.PathLike | str) -> list[Line]:
     return lines
 
 
-def not_a_file(path: pathlib.Path) -> str:
-    """What stands in a file's place, which reading would wait for or stumble over: "a pipe"; "" for a file, or nothing."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return ""
-    if stat.S_ISREG(mode):
-        return ""
-    return {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder"}.get(stat.S_IFMT(mode), "a device")
+def no_log(path: pathlib.Path) -> str:
+    """What a file without any line of a log is instead, "empty" or "compressed by gzip".
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        beginning = file.read(4096)
+    if not beginning.strip():
+        return "empty"
+    for sign, how in _COMPRESSED.items():
+        if beginning.startswith(sign):
+            return f"compressed by {how}, and a log is plain text"
+    wide = (b"\xff\xfe", b"\xfe\xff")
+    if beginning.startswith(wide) or any(
+        TOKEN.encode(f"utf-16-{e}") in beginning for e in ("le", "be")
+    ):
+        return "in UTF-16, and a log is in UTF-8"
+    if b"\0" in beginning:
+        return "binary, and a log is plain text"
+    return f"no log: no line of it holds {TOKEN}"
+
+
+def too_long(characters: int) -> str:
+    """What is said of a line of more than `LONGEST` characters."""
+    return f"it has {characters:,} characters, more than any log needs, and the official checker takes minutes over it"
 
 
 def reason(error: Exception) -> str:
@@ -271,6 +294,8 @@ def end_of_line(path: os.PathLike | str, key: str) -> int:
 def _parse(text: str, lineno: int) -> Line:
     members = json.loads(text[len(TOKEN) :])
     metadata = members["metadata"]
+    if not isinstance(members["key"], str):
+        raise TypeError("its key is no text")
     return Line(
         key=members["key"],
         value=members["value"],

@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import log
-from mlperf_jax.results.compliance import Finding
+from mlperf_jax.results import durable, log, sane
+from mlperf_jax.results.finding import Finding
 
 _TOKEN = log.TOKEN.encode() + b" "
 _KEY = re.compile(rb'"key"\s*:\s*"(\w+)"')
+_ENDLESS = re.compile(rb"\d{1000}")
+_TIME = re.compile(rb'"time_ms"\s*:\s*\d{1,14}(\.\d*)?\s*[,}]')  # one that can be
 
 # The keys whose lines are parsed. The official checkers search for some of them as text, so they do
 # not occur within other lines of a log that passes.
@@ -41,7 +43,10 @@ _EVALUATIONS = ("eval_accuracy", "eval_error")
 _CLOCK = ("init_start", "init_stop", "run_start", "run_stop")
 _SINGLE = ("seed", "target_accuracy", "opt_name", "optimizer_changed")
 _NEWEST = "lowest_numerical_precision_in_linear"  # logged since 6.1, and in no earlier round
-_WANTED = {key.encode() for key in (*_TEXTS, *_NUMBERS, *_EVALUATIONS, *_CLOCK, _NEWEST, *_SINGLE)}
+_WANTED = {
+    key.encode()
+    for key in (*_TEXTS, *_NUMBERS, *_EVALUATIONS, *_CLOCK, _NEWEST, *_SINGLE, *sane.JUDGED)
+}
 
 # Lines that say what happened, not how the run was set up.
 _EVENTS = {
@@ -89,6 +94,7 @@ class RunLog:
         programs: of the optimizers that replaced the recipe's, as our own logs tell them apart.
         settings: logged key -> last value, without those that are events; empty unless asked for.
         newest: whether it has the keys that only logs of v6.1 have.
+        notes: the lines whose values `sane` judges once the set and its round are known.
         broken: whether a line cannot be read, so that the official tools reject the log.
         findings: what is wrong with it; a warning where the run merely does not count for it.
     """
@@ -113,6 +119,7 @@ class RunLog:
     programs: tuple[str, ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     newest: bool = False
+    notes: tuple[sane.Note, ...] = ()
     broken: bool = False
     findings: tuple[Finding, ...] = ()
 
@@ -176,18 +183,19 @@ def read(path: pathlib.Path, *, settings: bool = False) -> RunLog:
         settings: keep the settings too, which no score needs.
     """
     reader = _Reader(path, settings)
-    if unusual := log.not_a_file(path):
-        reader.find(
-            "", f"is {unusual}, which no run leaves.", "Put the log in its place.", warning=True
-        )
+    if unusual := durable.not_a_file(path):
+        reader.find("", f"is {unusual}, which no run leaves.", "Put the log in its place.")
         reader.broken = True
         return reader.log()
     try:
         with open(path, "rb") as file, _mapped(file.fileno()) as content:
             for start, end in _lines(content):
                 reader.line(content, start, end)
+        if not reader.lines:
+            reader.find("", f"is {log.no_log(path)}.", "Put the log in its place.")
+            reader.broken = True
     except OSError as error:
-        reader.find("", f"cannot be read ({error.strerror}).", "Restore it.", warning=True)
+        reader.find("", f"cannot be read ({error.strerror}).", "Restore it.")
         reader.broken = True
     return reader.log()
 
@@ -204,12 +212,13 @@ def _mapped(file: int) -> Iterator[Any]:
 
 def _lines(content: Any) -> Iterator[tuple[int, int]]:
     """Where each line's JSON starts and ends: from after its last token to the end of the line."""
-    start = content.find(_TOKEN)
+    start, newline = content.find(_TOKEN), -1
     while start >= 0:
-        end = content.find(b"\n", start)
-        end = len(content) if end < 0 else end
-        again = content.find(b"\r", start, end)  # ends a line too
-        end = end if again < 0 else again
+        if newline < start:
+            newline = content.find(b"\n", start)
+            newline = len(content) if newline < 0 else newline
+        again = content.find(b"\r", start, newline)  # ends a line too
+        end = newline if again < 0 else again
         yield content.rfind(_TOKEN, start, end) + len(_TOKEN), end
         start = content.find(_TOKEN, end)
 
@@ -218,10 +227,13 @@ def _looks_whole(text: bytes) -> bool:
     """Whether a line of no interest may go unparsed: 0.15 of the time that parsing it takes.
 
     The official reader rejects a log for any line that is not JSON. Lines are spoilt by being cut, or
-    by another process writing into them; both leave a brace or a quote without its partner.
+    by another process writing into them; both leave a brace or a quote without its partner. A time that
+    cannot be is judged, and of two members named "key" the last one counts.
     """
     return (
         text.rstrip().endswith(b"}")
+        and _TIME.search(text) is not None
+        and text.count(b'"key"') == 1
         and text.count(b"{") == text.count(b"}")
         and text.count(b'"') % 2 == 0
     )
@@ -240,37 +252,57 @@ class _Reader:
         self.targets: list[float] = []
         self.programs: list[str] = []
         self.findings: list[Finding] = []
+        self.notes: list[sane.Note] = []
+        self.lines = 0
         self.newest = self.broken = False
+        self.counted = (0, 1)  # an offset, and the number of the line there
 
     def find(self, key: str, expected: str, advice: str, **more: Any) -> None:
         if len(self.findings) < 20:  # a log may be wrong in every line
             self.findings.append(Finding(str(self.path), key, expected, advice, **more))
 
+    def number_of(self, content: Any, offset: int) -> int:
+        """The number of the line at an offset, not before the one that was asked for last."""
+        before, number = self.counted
+        self.counted = (offset, number + content[before:offset].count(b"\n"))
+        return self.counted[1]
+
     def line(self, content: Any, start: int, end: int) -> None:
+        self.lines += 1
         text = content[start:end]
         found = _KEY.search(text)
-        if found is not None and not self.wants(found[1]) and _looks_whole(text):
+        long = len(text) > log.LONGEST
+        if not long and found is not None and not self.wants(found[1]) and _looks_whole(text):
             return
+        number = self.number_of(content, start)
         try:
+            if long:
+                raise ValueError(log.too_long(len(text)))
             members = json.loads(text.decode("latin-1"))
             key, value, metadata = members["key"], members["value"], members["metadata"]
-            time_ms = float(members["time_ms"])
+            time_ms = members["time_ms"]
         except log.DAMAGE as error:
             self.broken = True
-            number = content[:start].count(b"\n") + 1
-            cut = end == len(content)
+            cut = end == len(content) and not long
             why = "ends in the middle" if cut else f"cannot be read ({log.reason(error)})"
             advice = "The official tools reject the whole log for it."
-            self.find("", f"the line {why}.", advice, line=number, warning=True)
+            # a line that was cut, or mixed with another process's, is a run that does not count; this nobody logs:
+            endless = long or isinstance(error, RecursionError) or _ENDLESS.search(text) is not None
+            self.find("", f"the line {why}.", advice, line=number, warning=not endless)
             return
         metadata = metadata if isinstance(metadata, dict) else {}
+        self.notes.append(sane.Note(number, key, value, metadata, time_ms))
+        if sane.time_fault(time_ms):
+            self.broken = True
+            if key in _CLOCK or key in _EVALUATIONS:
+                return
+            time_ms = 0  # of no interest
         try:
-            self.take(key, value, metadata, time_ms)
+            self.take(key, value, metadata, float(time_ms))
         except (ValueError, TypeError, OverflowError) as error:
-            number = content[:start].count(b"\n") + 1
             self.find(
                 str(key),
-                f"has the value {json.dumps(value)[:60]}, which is not what the key means ({error}).",
+                f"has the value {sane.shown(value)}, which is not what the key means ({error}).",
                 "The official tools would stop at it.",
                 line=number,
             )
@@ -278,9 +310,11 @@ class _Reader:
     def wants(self, key: bytes) -> bool:
         return key in _WANTED or (self.with_settings and key.decode() not in _EVENTS)
 
-    def take(self, key: str, value: Any, metadata: dict[str, Any], time_ms: float) -> None:
+    def take(self, key: Any, value: Any, metadata: dict[str, Any], time_ms: float) -> None:
         """Keeps the value of one line."""
-        if self.with_settings and isinstance(key, str) and key not in _EVENTS:
+        if not isinstance(key, str):
+            return
+        if self.with_settings and key not in _EVENTS:
             self.settings[key] = value
         if key in _TEXTS:
             self.values[_TEXTS[key]] = str(value)
@@ -330,7 +364,7 @@ class _Reader:
                 key,
                 f'has the text "{value}" for a number.',
                 "Log numbers as numbers; the official tools do not convert them.",
-                warning=True,
+                line=self.counted[1],
             )
             return number
         if not math.isfinite(value) and key not in _EVALUATIONS:
@@ -369,6 +403,7 @@ class _Reader:
             programs=tuple(self.programs),
             settings=self.settings,
             newest=self.newest,
+            notes=tuple(self.notes),
             broken=self.broken,
             findings=tuple(self.findings),
         )

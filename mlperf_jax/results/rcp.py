@@ -32,6 +32,9 @@ _EXTRA_405B = 46_080
 # Means that differ by less than this fraction are called equal.
 _EQUAL = 5e-7
 
+# From here on a percentage of fewer samples says nothing, and the two lengths are said instead.
+_NEARLY_ALL = 0.995
+
 Kind = Literal["found", "interpolated", "smaller", "missing", "unconverged"]
 
 
@@ -331,6 +334,8 @@ def _sentence(
     found, allowed = _percents(abs(difference), reference.allowance)
     if abs(difference) < _EQUAL:
         text = f"converged in as many {words} as the reference mean"
+    elif difference > _NEARLY_ALL:
+        text = f"converged in {amount(mean, words)}; the reference mean is {amount(reference.mean, words)}"
     else:
         how = "fewer" if difference > 0 else "more"
         text = f"converged in {found} {how} {words} than the reference mean"
@@ -352,6 +357,16 @@ def _sentence(
     if kind == "smaller":
         return f"{text}: not accepted until a reference point at {batch_size:,} is submitted"
     return f"{text}: not accepted"
+
+
+def amount(value: float, words: str) -> str:
+    """A length with its unit.
+
+    >>> amount(1, "samples"), amount(2_700_000, "samples"), amount(3.25, "epochs")
+    ('1 sample', '2,700,000 samples', '3.25 epochs')
+    """
+    said = f"{value:,.0f}" if value >= 1000 else f"{value:.5g}"
+    return f"{said} {words.removesuffix('s') if said == '1' else words}"
 
 
 def _percents(*fractions: float) -> list[str]:

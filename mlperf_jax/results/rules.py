@@ -11,6 +11,7 @@ import functools
 import importlib.resources
 import operator
 import pathlib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -312,6 +313,18 @@ def by_log_name(log_name: str, ruleset: str | None = None) -> list[Round]:
         if wanted in (None, name)
     )
     return [official for official in every if official.log_name == log_name]
+
+
+def round_above(path: pathlib.Path) -> str:
+    """The round that the name of a results repository says, around a path or of it; "" for none that there was.
+
+    Example:
+        >>> round_above(pathlib.Path("/data/training_results_v3.1/lab/results/system/resnet"))
+        '3.1'
+    """
+    said = re.findall(r"_results_v(\d+\.\d+)", str(path.absolute()))
+    every = [name for suite in data("benchmarks.toml")["rounds"] for name in rounds_of(suite)]
+    return said[-1] if said and said[-1] in every else ""
 
 
 @functools.cache

@@ -471,6 +471,8 @@ class Scalars(durable.Lines):
             UserError: the file is missing, or a whole line is damaged.
         """
         path = pathlib.Path(path)
+        if unusual := durable.not_a_file(path):
+            raise UserError(f"{path} is {unusual}, where a run's scalars should be: move it away")
         try:
             content = path.read_bytes()[: durable.whole_lines(path)]
         except OSError as error:

@@ -12,14 +12,13 @@ import functools
 import math
 import os
 import pathlib
-import re
 import statistics
 from collections import Counter
 from typing import Literal
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.paths import check_path
-from mlperf_jax.results import compliance, durable, logset, rcp, rules, scored
+from mlperf_jax.results import compliance, durable, logset, rcp, rules, sane, scored
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import RunLog
 from mlperf_jax.results.scored import Run, Score, Scores
@@ -115,6 +114,7 @@ class _Set:
         self.outside = False  # of a benchmark of the user's own, which no rule binds
         self.round = self._round(ruleset)
         self.ruleset = self.round.ruleset if self.round else ""
+        self.findings += sane.findings(logs, self.round)
         self.tiny = any(run.tiny for run in self.own.values())
         said = most_frequent(log.division for log in logs)
         self.division = self.system.division or said or "open"
@@ -153,8 +153,8 @@ class _Set:
                 f"holds logs of different rulesets: {sum(newest)} of {len(newest)} have the keys that "
                 "only v6.1 wants.",
             )
-        above = re.findall(r"_results_v(\d+\.\d+)", str(self.folder.absolute()))
-        wanted = given or (own[0] if own else "") or (above[-1] if above else "")
+        above = rules.round_above(self.folder)
+        wanted = given or (own[0] if own else "") or above
         if wanted:
             found = rules.by_log_name(self.name, wanted)
             if found:
@@ -211,7 +211,7 @@ class _Set:
 
     def _run(self, log: RunLog, official: bool) -> Run:
         minutes = None if log.seconds is None else log.seconds / 60
-        if log.benchmark != self.name:
+        if log.benchmark and log.benchmark != self.name:
             says = f"it is of {log.benchmark!r}, the set of {self.name!r}"
             self.find("submission_benchmark", f"{log.path.name} is left out: {says}.")
             return Run(log=log, minutes=minutes, flaw=says, same=False)
@@ -262,7 +262,7 @@ class _Set:
             report = compliance.check(log.path, self.ruleset)
         except UserError as error:
             return f"the official compliance checker cannot be run on it ({error})"
-        wrong = [finding for finding in report.findings if not finding.warning]
+        wrong = [found for found in report.findings if found.official and not found.warning]
         if not wrong:
             return ""
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
@@ -357,9 +357,26 @@ class _Set:
             return None, "there are too few runs for a comparison with the reference"
         try:
             lengths = [run.length for run in same]
-            return rcp.judge(self.round.benchmark, batch_size, lengths, self.ruleset), ""
+            verdict = rcp.judge(self.round.benchmark, batch_size, lengths, self.ruleset)
+            if not verdict.passed and self.round.benchmark == "bert":
+                self._elsewhere(same, batch_size)
+            return verdict, ""
         except UserError as error:
             return None, str(error)
+
+    def _elsewhere(self, same: list[Run], batch_size: int) -> None:
+        """Says so where bert's samples to the target look as if they were in `train_samples`."""
+        lengths = [run.log.train_samples if run.counted else None for run in same]
+        other = rcp.judge("bert", batch_size, lengths, self.ruleset)
+        known = other.reference
+        # where they are the data set's, as they should, they are dozens of times as many
+        if other.passed and known and other.mean is not None and other.mean < 3 * known.mean:
+            self.find(
+                "train_samples",
+                "seems to hold the samples to the target, as with some submitters.",
+                True,
+                "Take them from there: --bert-train-samples (bert_train_samples=True in Python).",
+            )
 
     def _factor(self, scaling: Scaling, verdict: rcp.Verdict | None) -> tuple[float, str]:
         own = 1.0 if verdict is None else verdict.scaling_factor

@@ -9,6 +9,8 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from mlperf_jax.errors import printable
+from mlperf_jax.results import rcp
 from mlperf_jax.results.result import LEGEND, SMALL_PRINT, UNVERIFIED, html_table
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def title(score: "Score") -> str:
     tiny = " (tiny, not comparable)" if score.tiny else ""
     rules = f", rules of {score.suite} {score.ruleset}" if score.ruleset else ""
     where = ", ".join(word for word in (score.system.org, score.system.name) if word)
-    return _clean(f"{score.benchmark}{tiny}, {score.division} division{rules}; {where or '?'}")
+    return printable(f"{score.benchmark}{tiny}, {score.division} division{rules}; {where or '?'}")
 
 
 def outcome(score: "Score") -> str:
@@ -60,7 +62,7 @@ def table(scores: Sequence["Score"]) -> str:
             wrong.insert(0, f"  reference: {score.verdict.sentence}")
         if wrong:
             more = [f"  and {len(wrong) - _MANY} more"] if len(wrong) > _MANY else []
-            lines += ["", _clean(str(score.folder)), *wrong[:_MANY], *more]
+            lines += ["", printable(str(score.folder)), *wrong[:_MANY], *more]
     valid = sum(score.valid for score in scores)
     lines += ["", f"{valid} of {len(scores)} sets are valid as they are. All scores: unverified."]
     return "\n".join([*lines, UNVERIFIED, LEGEND])
@@ -70,7 +72,7 @@ def page(scores: Sequence["Score"]) -> str:
     """Scores as HTML, escaped."""
     parts = []
     for score in scores:
-        rows = {name: _clean(value) for name, value in _facts(score)}
+        rows = {name: printable(value) for name, value in _facts(score)}
         found = "".join(f"<li>{html.escape(line.strip())}</li>" for line in _findings(score))
         parts += [html_table(title(score), rows), f"<ul>{found}</ul>" if found else ""]
     return "".join(parts) + SMALL_PRINT
@@ -84,7 +86,7 @@ def _facts(score: "Score") -> list[tuple[str, str]]:
         facts.append(("reference", score.verdict.sentence))
     if score.length is not None:
         kind = "olympic mean" if score.drop else "mean"
-        facts.append(("to the target", f"{_number(score.length)} {score.unit} ({kind})"))
+        facts.append(("to the target", f"{rcp.amount(score.length, score.unit)} ({kind})"))
     if score.samples_per_second is not None:
         facts.append(
             ("throughput", f"{score.samples_per_second:,.1f} samples/s, evaluations included")
@@ -103,7 +105,7 @@ def _details(score: "Score") -> list[str]:
     facts = _facts(score)[1:]
     if score.verdict is None and score.rcp_note:
         facts.append(("reference", score.rcp_note))
-    return [f"  {name:14}{_clean(value)}" for name, value in facts]
+    return [f"  {name:14}{printable(value)}" for name, value in facts]
 
 
 def _runs(score: "Score") -> list[str]:
@@ -144,13 +146,13 @@ def _findings(score: "Score") -> list[str]:
     lines = []
     for finding in score.findings:
         where = str(finding).removeprefix(here).removeprefix(f"{score.folder}: ")
-        lines.append(_clean(f"  {'note' if finding.warning else 'wrong'}: {where}"))
+        lines.append(printable(f"  {'note' if finding.warning else 'wrong'}: {where}"))
     return lines
 
 
 def columns(rows: Iterable[Sequence[str]]) -> Iterable[str]:
     """Rows as lines with columns as wide as they need to be."""
-    rows = [tuple(_clean(cell) for cell in row) for row in rows]
+    rows = [tuple(printable(cell) for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
@@ -158,8 +160,3 @@ def columns(rows: Iterable[Sequence[str]]) -> Iterable[str]:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.5g}"
-
-
-def _clean(text: str) -> str:
-    """Without what a terminal would obey instead of showing."""
-    return "".join(c if c.isprintable() else "?" for c in text)

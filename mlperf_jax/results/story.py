@@ -57,9 +57,14 @@ class Story:
             values = {key: value for key, value in line.items() if key not in _NO_VALUES}
             self.add(line["samples"], values)
         for line in logs.read(run.log_path) if run.log_path.exists() else ():
-            if line.key == "eval_accuracy" and isinstance(line.value, int | float):
+            value, samples = line.value, line.metadata.get("samples_count")
+            if (
+                line.key == "eval_accuracy"
+                and isinstance(value, int | float)
+                and isinstance(samples, int)
+            ):
                 named = line.metadata.get("metric", next(iter(self.levels), "quality"))
-                self.add(line.metadata["samples_count"], {named: line.value})
+                self.add(samples, {str(named): value})
 
     @classmethod
     def of(cls, targets: Sequence[rules.Target], name: str) -> Story:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from mlperf_jax.errors import UserError
+from mlperf_jax.results import durable
 from mlperf_jax.results.logset import RunLog
 
 
@@ -93,10 +95,12 @@ def find_system(
     if path is None:
         return said
     try:
+        if unusual := durable.not_a_file(path):
+            raise ValueError(f"it is {unusual}")
         file = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(file, dict):
             raise ValueError("it is not one JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         find("", f"has no system file that can be read, systems/{path.name} ({why}).", True)
         return dataclasses.replace(said, name=path.stem)
@@ -124,8 +128,8 @@ def _chips(file: dict[str, Any]) -> int | None:
 
 
 def _object(path: pathlib.Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, UserError):
+        found = durable.read_json(path)
         return found if isinstance(found, dict) else {}
     return {}
 

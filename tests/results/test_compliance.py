@@ -357,9 +357,9 @@ def test_a_set_of_two_benchmarks(resnet_log, tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "is empty or not a log"),
-        (b"\x00\x01\xff" * 1000, "is empty or not a log"),
-        (b"hello\n", "is empty or not a log"),
+        (b"", "result_0.txt is empty: give a result_"),
+        (b"\x00\x01\xff" * 1000, "result_0.txt is binary, and a log is plain text: give"),
+        (b"hello\n", "result_0.txt is no log: no line of it holds :::MLLOG: give"),
         (b":::MLLOG {broken}\n", "line 1 of the log"),
         (b':::MLLOG {"key": 1}\n', "line 1 of the log"),
     ],

@@ -323,3 +323,10 @@ def test_points_of_ones_own(tmp_path):
 def test_errors(call, says):
     with pytest.raises(UserError, match=says):
         call()
+
+
+def test_lengths_far_from_the_reference_are_said_and_not_their_percentage():
+    verdict = rcp.judge("bert", 3072, [3.0] * 10, "5.0.0")
+    assert re.match(r"converged in 3 samples; the reference mean is [\d,]{9} samples", str(verdict))
+    assert "%" not in str(verdict).partition(";")[0]
+    assert str(rcp.judge("bert", 3072, [1.0] * 10, "5.0.0")).startswith("converged in 1 sample; ")

@@ -23,8 +23,8 @@ def good(n=4):
 
 
 BAD = {
-    "empty": ("", "'' , the set of|it is of ''"),
-    "noise": ("no such line\n" * 9, "it is of ''"),
+    "empty": ("", "result_4.txt: is empty"),
+    "noise": ("no such line\n" * 9, "result_4.txt: is no log: no line of it holds :::MLLOG"),
     "cut in the middle of a line": (
         "\n".join(lines(9, seed=8))[:-30],
         "the line ends in the middle",
@@ -45,7 +45,7 @@ BAD = {
     ),
     "not ended": ("\n".join(lines(9, seed=8)[:-1]) + "\n", "the log has no run_stop"),
     "not begun": ("\n".join(lines(9, seed=8)[:9]) + "\n", "the log has no run_start"),
-    "backwards": (lines(-5, seed=8), "run_stop is earlier than run_start"),
+    "backwards": (lines(-1, seed=8), "run_stop is earlier than run_start"),
     "twice": (lines(9, seed=8) + lines(9, seed=7), "is there 2 times"),
     "without status": (lines(9, seed=8, status=""), "run_stop has no status"),
     "target missed": (lines(9, seed=8, values=(0.1, 0.2)), "no evaluation meets the target"),
@@ -58,11 +58,12 @@ def test_one_bad_log_is_named_and_the_others_are_scored(folder, kind):
     log, says = BAD[kind]
     found = score(folder(*good(), log), "4.0.0")
     assert re.search(says, said(found)), said(found)
-    assert found.minutes == pytest.approx(12 if kind not in ("empty", "noise") else 11.5)
+    assert found.minutes == pytest.approx(12)  # a log that is there is a run
     assert [run.counted for run in found.runs] == [True] * 4 + [False]
     assert str(found)
     assert json.dumps(found.to_dict())
-    assert found.valid == (kind not in ("empty", "noise"))  # one run that does not count is allowed
+    # one run that does not count is allowed, what no run can have logged is not
+    assert found.valid == (kind not in ("empty", "noise", "backwards", "twice"))
 
 
 def test_lines_may_have_a_prefix_and_end_in_any_way(folder):
@@ -95,7 +96,7 @@ def test_text_for_numbers_is_understood_and_named(folder):
         ('"value": 3264', '"value": [1]', "not a number"),
         ('"value": 3264', '"value": Infinity', "not a finite number"),
         ('"value": 0.76', '"value": {"a": null}', "not a number"),
-        ('"time_ms": 0', '"time_ms": "soon"', "cannot be read"),
+        ('"time_ms": 0', '"time_ms": "soon"', 'has the time_ms "soon", which is not milliseconds'),
     ],
 )
 def test_values_that_mean_nothing(folder, old, new, says):
@@ -141,6 +142,12 @@ def test_bert_may_log_its_samples_to_the_target_as_train_samples(folder):
     ]
     path = folder(*logs)
     assert not score(path, "5.0.0").verdict.passed
+    hint = "train_samples: seems to hold the samples to the target, as with some submitters. Take them from there: --bert"
+    assert hint in said(score(path, "5.0.0"))
+    assert "to the target 3 samples (olympic mean)" in " ".join(str(score(path, "5.0.0")).split())
+    assert hint not in said(score(path, "5.0.0", bert_train_samples=True))
+    usual = [[text.replace("2700000", "156725653") for text in log] for log in logs]
+    assert hint not in said(score(folder(*usual, where="usual"), "5.0.0"))
     assert score(path, "5.0.0", bert_train_samples=True).verdict.passed
     assert scores(path, "5.0.0", bert_train_samples=True)[0].length == 2_700_000
 
@@ -231,18 +238,20 @@ def test_only_lines_of_interest_are_parsed(folder, monkeypatch):
 
 def test_reading_is_tolerant_of_what_cannot_be_read(folder):
     path = folder(*good(4))
+    (path / "result_3.txt").unlink()
     (path / "result_9.txt").symlink_to("nowhere")
     (path / "result_x.txt").write_text("\n".join(lines(14, seed=77)) + "\n")
     assert [p.name for p in logset.logs(path)][-1] == "result_x.txt"
-    assert score(path, "4.0.0").minutes == 12
+    assert score(path, "4.0.0").minutes == pytest.approx((11 + 12 + 14) / 3)
 
 
 def test_a_pipe_in_a_logs_place_is_waited_for_by_nobody(folder):
     where = folder(*good())
     os.mkfifo(where / "result_4.txt")
     assert re.search(r"result_4.txt: is a pipe, which no run leaves", said(score(where, "4.0.0")))
+    assert re.search(r"result_4.txt is a pipe: give a file", str(compliance.check(where)))
     with pytest.raises(UserError, match=r"result_4.txt is a pipe: give a file"):
-        compliance.check(where)
+        compliance.check(where / "result_4.txt")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def folder(tmp_path):
         event("eval_accuracy", 120.0, samples_count=1000, metric="FID")
         + event("eval_accuracy", 0.1, samples_count=1000, metric="CLIP")
         + event("eval_accuracy", "broken", samples_count=2000, metric="CLIP")
+        + event("eval_accuracy", 0.2, metric="CLIP")
+        + event("eval_accuracy", 0.2, samples_count="many", metric="CLIP")
     )
     return tmp_path
 

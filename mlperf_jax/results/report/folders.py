@@ -48,12 +48,16 @@ def places(directories: list[pathlib.Path]) -> tuple[list[Place], list[Finding]]
 def _below(root: pathlib.Path) -> list[Place]:
     found = []
     for folder, folders, files in os.walk(root):
-        names = {match[1] for name in files if (match := _LOG.fullmatch(name))}
+        # what is no file under such a name is a log that is spoilt
+        names = {match[1] for name in (*files, *folders) if (match := _LOG.fullmatch(name))}
         names |= {match[1] for name in folders if (match := _RUN.fullmatch(name))}
         folders[:] = sorted(
             name
             for name in folders
-            if name not in _SKIPPED and not name.startswith(".") and not _RUN.fullmatch(name)
+            if name not in _SKIPPED
+            and not name.startswith(".")
+            and not _RUN.fullmatch(name)
+            and not _LOG.fullmatch(name)
         )
         if names:
             path = pathlib.Path(folder)

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from mlperf_jax.results import rules
+from mlperf_jax.results import durable, rules
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import RunLog
 from mlperf_jax.results.report.model import Curve, RunData
@@ -106,6 +106,8 @@ def first(documents: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def read_object(path: pathlib.Path, where: str) -> tuple[dict[str, Any], list[Finding]]:
     """A JSON object of a file: {} and a finding when it is missing or damaged."""
     try:
+        if unusual := durable.not_a_file(path):
+            raise ValueError(f"it is {unusual}")
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         text = f"cannot be read ({error.strerror or os.strerror(2)})."

@@ -4,6 +4,7 @@ import html
 import os
 from collections.abc import Sequence
 
+from mlperf_jax.errors import printable
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.report.model import SetData
 from mlperf_jax.results.result import LEGEND, SMALL_PRINT, UNVERIFIED
@@ -35,9 +36,9 @@ def text(sets: Sequence[SetData], findings: Sequence[Finding], path: os.PathLike
     """A few lines for a terminal."""
     runs = sum(len(data.runs) for data in sets)
     scored = sum(data.verdict.minutes is not None for data in sets)
-    where = f", written to {path}" if path else ""
+    where = printable(f", written to {path}") if path else ""
     lines = [f"<Report: {len(sets)} sets with {runs} runs, {scored} scored (unverified){where}>"]
-    lines += ["  " + "  ".join(_cells(data)) for data in sets[:_FINDINGS]]
+    lines += [printable("  " + "  ".join(_cells(data))) for data in sets[:_FINDINGS]]
     lines += [f"  {len(findings)} findings"] if findings else []
     return "\n".join([*lines, UNVERIFIED, LEGEND])
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import rcp, rules, system
+from mlperf_jax.results import durable, rcp, rules, system
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.report import logs
 from mlperf_jax.results.report.folders import Place
@@ -31,7 +31,6 @@ _EPOCH = {
     "resnet": 1_281_167, "retinanet": 1_170_301, "maskrcnn": 117_266, "ssd": 117_266,
     "dlrm_dcnv2": 4_195_197_692, "rnnt": 278_528, "deepcam": 121_266,
 }  # fmt: skip
-_ROUND = re.compile(r"_results_v\d+\.\d+")  # a folder that names its round
 _LOSS = "training loss"
 _MAX_LOSSES = 200  # points of a training loss curve that are kept
 
@@ -62,7 +61,7 @@ def read_set(place: Place, ruleset: str | None) -> SetData:
     verdict = judge(scored, runs)
     described = system.file_of(place.path)
     chips, accelerator = _chips(scored)
-    stated = ruleset or _of(results, "ruleset") or _ROUND.search(str(place.path.absolute()))
+    stated = ruleset or _of(results, "ruleset") or rules.round_above(place.path)
     return SetData(
         folder=place.label,
         path=str(place.path),
@@ -128,6 +127,8 @@ def _read_run(
 
 def _losses(path: pathlib.Path) -> tuple[Curve, ...]:
     """The training loss over samples, thinned; lines that cannot be read are passed over."""
+    if durable.not_a_file(path):
+        return ()
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
