@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import log
+from mlperf_jax.results import early, log
 from mlperf_jax.results.compliance import Finding
 
-_TOKEN = log.TOKEN.encode() + b" "
 _KEY = re.compile(rb'"key"\s*:\s*"(\w+)"')
 
 # The keys whose lines are parsed. The official checkers search for some of them as text, so they do
@@ -40,6 +39,8 @@ _NUMBERS = {
 _EVALUATIONS = ("eval_accuracy", "eval_error")
 _CLOCK = ("init_start", "init_stop", "run_start", "run_stop")
 _SINGLE = ("seed", "target_accuracy", "opt_name", "optimizer_changed")
+_ALIASES = {"mask": "maskrcnn"}  # as the official summary has it
+_PASSED_AT = "eval_result"  # how v0.6 ends a run whose models are evaluated afterwards
 _NEWEST = "lowest_numerical_precision_in_linear"  # logged since 6.1, and in no earlier round
 _WANTED = {key.encode() for key in (*_TEXTS, *_NUMBERS, *_EVALUATIONS, *_CLOCK, _NEWEST, *_SINGLE)}
 
@@ -89,6 +90,7 @@ class RunLog:
         programs: of the optimizers that replaced the recipe's, as our own logs tell them apart.
         settings: logged key -> last value, without those that are events; empty unless asked for.
         newest: whether it has the keys that only logs of v6.1 have.
+        round: "0.5" or "0.6" where its lines have the form of that round, which no other had; else "".
         broken: whether a line cannot be read, so that the official tools reject the log.
         findings: what is wrong with it; a warning where the run merely does not count for it.
     """
@@ -113,6 +115,7 @@ class RunLog:
     programs: tuple[str, ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     newest: bool = False
+    round: str = ""
     broken: bool = False
     findings: tuple[Finding, ...] = ()
 
@@ -184,7 +187,8 @@ def read(path: pathlib.Path, *, settings: bool = False) -> RunLog:
         return reader.log()
     try:
         with open(path, "rb") as file, _mapped(file.fileno()) as content:
-            for start, end in _lines(content):
+            reader.form = early.form(content)
+            for start, end in _lines(content, f"{reader.form} ".encode()):
                 reader.line(content, start, end)
     except OSError as error:
         reader.find("", f"cannot be read ({error.strerror}).", "Restore it.", warning=True)
@@ -202,16 +206,16 @@ def _mapped(file: int) -> Iterator[Any]:
         yield content
 
 
-def _lines(content: Any) -> Iterator[tuple[int, int]]:
-    """Where each line's JSON starts and ends: from after its last token to the end of the line."""
-    start = content.find(_TOKEN)
+def _lines(content: Any, token: bytes) -> Iterator[tuple[int, int]]:
+    """Where each line's text starts and ends: from after its last token to the end of the line."""
+    start = content.find(token) if token.strip() else -1
     while start >= 0:
         end = content.find(b"\n", start)
         end = len(content) if end < 0 else end
         again = content.find(b"\r", start, end)  # ends a line too
         end = end if again < 0 else again
-        yield content.rfind(_TOKEN, start, end) + len(_TOKEN), end
-        start = content.find(_TOKEN, end)
+        yield content.rfind(token, start, end) + len(token), end
+        start = content.find(token, end)
 
 
 def _looks_whole(text: bytes) -> bool:
@@ -241,6 +245,8 @@ class _Reader:
         self.programs: list[str] = []
         self.findings: list[Finding] = []
         self.newest = self.broken = False
+        self.form = ""  # of the lines
+        self.passed_after: float | None = None  # seconds
 
     def find(self, key: str, expected: str, advice: str, **more: Any) -> None:
         if len(self.findings) < 20:  # a log may be wrong in every line
@@ -248,11 +254,11 @@ class _Reader:
 
     def line(self, content: Any, start: int, end: int) -> None:
         text = content[start:end]
-        found = _KEY.search(text)
+        found = _KEY.search(text) if self.form == early.TODAY else None
         if found is not None and not self.wants(found[1]) and _looks_whole(text):
             return
         try:
-            members = json.loads(text.decode("latin-1"))
+            members = early.members(self.form, text.decode("latin-1"))
             key, value, metadata = members["key"], members["value"], members["metadata"]
             time_ms = float(members["time_ms"])
         except log.DAMAGE as error:
@@ -282,8 +288,10 @@ class _Reader:
         """Keeps the value of one line."""
         if self.with_settings and isinstance(key, str) and key not in _EVENTS:
             self.settings[key] = value
+        if "benchmark" in metadata and self.form == early.V05:
+            self.values["benchmark"] = metadata["benchmark"]
         if key in _TEXTS:
-            self.values[_TEXTS[key]] = str(value)
+            self.values[_TEXTS[key]] = _ALIASES.get(str(value), str(value))
         elif key in _NUMBERS:
             self.values[_NUMBERS[key]] = int(self.number(key, value))
         elif key in _CLOCK:
@@ -291,6 +299,8 @@ class _Reader:
             if key == "run_stop":
                 self.values["status"] = str(metadata.get("status", ""))
                 self.values["ended_after"] = len(self.evaluations)
+        elif key == _PASSED_AT and self.form == early.V06:
+            self.passed_after = self.number(key, metadata.get("timestamp"))
         elif key in _EVALUATIONS:
             self.evaluations.append(self.evaluation(key, value, metadata, time_ms))
         elif key == "seed":
@@ -337,6 +347,17 @@ class _Reader:
             raise ValueError("not a finite number")
         return value
 
+    def end_early(self) -> None:
+        """Ends a run of the first two rounds by what its log says instead of `run_stop` and a status."""
+        if self.passed_after is not None and self.times["run_start"] and not self.times["run_stop"]:
+            self.times["run_stop"].append(self.times["run_start"][-1] + 1000 * self.passed_after)
+            self.values |= {"status": "success", "ended_after": len(self.evaluations)}
+        if self.form == early.V05 and not self.values.get("status") and self.times["run_stop"]:
+            reached = self.values["ended_after"] and self.targets
+            last = self.evaluations[self.values["ended_after"] - 1].value if reached else math.nan
+            met = isinstance(last, int | float) and reached and last >= self.targets[-1]
+            self.values["status"] = "success" if met else "aborted"
+
     def log(self) -> RunLog:
         """What was found, with a finding for each line that ought to be there once and is not."""
         for key in ("run_start", "run_stop"):
@@ -356,6 +377,7 @@ class _Reader:
                 "The round's own target is applied.",
                 warning=True,
             )
+        self.end_early()
         starts, stops = self.times["init_start"], self.times["init_stop"]
         return RunLog(
             path=self.path,
@@ -369,6 +391,7 @@ class _Reader:
             programs=tuple(self.programs),
             settings=self.settings,
             newest=self.newest,
+            round=early.ROUNDS.get(self.form, ""),
             broken=self.broken,
             findings=tuple(self.findings),
         )

@@ -109,7 +109,7 @@ def test_versions_that_may_not_be_compared_are_not_drawn_together(demo):
 
 def test_sets_that_cannot_be_scored_say_why(demo):
     expected = {
-        "bert-broken": ("broken", "9 of 10"),
+        "bert-broken": ("broken", "2 of 10"),
         "llama-half": ("incomplete", "4 of 10"),
         "llama-open-diverges": ("not converged", "2 of 10"),
     }
