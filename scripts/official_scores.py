@@ -16,8 +16,11 @@ import sys
 import types
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
-_RCP_ROUNDS_FROM = (1, 0)  # the package checker asks for seeds and convergence since v1.0
+import yaml
+
+_EARLY = ("0.6.0", "0.7.0")  # before the package checker asked for seeds and convergence
 
 
 def folders(tree: pathlib.Path, suite: str) -> Iterator[pathlib.Path]:
@@ -59,34 +62,41 @@ class Official:
         self.compliance = importlib.import_module(f"{package}.compliance_checker.mlp_compliance")
         meta = importlib.import_module(f"{package}.benchmark_meta")
         self.counts = meta.get_result_file_counts(suite)
-        try:
-            self.benchmarks = meta.get_allowed_benchmarks(suite, ruleset)
-        except ValueError:  # v0.5
-            self.benchmarks = []
-        self._hasten(package)
+        self.benchmarks = meta.get_allowed_benchmarks(suite, ruleset)
+        self.parser = importlib.import_module(f"{package}.compliance_checker.mlp_parser")
         self.read_log = self.summarizer._read_result_file
-        self.summarizer._read_result_file = self._read
         self.runs: dict[str, Any] = {}
+        self.undo = contextlib.ExitStack()
 
-    def _hasten(self, package: str) -> None:
+    def __enter__(self) -> "Official":
         """Lets them parse a log, and a rule file, once instead of once for each question."""
-        parser = importlib.import_module(f"{package}.compliance_checker.mlp_parser")
-        for name in dir(parser):
-            if name.startswith("ruleset_"):
-                getattr(parser, name).re = _QuickRe()
-        self.checker.re = _QuickRe()
-        parse, load = parser.parse_file, self.compliance.yaml.load
-        parser.parse_file = functools.lru_cache(maxsize=128)(parse)
-        self.summarizer.parse_file = parser.parse_file
-        rule_file = functools.cache(lambda text: load(text, Loader=self.compliance.yaml.BaseLoader))
-        quick = types.SimpleNamespace(
-            load=lambda given, Loader: rule_file(given if isinstance(given, str) else given.read()),
-            BaseLoader=self.compliance.yaml.BaseLoader,
-        )
-        self.compliance.yaml = quick
+        parse = functools.lru_cache(maxsize=256)(self.parser.parse_file)
+        self.forget = parse.cache_clear
+        rule_file, loader = functools.cache(yaml.load), yaml.BaseLoader
         compiled = functools.cache(lambda text: compile(text, "<rule>", "eval"))
-        self.compliance.eval = lambda text, *where: eval(compiled(text), *where)
-        self.forget = parser.parse_file.cache_clear
+        rules = types.SimpleNamespace(
+            load=lambda file, Loader: rule_file(file.read(), Loader), BaseLoader=loader
+        )
+        quick = _QuickRe()
+        rulesets = [
+            each for each in vars(self.parser).values() if isinstance(each, types.ModuleType)
+        ]
+        for module, name, instead in (
+            (self.summarizer, "_read_result_file", self._read),
+            (self.summarizer, "parse_file", parse),
+            (self.parser, "parse_file", parse),
+            (self.compliance, "yaml", rules),
+            (self.compliance, "eval", lambda text, *where: eval(compiled(text), *where)),
+            (self.checker, "re", quick),
+            *((each, "re", quick) for each in rulesets),
+        ):
+            self.undo.enter_context(mock.patch.object(module, name, instead, create=True))
+        logging.disable(logging.CRITICAL)
+        self.undo.callback(logging.disable, logging.NOTSET)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.undo.close()
 
     def _read(self, file: str, usage: str, ruleset: str) -> Any:
         """The summarizer's own reading of a log, noted."""
@@ -114,7 +124,6 @@ class Official:
         weak = folder.parent.name == "weak"
         name = self.summarizer._benchmark_alias(folder.name)
         given = (name, folder.parent.name, False, str(folder), self.suite, self.ruleset)
-        logging.disable(logging.CRITICAL)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             try:
                 if weak:
@@ -130,7 +139,7 @@ class Official:
         return said
 
     def _reference(self, folder: pathlib.Path, name: str) -> dict[str, Any]:
-        if self.ruleset in ("0.5.0", "0.6.0", "0.7.0"):
+        if self.ruleset in _EARLY:
             return {}
         try:
             passed, message, factor = self.checker.check_directory(
@@ -150,14 +159,14 @@ class Official:
             return False
         if sum(isinstance(run, str) for run in self.runs.values()) > drop:
             return False
-        if division != "closed" or self.ruleset in ("0.6.0", "0.7.0"):
+        if division != "closed" or self.ruleset in _EARLY:
             return True
         if not self.seeds.SeedChecker(self.ruleset).check_seeds(files):
             return False
         return True if weak or name == "minigo" else said["passed"]
 
 
-def division_of(tree: pathlib.Path, folder: pathlib.Path, suite: str) -> str:
+def division_of(folder: pathlib.Path, suite: str) -> str:
     """What the system's file says; "" without one."""
     system = folder.parents[1] if suite == "hpc" else folder.parent
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -177,12 +186,16 @@ def every(
     """
     if keep is not None and keep.exists():
         return json.loads(keep.read_text())
-    ask = Official(suite, ruleset)
+    rules = importlib.import_module("mlperf_logging.compliance_checker")
+    if not any((pathlib.Path(p) / f"{suite}_{ruleset}").is_dir() for p in rules.__path__):
+        return {}  # v0.5, and v0.7 of HPC
     found = {}
-    for number, folder in enumerate(folders(tree, suite), start=1):
-        found[folder.relative_to(tree).as_posix()] = ask(folder, division_of(tree, folder, suite))
-        if number % 50 == 0:
-            print(f"official: {number} sets", file=sys.stderr)
+    with Official(suite, ruleset) as ask:
+        for number, folder in enumerate(folders(tree, suite), start=1):
+            name = folder.relative_to(tree).as_posix()
+            found[name] = ask(folder, division_of(folder, suite))
+            if number % 50 == 0:
+                print(f"official: {number} sets", file=sys.stderr)
     if keep is not None:
         keep.write_text(json.dumps(found, indent=1))
     return found

@@ -14,7 +14,7 @@ import re
 import threading
 
 from mlperf_jax.errors import UserError, optional
-from mlperf_jax.results import log, rules
+from mlperf_jax.results import early, log, rules
 from mlperf_jax.results.result import rows_table
 
 # These values name the rule files that the checker loads, and rule files are code: a log from
@@ -114,12 +114,13 @@ def check(
                 f"{p} has no line with the token {log.TOKEN}; it is empty or not a log: "
                 "give a result_*.txt of a run"
             )
-    name, official, version = _benchmark(contents, ruleset)
+    form = early.form(next(iter(contents.values()))[0].text)
+    name, official, version = _benchmark(contents, ruleset or early.ROUNDS.get(form))
     suite = official.suite if official else "training"
-    if rules.checker(suite, version) is None:
+    if rules.checker(suite, version) is None and (form, version) != (early.V06, "0.6.0"):
         raise UserError(
             f"there is no official checker for logs of this format under ruleset {version}; "
-            "the oldest is 0.7.0"
+            f"the oldest is {'0.7.0' if form == early.TODAY else '0.6.0'}"
         )
     findings: list[Finding] = []
     raw: list[str] = []

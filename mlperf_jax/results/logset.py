@@ -274,11 +274,13 @@ class _Reader:
             self.take(key, value, metadata, time_ms)
         except (ValueError, TypeError, OverflowError) as error:
             number = content[:start].count(b"\n") + 1
+            stops = key in ("global_batch_size", "seed", *_EVALUATIONS)  # they calculate with it
             self.find(
                 str(key),
                 f"has the value {json.dumps(value)[:60]}, which is not what the key means ({error}).",
-                "The official tools would stop at it.",
+                "The official tools would stop at it." if stops else "It was not taken.",
                 line=number,
+                warning=not stops,
             )
 
     def wants(self, key: bytes) -> bool:

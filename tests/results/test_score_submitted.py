@@ -175,3 +175,17 @@ def test_runs_of_v05_that_say_nothing_of_success_are_judged_by_their_target(tmp_
     ]
     found = score(write(tmp_path / "set", *logs))
     assert [run.counted for run in found.runs] == [True, False, True, False]
+
+
+def test_a_value_that_no_score_needs_does_not_make_it_invalid(submitted):
+    logs = resnet_set(10, 11, 12, 13, 14, division="open")
+    logs[0] = [text.replace('"value": 1281167', '"value": [1281167]') for text in logs[0]]
+    found = score(submitted(*logs))
+    assert "train_samples: has the value [1281167]" in said(found)
+    assert (found.minutes, found.valid) == (12, True)
+
+
+def test_before_v10_nobody_asked_for_seeds(submitted):
+    logs = [lines(10 + i, seed=None) for i in range(5)]
+    assert score(submitted(*logs), "0.7").valid
+    assert not score(submitted(*logs), "1.0").valid
