@@ -25,7 +25,7 @@ def form(content: Any) -> str:
         content: the log as text, as bytes, or what is searched like bytes.
     """
     for token in (TODAY, V06, V05):
-        sought = f"{token} "
+        sought: Any = f"{token} "
         if content.find(sought if isinstance(content, str) else sought.encode()) >= 0:
             return token
     return ""
