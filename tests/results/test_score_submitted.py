@@ -5,6 +5,8 @@ import json
 import pytest
 from score_sets import lines, resnet_set, said, write
 
+from mlperf_jax.errors import UserError
+from mlperf_jax.results import compliance
 from mlperf_jax.results.report import collect
 from mlperf_jax.results.score import score
 
@@ -189,3 +191,20 @@ def test_before_v10_nobody_asked_for_seeds(submitted):
     logs = [lines(10 + i, seed=None) for i in range(5)]
     assert score(submitted(*logs), "0.7").valid
     assert not score(submitted(*logs), "1.0").valid
+
+
+def test_logs_of_v06_are_checked_by_their_own_rules(tmp_path):
+    pytest.importorskip("mlperf_logging.compliance_checker.mlp_compliance")
+    folder = write(tmp_path / "set", list(v06(lines(10))))
+    report = compliance.check(folder / "result_0.txt")
+    assert (report.ruleset, report.success) == ("0.6.0", False)
+    asked = {finding.key for finding in report.findings}
+    assert {"submission_status", "epoch_start"} < asked
+    assert "run_start" not in asked
+    assert score(folder, "0.6", official=True).runs[0].flaw.startswith("the official compliance")
+    today = write(tmp_path / "today", lines(10))
+    with pytest.raises(UserError, match=r"under ruleset 0\.6\.0; the oldest is 0\.7\.0"):
+        compliance.check(today, "0.6")
+    first = write(tmp_path / "first", v05(10))
+    with pytest.raises(UserError, match=r"under ruleset 0\.5\.0; the oldest is 0\.6\.0"):
+        compliance.check(first, "0.5")
