@@ -165,7 +165,9 @@ def test_logs_of_v05_are_shown_without_a_score(tmp_path):
     assert "no score; 5 runs took 12.000 minutes on average (unverified)" in text
     assert "there is no official score of logs of v0.5" in text
     assert "resnet, division not logged" in text
-    assert collect(tmp_path / "set").sets[0].verdict.minutes is None
+    verdict = collect(tmp_path / "set").sets[0].verdict
+    assert verdict.minutes is None
+    assert (verdict.status, verdict.reason) == ("flawed", found.rcp_note)
 
 
 def test_runs_of_v05_that_say_nothing_of_success_are_judged_by_their_target(tmp_path):

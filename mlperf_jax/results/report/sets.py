@@ -293,6 +293,8 @@ def _status(
             f"{len(failed)} of {count} runs did not converge or cannot be read; {scored.drop} may."
         )
         return "broken" if broken else "not converged", reason
+    if scored.minutes is None and scored.mean_minutes is not None:
+        return "flawed", scored.rcp_note  # of a round that nobody scores
     if scored.minutes is None:
         return "broken", "no run has both a start and an end."
     if scored.verdict is not None and not scored.verdict.passed:
