@@ -34,10 +34,9 @@ def check(about: str, words: Sequence[str]) -> int:
 
 def score(about: str, words: Sequence[str]) -> int:
     """Prints the scores of sets; exit code 1 when one is not valid."""
-    scaling = Literal["rcp", "file", "none"]
     own = [
         Option("ruleset", help="the round whose rules apply; by default what the runs say"),
-        Option("scaling", scaling, "rcp", "rcp: by the reference; file: by scaling.json; none"),
+        _scaling(),
         Option("official", bool, help="also run the official checker on every log (slower)"),
         Option("bert_train_samples", bool, help="bert's samples are in its train_samples lines"),
         output.json_option("the scores"),
@@ -95,6 +94,7 @@ def report(about: str, words: Sequence[str]) -> int:
     own = [
         Option("out", Path, "report.html", "the page to write", metavar="FILE"),
         Option("ruleset", help="the round of logs that do not say it"),
+        _scaling(),
     ]
     folders = Option(
         "dirs", Several[Path], help="a folder of runs or submissions", metavar="DIR..."
@@ -102,7 +102,13 @@ def report(about: str, words: Sequence[str]) -> int:
     given = options.parse("report", about, words, [folders], own)
     from mlperf_jax.results import report
 
-    print(
-        report.report(given["dirs"], given.get("out", "report.html"), ruleset=given.get("ruleset"))
-    )
+    dirs, out = given.pop("dirs"), given.pop("out", "report.html")
+    print(report.report(dirs, out, **given))
     return 0
+
+
+def _scaling() -> Option:
+    says = (
+        "file: by scaling.json; rcp: by the reference; auto: file for a submission, else rcp; none"
+    )
+    return Option("scaling", Literal["auto", "rcp", "file", "none"], "auto", says)

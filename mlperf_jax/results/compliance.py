@@ -15,7 +15,7 @@ import threading
 
 from mlperf_jax.errors import UserError, optional, printable
 from mlperf_jax.paths import check_path
-from mlperf_jax.results import log, logset, rules, sane, system
+from mlperf_jax.results import early, log, logset, rules, sane, system
 from mlperf_jax.results.finding import Finding
 from mlperf_jax.results.result import rows_table
 
@@ -89,12 +89,13 @@ def check(
     paths = _logs(check_path(path, "the log"))
     contents, refused = _readable(paths)
     refused += _of_others(contents)
-    name, official, version = _benchmark(contents, ruleset)
+    form = early.form(next(iter(contents.values()))[0].text)
+    name, official, version = _benchmark(contents, ruleset or early.ROUNDS.get(form))
     suite = official.suite if official else "training"
-    if rules.checker(suite, version) is None:
+    if rules.checker(suite, version) is None and (form, version) != (early.V06, "0.6.0"):
         raise UserError(
             f"there is no official checker for logs of this format under ruleset {version}; "
-            "the oldest is 0.7.0"
+            f"the oldest is {'0.7.0' if form == early.TODAY else '0.6.0'}"
         )
     findings: list[Finding] = [*refused]
     raw: list[str] = []

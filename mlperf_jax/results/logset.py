@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import durable, log, sane
+from mlperf_jax.results import durable, early, log, sane
 from mlperf_jax.results.finding import Finding
 
-_TOKEN = log.TOKEN.encode() + b" "
 _KEY = re.compile(rb'"key"\s*:\s*"(\w+)"')
 _ENDLESS = re.compile(rb"\d{1000}")
 _TIME = re.compile(rb'"time_ms"\s*:\s*\d{1,14}(\.\d*)?\s*[,}]')  # one that can be
@@ -42,6 +41,8 @@ _NUMBERS = {
 _EVALUATIONS = ("eval_accuracy", "eval_error")
 _CLOCK = ("init_start", "init_stop", "run_start", "run_stop")
 _SINGLE = ("seed", "target_accuracy", "opt_name", "optimizer_changed")
+_ALIASES = {"mask": "maskrcnn"}  # as the official summary has it
+_PASSED_AT = "eval_result"  # how v0.6 ends a run whose models are evaluated afterwards
 _NEWEST = "lowest_numerical_precision_in_linear"  # logged since 6.1, and in no earlier round
 _WANTED = {
     key.encode()
@@ -95,6 +96,7 @@ class RunLog:
         settings: logged key -> last value, without those that are events; empty unless asked for.
         newest: whether it has the keys that only logs of v6.1 have.
         notes: the lines whose values `sane` judges once the set and its round are known.
+        round: "0.5" or "0.6" where its lines have the form of that round, which no other had; else "".
         broken: whether a line cannot be read, so that the official tools reject the log.
         findings: what is wrong with it; a warning where the run merely does not count for it.
     """
@@ -120,6 +122,7 @@ class RunLog:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     newest: bool = False
     notes: tuple[sane.Note, ...] = ()
+    round: str = ""
     broken: bool = False
     findings: tuple[Finding, ...] = ()
 
@@ -189,7 +192,8 @@ def read(path: pathlib.Path, *, settings: bool = False) -> RunLog:
         return reader.log()
     try:
         with open(path, "rb") as file, _mapped(file.fileno()) as content:
-            for start, end in _lines(content):
+            reader.form = early.form(content)
+            for start, end in _lines(content, f"{reader.form} ".encode()):
                 reader.line(content, start, end)
         if not reader.lines:
             reader.find("", f"is {log.no_log(path)}.", "Put the log in its place.")
@@ -210,17 +214,17 @@ def _mapped(file: int) -> Iterator[Any]:
         yield content
 
 
-def _lines(content: Any) -> Iterator[tuple[int, int]]:
-    """Where each line's JSON starts and ends: from after its last token to the end of the line."""
-    start, newline = content.find(_TOKEN), -1
+def _lines(content: Any, token: bytes) -> Iterator[tuple[int, int]]:
+    """Where each line's text starts and ends: from after its last token to the end of the line."""
+    start, newline = content.find(token) if token.strip() else -1, -1
     while start >= 0:
         if newline < start:
             newline = content.find(b"\n", start)
             newline = len(content) if newline < 0 else newline
         again = content.find(b"\r", start, newline)  # ends a line too
         end = newline if again < 0 else again
-        yield content.rfind(_TOKEN, start, end) + len(_TOKEN), end
-        start = content.find(_TOKEN, end)
+        yield content.rfind(token, start, end) + len(token), end
+        start = content.find(token, end)
 
 
 def _looks_whole(text: bytes) -> bool:
@@ -256,6 +260,8 @@ class _Reader:
         self.lines = 0
         self.newest = self.broken = False
         self.counted = (0, 1)  # an offset, and the number of the line there
+        self.form = ""  # of the lines
+        self.passed_after: float | None = None  # seconds
 
     def find(self, key: str, expected: str, advice: str, **more: Any) -> None:
         if len(self.findings) < 20:  # a log may be wrong in every line
@@ -270,7 +276,7 @@ class _Reader:
     def line(self, content: Any, start: int, end: int) -> None:
         self.lines += 1
         text = content[start:end]
-        found = _KEY.search(text)
+        found = _KEY.search(text) if self.form == early.TODAY else None
         long = len(text) > log.LONGEST
         if not long and found is not None and not self.wants(found[1]) and _looks_whole(text):
             return
@@ -278,7 +284,7 @@ class _Reader:
         try:
             if long:
                 raise ValueError(log.too_long(len(text)))
-            members = json.loads(text.decode("latin-1"))
+            members = early.members(self.form, text.decode("latin-1"))
             key, value, metadata = members["key"], members["value"], members["metadata"]
             time_ms = members["time_ms"]
         except log.DAMAGE as error:
@@ -300,11 +306,13 @@ class _Reader:
         try:
             self.take(key, value, metadata, float(time_ms))
         except (ValueError, TypeError, OverflowError) as error:
+            stops = key in ("global_batch_size", "seed", *_EVALUATIONS)  # they calculate with it
             self.find(
                 str(key),
                 f"has the value {sane.shown(value)}, which is not what the key means ({error}).",
-                "The official tools would stop at it.",
+                "The official tools would stop at it." if stops else "It was not taken.",
                 line=number,
+                warning=not stops,
             )
 
     def wants(self, key: bytes) -> bool:
@@ -316,8 +324,10 @@ class _Reader:
             return
         if self.with_settings and key not in _EVENTS:
             self.settings[key] = value
+        if "benchmark" in metadata and self.form == early.V05:
+            self.values["benchmark"] = metadata["benchmark"]
         if key in _TEXTS:
-            self.values[_TEXTS[key]] = str(value)
+            self.values[_TEXTS[key]] = _ALIASES.get(str(value), str(value))
         elif key in _NUMBERS:
             self.values[_NUMBERS[key]] = int(self.number(key, value))
         elif key in _CLOCK:
@@ -325,6 +335,8 @@ class _Reader:
             if key == "run_stop":
                 self.values["status"] = str(metadata.get("status", ""))
                 self.values["ended_after"] = len(self.evaluations)
+        elif key == _PASSED_AT and self.form == early.V06:
+            self.passed_after = self.number(key, metadata.get("timestamp"))
         elif key in _EVALUATIONS:
             self.evaluations.append(self.evaluation(key, value, metadata, time_ms))
         elif key == "seed":
@@ -371,6 +383,17 @@ class _Reader:
             raise ValueError("not a finite number")
         return value
 
+    def end_early(self) -> None:
+        """Ends a run of the first two rounds by what its log says instead of `run_stop` and a status."""
+        if self.passed_after is not None and self.times["run_start"] and not self.times["run_stop"]:
+            self.times["run_stop"].append(self.times["run_start"][-1] + 1000 * self.passed_after)
+            self.values |= {"status": "success", "ended_after": len(self.evaluations)}
+        if self.form == early.V05 and not self.values.get("status") and self.times["run_stop"]:
+            reached = self.values["ended_after"] and self.targets
+            last = self.evaluations[self.values["ended_after"] - 1].value if reached else math.nan
+            met = isinstance(last, int | float) and reached and last >= self.targets[-1]
+            self.values["status"] = "success" if met else "aborted"
+
     def log(self) -> RunLog:
         """What was found, with a finding for each line that ought to be there once and is not."""
         for key in ("run_start", "run_stop"):
@@ -390,6 +413,7 @@ class _Reader:
                 "The round's own target is applied.",
                 warning=True,
             )
+        self.end_early()
         starts, stops = self.times["init_start"], self.times["init_stop"]
         return RunLog(
             path=self.path,
@@ -404,6 +428,7 @@ class _Reader:
             settings=self.settings,
             newest=self.newest,
             notes=tuple(self.notes),
+            round=early.ROUNDS.get(self.form, ""),
             broken=self.broken,
             findings=tuple(self.findings),
         )

@@ -14,7 +14,7 @@ import os
 import pathlib
 import statistics
 from collections import Counter
-from typing import Literal
+from typing import Literal, get_args
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.paths import check_path
@@ -22,16 +22,19 @@ from mlperf_jax.results import compliance, durable, logset, rcp, rules, sane, sc
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import RunLog
 from mlperf_jax.results.scored import Run, Score, Scores
-from mlperf_jax.results.system import find_system, most_frequent, own_runs
+from mlperf_jax.results.system import file_of, find_system, most_frequent, own_runs
 
-Scaling = Literal["rcp", "file", "none"]
+Scaling = Literal["auto", "rcp", "file", "none"]
+
+# The round of which no official tool reads the logs, so that there is no score that could be official.
+_UNSCORED = "0.5.0"
 
 
 def scores(
     root: os.PathLike | str,
     ruleset: str | None = None,
     *,
-    scaling: Scaling = "rcp",
+    scaling: Scaling = "auto",
     official: bool = False,
     bert_train_samples: bool = False,
 ) -> Scores:
@@ -59,7 +62,7 @@ def score(
     folder: os.PathLike | str,
     ruleset: str | None = None,
     *,
-    scaling: Scaling = "rcp",
+    scaling: Scaling = "auto",
     official: bool = False,
     bert_train_samples: bool = False,
     settings: bool = False,
@@ -71,7 +74,9 @@ def score(
         ruleset: the round whose rules apply. By default what our runs say, then what the name of a
             round's repository above the folder says, then the benchmark's last round (with a warning).
         scaling: what the time is multiplied by: "rcp" what the comparison with the reference gives,
-            "file" what the folder's `scaling.json` says, "none" nothing.
+            "file" what the folder's `scaling.json` says, as in the official summary, "none" nothing.
+            "auto" is "file" for a submission and wherever there is such a file, else "rcp". What the
+            reference gives instead is the score's `reference_minutes`.
         official: also run the official compliance checker on every log; one that fails counts as not
             converged, as in the official summary. Without it only the flaws we look for ourselves do
             (status, target, time of initialisation, unreadable lines), which is faster.
@@ -83,8 +88,8 @@ def score(
         UserError: there is no log in the folder, or no such ruleset or scaling.
     """
     folder = pathlib.Path(folder)
-    if scaling not in ("rcp", "file", "none"):
-        raise UserError(f"scaling is {scaling!r}; give 'rcp', 'file' or 'none'")
+    if scaling not in get_args(Scaling):
+        raise UserError(f"scaling is {scaling!r}; give 'auto', 'rcp', 'file' or 'none'")
     if ruleset is not None:
         rules.in_round(ruleset)
     paths = logset.logs(folder)
@@ -109,6 +114,7 @@ class _Set:
         self.findings = [finding for log in logs for finding in log.findings]
         self.own = own_runs(folder, [log.path for log in logs])
         self.system = find_system(folder, logs, self.own, self.find)
+        self.submitted = file_of(folder) is not None and not self.own
         self.bert_train_samples = bert_train_samples
         self.name = most_frequent(log.benchmark for log in logs)
         self.outside = False  # of a benchmark of the user's own, which no rule binds
@@ -117,7 +123,8 @@ class _Set:
         self.findings += sane.findings(logs, self.round)
         self.tiny = any(run.tiny for run in self.own.values())
         said = most_frequent(log.division for log in logs)
-        self.division = self.system.division or said or "open"
+        unsaid = "" if self.ruleset == _UNSCORED else "open"
+        self.division = self.system.division or said or unsaid
         if said and self.division != said:
             self.find(
                 "submission_division",
@@ -154,7 +161,8 @@ class _Set:
                 "only v6.1 wants.",
             )
         above = rules.round_above(self.folder)
-        wanted = given or (own[0] if own else "") or above
+        form = most_frequent(log.round for log in self.logs)
+        wanted = given or (own[0] if own else "") or above or form
         if wanted:
             found = rules.by_log_name(self.name, wanted)
             if found:
@@ -186,6 +194,8 @@ class _Set:
         batch_size = self._batch_size(same)
         verdict, note = self._verdict(same, batch_size, drop, weak)
         raw = _weak_minutes(same, required) if weak else _olympic_minutes(same, drop)
+        if self.ruleset == _UNSCORED:
+            raw, note = None, "there is no official score of logs of v0.5"
         factor, source = self._factor(scaling, verdict)
         return Score(
             folder=self.folder,
@@ -204,6 +214,7 @@ class _Set:
             models=sum(run.counted for run in same) if weak else None,
             factor=factor,
             factor_source=source,
+            submitted=self.submitted,
             verdict=verdict,
             rcp_note=note,
             findings=tuple(self.findings),
@@ -290,8 +301,12 @@ class _Set:
             self.find("", f"{failed} of {len(same)} runs did not converge; {drop} may.")
 
     def _seeds(self, same: list[Run]) -> None:
-        """As the official seed checker: a line of code must not log the same seed in two runs."""
-        closed = self.division == "closed"
+        """As the official seed checker: a line of code must not log the same seed in two runs.
+
+        Before v1.0 nobody asked for it.
+        """
+        early = self.ruleset in ("0.5.0", "0.6.0", "0.7.0")
+        closed = self.division == "closed" and not early
         without = [run.log.path.name for run in same if not run.log.seeds and not run.log.broken]
         if closed and without:
             more = f" and {len(without) - 1} more" if len(without) > 1 else ""
@@ -320,16 +335,17 @@ class _Set:
             self.find("opt_name", f"stands for different optimizers ({listed}).")
 
     def _batch_size(self, same: list[Run]) -> int | None:
-        sizes = Counter(run.log.batch_size for run in same)
+        sizes = Counter(run.log.batch_size for run in same if run.log.batch_size is not None)
+        without = [run.log.path.name for run in same if run.log.batch_size is None]
         if len(sizes) > 1:
             listed = ", ".join(f"{size} in {n} logs" for size, n in sizes.items())
             self.find("global_batch_size", f"differs between the runs of the set ({listed}).")
-            return None
-        size = next(iter(sizes), None)
-        if size is None:
+        if without:
             needed = self.division == "closed" and self._has_reference()
-            self.find("global_batch_size", "is in no log.", not needed)
-        return size
+            more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+            where = f"not in {without[0]}{more}" if sizes else "in no log"
+            self.find("global_batch_size", f"is {where}.", not needed)
+        return next(iter(sizes)) if len(sizes) == 1 and not without else None
 
     def _has_reference(self) -> bool:
         try:
@@ -381,6 +397,8 @@ class _Set:
     def _factor(self, scaling: Scaling, verdict: rcp.Verdict | None) -> tuple[float, str]:
         own = 1.0 if verdict is None else verdict.scaling_factor
         path = self.folder / "scaling.json"
+        if scaling == "auto":
+            scaling = "file" if self.submitted or path.exists() else "rcp"
         filed = None
         if path.exists():
             try:
@@ -390,18 +408,18 @@ class _Set:
             except (UserError, ValueError, TypeError, KeyError) as error:
                 self.find("", f"scaling.json cannot be used ({error}).", scaling != "file")
                 filed = None
-        if scaling == "none":
-            return 1.0, ""
-        if scaling == "file":
-            return (1.0, "") if filed is None else (filed, "scaling.json")
+        applied = {"none": 1.0, "file": filed or 1.0, "rcp": own}[scaling]
         if filed is not None and verdict is not None and not math.isclose(filed, own, rel_tol=1e-6):
+            which = {"file": "the file's", "rcp": "the latter"}.get(scaling, "neither")
             self.find(
                 "",
-                f"scaling.json says {filed:.6g}, the comparison with the reference gives {own:.6g}; the "
-                "latter was applied.",
+                f"scaling.json says {filed:.6g}, the comparison with the reference gives {own:.6g}; "
+                f"{which} was applied.",
                 True,
             )
-        return own, "reference" if own != 1 else ""
+        if scaling == "file":
+            return applied, "" if filed is None else "scaling.json"
+        return applied, "reference" if applied != 1 else ""
 
 
 # ---- the mean

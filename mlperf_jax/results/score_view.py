@@ -24,7 +24,8 @@ def title(score: "Score") -> str:
     tiny = " (tiny, not comparable)" if score.tiny else ""
     rules = f", rules of {score.suite} {score.ruleset}" if score.ruleset else ""
     where = ", ".join(word for word in (score.system.org, score.system.name) if word)
-    return printable(f"{score.benchmark}{tiny}, {score.division} division{rules}; {where or '?'}")
+    division = f"{score.division} division" if score.division else "division not logged"
+    return printable(f"{score.benchmark}{tiny}, {division}{rules}; {where or '?'}")
 
 
 def outcome(score: "Score") -> str:
@@ -78,10 +79,27 @@ def page(scores: Sequence["Score"]) -> str:
     return "".join(parts) + SMALL_PRINT
 
 
+def factor_words(score: "Score") -> str:
+    """What the minutes were multiplied by, and where that is from."""
+    source = {"scaling.json": "from scaling.json", "reference": "by the reference"}
+    return f"{score.factor:.4f} {source.get(score.factor_source, '')}".strip()
+
+
+def otherwise(score: "Score") -> str:
+    """The minutes by the reference where others stand first, or ""."""
+    if score.reference_minutes is None or score.verdict is None:
+        return ""
+    own = score.verdict.scaling_factor
+    how = f"scaled by {own:.4f}" if own != 1 else "not scaled"
+    return f"{score.reference_minutes:.3f} minutes, {how}, by the comparison with the reference"
+
+
 def _facts(score: "Score") -> list[tuple[str, str]]:
     facts = [("score", outcome(score))]
     if score.minutes is not None and score.factor != 1:
-        facts.append(("unscaled", f"{score.raw_minutes:.3f} minutes x {score.factor:.4f}"))
+        facts.append(("scaling", f"{score.raw_minutes:.3f} minutes x {factor_words(score)}"))
+    if other := otherwise(score):
+        facts.append(("otherwise", other))
     if score.verdict is not None:
         facts.append(("reference", score.verdict.sentence))
     if score.length is not None:

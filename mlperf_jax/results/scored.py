@@ -1,6 +1,7 @@
 """The scores of sets of runs as values: which runs count and why, what was found, shown and exported."""
 
 import dataclasses
+import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,8 @@ def flaw(log: RunLog, official: rules.Round | None, division: str) -> str:
     """
     if log.broken:
         return "the log is damaged"
+    if not log.benchmark:
+        return "the log does not say which benchmark it is of"
     if log.start_ms is None:
         return "the log has no run_start"
     if log.stop_ms is None:
@@ -148,7 +151,10 @@ class Score:
         raw_minutes: olympic mean of the counted runs, or None where there are too few. For weak
             scaling (HPC): from the first model's start to the last one's stop.
         models: for weak scaling, how many models were trained; else None.
-        factor: what `raw_minutes` is multiplied by, and `factor_source` where it is from.
+        factor: what `raw_minutes` is multiplied by, and `factor_source` where it is from: "scaling.json",
+            "reference" or "".
+        submitted: whether it is a submission's: its minutes are then by default what the official summary
+            makes of these logs.
         verdict: of the comparison with the reference; None where there is none (see `rcp_note`).
         findings: what is wrong; those that are not warnings make the score invalid.
     """
@@ -169,6 +175,7 @@ class Score:
     models: int | None = None
     factor: float = 1.0
     factor_source: str = ""
+    submitted: bool = False
     verdict: rcp.Verdict | None = None
     rcp_note: str = ""
     findings: tuple[Finding, ...] = ()
@@ -177,6 +184,15 @@ class Score:
     def minutes(self) -> float | None:
         """The score, scaled; None where there is none."""
         return None if self.raw_minutes is None else self.raw_minutes * self.factor
+
+    @property
+    def reference_minutes(self) -> float | None:
+        """The score as the comparison with the reference would scale it, where `minutes` is another."""
+        if self.raw_minutes is None or self.verdict is None:
+            return None
+        if math.isclose(self.factor, self.verdict.scaling_factor, rel_tol=1e-6):
+            return None
+        return self.raw_minutes * self.verdict.scaling_factor
 
     @property
     def valid(self) -> bool:
@@ -227,8 +243,10 @@ class Score:
             "raw_minutes": self.raw_minutes,
             "mean_minutes": self.mean_minutes,
             "models": self.models,
+            "submitted": self.submitted,
             "scaling_factor": self.factor,
             "scaling_source": self.factor_source,
+            "reference_minutes": self.reference_minutes,
             "length": self.length,
             "unit": self.unit,
             "samples_per_second": self.samples_per_second,

@@ -140,7 +140,7 @@ REFUSED = [
         "score",
         "score needs a set's folder, or any folder of sets: write mlperf-jax score DIR [options]",
     ),
-    ("score . --scaling x", "--scaling must be rcp, file or none, not 'x'"),
+    ("score . --scaling x", "--scaling must be auto, rcp, file or none, not 'x'"),
     ("check . --division x", "--division must be closed or open, not 'x'"),
     ("bench resnet --input x", "--input must be synthetic, real or input-only, not 'x'"),
     ("show resnet --split x", "--split must be train or eval, not 'x'"),

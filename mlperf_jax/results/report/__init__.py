@@ -17,6 +17,7 @@ from mlperf_jax.results.report import notebook, page
 from mlperf_jax.results.report.folders import places
 from mlperf_jax.results.report.model import SetData
 from mlperf_jax.results.report.sets import read_set
+from mlperf_jax.results.score import Scaling
 
 __all__ = ["Finding", "Report", "SetData", "collect", "report"]
 
@@ -61,7 +62,10 @@ class Report:
 
 
 def collect(
-    dirs: os.PathLike | str | Iterable[os.PathLike | str], *, ruleset: str | None = None
+    dirs: os.PathLike | str | Iterable[os.PathLike | str],
+    *,
+    ruleset: str | None = None,
+    scaling: Scaling = "auto",
 ) -> Report:
     """Reads what `report` shows, without writing a page.
 
@@ -70,6 +74,7 @@ def collect(
             folder with any of these below it.
         ruleset: the round of logs that do not say it; by default the one that the folder's name says
             (`training_results_v5.1`), else the last that ran the benchmark.
+        scaling: what the minutes are multiplied by, as in `score.score`.
 
     Raises:
         UserError: no folder is given, or none of them has runs.
@@ -82,7 +87,7 @@ def collect(
     found, findings = places(paths)
     if not found:
         raise UserError(f"there is nothing to report on: {findings[0]}")
-    sets = tuple(read_set(place, ruleset) for place in found)
+    sets = tuple(read_set(place, ruleset, scaling) for place in found)
     every = (*findings, *(finding for data in sets for finding in data.findings))
     return Report(sets, every)
 
@@ -92,13 +97,14 @@ def report(
     output: os.PathLike | str = "report.html",
     *,
     ruleset: str | None = None,
+    scaling: Scaling = "auto",
 ) -> Report:
     """Writes one self-contained page about the runs below some folders.
 
     Args:
         dirs: as in `collect`.
         output: the page to write.
-        ruleset: as in `collect`.
+        ruleset, scaling: as in `collect`.
 
     Returns:
         The report: its sets, its findings, and the page's path.
@@ -107,4 +113,4 @@ def report(
         UserError: no folder has runs, or the page cannot be written.
     """
     check_writable(output)  # before the work
-    return collect(dirs, ruleset=ruleset).save(output)
+    return collect(dirs, ruleset=ruleset, scaling=scaling).save(output)

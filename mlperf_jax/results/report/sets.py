@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import durable, rcp, rules, system
+from mlperf_jax.results import durable, rcp, rules, score_view, system
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.report import logs
 from mlperf_jax.results.report.folders import Place
 from mlperf_jax.results.report.model import Curve, Position, RunData, SetData, Size, Verdict
-from mlperf_jax.results.score import score
+from mlperf_jax.results.score import Scaling, score
 from mlperf_jax.results.scored import Run, Score
 
 # Evaluation samples of the real benchmarks; a log with less than half of them is of a small stand-in.
@@ -35,11 +35,11 @@ _LOSS = "training loss"
 _MAX_LOSSES = 200  # points of a training loss curve that are kept
 
 
-def read_set(place: Place, ruleset: str | None) -> SetData:
+def read_set(place: Place, ruleset: str | None, scaling: Scaling = "auto") -> SetData:
     """The set of a folder, scored, with everything that is wrong with it."""
     findings: list[Finding] = []
     try:
-        scored = score(place.path, ruleset, settings=True)
+        scored = score(place.path, ruleset, scaling=scaling, settings=True)
     except UserError as error:
         for name in place.runs:
             _read_run(place, name, None, None, findings)
@@ -256,7 +256,9 @@ def judge(scored: Score, runs: Sequence[RunData]) -> Verdict:
     same = [run for run in scored.runs if run.same]
     failed = [i for i, run in enumerate(same) if not run.counted]
     status, reason = _status(scored, runs, len(same), failed)
-    shown = status in ("scored", "too fast", "flawed")
+    shown = status in ("scored", "too fast", "flawed") or scored.submitted
+    scaled = f"scaled by {score_view.factor_words(scored)}" if scored.factor != 1 else ""
+    scaling = (scaled, score_view.otherwise(scored)) if shown and scored.minutes else ()
     # without the fastest, and without the slowest or failed
     order = sorted(range(len(same)), key=lambda i: (i in failed, same[i].minutes or 0))
     rates = [
@@ -266,7 +268,7 @@ def judge(scored: Score, runs: Sequence[RunData]) -> Verdict:
     ]
     return Verdict(
         status=status,
-        reason=reason,
+        reason="; ".join(filter(None, (reason.removesuffix("."), *scaling))),
         minutes=scored.minutes if shown else None,
         needed=scored.required or None,
         used=tuple(order[scored.drop : len(order) - scored.drop]) if shown else (),
@@ -283,7 +285,8 @@ def _status(
         return status, "no round had this benchmark: there are no official rules, and no verdict."
     if count < scored.required:
         broken = any(run.log.broken or not run.log.benchmark for run in scored.runs)
-        reason = f"{count} of {scored.required} runs are here; there is no score yet."
+        reason = f"{count} of {scored.required} runs are here"
+        reason += "." if scored.submitted else "; there is no score yet."
         return "broken" if broken else "incomplete", reason
     if len(failed) > scored.drop:
         broken = any(runs[i].status in ("unreadable", "unfinished") for i in failed)
@@ -291,6 +294,8 @@ def _status(
             f"{len(failed)} of {count} runs did not converge or cannot be read; {scored.drop} may."
         )
         return "broken" if broken else "not converged", reason
+    if scored.minutes is None and scored.mean_minutes is not None:
+        return "flawed", scored.rcp_note  # of a round that nobody scores
     if scored.minutes is None:
         return "broken", "no run has both a start and an end."
     if scored.verdict is not None and not scored.verdict.passed:
@@ -300,8 +305,7 @@ def _status(
     if wrong:
         more = f" (and {len(wrong) - 1} more findings)" if len(wrong) > 1 else ""
         return "flawed", f"{wrong[0].key} {wrong[0].expected}{more}".strip()
-    factor = f"scaled by {scored.factor:.4f}, as if it had converged like the reference"
-    return "scored", factor if scored.factor != 1 else ""
+    return "scored", ""
 
 
 def _position(scored: Score, same: Sequence[Run]) -> Position | None:
