@@ -237,7 +237,7 @@ def test_nothing_to_report_on_is_an_error(tmp_path):
 
 def test_a_page_that_cannot_be_written_is_an_error(tmp_path):
     bert(tmp_path / "a", runs=1)
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="there is no folder"):
         report(tmp_path, tmp_path / "missing" / "report.html")
 
 
