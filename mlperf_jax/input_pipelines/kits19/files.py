@@ -60,6 +60,10 @@ class Entry:
             for number, found in given["boxes"].items()
         }
         depth, height, width = given["shape"]
+        for box in (box for found in boxes.values() for box in found):
+            for start, stop, side in zip(*box, given["shape"], strict=True):
+                if not 0 <= start < stop <= side:
+                    raise ValueError(f"{box} does not lie within {given['shape']}")
         return cls(
             given["case"], (depth, height, width), boxes, given["md5"], tuple(given["notes"])
         )
