@@ -203,6 +203,14 @@ def prepared(folder: str) -> Prepared | None:
     return Prepared(folder, shards, features)
 
 
+def is_prepared(folder: str) -> bool:
+    """Whether a prepared folder is there and its index not damaged, for builders: what is, they make again."""
+    try:
+        return prepared(folder) is not None
+    except UserError:
+        return False
+
+
 def read_object(folder: str, name: str) -> dict[str, Any]:
     """The object that a JSON file of a prepared folder holds.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mlperf_jax.errors import UserError, did_you_mean
+from mlperf_jax.errors import DataError, UserError, did_you_mean
 from mlperf_jax.input_pipelines import building, finite
 from mlperf_jax.input_pipelines.igbh import arrays
 from mlperf_jax.input_pipelines.igbh.sizes import Size
@@ -62,12 +62,12 @@ def read(source: arrays.Mapped, first: int, last: int) -> np.ndarray:
     """The features of nodes first..last, [last - first, W].
 
     Raises:
-        UserError: a value is not finite; names the node.
+        DataError: a value is not finite; names the node.
     """
     rows = source.read(first, last)
     if not finite.all_finite(rows):
         at = int(np.argmin(np.isfinite(rows.astype(np.float32)).all(1)))
-        raise UserError(
+        raise DataError(
             f"{source.path}, node {first + at:,}: its features are not finite; remove this file and build it again "
             "if it is a copy, else fetch it again"
         )

@@ -204,7 +204,7 @@ class OpenImages:
             UserError: nothing to build from, labels that do not fit, or not enough room on the disk.
         """
         target = files.prepared_folder(records.local(folder), self.tiny)
-        if records.prepared(target) is not None:
+        if records.is_prepared(target):
             return
         if self.tiny:
             builder.write_tiny(target)
