@@ -48,7 +48,7 @@ def make(
         shutil.rmtree(work, ignore_errors=True)  # of a build that was killed
         try:
             work.mkdir()
-            _take_whole(base, work, noted)
+            _take_whole(base, work, mine or {})
             write(os.fspath(work))
             made = _sums(work)
             kept = set() if mend else {part for part in _parts(made) if (base / part).exists()}
@@ -72,10 +72,10 @@ def _noted(base: pathlib.Path) -> dict[str, Sums]:
         return {}
 
 
-def _take_whole(base: pathlib.Path, work: pathlib.Path, noted: dict[str, Sums]) -> None:
+def _take_whole(base: pathlib.Path, work: pathlib.Path, mine: Sums) -> None:
     """Copies the parts all of whose noted files are as they were made, which then need not be made."""
     parts: dict[str, Sums] = {}
-    for path, summed in (item for sums in noted.values() for item in sums.items()):
+    for path, summed in mine.items():
         parts.setdefault(_part(path), {})[path] = summed
     for sums in parts.values():
         if _same(base, sums):
