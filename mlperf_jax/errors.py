@@ -70,6 +70,10 @@ class UserError(Told):
     """
 
 
+class DataError(UserError):
+    """A record, or what else is read once a run's clock runs, is damaged."""
+
+
 class Interrupted(Told):
     """The run was asked to stop by a signal; its checkpoint is on the disk and `--resume` takes it up."""
 

@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlperf_jax.benchmarks.folders import (
     build_data as build_data,
+    check_folder as check_folder,
     data_folder as data_folder,
     default_tiny_folder as default_tiny_folder,
     needs_folder as needs_folder,
+    told_of_tiny,
 )
 from mlperf_jax.core import python_file
 from mlperf_jax.core.fields import check
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.errors import Interrupted, UserError, did_you_mean
+from mlperf_jax.errors import DataError, Interrupted, UserError, did_you_mean
 from mlperf_jax.results import rules
 
 if TYPE_CHECKING:
@@ -269,7 +271,12 @@ def run(name: Named, *, tiny: bool = False, **settings: Any) -> Any:
         launch.connect(options)
         data_dir = processes.from_primary(lambda: data_folder(benchmark, options))
         note = recipe_note(benchmark)
-        return launch.launch(benchmark, options, data_dir, notes=[note] if note else [])
+        try:
+            return launch.launch(benchmark, options, data_dir, notes=[note] if note else [])
+        except DataError as error:
+            if benchmark.is_tiny:
+                raise UserError(told_of_tiny(benchmark, data_dir, str(error))) from error
+            raise
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted at once; what is on the disk is kept, and --resume takes up a run that has begun",

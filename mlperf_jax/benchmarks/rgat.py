@@ -26,7 +26,7 @@ from mlperf_jax import metrics
 from mlperf_jax.core.benchmark import Benchmark, Bucket, Example, Table, Target, Weighted, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Range, Rate, Samples, Several
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines.igbh import Igbh, planted, rooms
+from mlperf_jax.input_pipelines.igbh import Igbh, features as igbh_features, planted, rooms
 from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape
 from mlperf_jax.input_pipelines.igbh.sizes import SIZES, Size
 from mlperf_jax.models.rgat import Edges, Reach, Rgat, RgatConfig, Sample
@@ -77,6 +77,10 @@ class RGat(Benchmark):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.is_tiny and self.graph != type(self).graph:
+            raise UserError(
+                f"graph is {self.graph}, and tiny has a planted graph of its own: leave out --graph or --tiny"
+            )
         shape = self.shape()
         most = max(counts[-1] for counts in (*shape.nodes.values(), *shape.edges.values()))
         if most * self.rows > 2**31 - 1:
@@ -182,7 +186,9 @@ class RGat(Benchmark):
 
     def _features(self, kind: str, store: RowStore, folder: str) -> Any:
         features = self.data().features(folder, kind)
-        return lambda index: store.read(index, lambda *rows: words.packed(features.read(*rows)))
+        return lambda index: store.read(
+            index, lambda *rows: words.packed(igbh_features.read(features, *rows))
+        )
 
     def lookups(self, batch: Any) -> Mapping[str, jax.Array]:
         return {kind: batch[f"ids/{kind}"] for kind in self.size_of_graph.nodes}

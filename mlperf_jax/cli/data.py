@@ -74,7 +74,8 @@ def build(about: str, words: Sequence[str]) -> int:
     benchmark, _, folder = _asked(given)
     from mlperf_jax import benchmarks
 
-    benchmarks.build_data(benchmark, folder, given.get("source"))
+    for made in benchmarks.build_data(benchmark, folder, given.get("source"))[:1]:
+        print(f"made what was missing or damaged, {made} first")
     counts = ", ".join(f"{n:,} {split}" for split, n in benchmark.data().counts(folder).items())
     print(f"{benchmark.name}: {counts} samples in {folder}")
     return 0
@@ -124,6 +125,7 @@ def _asked(given: dict[str, Any]) -> tuple[Any, Any, str]:
 
     benchmark, settings, _ = named.made(given)
     folder = settings.data_dir
+    benchmarks.check_folder(folder)
     if folder is None and benchmarks.needs_folder(benchmark):
         raise UserError(f"say where the data of {benchmark.name} belong: --data-dir DIR")
     return benchmark, settings, folder or benchmarks.default_tiny_folder()

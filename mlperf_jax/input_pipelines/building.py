@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 from mlperf_jax.errors import UserError
 
 Job = TypeVar("Job")
+_PIECES, _PIECE = 256, 1 << 16  # of a file's fingerprint, and bytes of each: 16 MB
+_INDICES = {".json", ".idx"}
 SETTINGS = "settings.json"  # in a folder of unfinished work: what it was begun with
 
 
@@ -115,6 +117,24 @@ def checksum(path: str | os.PathLike, algorithm: str) -> str:
         return hashlib.file_digest(file, made).hexdigest()
 
 
+def fingerprint(path: str | os.PathLike) -> list[Any]:
+    """Bytes and checksum of a file, to tell it from another of its kind: of a large one, of pieces all over it."""
+    found = os.stat(path)
+    return [found.st_size, _summed(os.fspath(path), found.st_size, found.st_mtime_ns, found.st_ino)]
+
+
+@functools.lru_cache(maxsize=256)
+def _summed(path: str, size: int, *state: int) -> str:
+    whole = size <= _PIECES * _PIECE
+    total = hashlib.sha256(usedforsecurity=False)
+    with open(path, "rb") as file:
+        for number in range(_PIECES):
+            if not whole:
+                file.seek((size - _PIECE) * number // (_PIECES - 1))
+            total.update(file.read(_PIECE))
+    return total.hexdigest()[:32]
+
+
 def begin(work: pathlib.Path, settings: Mapping[str, Any], *, restart: bool = False) -> None:
     """Makes a folder for unfinished work; work that lies there is taken up under the same settings alone.
 
@@ -127,7 +147,7 @@ def begin(work: pathlib.Path, settings: Mapping[str, Any], *, restart: bool = Fa
         UserError: the work was begun with other settings.
     """
     note, mine = work / SETTINGS, json.loads(json.dumps(settings))
-    theirs = json.loads(note.read_text()) if note.exists() else mine
+    theirs = _noted(note) if note.exists() else mine
     other = [name for name in mine if theirs.get(name) != mine[name]]
     if other and not restart:
         raise UserError(
@@ -139,6 +159,15 @@ def begin(work: pathlib.Path, settings: Mapping[str, Any], *, restart: bool = Fa
     work.mkdir(parents=True, exist_ok=True)
     with unfinished(note) as part:
         part.write_text(json.dumps(mine))
+
+
+def _noted(note: pathlib.Path) -> dict[str, Any]:
+    """The settings that a note holds; none of a damaged one, so that they are others."""
+    try:
+        found = json.loads(note.read_text())
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextlib.contextmanager
@@ -166,11 +195,21 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def publish(part: pathlib.Path, path: pathlib.Path) -> None:
-    """Gives what is complete its name, a file after its bytes are on the disk."""
+    """Gives what is complete its name, a file after its bytes are on the disk.
+
+    A folder that has that name already, because it is damaged, gets the files in place of its own; others that lie in
+    it stay.
+    """
     if part.is_file():
         with open(part, "rb") as file:
             os.fsync(file.fileno())
-    part.replace(path)
+    if not (part.is_dir() and path.is_dir()):
+        part.replace(path)
+        return
+    # an index, which says that all is there, comes last
+    for child in sorted(part.iterdir(), key=lambda child: (child.suffix in _INDICES, child.name)):
+        publish(child, path / child.name)
+    part.rmdir()
 
 
 # -- many jobs -------------------------------------------------------------------------------------

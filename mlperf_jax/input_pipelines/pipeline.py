@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import grain
 import numpy as np
 
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import DataError, UserError
 from mlperf_jax.input_pipelines import orders
 from mlperf_jax.input_pipelines.dealing import Groups
 from mlperf_jax.input_pipelines.orders import PADDING, BatchPlan, LastBatch
@@ -314,8 +314,8 @@ class Batches:
         source = self._sources[bucket]
         try:
             source.read(ids, out)
-        except UserError:  # it names the record
-            raise
+        except UserError as error:  # it names the record
+            raise DataError(str(error)) from error
         except Exception:
             for row, record in enumerate(ids.tolist()):  # which one is it?
                 try:
@@ -348,9 +348,10 @@ class Batches:
             error.add_note(f"while reading {where}")
             raise error
         named = where in str(error) or isinstance(self._sources[0], BatchSource)
-        if isinstance(error, UserError) and named:
-            raise error
-        raise UserError(f"{where}: {error or type(error).__name__}") from error
+        said = str(error) or type(error).__name__
+        raise DataError(
+            said if isinstance(error, UserError) and named else f"{where}: {said}"
+        ) from error
 
 
 def _made_for(thing: Any, method: str, argument: int) -> Any:

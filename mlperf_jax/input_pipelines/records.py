@@ -166,7 +166,11 @@ def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, Literal["C", 
     if begin[:8] != b"\x93NUMPY\x01\x00" or header is None:
         raise ValueError("no header of a .npy file")
     shape = tuple(int(n) for n in header[3].split(b",") if n.strip())
-    return shape, np.dtype(header[1].decode()), "F" if header[2] == b"True" else "C"
+    try:
+        kind = np.dtype(header[1].decode("latin-1"))
+    except TypeError as error:
+        raise ValueError(f"its header names no type of numbers: {error}") from error
+    return shape, kind, "F" if header[2] == b"True" else "C"
 
 
 def prepared(folder: str) -> Prepared | None:
@@ -178,29 +182,64 @@ def prepared(folder: str) -> Prepared | None:
     files = listing(folder)
     if files is None or "dataset_info.json" not in files:
         return None
-    try:
-        info = json.loads(read_text(f"{folder}/dataset_info.json"))
-        features = json.loads(read_text(f"{folder}/features.json"))
-        form = info.get("fileFormat", "tfrecord")
-        splits = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
-        templates = {s["name"]: s.get("filepathTemplate", "") for s in info["splits"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}: its index (dataset_info.json, features.json) is damaged ({error}); build it again"
-        ) from error
+    info = read_object(folder, "dataset_info.json")
+    features = read_object(folder, "features.json")
+    form = info.get("fileFormat", "tfrecord")
     if form != "array_record":
         raise UserError(
             f"{folder} holds {form} files; only array_record can be read at random: prepare it with "
             "file_format=array_record, or convert it with tensorflow-datasets' convert_format"
         )
-    shards = {}
-    for split, lengths in splits.items():
-        given = templates[split], info["name"], split
-        shards[split] = tuple(
-            _checked_shard(folder, shard_name(*given, i, len(lengths)), files, length)
-            for i, length in enumerate(lengths)
-        )
+    try:
+        splits = dict(_shard_names(info["name"], split) for split in info["splits"])
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged(
+            folder, "dataset_info.json", f"no list of splits and shards: {error!r}"
+        ) from error
+    shards = {
+        split: tuple(_checked_shard(folder, name, files, length) for name, length in named)
+        for split, named in splits.items()
+    }
     return Prepared(folder, shards, features)
+
+
+def is_prepared(folder: str) -> bool:
+    """Whether a prepared folder is there and its index not damaged, for builders: what is, they make again."""
+    try:
+        return prepared(folder) is not None
+    except UserError:
+        return False
+
+
+def read_object(folder: str, name: str) -> dict[str, Any]:
+    """The object that a JSON file of a prepared folder holds.
+
+    Raises:
+        UserError: it is missing, cannot be read, or holds no JSON or something else.
+    """
+    try:
+        found = json.loads(read_text(f"{folder}/{name}"))
+    except FileNotFoundError:
+        raise _damaged(folder, name, "it is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, name, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(folder, name, f"a {type(found).__name__}, not an object")
+    return found
+
+
+def _damaged(folder: str, name: str, why: object) -> UserError:
+    return UserError(f"{folder}: its index ({name}) is damaged ({why}); copy or build it again")
+
+
+def _shard_names(dataset: str, split: dict[str, Any]) -> tuple[str, list[tuple[str, int]]]:
+    """A split's name, and the file and the number of records of each shard, as an index has them."""
+    name, lengths = split["name"], [int(n) for n in split["shardLengths"]]
+    if min(lengths, default=0) < 0:
+        raise ValueError(f"a shard of {min(lengths)} records")
+    template = split.get("filepathTemplate", "")
+    count = len(lengths)
+    return name, [(shard_name(template, dataset, name, i, count), n) for i, n in enumerate(lengths)]
 
 
 def shard_name(template: str, dataset: str, split: str, index: int, shards: int) -> str:
@@ -304,6 +343,25 @@ def parse_example(message: bytes) -> dict[str, Any]:
     """
     found = _parsed(message, _first_value)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def fields(example: dict[str, Any], **kinds: type) -> list[Any]:
+    """The features of these names, in their order.
+
+    Args:
+        example: as `parse_example` gives it.
+        kinds: name -> memoryview for bytes, int for a number.
+
+    Raises:
+        ValueError: one of them is absent, or of the other kind.
+    """
+    for name, kind in kinds.items():
+        if name not in example:
+            raise ValueError(f"the record has no {name!r}, only {sorted(example)}")
+        if not isinstance(example[name], kind):
+            wanted = "a number" if kind is int else "bytes"
+            raise ValueError(f"the record's {name!r} is not {wanted}")
+    return [example[name] for name in kinds]
 
 
 def parse_numbers(message: bytes | memoryview) -> dict[str, np.ndarray]:

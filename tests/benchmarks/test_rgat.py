@@ -265,3 +265,9 @@ def test_another_size_of_the_graph_says_its_counts(built) -> None:
     wrong = dataclasses.replace(tiny(), train_samples=48_001)
     with pytest.raises(UserError, match="48,000"):
         preflight.check_counts(wrong, built)
+
+
+def test_tiny_has_a_graph_of_its_own() -> None:
+    with pytest.raises(UserError, match="graph is small, and tiny has a planted graph of its own"):
+        benchmarks.get("rgat", tiny=True, graph="small")
+    assert benchmarks.get("rgat", graph="small").size_of_graph.name == "small"

@@ -188,6 +188,44 @@ def test_a_token_beyond_the_vocabulary_is_named(folder):
     assert np.frombuffer(raw[at : at + 4], np.int32)[0] >= 50
 
 
+@pytest.mark.parametrize(
+    ("split", "label", "refused"),
+    [
+        ("train", 1, True),
+        ("train", NONE, True),
+        ("validation", 1, True),
+        ("validation", NONE, False),
+    ],
+)
+def test_a_label_is_its_input_or_in_validation_none(folder, split, label, refused):
+    for name in ("train", "validation"):
+        inputs = np.load(folder / f"govreport_{name}_inputs.npy")
+        np.save(folder / f"govreport_{name}_labels.npy", inputs)
+    labels = np.load(folder / f"govreport_{split}_labels.npy")
+    labels[2, 3] = label if label < 0 else labels[2, 3] + 1
+    np.save(folder / f"govreport_{split}_labels.npy", labels)
+    data = GovReport(10)
+    source = (data.train if split == "train" else data.validation)(folder).source
+    ids = np.arange(len(source))
+    if not refused:
+        return source.read(ids, source.begin(ids))
+    words = (
+        rf"{split}_labels.npy, row 2: token id {labels[2, 3]} .*\(position 3\) is not its input's"
+    )
+    with pytest.raises(UserError, match=words):
+        source.read(ids, source.begin(ids))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"<i4", b"<q9"), (b"False", b"True "), (b"NUMPY", b"NUMPX")]
+)
+def test_a_damaged_header_is_one_sentence(folder, old, new):
+    path = folder / "govreport_train_labels.npy"
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(UserError, match=r"govreport_train_labels.npy .*build it again"):
+        GovReport(10).train(folder)
+
+
 def test_missing_damaged_and_mismatched_arrays(folder):
     path = folder / "govreport_train_labels.npy"
     np.save(path, np.zeros((5, 10), np.int32))

@@ -1,6 +1,7 @@
 """In-edges by destination: every relation against a slow twin, killed and taken up, bad edges."""
 
 import collections
+import json
 import os
 
 import igbh_toys
@@ -206,6 +207,36 @@ def test_other_edges_need_another_build(own, tmp_path):
             UserError, match=r"topic__fos was built from .*150.* the graph has .*149"
         ):
             call()
+
+
+def test_edges_that_were_changed_since_are_others(own, tmp_path):
+    csc.build(own, silent)
+    path = own.edges[STORED[3]].path
+    edges = np.load(path)
+    np.save(path, edges[::-1])
+    other = graph.open_graph(tmp_path, SIZE)
+    for call in (lambda: csc.build(other, silent), lambda: csc.open_edges(other)):
+        with pytest.raises(UserError, match=r"topic__fos was built from .* and the graph has "):
+            call()
+    np.save(path, edges)
+    csc.open_edges(graph.open_graph(tmp_path, SIZE))
+    note = own.folder / csc.FOLDER / STORED[3].key / "settings.json"
+    settings = json.loads(note.read_text())
+    del settings["file"]  # built before there were fingerprints
+    note.write_text(json.dumps(settings))
+    csc.open_edges(own)
+
+
+@pytest.mark.parametrize("name", ["indices.npy", "indptr.npy", "settings.json"])
+def test_what_is_damaged_is_built_again(own, name):
+    csc.build(own, silent)
+    path = own.folder / csc.FOLDER / CITES.key / name
+    whole, said = path.read_bytes(), []
+    (path.parent / "mine.txt").write_text("kept")
+    path.write_bytes(whole[:20])
+    csc.build(own, said.append)
+    assert path.read_bytes() == whole and len(said) == 1
+    assert (path.parent / "mine.txt").read_text() == "kept"
 
 
 @pytest.mark.parametrize(

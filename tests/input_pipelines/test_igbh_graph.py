@@ -332,6 +332,41 @@ def test_what_a_copy_cannot_hold_is_refused(tmp_path, place, value, dtype):
         features.write_copies(source.folder, source.features, dtype, lambda text: None)
 
 
+def test_copies_of_features_that_were_replaced_are_told_and_made_anew(tmp_path, place):
+    source = opened(tmp_path)
+    features.write_copies(source.folder, source.features, "float16", lambda text: None)
+    path = place / "author" / "node_feat.npy"
+    values = np.memmap(path, np.float32, "r+", shape=(45, 8))
+    values[17, 3] += 1
+    values.flush()
+    os.utime(path, ns=(0, 0))  # no clock is so coarse
+    with pytest.raises(UserError, match=r"author.npy was made of other features than .*author/n"):
+        opened(tmp_path, dtype="float16")
+    said: list[str] = []
+    features.write_copies(source.folder, source.features, "float16", said.append)
+    assert len(said) == 1 and "author" in said[0]
+    assert opened(tmp_path, dtype="float16").features["author"].array[17, 3] == values[
+        17, 3
+    ].astype("f2")
+    path.unlink()  # a copy does without them
+    opened(tmp_path, dtype="float16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float8_e4m3fn"])
+def test_features_that_are_not_finite_are_named_when_they_are_read(tmp_path, place, dtype):
+    source = opened(tmp_path)
+    if dtype != "float32":
+        features.write_copies(source.folder, source.features, dtype, lambda text: None)
+    known = opened(tmp_path, dtype=dtype).features["fos"]
+    rows = np.memmap(known.path, known.dtype, "r+", known.offset, known.shape)
+    features.read(known, 0, len(known))
+    rows[5, 2] = np.nan
+    rows.flush()
+    features.read(known, 0, 5)
+    with pytest.raises(UserError, match=r"fos.*npy, node 5: its features are not finite"):
+        features.read(known, 3, len(known))
+
+
 def test_copies_that_are_not_there_or_of_copies_are_refused(tmp_path, place):
     with pytest.raises(
         UserError, match=r"float16/paper.npy is missing: remove it if it is there, and build"

@@ -12,7 +12,7 @@ import pytest
 from photographs import photograph
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import images, records
+from mlperf_jax.input_pipelines import images, records, writing
 from mlperf_jax.input_pipelines.imagenet import ImageNet, files
 
 TINY = ImageNet(32, 0.6, False, classes=10, tiny=True)
@@ -251,3 +251,48 @@ def test_locate_prefers_what_is_asked_for(tiny_dir, class_folders):
     assert files.locate(f"{tiny_dir}/", tiny=True).startswith(tiny_dir)
     with pytest.raises(UserError, match=r"no ImageNet in"):
         files.locate(tiny_dir)
+
+
+def hide(folder):
+    shutil.copy(next((folder / "n01443537").iterdir()), folder / "n01443537" / "._x.JPEG")
+    return r"n01443537/\._x.JPEG is a hidden file"
+
+
+def add_class(folder):
+    (folder / "lost+found").mkdir()
+    return r"lost\+found holds no image, and as a class it would move the labels"
+
+
+def empty(folder):
+    (folder / "n01484850" / "a.JPEG").touch()
+    return r"n01484850/a.JPEG is empty and no image"
+
+
+def nest(folder):
+    (folder / "n01484850" / "a.jpg").mkdir()
+    return r"n01484850/a.jpg is a folder and no image"
+
+
+@pytest.mark.parametrize("spoil", [hide, add_class, empty, nest])
+def test_what_would_move_labels_or_count_as_an_image_is_named(tmp_path, class_folders, spoil):
+    raw = tmp_path / "raw"
+    shutil.copytree(class_folders, raw)
+    message = spoil(raw / "train")
+    data = ImageNet(32)
+    for call in (data.train, data.counts, lambda folder: data.build(tmp_path / "made", folder)):
+        with pytest.raises(UserError, match=message):
+            call(raw)
+    (named,) = [line for line in data.check(raw) if "take it away" in line]
+    assert named.startswith("problem: ")
+    assert not (tmp_path / "made" / files.NAME / "5.1.0").exists()
+
+
+def test_a_label_that_is_no_number_names_its_record(tmp_path):
+    TINY.build(tmp_path)
+    folder = tmp_path / files.TINY_NAME / files.VERSION
+    path = next(folder.glob("*-validation.array_record-*"))
+    example = {"image": images.encode_jpeg(np.zeros((40, 40, 3), np.uint8), 90), "label": b"3"}
+    path.unlink()
+    writing.write_shard(path, [writing.message(example)] * 360)
+    with pytest.raises(UserError, match=r"-validation.*, record \d+: the record's 'label' is not"):
+        TINY.validation(tmp_path).batched(8)[0]

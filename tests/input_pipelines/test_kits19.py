@@ -79,6 +79,14 @@ def test_an_index_line_cut_short_counts_as_not_written(folder):
     assert list(files.read_index(str(folder))) == ["case_00001"]
 
 
+@pytest.mark.parametrize(
+    "box", [[[0, 0, 0], [99, 2, 2]], [[-1, 0, 0], [2, 2, 2]], [[2, 2, 2], [2, 3, 3]]]
+)
+def test_a_box_outside_of_its_volume_counts_as_not_written(folder, box):
+    write_index(folder, ["case_00001"], boxes={"1": [box]})
+    assert not files.read_index(str(folder))
+
+
 def test_cases_without_labels_and_other_files_are_left_alone(folder):
     for name in ("case_00210_x.npy", "notes.txt", "incomplete.case_00009_x.npy"):
         (folder / name).write_bytes(b"")

@@ -108,6 +108,42 @@ def test_a_shard_of_webdataset(tmp_path):
     assert not captions
 
 
+def column(shard, name):
+    """Where a column of the index of a shard begins in its file, and what it holds."""
+    at = files._HEADER.size
+    for one, kind in files._COLUMNS.items():
+        values = np.fromfile(shard, kind, 5, offset=at)
+        if one == name:
+            return at, values
+        at += values.nbytes
+
+
+@pytest.mark.parametrize("name", ["array", "text", "length", "head"])
+@pytest.mark.parametrize("by", [1, 64, 512, 1 << 20])
+def test_an_index_with_another_number_is_refused(copied, name, by):
+    path = copied / "index" / "00001.idx"
+    at, values = column(path, name)
+    values[3] = (int(values[3]) + by) % (1 << 8 * values.itemsize)
+    whole = bytearray(path.read_bytes())
+    whole[at : at + values.nbytes] = values.tobytes()
+    path.write_bytes(whole)
+    if name == "head" and by == 1 << 20:
+        return  # the same number again
+    with pytest.raises(UserError, match=r"0000[01]\.(idx|tar).*(again|index)"):
+        all_rows(small().train(copied.parent), 5, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_moments_that_are_not_finite_stop_the_run(copied, value):
+    path = copied / "00001.tar"
+    at = column(copied / "index" / "00001.idx", "array")[1][2]
+    whole = bytearray(path.read_bytes())
+    whole[at + 128 + 40 : at + 128 + 44] = np.float32(value).tobytes()
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"00001.tar, 100002.npy holds values that are not finite"):
+        all_rows(small().train(copied.parent), 5, 3)
+
+
 def test_workers_are_given_paths_alone(built):
     source = small().train(built).source
     copy = pickle.loads(pickle.dumps(source))
@@ -442,3 +478,14 @@ def test_embeddings_that_are_not_whole(copied, change, message):
     change(copied / "embeddings")
     with pytest.raises(UserError, match=message):
         EMBEDDED.train(copied.parent)
+
+
+def test_embeddings_that_are_not_finite_stop_the_run(copied):
+    embed(copied.parent)
+    path = copied / "embeddings" / "00001.npy"
+    whole = np.load(path)
+    whole[3, 2, 1] = np.nan
+    np.save(path, whole)
+    data = small(embedding_width=WIDTH)
+    with pytest.raises(UserError, match=r"embeddings/00001.npy, row 3 holds values that are not f"):
+        all_rows(data.train(copied.parent), 5, 3)

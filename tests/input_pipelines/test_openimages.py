@@ -11,7 +11,7 @@ import pytest
 from photographs import photograph
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import building, images, records
+from mlperf_jax.input_pipelines import building, images, records, writing
 from mlperf_jax.input_pipelines.openimages import (
     OpenImages,
     builder as openimages_builder,
@@ -299,6 +299,58 @@ def test_training_clips_mirrors_and_drops_empty_boxes(mirror):
     np.testing.assert_allclose(example["image"], image, atol=1e-4)
     unflipped = openimages.TrainScene(form, flip=False).random_map(scene, Draws(0.0))
     np.testing.assert_array_equal(unflipped["boxes"][0], given[0])
+
+
+@pytest.mark.parametrize(
+    "box", [[1, 2, np.nan, 9], [1, 2, 9, np.inf], [9, 2, 1, 9], [1, 2, 121, 9], [1, -41, 2, 9]]
+)
+def test_a_box_that_nobody_can_have_drawn_is_refused(box):
+    pixels = photograph(np.random.default_rng(0), 40, 60)
+    form = openimages.EvalScene(24, **SIZES)
+    scene = scene_of(pixels, [[1, 2, 3, 4], box], [0, 1])
+    for example in (form.map, lambda s: openimages.TrainScene(form).random_map(s, Draws(0.6))):
+        with pytest.raises(UserError, match=r"image 7 of 60 x 40 pixels has box 1 from .*none can"):
+            example(scene)
+
+
+def rewritten(export, **changes):
+    """The folder of an export whose one record of validation has other features."""
+    data = prepared(export)
+    folder = pathlib.Path(data, files.NAME, files.VERSION)
+    path = next(folder.glob("*-validation.array_record-*"))
+    first = records.Records([records.Shard(str(path), path.stat().st_size, 3)])[0]
+    example = records.parse_example(first)
+    message = {k: v if isinstance(v, int) else bytes(v) for k, v in example.items()} | changes
+    path.unlink()
+    writing.write_shard(path, [writing.message(message)] * 3)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crowd": b"\7", "label": bytes(4), "boxes": bytes(16)}, "crowd flag 7; it is 0 or 1"),
+        ({"image_id": -1}, "an image has the id -1"),
+        ({"boxes": 3}, "the record's 'boxes' is not bytes"),
+        ({"boxes": bytes(15)}, "buffer size must be a multiple"),
+        ({"label": bytes(400)}, "boxes, 100 labels"),
+    ],
+)
+def test_a_damaged_record_is_named(export, changes, message):
+    data = rewritten(export, **changes)
+    with pytest.raises(UserError, match=rf"-validation\S+, record 0: .*{message}"):
+        read().validation(data).batched(3)[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"splits": {"train": []}, "categories": []}', '{"splits": 3', "null"]
+)
+def test_damaged_notes_are_one_sentence(export, text):
+    data = prepared(export)
+    pathlib.Path(data, files.NAME, files.VERSION, "metadata.json").write_text(text)
+    for call in (read().maxima, read().class_names, read().check):
+        with pytest.raises(UserError, match=r"metadata.json.*build it again"):
+            call(data)
 
 
 def test_half_of_the_images_are_mirrored(export):

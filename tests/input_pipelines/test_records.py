@@ -1,14 +1,16 @@
 """Prepared folders: the index, the messages, and every way in which they can be damaged."""
 
+import io
 import itertools
 import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import records
+from mlperf_jax.input_pipelines import records, writing
 from mlperf_jax.input_pipelines.imagenet import ImageNet, files
 
 TINY = ImageNet(32, tiny=True)
@@ -114,3 +116,57 @@ def test_remote_paths(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"mlperf-jax\[gcs\]"):
         TINY.train("gs://bucket/imagenet")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"null", b'"text"', b"\xff\xfe{}", b'{"fileFormat": "arr', b"[" * 100_000, b""],
+)
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_an_index_that_is_no_object_is_one_sentence(copy, name, content):
+    (copy / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"its index \({name}\) is damaged .*build it again"):
+        TINY.counts(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda info: info.pop("name"),
+        lambda info: info.update(splits={"train": [3]}),
+        lambda info: info.update(splits=["train"]),
+        lambda info: info["splits"][0].update(shardLengths=None),
+        lambda info: info["splits"][0].update(shardLengths=["-3"]),
+        lambda info: info["splits"][0].update(filepathTemplate="{NO_SUCH_FIELD}"),
+        lambda info: info["splits"][0].update(filepathTemplate=3),
+        lambda info: info["splits"][0].update(name=["train"]),
+    ],
+)
+def test_an_index_of_another_form_is_one_sentence(copy, change):
+    info = json.loads((copy / "dataset_info.json").read_text())
+    change(info)
+    (copy / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"its index \(dataset_info.json\) is damaged .*again"):
+        TINY.counts(copy)
+
+
+def test_an_index_without_its_features_is_named(copy):
+    (copy / "features.json").unlink()
+    with pytest.raises(UserError, match=r"\(features.json\) is damaged \(it is missing\)"):
+        TINY.counts(copy)
+
+
+def test_fields_of_another_kind_are_refused():
+    example = records.parse_example(writing.message({"image": b"jpeg", "label": b"3"}))
+    assert records.fields(example, label=memoryview, image=memoryview) == [b"3", b"jpeg"]
+    with pytest.raises(ValueError, match="the record's 'label' is not a number"):
+        records.fields(example, image=memoryview, label=int)
+    with pytest.raises(ValueError, match="the record has no 'box', only"):
+        records.fields(example, box=memoryview)
+
+
+def test_a_header_that_names_no_type_is_no_header(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3, np.float32))
+    raw = (tmp_path / "a.npy").read_bytes()
+    with pytest.raises(ValueError, match="names no type of numbers"):
+        records.npy_header(io.BytesIO(raw.replace(b"<f4", b"<q9")))

@@ -1,6 +1,7 @@
 """Examples of the reference's draws, records on disk, and the organisers' TFRecords, whole and damaged."""
 
 import itertools
+import pathlib
 import pickle
 import random
 
@@ -166,6 +167,46 @@ def test_damaged_parts(tmp_path, some, change, message):
     change(tmp_path)
     with pytest.raises(UserError, match=message):
         opened(tmp_path)[0]
+
+
+COLUMNS = {"start": "<i8", "length": "<u2", "split": "<u2", "masked": "<u2", "random": "u1"}
+
+
+def test_no_number_of_an_index_can_be_another(tmp_path):
+    """Every number of every example, one more or less: all of a real index follow from each other, or from the text."""
+    tokenizer = WordPiece(DATA / "bert_vocabulary.txt")
+    articles = instances.read_articles(str(DATA / "bert.txt"), tokenizer)
+    made = instances.examples(articles, tokenizer, 60, 9)[:12]
+    prefix = files.part(tmp_path, "train", 0, 1)
+    files.write(prefix, made, 60, tokenizer.size)
+    path, at = pathlib.Path(f"{prefix}.idx"), 32
+    whole = path.read_bytes()
+    for name, kind in COLUMNS.items():
+        column = np.frombuffer(whole, kind, len(made), at)
+        for index in range(len(made)):
+            for other in (int(column[index]) + 1, int(column[index]) - 1):
+                if other < 0 or (name == "random" and other <= 1):
+                    continue  # a bit that nothing else tells
+                place, size = at + index * column.itemsize, column.itemsize
+                changed = np.array(other).astype(kind).tobytes()
+                path.write_bytes(whole[:place] + changed + whole[place + size :])
+                read = files.Examples(str(tmp_path), "train", 60, tokenizer.size)
+                with pytest.raises(UserError, match=r"train-00000-of-00001.bin, example \d+"):
+                    list(map(read.__getitem__, range(len(read))))
+        at += column.nbytes
+    path.write_bytes(whole)
+    read = files.Examples(str(tmp_path), "train", 60, tokenizer.size)
+    assert_all_same((read[i] for i in range(len(read))), made)
+
+
+def test_zeros_in_place_of_examples_are_refused(tmp_path, some):
+    write_parts(tmp_path, some)
+    for path in tmp_path.glob("*.bin"):
+        path.write_bytes(bytes(path.stat().st_size))
+    read = opened(tmp_path)
+    for index in (i for i, one in enumerate(some) if len(one.ids) > 1):
+        with pytest.raises(UserError, match="is damaged"):
+            read[index]
 
 
 def test_parts_of_two_builds(tmp_path, some):

@@ -74,8 +74,8 @@ def write(plan: BuildPlan, say: Callable[[str], None] = print) -> None:
     )
     check_room(plan, room)
     settings = {name: getattr(plan, name) for name in _SETTINGS}
-    with building.alone(plan.folder, resumes=True) as target:
-        if not target.exists():  # else another process wrote it meanwhile
+    with building.alone(plan.folder, resumes=True):
+        if not plan.is_built():  # else another process wrote it meanwhile
             building.begin(plan.work, settings)
             for name, stage in (_FROM_RAW if raw else _FROM_ONE_HOT).items():
                 done = plan.work / f"{name}.done"

@@ -11,6 +11,7 @@ Shape legend: B rows of a global batch, k ids of a table's bag, K ids of all bag
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 
@@ -90,7 +91,7 @@ class Criteo:
         return {split: len(self.log(folder, split)) for split in RECORD_FILES}
 
     def build(self, folder: records.Folder, source: records.Folder | None = None) -> None:
-        """Writes the day files; does nothing if they are there already.
+        """Writes the day files; does nothing if they are there already and no header says otherwise.
 
         Args:
             folder: `criteo_multihot` (tiny: `criteo_tiny/1.0.0`, in about a second) is made in it.
@@ -100,11 +101,10 @@ class Criteo:
         Raises:
             UserError: nothing to build from, or not enough room on the disk.
         """
-        try:
-            locate(folder, self.tiny)
+        with contextlib.suppress(UserError):
+            self.counts(folder)
             return
-        except UserError:
-            target = f"{records.local(folder)}/{_folder_name(self.tiny)}"
+        target = f"{records.local(folder)}/{_folder_name(self.tiny)}"
         if self.tiny:
             criteo_tiny.write(target, self.rows, self.bags)
             return

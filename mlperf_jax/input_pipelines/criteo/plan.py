@@ -14,7 +14,7 @@ import zlib
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building
 from mlperf_jax.input_pipelines.criteo import raw_logs
-from mlperf_jax.input_pipelines.criteo.files import DENSE, day_files
+from mlperf_jax.input_pipelines.criteo.files import DENSE, day_files, open_day
 
 LABEL, SPARSE_COLUMNS = 0, range(1 + DENSE, raw_logs.FIELDS)
 _PROCESS = 3 * 10**9  # bytes that numbering a column of the official data takes
@@ -40,6 +40,15 @@ class BuildPlan:
     bags: tuple[int, ...]
     round_ids: bool = True
     processes: int = 1
+
+    def is_built(self) -> bool:
+        """Whether the day files are there, as their headers have it; those that are damaged are built again."""
+        try:
+            for day in self.days:
+                open_day(self.folder, day, self.bags)
+        except UserError:
+            return False
+        return True
 
     @property
     def work(self) -> pathlib.Path:

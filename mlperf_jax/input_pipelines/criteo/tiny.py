@@ -33,11 +33,9 @@ _SEED = 2023
 
 def write(folder: str, rows: Sequence[int] = ROWS, bags: Sequence[int] = BAGS) -> None:
     """Writes the day files into a folder, which appears under its name only when it is complete."""
-    with building.alone(folder) as target:
-        if not target.exists():  # else another process wrote it meanwhile
-            with building.unfinished(target) as part:
-                part.mkdir()
-                _write(part, rows, bags)
+    with building.alone(folder) as target, building.unfinished(target) as part:
+        part.mkdir()
+        _write(part, rows, bags)
 
 
 def _write(folder: pathlib.Path, rows: Sequence[int], bags: Sequence[int]) -> None:

@@ -25,10 +25,16 @@ class ShiftedRows:
     """Rows as a source of whole batches, {"inputs": i32 [B, L], "labels": i32 [B, L]}: a label is the next token's.
 
     The last position of a row has none, so 8,191 of 8,192 are scored in training.
+
+    Attributes:
+        rows: inputs, and labels at the positions of their tokens: each is its input or, where `masked`, `IGNORED`.
+        vocabulary: ids must lie below it; None to leave them unchecked.
+        masked: some tokens have no label, as in validation.
     """
 
     rows: files.PackedRows
     vocabulary: int | None
+    masked: bool = True
     rows_at_once: int = 64
 
     def __len__(self) -> int:
@@ -41,24 +47,27 @@ class ShiftedRows:
         for row, index in enumerate(ids.tolist()):
             inputs, labels = self.rows[index]
             if self.vocabulary is not None:
-                self._check(0, index, inputs, inputs)
-                self._check(1, index, labels, np.where(labels == IGNORED, 0, labels))
+                wrong = (inputs < 0) | (inputs >= self.vocabulary)
+                self._refuse(0, index, wrong, f"outside the vocabulary of {self.vocabulary}")
+            other = labels != inputs
+            if self.masked:
+                other &= labels != IGNORED
+            self._refuse(1, index, other, "not its input's")
             out["inputs"][row] = inputs
             out["labels"][row, :-1], out["labels"][row, -1] = labels[1:], IGNORED
 
     def describe(self, index: int) -> str:
         return self.rows.describe(index)
 
-    def _check(self, which: int, index: int, raw: np.ndarray, ids: np.ndarray) -> None:
-        wrong = np.flatnonzero((ids < 0) | (ids >= self.vocabulary))
-        if len(wrong):
-            rows, at = self.rows.arrays[which], int(wrong[0])
-            offset = getattr(rows, "offset", 0) + (index * rows.shape[1] + at) * rows.itemsize
-            raise UserError(
-                f"{self.rows.paths[which]}, row {index}: token id {raw[at]} at byte {offset} (position "
-                f"{at}) is outside the vocabulary of {self.vocabulary}; build it again with the model's "
-                "tokenizer"
-            )
+    def _refuse(self, which: int, index: int, wrong: np.ndarray, what: str) -> None:
+        if not wrong.any():
+            return
+        rows, at = self.rows.arrays[which], int(np.argmax(wrong))
+        offset = getattr(rows, "offset", 0) + (index * rows.shape[1] + at) * rows.itemsize
+        raise UserError(
+            f"{self.rows.paths[which]}, row {index}: token id {rows[index, at]} at byte {offset} (position {at}) is "
+            f"{what}; build it again with the model's tokenizer"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +92,7 @@ class GovReport:
                 f"{rows.paths[0]} has rows of {rows.length} tokens, not {self.sequence_length}: build "
                 "it again"
             )
-        return ShiftedRows(rows, self.vocabulary)
+        return ShiftedRows(rows, self.vocabulary, masked=split != "train")
 
     def train(self, folder: records.Folder) -> pipeline.Split:
         """Training examples, in a fresh permutation each epoch; batches run on across epochs.

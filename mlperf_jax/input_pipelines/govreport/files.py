@@ -65,15 +65,19 @@ class PackedRows:
 
 def _mapped(path: str) -> np.ndarray:
     try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        with open(path, "rb") as file:
+            shape, kind, order = records.npy_header(file)
+            offset = file.tell()
+        rows = np.memmap(path, kind, "r", offset, shape, order) if all(shape) else np.zeros(0)
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing; build it with: mlperf-jax data build llama2_70b_lora"
         ) from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged or cut short ({error}); build it again") from error
-    if rows.ndim != 2 or rows.dtype != np.int32 or not rows.size:
+    if rows.ndim != 2 or rows.dtype != np.int32 or order != "C":
+        how = " in Fortran order" if order != "C" else ""
         raise UserError(
-            f"{path} holds {rows.dtype} of shape {rows.shape}; expected int32 [rows, tokens]"
+            f"{path} holds {kind} of shape {shape}{how}; expected int32 [rows, tokens]: build it again"
         )
     return rows

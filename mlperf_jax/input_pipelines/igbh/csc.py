@@ -35,7 +35,7 @@ from mlperf_jax.input_pipelines.igbh.sizes import CITES, Relation
 FOLDER = "csc"
 _INDPTR, _INDICES = np.dtype("<i8"), np.dtype("<i4")
 _CHUNK = 1 << 22  # edges handled at once
-_AGAIN = "remove its folder, and build the edges again"
+_AGAIN = "remove its folder, and build the edges again: mlperf-jax data build rgat --data-dir DIR"
 
 
 def open_edges(graph: Graph) -> Mapping[Relation, InEdges]:
@@ -78,15 +78,13 @@ def build(graph: Graph, say: Callable[[str], None] = print) -> Mapping[Relation,
 
     Raises:
         UserError: an edge names a node that is not there (names file and edge), the disk has no room, or a relation
-            was built from other edges.
+            was built from other edges; what is merely damaged is built again.
     """
     with building.alone(graph.folder / FOLDER, resumes=True) as folder:
         folder.mkdir(exist_ok=True)
         left = []
         for relation in graph.size.relations:
-            if _place(graph, relation).exists():
-                _check_settings(graph, relation)
-            else:
+            if not _whole(graph, relation):
                 left.append(relation)
         building.check_room(folder, sum(_most_bytes(graph, relation) for relation in left))
         for relation in left:
@@ -156,20 +154,42 @@ def _pieces(edges: Mapped) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _settings(graph: Graph, relation: Relation) -> dict[str, Any]:
-    nodes = graph.size.nodes
+    nodes, edges = graph.size.nodes, _edges(graph, relation)
     ends = [nodes[relation.source], nodes[relation.target]]
-    return {"edges": len(_edges(graph, relation)), "nodes": ends}
+    return {"edges": len(edges), "nodes": ends, "file": building.fingerprint(edges.path)}
+
+
+def _whole(graph: Graph, relation: Relation) -> bool:
+    """Whether a relation is there and can be opened.
+
+    Raises:
+        UserError: it was built from other edges.
+    """
+    try:
+        _open(graph, relation)
+    except _OtherEdges:
+        raise
+    except UserError:
+        return False
+    return True
+
+
+class _OtherEdges(UserError):
+    """A relation was built from other edges than the graph now has."""
 
 
 def _check_settings(graph: Graph, relation: Relation) -> None:
-    """Nothing, if what was built says that it is of as many edges and nodes."""
+    """Nothing, if what was built says that it is of these edges, and of as many nodes."""
     place, wanted = _place(graph, relation), _settings(graph, relation)
     try:
         found = json.loads((place / building.SETTINGS).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{place} is damaged ({error}): {_AGAIN}") from error
-    if found != wanted:
-        raise UserError(f"{place} was built from {found}, and the graph has {wanted}: {_AGAIN}")
+    if not isinstance(found, dict):
+        raise UserError(f"{place} is damaged ({building.SETTINGS} is no object): {_AGAIN}")
+    # before there were fingerprints there was none
+    if {"file": wanted["file"], **found} != wanted:
+        raise _OtherEdges(f"{place} was built from {found}, and the graph has {wanted}: {_AGAIN}")
 
 
 def _most_bytes(graph: Graph, relation: Relation) -> int:

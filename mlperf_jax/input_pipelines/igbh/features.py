@@ -2,7 +2,8 @@
 
 `<data>/<size>/<dtype>/<type>.npy`, [N, W]. Float8 is e4m3 with scale 1, without infinities and up to 448 (the form
 that accelerators compute in, and the records' choice), stored as bytes since NumPy's header has no name for it. The
-full graph takes 1.12 TB or 0.56 TB, and about 80 processor-minutes either way.
+full graph takes 1.12 TB or 0.56 TB, and about 80 processor-minutes either way. `<data>/<size>/<dtype>.json` notes what they
+were made of, so that copies of features that were replaced since are told.
 
 Shape legend: N nodes of a type, W width of a node's features.
 """
@@ -10,15 +11,16 @@ Shape legend: N nodes of a type, W width of a node's features.
 from __future__ import annotations
 
 import dataclasses
-import os
+import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from mlperf_jax.errors import UserError, did_you_mean
-from mlperf_jax.input_pipelines import building
+from mlperf_jax.errors import DataError, UserError, did_you_mean
+from mlperf_jax.input_pipelines import building, finite
 from mlperf_jax.input_pipelines.igbh import arrays
 from mlperf_jax.input_pipelines.igbh.sizes import Size
 
@@ -41,7 +43,7 @@ def open_copies(folder: pathlib.Path, size: Size, dtype: str) -> Mapping[str, ar
     """Opens the copies of all types.
 
     Raises:
-        UserError: one is missing or not as `write_copies` leaves it.
+        UserError: one is missing or not as `write_copies` leaves it, or was made of other features than lie there.
     """
     wanted, again = (
         _known(dtype),
@@ -50,9 +52,53 @@ def open_copies(folder: pathlib.Path, size: Size, dtype: str) -> Mapping[str, ar
     found = {}
     for kind, count in size.nodes.items():
         path = folder / dtype / f"{kind}.npy"
+        _check_source(folder, kind, dtype)
         opened = arrays.open_npy(path, (count, size.width), (_stored(wanted),), again=again)
         found[kind] = dataclasses.replace(opened, dtype=wanted, scattered=True)
     return found
+
+
+def read(source: arrays.Mapped, first: int, last: int) -> np.ndarray:
+    """The features of nodes first..last, [last - first, W].
+
+    Raises:
+        DataError: a value is not finite; names the node.
+    """
+    rows = source.read(first, last)
+    if not finite.all_finite(rows):
+        at = int(np.argmin(np.isfinite(rows.astype(np.float32)).all(1)))
+        raise DataError(
+            f"{source.path}, node {first + at:,}: its features are not finite; remove this file and build it again "
+            "if it is a copy, else fetch it again"
+        )
+    return rows
+
+
+def _check_source(folder: pathlib.Path, kind: str, dtype: str) -> None:
+    """Nothing, unless the features lie there and are not those that the copy of a type was made of.
+
+    Raises:
+        UserError: they are others.
+    """
+    source, noted = folder / "processed" / kind / "node_feat.npy", _sources(folder, dtype)
+    if kind in noted and source.is_file() and noted[kind] != building.fingerprint(source):
+        raise UserError(
+            f"{folder / dtype / kind}.npy was made of other features than {source} now holds: make it anew with "
+            "mlperf-jax data build rgat --data-dir DIR"
+        )
+
+
+def _note(folder: pathlib.Path, dtype: str) -> pathlib.Path:
+    return folder / f"{dtype}.json"
+
+
+def _sources(folder: pathlib.Path, dtype: str) -> dict[str, Any]:
+    """By type the fingerprint of what its copy was made of, as far as that was noted."""
+    try:
+        found = json.loads(_note(folder, dtype).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_copies(
@@ -61,7 +107,7 @@ def write_copies(
     dtype: str,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Writes the copies of all types that are not there yet; a build that was killed is taken up.
+    """Writes the copies of all types that are not there yet or of other features; a killed build is taken up.
 
     Args:
         folder: `<data>/<size>`, of an opened graph.
@@ -81,13 +127,17 @@ def write_copies(
             )
         with building.alone(folder / dtype / f"{kind}.npy", resumes=True) as target:
             work = target.with_name(f"{target.name}.incomplete")
-            if target.exists():
+            made_of = building.fingerprint(source.path)
+            if target.exists() and _sources(folder, dtype).get(kind, made_of) == made_of:
                 shutil.rmtree(work, ignore_errors=True)
                 continue
             say(f"writing {target}: {len(source):,} nodes")
-            building.begin(work, {"source": os.path.getsize(source.path), "shape": source.shape})
+            settings = {"source": made_of, "shape": source.shape}
+            building.begin(work, settings, restart=True)
             _write_copy(source, wanted, work)
             building.publish(work / "array", target)
+            with building.unfinished(_note(folder, dtype)) as part:
+                part.write_text(json.dumps(_sources(folder, dtype) | {kind: made_of}))
             shutil.rmtree(work)
 
 

@@ -138,16 +138,24 @@ def write(folder: str, source: str) -> None:
     _check_source(source, folder)
     config = tfds.download.DownloadConfig(manual_dir=source, try_download_gcs=False)
     with building.alone(folder) as target:
-        if records.prepared(folder) is not None:  # another process wrote it meanwhile
+        if records.is_prepared(folder):  # another process wrote it meanwhile
             return
         for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
             shutil.rmtree(leftover, ignore_errors=True)
+        # a folder that is there is damaged: tensorflow-datasets would take it for whole
+        home, usual = target.parents[1] / "incomplete.imagenet", target.parents[1]
+        if not target.exists():
+            home = usual
         downloads = target.with_name("downloads")  # stays empty, but tensorflow-datasets wants one
         try:
-            maker = Imagenet2012(data_dir=target.parents[1], file_format="array_record")
+            maker = Imagenet2012(data_dir=home, file_format="array_record")
             maker.download_and_prepare(download_config=config, download_dir=downloads)
+            if home != usual:
+                building.publish(home / files.NAME / files.VERSION, target)
         finally:
             shutil.rmtree(downloads, ignore_errors=True)
+            if home != usual:
+                shutil.rmtree(home, ignore_errors=True)
 
 
 def _check_source(source: str, folder: str) -> None:

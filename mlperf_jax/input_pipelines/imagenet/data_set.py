@@ -135,7 +135,7 @@ class ImageNet:
         """
         name = files.TINY_NAME if self.tiny else files.NAME
         target = f"{records.local(folder)}/{name}/{files.VERSION}"
-        if records.prepared(target) is not None:
+        if records.is_prepared(target):
             return
         if self.tiny:
             tiny.write(target)

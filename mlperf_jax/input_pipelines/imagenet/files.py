@@ -37,10 +37,7 @@ class PreparedImages(records.Records):
 
     def __getitem__(self, index: int) -> ImageRecord:  # pyright: ignore[reportIncompatibleMethodOverride]
         example = records.parse_example(super().__getitem__(index))
-        try:
-            return ImageRecord(example["image"], example["label"])
-        except KeyError as error:
-            raise ValueError(f"the record has no {error}, only {sorted(example)}") from error
+        return ImageRecord(*records.fields(example, image=memoryview, label=int))
 
 
 class FolderImages:
@@ -149,14 +146,37 @@ def _open_folders(data_dir: str, split: str) -> FolderImages:
     files = [
         (label, file)
         for label, name in enumerate(classes)
-        for file in sorted(records.listing(f"{folder}/{name}") or ())
-        if file.lower().endswith(_EXTENSIONS)
+        for file in _images(f"{folder}/{name}", needed=split == "train")
     ]
     if not files:
         raise UserError(
             f"{folder} holds no images: expected {folder}/<class>/*.JPEG (or .jpg, .png)"
         )
     return FolderImages(folder, classes, files)
+
+
+def _images(folder: str, *, needed: bool) -> list[str]:
+    """The images of a class, in alphabetical order; other files are left alone.
+
+    Raises:
+        UserError: what has an image's name is none, or a class that is `needed` has no image: its folder would move
+            the labels of all classes behind it.
+    """
+    found = records.listing(folder) or {}
+    names = sorted(name for name in found if name.lower().endswith(_EXTENSIONS))
+    for name in names:
+        hidden, size = name.startswith("."), found[name]
+        if hidden or size <= 0:
+            what = "a hidden file" if hidden else "empty" if not size else "a folder"
+            raise UserError(
+                f"{folder}/{name} is {what} and no image, though it is named as one; take it away"
+            )
+    if needed and not names:
+        raise UserError(
+            f"{folder} holds no image, and as a class it would move the labels of those behind it; take it away, "
+            "or fetch its images"
+        )
+    return names
 
 
 def _split_folders(data_dir: str) -> dict[str, str | None]:

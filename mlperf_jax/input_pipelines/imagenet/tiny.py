@@ -44,7 +44,7 @@ def write(folder: str) -> None:
     }
     splits = []
     with building.alone(folder) as target:
-        if records.prepared(folder) is not None:  # another process wrote it meanwhile
+        if records.is_prepared(folder):  # another process wrote it meanwhile
             return
         name = target.parent.name
         with building.unfinished(target) as part:

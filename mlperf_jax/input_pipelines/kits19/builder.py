@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import building
+from mlperf_jax.input_pipelines import building, records
 from mlperf_jax.input_pipelines.kits19 import files, patches, tiny as tiny_cases
 
 SPACING = (1.6, 1.2, 1.2)  # millimetres between voxels, after resampling
@@ -43,7 +43,7 @@ def write(folder: str, source: str, tiny: bool, side: int) -> None:
         target.mkdir(exist_ok=True)
         if not tiny:
             _build(target, find_cases(source, files.LABELLED), side, say=print)
-        elif len(files.read_index(folder)) != files.TINY_CASES:
+        elif len(_done(target)) != files.TINY_CASES:
             with tempfile.TemporaryDirectory() as raw:
                 tiny_cases.write(pathlib.Path(raw), files.TINY_CASES)
                 found = find_cases(raw, files.TINY_CASES)
@@ -84,11 +84,7 @@ def find_cases(source: str, count: int) -> list[pathlib.Path]:
 def _build(
     folder: pathlib.Path, cases: Sequence[pathlib.Path], side: int, say: Callable[[str], None]
 ) -> None:
-    done = {
-        name
-        for name in files.read_index(str(folder))
-        if all((folder / file).is_file() for file in files.pair(name))
-    }
+    done = _done(folder)
     todo = [path for path in cases if path.name not in done]
     building.check_room(folder, _bytes_prepared(todo, side))
     official = files.official_md5() if len(cases) == files.LABELLED else {}
@@ -111,6 +107,13 @@ def _build(
                 say(f"note: {path.name}: {note}")
 
     building.in_threads(one, todo)
+
+
+def _done(folder: pathlib.Path) -> set[str]:
+    """The cases whose files are there, as long as their index says."""
+    there = records.listing(str(folder)) or {}
+    index = files.read_index(str(folder)).items()
+    return {name for name, e in index if files.sizes(e).items() <= there.items()}
 
 
 def _bytes_prepared(cases: Sequence[pathlib.Path], side: int) -> int:

@@ -60,6 +60,10 @@ class Entry:
             for number, found in given["boxes"].items()
         }
         depth, height, width = given["shape"]
+        for box in (box for found in boxes.values() for box in found):
+            for start, stop, side in zip(*box, given["shape"], strict=True):
+                if not 0 <= start < stop <= side:
+                    raise ValueError(f"{box} does not lie within {given['shape']}")
         return cls(
             given["case"], (depth, height, width), boxes, given["md5"], tuple(given["notes"])
         )
@@ -117,6 +121,13 @@ class Cases:
 def pair(case: str) -> tuple[str, str]:
     """Names of a case's image and segmentation."""
     return f"{case}_x.npy", f"{case}_y.npy"
+
+
+def sizes(entry: Entry) -> dict[str, int]:
+    """Bytes of a case's files, by their names."""
+    voxels = int(np.prod(entry.shape))
+    # the header of a .npy of four axes, then f32 and u8
+    return {file: 128 + voxels * item for file, item in zip(pair(entry.case), (4, 1))}
 
 
 def open_volume(path: str | os.PathLike, dtype: Any) -> np.ndarray:
@@ -200,8 +211,7 @@ def open_split(data_dir: records.Folder, split: str, tiny: bool = False) -> Case
         if lost:
             there = next(file for file in pair(name) if file in files)
             raise UserError(f"{folder}: {there} has no {lost[0]} beside it; prepare the case again")
-        for file, item in zip(pair(name), (4, 1)) if name in index else ():
-            size = int(np.prod(index[name].shape)) * item + 128  # the header of a .npy of four axes
+        for file, size in sizes(index[name]).items() if name in index else ():
             if files[file] != size:
                 raise UserError(
                     f"{folder}/{file} has {files[file]:,} bytes, its index says {size:,}; copy it again, or "

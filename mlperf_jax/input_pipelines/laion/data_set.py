@@ -157,7 +157,7 @@ class Laion:
         captions = []
         for shard in samples.shards:
             looked_at = sorted({*np.linspace(0, len(shard) - 1, _LOOKED_AT).astype(int).tolist()})
-            ranges = [shard.array(i) for i in looked_at] + [shard.text(i) for i in looked_at]
+            ranges = [shard.array(i) for i in looked_at] + [shard.member(i) for i in looked_at]
             read = shard.files.read(ranges)
             for index, array, text in zip(looked_at, read, read[len(looked_at) :]):
                 try:
@@ -173,12 +173,8 @@ class Laion:
     def _examined(self, shard: files.Shard, index: int, array: Any, text: Any) -> str:
         """The caption of a sample whose array is one of moments; both in bytes."""
         files.check_header(shard.describe(index), bytes(array[:256]), self._form)
-        moments = shard.moments(index, array)
-        if not np.isfinite(moments).all():
-            raise UserError(
-                f"{shard.describe(index)} holds values that are not finite: make it again"
-            )
-        return files.decoded(shard.describe(index, files.CAPTION), bytes(text))
+        shard.check_finite(index, shard.moments(index, array))
+        return shard.caption(index, text)
 
     def _cut(self, split: str, captions: list[str], tokenizer: rows.Tokenizer) -> str:
         cut = sum(rows.is_cut(tokenizer, caption, self.length) for caption in captions)

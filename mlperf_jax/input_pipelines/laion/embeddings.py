@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import building, records
+from mlperf_jax.input_pipelines import building, finite, records
 from mlperf_jax.input_pipelines.laion import files
 
 FOLDER = "embeddings"
@@ -138,7 +138,15 @@ class Embeddings:
 
     def read(self, places: Iterable[tuple[files.Shard, int]], out: np.ndarray) -> None:
         """Writes the embeddings of these samples into `out`, f16 [rows, T, W]."""
+        places = list(places)
         starts = [(self._paths[shard.name], _HEAD + index * self._bytes) for shard, index in places]
         ranges = [(path, start, start + self._bytes) for path, start in starts]
         for row, raw in enumerate(self._files.read(ranges)):
-            out[row] = np.frombuffer(raw, "<f2").reshape(out.shape[1:])
+            halves = np.frombuffer(raw, "<f2")
+            if not finite.all_finite(halves):
+                shard, index = places[row]
+                raise UserError(
+                    f"{self._paths[shard.name]}, row {index} holds values that are not finite: write it again with "
+                    "the benchmark's text encoder"
+                )
+            out[row] = halves.reshape(out.shape[1:])

@@ -18,6 +18,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from mlperf_jax.errors import UserError
@@ -32,7 +33,7 @@ _MAGIC = b"MLMLAION"
 _HEADER = struct.Struct("<8sqqiiq")  # magic, N, bytes of the tar, 2C, S, bytes of the longest key
 _COLUMNS = {"array": "<i8", "text": "<i8", "length": "<u4", "head": "<u2"}
 _SHARD = re.compile(r"(\d{5})\.tar")
-_NPY = b"\x93NUMPY"
+_NPY, _NPY_HEAD = b"\x93NUMPY", 10  # bytes up to and with the length of a header
 _BUILD = "mlperf-jax data build stable_diffusion --data-dir"
 
 Range = tuple[str, int, int]  # a file, first byte, and the one behind the last
@@ -224,6 +225,24 @@ class Shard:
         at = int(self.columns["text"][index])
         return self.path, at, at + int(self.columns["length"][index])
 
+    def member(self, index: int) -> Range:
+        """The same with the header of its member before it, which says how long it is."""
+        path, first, last = self.text(index)
+        return path, first - tars.BLOCK, last
+
+    def caption(self, index: int, raw: Any) -> str:
+        """The caption of a sample, in the bytes of `member`.
+
+        Raises:
+            UserError: it is no text, or the member there has another length.
+        """
+        raw, where = bytes(raw), self.describe(index, CAPTION)
+        if tars.size_of(raw[: tars.BLOCK]) != len(raw) - tars.BLOCK:
+            raise UserError(
+                f"{where} is not where the index has it: build the index again, with {_BUILD}"
+            )
+        return decoded(where, raw[tars.BLOCK :])
+
     def moments(self, index: int, raw: Any) -> np.ndarray:
         """The moments of a sample, f32 [2C, S, S], in the bytes of `array`.
 
@@ -231,17 +250,31 @@ class Shard:
             UserError: they are no array.
         """
         raw = np.frombuffer(raw, np.uint8)
-        if raw[:6].tobytes() != _NPY or len(raw) != self.array(index)[2] - self.array(index)[1]:
+        begin = raw[:_NPY_HEAD].tobytes()
+        head = _NPY_HEAD + int.from_bytes(begin[8:], "little")
+        if begin[:6] != _NPY or len(raw) != head + self.form.bytes:
             raise UserError(
                 f"{self.describe(index)} is not where the index has it: build the index again, with {_BUILD}"
             )
         return raw[-self.form.bytes :].view("<f4").reshape(self.form.shape)
 
+    def check_finite(self, index: int, moments: np.ndarray) -> None:
+        """Nothing, unless a value of a sample's moments is NaN or infinite.
+
+        Raises:
+            UserError: one is.
+        """
+        # a sum in float64, which any of them makes so, in five eighths of the time of NumPy's
+        if not np.isfinite(cv2.norm(moments.reshape(len(moments), -1), cv2.NORM_L1)):
+            raise UserError(
+                f"{self.describe(index)} holds values that are not finite: fetch or make it again"
+            )
+
     def captions(self) -> Iterator[str]:
         """Yields the captions in order, for whoever makes embeddings of them."""
         for index in range(len(self)):
-            (raw,) = self.files.read([self.text(index)])
-            yield decoded(self.describe(index, CAPTION), bytes(raw))
+            (raw,) = self.files.read([self.member(index)])
+            yield self.caption(index, raw)
 
     def digest(self) -> str:
         """Of the keys in their order: who it belongs to."""
@@ -277,6 +310,18 @@ def _shard(path: str, size: int, raw: np.ndarray, form: Form, files: Files, inde
         end = at + n * np.dtype(kind).itemsize
         columns[name], at = raw[at:end].view(kind), end
     keys = columns.pop("key")
+    ends = {"array": columns["head"] + np.int64(form.bytes), "text": columns["length"]}
+    for name, length in ends.items():
+        # members of a tar begin at whole blocks, behind a header of one
+        first = columns[name]
+        wrong = np.flatnonzero(
+            (first < tars.BLOCK) | (first % tars.BLOCK != 0) | (first + length > size)
+        )
+        if len(wrong):
+            raise UserError(
+                f"{index} is damaged: the {name} of sample {wrong[0]} would begin at byte {first[wrong[0]]:,} of "
+                f"{size:,}, {again}"
+            )
     return Shard(path, size, form, columns, keys, files)
 
 

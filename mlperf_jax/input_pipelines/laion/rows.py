@@ -89,10 +89,11 @@ class CaptionedMoments:
         places = self.samples.at(ids)
         ranges = [shard.array(index) for shard, index in places]
         if self.embeddings is None:
-            ranges += [shard.text(index) for shard, index in places]
+            ranges += [shard.member(index) for shard, index in places]
         found = self.samples.files.read(ranges)
         for row, ((shard, index), raw) in enumerate(zip(places, found)):
             planes = shard.moments(index, raw)  # [2C, S, S]
+            shard.check_finite(index, planes)
             # written in place, 1.5 times as fast as by NumPy
             cv2.transpose(
                 planes.reshape(len(planes), -1), out["moments"][row].reshape(-1, len(planes))
@@ -101,8 +102,7 @@ class CaptionedMoments:
             self.embeddings.read(places, out["embedding"])
             return
         for row, ((shard, index), raw) in enumerate(zip(places, found[len(places) :])):
-            text = files.decoded(shard.describe(index, files.CAPTION), bytes(raw))
-            out["tokens"][row] = tokens(self.tokenizer, text, self.length)
+            out["tokens"][row] = tokens(self.tokenizer, shard.caption(index, raw), self.length)
 
     def describe(self, index: int) -> str:
         return self.samples.describe(index)

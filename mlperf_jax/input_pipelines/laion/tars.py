@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from mlperf_jax.errors import UserError
 
-_BLOCK = 512
+BLOCK = 512
 _WINDOW = 4096  # bytes read at a time: a caption, the headers around it and that of its array
 _FILES = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
@@ -67,12 +67,12 @@ class Tar:
             UserError: a header is damaged, or the file ends before its end is marked; names the byte.
         """
         at, common, own = 0, {}, {}
-        while any(block := self.read(at, _BLOCK)):
-            if len(block) < _BLOCK:
+        while any(block := self.read(at, BLOCK)):
+            if len(block) < BLOCK:
                 self._damaged(at, "it ends within a header")
             kind, size = block[156:157], self._number(at, block[124:136])
             self._check_sum(at, block)
-            data = at + _BLOCK
+            data = at + BLOCK
             if kind in _FILES:
                 size = self._number(at, own["size"].encode(), 10) if "size" in own else size
             elif kind in _WITHOUT_DATA:
@@ -95,8 +95,8 @@ class Tar:
                 if kind in _FILES and not name.endswith("/"):
                     yield Member(name, data, size)
                 own = {}
-            at = data + -(-size // _BLOCK) * _BLOCK
-        if len(block) < _BLOCK:
+            at = data + -(-size // BLOCK) * BLOCK
+        if len(block) < BLOCK:
             self._damaged(at, "it ends without the zeros that end a tar")
 
     def _check_sum(self, at: int, block: bytes) -> None:
@@ -147,6 +147,14 @@ def samples(tar: Tar, endings: Collection[str]) -> dict[str, dict[str, Member]]:
                 raise UserError(f"{tar.path} holds {member.name} twice: fetch or make it again")
             sample[ending] = member
     return found
+
+
+def size_of(block: bytes) -> int | None:
+    """The size that a member's header states in octal digits; None of what is no header."""
+    try:
+        return int(_until_zero(block[124:136]).strip(), 8)
+    except ValueError:
+        return None
 
 
 def _name(block: bytes) -> str:

@@ -82,7 +82,7 @@ def write(folder: str, source: str, classes: int) -> None:
         UserError: labels or images that do not fit, or a disk that is full or may not be written.
     """
     with building.alone(folder, resumes=True) as target:
-        if records.prepared(folder) is None:  # else another process wrote it meanwhile
+        if not records.is_prepared(folder):  # else another process wrote it meanwhile
             _write(target, [_export(source, split, classes) for split in files.SPLITS])
 
 

@@ -39,6 +39,7 @@ class EvalScene(grain.transforms.Map):
 
     def map(self, element: files.Scene) -> Any:
         pixels = images.decode(element.image)
+        check_boxes(element, *pixels.shape[:2])
         return self.example(element, pixels, element.boxes, element.label, element.crowd)
 
     def example(
@@ -77,6 +78,7 @@ class TrainScene(grain.transforms.RandomMap):
     def random_map(self, element: files.Scene, rng: np.random.Generator) -> Any:
         pixels = images.decode(element.image)
         height, width = pixels.shape[:2]
+        check_boxes(element, height, width)
         boxes = clipped(element.boxes, height, width)
         if self.flip and rng.random() < 0.5:
             pixels = cv2.flip(pixels, 1)
@@ -84,6 +86,28 @@ class TrainScene(grain.transforms.RandomMap):
         kept = files.solid(boxes)
         label, crowd = element.label[kept], element.crowd[kept]
         return self.form.example(element, pixels, boxes[kept], label, crowd)
+
+
+def check_boxes(scene: files.Scene, height: int, width: int) -> None:
+    """Nothing, if each box can have been drawn on an image of this size.
+
+    Those that leave it are cut, and those that are then empty left out, as in the reference; what lies further away than
+    the image is wide or high, ends before it begins or is not finite no exporter writes.
+
+    Raises:
+        UserError: one cannot.
+    """
+    boxes = scene.boxes
+    far = np.array([width, height, width, height], np.float32)
+    good = ((boxes >= -far) & (boxes <= 2 * far)).all(1)  # NaN compares false with everything
+    good &= (boxes[:, 2:] >= boxes[:, :2]).all(1)
+    if not good.all():
+        number = int(np.argmin(good))
+        raise UserError(
+            f"image {scene.image_id} of {width} x {height} pixels has box {number} from "
+            f"{boxes[number, :2].tolist()} to {boxes[number, 2:].tolist()}, where none can be: copy or build this "
+            "shard again"
+        )
 
 
 def stretch(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -180,7 +204,7 @@ class OpenImages:
             UserError: nothing to build from, labels that do not fit, or not enough room on the disk.
         """
         target = files.prepared_folder(records.local(folder), self.tiny)
-        if records.prepared(target) is not None:
+        if records.is_prepared(target):
             return
         if self.tiny:
             builder.write_tiny(target)

@@ -5,7 +5,6 @@ n boxes of an image
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +20,10 @@ COUNTS = {
 }
 SPLITS = ("train", "validation")
 CLASSES = {NAME: 264, TINY_NAME: 3}
+
+
+_FACTS = "boxes", "most_boxes", "crowd", "outside", "empty", "without"  # noted of a split
+_ARRAYS = "<f4", "<i4", "u1"  # of boxes, labels and crowd flags
 
 
 class Scene(NamedTuple):
@@ -46,18 +49,25 @@ class PreparedScenes(records.Records):
 
     def __getitem__(self, index: int) -> Scene:  # pyright: ignore[reportIncompatibleMethodOverride]
         example = records.parse_example(super().__getitem__(index))
-        try:
-            boxes = np.frombuffer(example["boxes"], "<f4").reshape(-1, 4)
-            label = np.frombuffer(example["label"], "<i4")
-            crowd = np.frombuffer(example["crowd"], np.uint8)
-            scene = Scene(example["image"], example["image_id"], boxes, label, crowd)
-        except KeyError as error:
-            raise ValueError(f"the record has no {error}, only {sorted(example)}") from error
+        image, ident, *arrays = records.fields(
+            example,
+            image=memoryview,
+            image_id=int,
+            boxes=memoryview,
+            label=memoryview,
+            crowd=memoryview,
+        )
+        boxes, label, crowd = (np.frombuffer(raw, t) for raw, t in zip(arrays, _ARRAYS))
+        boxes = boxes.reshape(-1, 4)
         if not len(boxes) == len(label) == len(crowd):
             raise ValueError(
                 f"{len(boxes)} boxes, {len(label)} labels and {len(crowd)} crowd flags"
             )
-        return scene
+        if crowd.max(initial=0) > 1:
+            raise ValueError(f"image {ident} has the crowd flag {crowd.max()}; it is 0 or 1")
+        if not 0 <= ident < 2**31:
+            raise ValueError(f"an image has the id {ident}; ids are 0 … 2^31 - 1")
+        return Scene(image, ident, boxes, label, crowd)
 
 
 def solid(boxes: np.ndarray) -> np.ndarray:
@@ -94,12 +104,13 @@ def noted(folder: records.Prepared) -> Mapping[str, Any]:
     Raises:
         UserError: the note is missing or damaged.
     """
+    found = records.read_object(folder.folder, "metadata.json")
     try:
-        found = json.loads(records.read_text(f"{folder.folder}/metadata.json"))
-        return {part: found[part] for part in ("splits", "categories")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = {split: {f: int(found["splits"][split][f]) for f in _FACTS} for split in SPLITS}
+        return {"splits": facts, "categories": [str(name) for name in found["categories"]]}
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder.folder}/metadata.json is missing or damaged ({error}); build it again"
+            f"{folder.folder}/metadata.json does not say of both splits what it should ({error!r}); build it again"
         ) from error
 
 

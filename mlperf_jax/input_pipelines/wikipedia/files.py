@@ -7,6 +7,7 @@ random. Lengths are read into memory, 2 bytes an example; all else is memory-map
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import os
@@ -25,6 +26,7 @@ SPLITS = ("train", "validation")
 _MAGIC = b"MLMPAIRS"
 _HEADER = struct.Struct("<8siiqq")  # magic, longest example, vocabulary, N, words of the .bin
 _COLUMNS = {"start": "<i8", "length": "<u2", "split": "<u2", "masked": "<u2", "random": "u1"}
+_FIRST = 8  # examples that tell how all of them end
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.idx")
 
 
@@ -113,9 +115,12 @@ class Part:
         start, length, split, masked, random = (
             int(self._columns[name][index]) for name in _COLUMNS
         )
-        run = self._words[start : start + length + 2 * masked]
+        end, starts = start + length + 2 * masked, self._columns["start"]
+        after = starts[index + 1] if index + 1 < len(self) else len(self._words)
+        run = self._words[start:end]
         tokens, positions, ids = run[:length], run[length : length + masked], run[length + masked :]
-        if self._wrong(tokens, split, positions, ids) or len(ids) != masked or random > 1:
+        whole = start >= 0 and end == after and random <= 1
+        if not whole or self._wrong(tokens, split, positions, ids):
             raise UserError(
                 f"{self.prefix}.bin, example {index} (word {start}) is damaged: {length} tokens below "
                 f"{self.vocabulary} and {masked} masked ones belong there, copy or build this part again"
@@ -125,12 +130,29 @@ class Part:
     def _wrong(
         self, tokens: np.ndarray, split: int, positions: np.ndarray, ids: np.ndarray
     ) -> bool:
-        length = len(tokens)
-        return (
-            not 0 < split < length <= self.longest
-            or max(tokens.max(), ids.max(initial=0)) >= self.vocabulary
-            or positions.max(initial=0) >= length
+        length, masked = len(tokens), len(positions)
+        if not 1 < split < length <= self.longest or len(ids) != masked:
+            return True
+        ends = None if self._separator is None else {self._separator}
+        return bool(
+            max(tokens.max(), ids.max(initial=0)) >= self.vocabulary
+            or (masked and positions[-1] >= length)
+            or (positions[1:] <= positions[:-1]).any()
+            or (ends and {int(tokens[split - 1]), int(tokens[-1])} != ends)
         )
+
+    @functools.cached_property
+    def _separator(self) -> int | None:
+        """What both parts of an example end with, [SEP], as the first examples have it; None where they do not agree."""
+        found: collections.Counter[int] = collections.Counter()
+        for index in range(min(len(self), _FIRST)):
+            start, length, split = (
+                int(self._columns[c][index]) for c in ("start", "length", "split")
+            )
+            if 0 < split < length and 0 <= start <= len(self._words) - length:
+                found.update(self._words[[start + split - 1, start + length - 1]].tolist())
+        token, times = max(found.items(), key=lambda item: item[1], default=(None, 0))
+        return token if times > 1.5 * min(len(self), _FIRST) else None
 
 
 class Examples:
