@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NoReturn
 
 
@@ -55,10 +55,15 @@ class Fork:
         words: behind `mlperf-jax`.
         place: where it works.
         environment: what it finds there besides.
+        run: what is done in place of the command; returns the exit code.
     """
 
     def __init__(
-        self, words: Sequence[str], place: pathlib.Path, environment: Mapping[str, str]
+        self,
+        words: Sequence[str],
+        place: pathlib.Path,
+        environment: Mapping[str, str],
+        run: Callable[[], int] | None = None,
     ) -> None:
         pipes = [os.pipe(), os.pipe()]
         sys.stdout.flush()
@@ -68,7 +73,7 @@ class Fork:
                 file.close()
             for reading, _ in pipes:
                 os.close(reading)
-            _become(words, place, environment, [writing for _, writing in pipes])
+            _become(words, place, environment, [writing for _, writing in pipes], run)
         for _, writing in pipes:
             os.close(writing)
         self.stdout, self.stderr = (open(reading, "rb", 0) for reading, _ in pipes)  # noqa: SIM115
@@ -91,7 +96,11 @@ class Fork:
 
 
 def _become(
-    words: Sequence[str], place: pathlib.Path, environment: Mapping[str, str], outputs: list[int]
+    words: Sequence[str],
+    place: pathlib.Path,
+    environment: Mapping[str, str],
+    outputs: list[int],
+    run: Callable[[], int] | None,
 ) -> NoReturn:
     """The rest of a fork's life."""
     code: Any = 1
@@ -109,7 +118,7 @@ def _become(
         from mlperf_jax.cli import main
 
         sys.argv = ["mlperf-jax", *words]
-        code = main()
+        code = (run or main)()
     except SystemExit as stop:
         code = stop.code
     except BaseException:

@@ -271,7 +271,7 @@ class Stress:
             lambda more: self.second([*words, *more], round_),
             round_.rng,
         )
-        came, before = False, begun
+        came, before, found = False, begun, begun
         limit = self.limit(round_.name)
         try:
             came = launch.run(limit, lambda: when.reached(launch, whole.all_of_it, left))
@@ -290,7 +290,7 @@ class Stress:
             expected, begun, before = expected | {2}, losses.Left(), losses.Left()
         if came and kind == "removed":
             round_.removed, begun, before = True, losses.Left(), losses.Left()
-        self.judge(round_, launch, expected, begun, before)
+        self.judge(round_, launch, expected, begun, before, found)
         round_.last = kind
         if came and scene.second is not None and {scene.second, launch.code} <= losses.ENDS:
             round_.findings.append("two processes trained the same run")
@@ -319,8 +319,16 @@ class Stress:
         expected: frozenset[int],
         begun: losses.Left,
         before: losses.Left,
+        found_there: losses.Left | None = None,
     ) -> losses.Left:
-        """Adds what a process has lost, or said and should not have; keeps its words."""
+        """Adds what a process has lost, or said and should not have; keeps its words.
+
+        Args:
+            round_, launch, expected: whose, which, and the exit codes it may end with.
+            begun: what it must have kept of what there was when it began; nothing, if that was taken away.
+            before: the same of the instant before the damage.
+            found_there: what there was when it began, if that is something else.
+        """
         if round_.last and "--resume" in launch.words and launch.code != 2:
             self.tallies[round_.name][round_.last].resumed += 1
         after = losses.look(round_.folder)
@@ -331,7 +339,7 @@ class Stress:
         found = [*losses.misbehaved(launch.code, text, expected, after)]
         found += losses.gone(begun, before, after)
         if "--resume" in launch.words and "resumed" in text:
-            found += losses.went_back(begun, text)
+            found += losses.went_back(found_there or begun, text)
         found += losses.strays(launch.pid)
         if losses.held(round_.folder):
             found.append("its lock outlives its owner")

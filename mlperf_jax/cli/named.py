@@ -58,7 +58,18 @@ def parse(
     if fields and not free:
         about += f". {PROG} {command} NAME --help shows the benchmark's own options too"
     known = f"the name of a benchmark ({', '.join(benchmarks.names())}), or my_file.py:Wine"
-    return options.parse(command, about, words, [Option("name", help=known)], own, more)
+    name = Option("name", help=known)
+    return options.parse(command, about, words, [name], own, more, _whose)
+
+
+def _whose(flag: str) -> str:
+    """ ", which is unet3d's": the benchmarks that have a field of this name."""
+    from mlperf_jax import benchmarks
+
+    field = flag.removeprefix("--").replace("-", "_")
+    every = map(benchmarks.benchmark_class, benchmarks.names())
+    have = [cls.name for cls in every if field in {f.name for f in dataclasses.fields(cls)}]
+    return f", which is {' and '.join(have)}'s" if have else ""
 
 
 def made(given: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:

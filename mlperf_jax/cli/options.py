@@ -164,6 +164,7 @@ def parse(
     positional: Sequence[Option],
     own: Sequence[Option] = (),
     more: Mapping[str, Sequence[Option]] = types.MappingProxyType({}),
+    elsewhere: Callable[[str], str] = lambda _: "",
 ) -> dict[str, Any]:
     """The options that were typed, by field name; prints and exits on `--help`.
 
@@ -174,6 +175,7 @@ def parse(
         positional: words in order, to be given unless they have a default; a tuple takes all that follow.
         own: the command's options.
         more: other options by the title under which `--help` shows them.
+        elsewhere: says of an unknown option whose it is, if anyone's.
 
     Raises:
         UserError: an unknown option (with the nearest known one), a missing or unreadable value, a word
@@ -193,7 +195,8 @@ def parse(
     for flag, given in taken.items():
         option = known.get(flag) or off.get(flag)
         if option is None:
-            raise UserError(f"{command} has no option {flag}{did_you_mean(flag, known)}")
+            hint = elsewhere(flag) or did_you_mean(flag, known)
+            raise UserError(f"{command} has no option {flag}{hint}")
         switch = option.hint is bool
         if switch == bool(given):
             raise UserError(f"{option.flag} {'takes no' if switch else 'needs a'} value")

@@ -6,6 +6,7 @@ Nothing here needs a whole model in memory: sources may be slices that read from
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from flax.traverse_util import flatten_dict
 from mlperf_jax.errors import UserError
 from mlperf_jax.models.importing import some
 
+# what NumPy holds, with ml_dtypes' bfloat16
+_FORMATS = frozenset("BOOL U8 I8 U16 I16 F16 BF16 U32 I32 F32 U64 I64 F64".split())
 _SOME = 8  # names listed per fault
 _SHARD_BYTES = 5_000_000_000
 
@@ -177,12 +180,12 @@ def open_folder(folder: str | Path, stem: str | None = None) -> dict[str, Any]:
         "model" if there is an index of that name, or else all files.
 
     Raises:
-      UserError: no such folder or files, or shards that the index names are missing.
+      UserError: no such folder or files, shards that the index names are missing, or a damaged index.
     """
     folder = Path(folder)
     listing = folder / f"{stem or 'model'}.safetensors.index.json"
     if listing.exists():
-        names = sorted(set(json.loads(listing.read_text())["weight_map"].values()))
+        names = _shards(listing)
     else:
         names = sorted(path.name for path in folder.glob(f"{stem or '*'}.safetensors"))
     if not names:
@@ -200,21 +203,41 @@ def open_folder(folder: str | Path, stem: str | None = None) -> dict[str, Any]:
     return tensors
 
 
+def _shards(listing: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        names = sorted(set(json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values()))
+        if [os.path.basename(name) for name in names] == names:
+            return names
+        error: Exception = ValueError("it names files elsewhere")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as damage:
+        error = damage
+    raise UserError(
+        f"{listing} is no index of safetensors, with the file of each weight: download it again"
+    ) from error
+
+
 def open_file(path: Path) -> dict[str, Any]:
     """Name -> lazy slice over one safetensors file.
 
     Raises:
-      UserError: it is damaged, or none.
+      UserError: it is damaged, none, or holds numbers in a format that NumPy has not.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         file = safe_open(path, framework="numpy")
-        return {key: file.get_slice(key) for key in list(file.keys())}
+        tensors = {key: file.get_slice(key) for key in list(file.keys())}
     except SafetensorError as error:
         raise UserError(
             f"{path} cannot be read ({error}): it is truncated or no safetensors file; download it again"
         ) from error
+    for key, tensor in tensors.items():
+        if tensor.get_dtype() not in _FORMATS:
+            raise UserError(
+                f"{path} holds {key} as {tensor.get_dtype()}, which is not read: give the weights in bfloat16 or float32"
+            )
+    return tensors
 
 
 # -- out -------------------------------------------------------------------------------------------

@@ -421,6 +421,19 @@ def test_a_folder_that_vanishes_ends_the_run_soon(tmp_path, gone, monkeypatch):
     assert max(steps) < 100, "not at its end"
 
 
+def test_files_that_orbax_misses_end_the_run_in_a_sentence(tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    handler = type(arrays.array_handler())
+
+    def finalize(handler, path):
+        shutil.rmtree(folder)
+        raise ValueError("Save failed: 33/33 params are missing .zarray in checkpoint")
+
+    monkeypatch.setattr(handler, "finalize", finalize)
+    with pytest.raises(UserError, match=r"was removed while the run wrote it|No such file"):
+        toys.run(toys.Toy(targets=HARD), folder, max_samples=32 * 500)
+
+
 def test_a_folder_that_vanishes_while_a_checkpoint_is_written_is_told_of_and_stays_away(
     tmp_path, monkeypatch
 ):

@@ -11,6 +11,7 @@ not depend on the mesh (checksums.py), so a restore onto other devices verifies 
 
 import concurrent.futures
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -357,7 +358,17 @@ class Checkpoints:
                 totals[name] += value
         for name, total in totals.items():
             meta["leaves"][name]["sum"] = f"{total & checksums.MASK:016x}"
-        self._handler.finalize(path / "arrays")  # Orbax joins the processes' parts into one index
+        try:
+            self._handler.finalize(
+                path / "arrays"
+            )  # Orbax joins the processes' parts into one index
+        except ValueError as error:
+            if is_storage_error(error):
+                raise
+            # it looks for files that it has written, and somebody has removed
+            raise FileNotFoundError(
+                errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path / "arrays")
+            ) from None
         for part in parts:
             part.unlink()
         older = self._files.place(place.step)

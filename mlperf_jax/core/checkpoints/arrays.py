@@ -190,11 +190,12 @@ def _nested(leaves: dict[Key, Any]) -> dict[str, Any]:
 
 
 class _Told(logging.Filter):
-    """Drops TensorStore's errors from the logs of Orbax and asyncio."""
+    """Drops errors of the storage, TensorStore's and the system's, from the logs of Orbax and asyncio."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not (isinstance(error, ValueError) and re.match("[A-Z_]+: ", str(error)))
+        tensorstore = isinstance(error, ValueError) and re.match("[A-Z_]+: ", str(error))
+        return not (tensorstore or isinstance(error, OSError))
 
 
 @functools.cache

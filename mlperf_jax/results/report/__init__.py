@@ -86,7 +86,7 @@ def collect(
         raise UserError("no folder is given to report on; give the output folder of a run")
     found, findings = places(paths)
     if not found:
-        raise UserError(f"there is nothing to report on: {findings[0]}")
+        raise UserError(f"there is nothing to report on: {str(findings[0]).rstrip('.')}")
     sets = tuple(read_set(place, ruleset, scaling) for place in found)
     every = (*findings, *(finding for data in sets for finding in data.findings))
     return Report(sets, every)
