@@ -146,6 +146,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REASON], config.stash[LEFT_OUT] = "", set()
     config.stash[CHOSEN] = None if told.get("chosen") is None else frozenset(told["chosen"])
     if file := config.getoption("--measure"):
+        if not pathlib.Path(file).absolute().parent.is_dir():
+            raise pytest.UsageError(f"--measure {file}: there is no such folder")
         config.pluginmanager.register(costs.Costs(file))
     if told or config.getoption("--battery") == "all":
         return

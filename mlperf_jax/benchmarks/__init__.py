@@ -264,18 +264,18 @@ def run(name: Named, *, tiny: bool = False, **settings: Any) -> Any:
             raise UserError(
                 f"run has no setting {field!r}{did_you_mean(field, sorted({*mine, *known}))}"
             )
-    from mlperf_jax.core import launch, processes  # import Orbax, which `names()` need not wait for
+    from mlperf_jax.core import launch  # imports Orbax, which `names()` need not wait for
 
     benchmark = get(name, tiny=tiny, **fields)
     try:
         launch.connect(options)
-        data_dir = processes.from_primary(lambda: data_folder(benchmark, options))
-        note = recipe_note(benchmark)
+        note, data = recipe_note(benchmark), lambda: data_folder(benchmark, options)
         try:
-            return launch.launch(benchmark, options, data_dir, notes=[note] if note else [])
+            return launch.launch(benchmark, options, data, notes=[note] if note else [])
         except DataError as error:
             if benchmark.is_tiny:
-                raise UserError(told_of_tiny(benchmark, data_dir, str(error))) from error
+                folder = options.data_dir or default_tiny_folder()
+                raise UserError(told_of_tiny(benchmark, folder, str(error))) from error
             raise
     except KeyboardInterrupt:
         raise Interrupted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -110,12 +110,16 @@ def given_to_all(plan: preflight.PlannedRun) -> dict[str, Any]:
 
 
 def launch(
-    benchmark: Benchmark, options: RunOptions, data_dir: str, notes: Sequence[str] = ()
+    benchmark: Benchmark,
+    options: RunOptions,
+    data_dir: str | Callable[[], str],
+    notes: Sequence[str] = (),
 ) -> Result | Results | None:
     """Trains `options.runs` runs and returns their results: one `Result`, or a list for several.
 
     With `resume` the unfinished run is brought to its end; of several all are, and what the set then lacks
-    of `options.runs` or `options.seeds` is trained. Processes other than 0 return None.
+    of `options.runs` or `options.seeds` is trained. Processes other than 0 return None. `data_dir` is as in
+    `preflight.preflight`.
     """
     connect(options)
     use_compile_cache()

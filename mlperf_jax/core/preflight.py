@@ -11,6 +11,7 @@ import itertools
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -269,8 +270,16 @@ class PlannedRun:
         return hashlib.sha256(f"{structure}{shapes}".encode()).hexdigest()[:16]
 
 
-def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> PlannedRun:
-    """All that can be refused before the clock starts, refused; see DESIGN.md §3.0."""
+def preflight(
+    benchmark: Benchmark, options: RunOptions, data_dir: str | Callable[[], str]
+) -> PlannedRun:
+    """All that can be refused before the clock starts, refused; see DESIGN.md §3.0.
+
+    Args:
+        benchmark, options: of the run.
+        data_dir: where the data are, or what finds or makes them, which takes minutes: asked on process 0, and after
+            all that can be refused without them.
+    """
     benchmark = resolve_dtype(benchmark)
     check_members(benchmark)
     check_offline(benchmark, options)
@@ -282,6 +291,8 @@ def preflight(benchmark: Benchmark, options: RunOptions, data_dir: str) -> Plann
     mesh = meshes.make_mesh(options.mesh)
     check_batches(benchmark, mesh)
     check_reading(benchmark, options, mesh)
+    if not isinstance(data_dir, str):
+        data_dir = processes.from_primary(data_dir)
     check_counts(benchmark, data_dir)
     # missing weights and tables are refused; of those that are there, nothing is read
     start = benchmark.start(data_dir)

@@ -222,6 +222,16 @@ def test_retention_keeps_the_newest_and_the_sealed(make, mesh):
         checkpoints.meta(6)
 
 
+def test_a_note_that_a_killed_run_left_half_written_is_deleted_by_who_goes_on(two, make):
+    half = two.folder / "newest.half"
+    half.write_text("step_000")
+    weights = {"params": abstract(host_state())["params"]}
+    make(identity=None).restore(weights, partial=True)
+    assert half.exists(), "whoever only reads changes nothing"
+    two.restore(weights, partial=True)
+    assert not half.exists()
+
+
 def test_a_write_under_way_never_leaves_the_folder_without_a_checkpoint(make, mesh, monkeypatch):
     checkpoints, seen = make(keep=1), []
     commit = module.Folder.commit

@@ -200,6 +200,10 @@ class Checkpoints:
                 differ; none verifies; or there is none of this step.
         """
         self.wait()
+        if (
+            self.identity is not None and jax.process_index() == 0
+        ):  # whoever only reads changes nothing
+            self._files.sweep()
         # what process 0 sees: a shared folder may show a new file to some a little later
         places = [Place(*each) for each in processes.from_primary(self._files.places)]
         if step is not None:

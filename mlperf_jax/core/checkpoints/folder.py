@@ -13,6 +13,7 @@ somebody took it away.
 """
 
 import hashlib
+import contextlib
 import json
 import os
 import re
@@ -84,9 +85,15 @@ class Folder:
             raise ValueError("meta.json is not what was written")
         return record["meta"]
 
+    def sweep(self) -> None:
+        """Deletes the note of the newest checkpoint that a killed run has left half-written."""
+        with contextlib.suppress(OSError):
+            (self.root / "newest.half").unlink(missing_ok=True)
+
     def make(self, step: int) -> Place:
         """Sweeps what killed runs left half-written and makes the folder of a new checkpoint."""
         self.root.mkdir(parents=True, exist_ok=True)
+        self.sweep()
         for path in self.root.iterdir():
             left = self._parsed(path)
             if left is not None and not self.complete(left):
