@@ -69,7 +69,7 @@ def open_standard() -> None:
             setattr(sys, name, opened)
     codecs.register_error("spell", spell)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="spell")
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="spell")
     if not isinstance(sys.stderr, Forgiving):
         sys.stderr = Forgiving(sys.stderr)

@@ -64,7 +64,7 @@ def available() -> list[Device]:
     except (RuntimeError, AssertionError) as error:
         told = str(error).splitlines()[0].rstrip(".") if str(error) else "it is not installed"
         raise UserError(
-            f"JAX finds no device of JAX_PLATFORMS={jax.config.jax_platforms or ''!r}: {told}; install what it needs "
+            f"JAX finds no device of JAX_PLATFORMS={jax.config.read('jax_platforms') or ''!r}: {told}; install what it needs "
             "(`mlperf-jax doctor` says what is here), or unset it"
         ) from error
 

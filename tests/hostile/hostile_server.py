@@ -66,6 +66,8 @@ if __name__ == "__main__":
     import mlperf_jax.results.score
     import mlperf_jax.results.story  # noqa: F401
 
+    for name in benchmarks.names():  # what they keep once they have worked it out
+        benchmarks.get(name, tiny=True)
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(answered(json.loads(line))), flush=True)

@@ -12,8 +12,8 @@ again writes `step_00000300_1`, and only then deletes the older folder. Where `n
 somebody took it away.
 """
 
-import hashlib
 import contextlib
+import hashlib
 import json
 import os
 import re
