@@ -127,7 +127,11 @@ def of_runs():
         yield Entry(f"{AGAIN} {words}", says, **killed)
     yield Entry(AGAIN.replace("--seed 1", "--seed 2"), "seed", **killed)
     yield Entry(AGAIN.replace("runs", "elsewhere"), "holds no unfinished run", **killed)
-    yield Entry(AGAIN.replace(" --resume", ""), "has seed 1 already", **killed)
+    yield Entry(
+        AGAIN.replace(" --resume", ""),
+        "has seed 1 already.*, or --resume, which takes it up",
+        **killed,
+    )
     ended = dict(begins_with="ended", notes=True)
     yield Entry("run resnet --tiny --seed 1 --max-samples 128 --output runs", "seed", **ended)
     yield Entry("evaluate runs", "has its result already", **ended)
