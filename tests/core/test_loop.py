@@ -1,11 +1,9 @@
 """The one loop: what it logs, when it evaluates, saves and stops, and what it leaves behind."""
 
-import concurrent.futures
 import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import signal
 import threading
 
@@ -14,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from toy_data import Altered
 
 from mlperf_jax.core import loop, preflight
 from mlperf_jax.core.benchmark import Target
-from mlperf_jax.core.checkpoints import Checkpoints, arrays
+from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.preemption import Preemption
 from mlperf_jax.core.run import Run
 from mlperf_jax.errors import Interrupted, UserError
@@ -402,53 +399,6 @@ def test_a_terminal_that_goes_away_is_ignored_where_it_was(monkeypatch):
             assert not preemption.requested(0)
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize("gone", ["result_0.txt", "run_0/scalars.jsonl", ""])
-def test_a_folder_that_vanishes_ends_the_run_soon(tmp_path, gone, monkeypatch):
-    given, folder = toys.Toy.train_data, tmp_path / "set"
-    path, steps = folder / gone, []
-
-    def alter(step, batch):
-        steps.append(step)
-        if step == 12:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return batch
-
-    monkeypatch.setattr(toys.Toy, "train_data", lambda *of: Altered(given(*of), alter))
-    with pytest.raises(UserError, match=r"was removed while the run wrote it|cannot be written"):
-        toys.run(toys.Toy(targets=HARD), folder, max_samples=32 * 500, log_every=2)
-    assert max(steps) < 100, "not at its end"
-
-
-def test_files_that_orbax_misses_end_the_run_in_a_sentence(tmp_path, monkeypatch):
-    folder = tmp_path / "set"
-    handler = type(arrays.array_handler())
-
-    def finalize(handler, path):
-        shutil.rmtree(folder)
-        raise ValueError("Save failed: 33/33 params are missing .zarray in checkpoint")
-
-    monkeypatch.setattr(handler, "finalize", finalize)
-    with pytest.raises(UserError, match=r"was removed while the run wrote it|No such file"):
-        toys.run(toys.Toy(targets=HARD), folder, max_samples=32 * 500)
-
-
-def test_a_folder_that_vanishes_while_a_checkpoint_is_written_is_told_of_and_stays_away(
-    tmp_path, monkeypatch
-):
-    folder = tmp_path / "set"
-
-    def start_writing(handler, path, leaves):
-        shutil.rmtree(folder)
-        failed = concurrent.futures.Future()
-        failed.set_exception(ValueError(f'NOT_FOUND: Error reading local file "{path}/d/0b2a"'))
-        return [failed]
-
-    monkeypatch.setattr(arrays, "start_writing", start_writing)
-    with pytest.raises(UserError, match="was removed while the run wrote it"):
-        toys.run(toys.Toy(targets=HARD), folder, max_samples=32 * 500)
-    assert not folder.exists()
 
 
 def test_a_signal_after_the_last_step_of_a_run_keeps_the_next_from_beginning(tmp_path, monkeypatch):
