@@ -25,7 +25,7 @@ def path_fault(path: str) -> str | None:
     try:
         os.lstat(pathlib.Path(path).expanduser())
     except FileNotFoundError:
-        return None if os.path.isabs(path) else _folder_fault()
+        return None if os.path.isabs(path) else directory_fault()
     except (NotADirectoryError, PermissionError):
         return None  # it is a path, and whoever opens it says more
     except OSError as error:
@@ -67,7 +67,8 @@ def check_writable(path: os.PathLike | str) -> None:
         raise UserError(f"cannot write {path}: give a file in a folder that may be written")
 
 
-def _folder_fault() -> str | None:
+def directory_fault() -> str | None:
+    """What is wrong with the working directory, in words; None if it is there."""
     try:
         os.getcwd()
     except OSError:

@@ -1,4 +1,4 @@
-"""What stress.py does to runs: a command in a session of its own, an instant of its life, and twelve damages.
+"""What stress.py does to runs: a command in a session of its own, an instant of its life, and the damages.
 
 Children are ended by their process group alone. A full disk is a small tmpfs and a read-only folder a bind
 mount where this user may mount; elsewhere a limit on the size of files stands for the one, and permissions for the

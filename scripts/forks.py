@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import importlib
 import os
 import pathlib
 import signal
@@ -37,9 +38,9 @@ def hear_all() -> None:
 def prepare(names: Sequence[str], cache: pathlib.Path) -> None:
     """Imports what runs of these benchmarks need, once for all forks."""
     os.environ.update(compiled_once(cache))
-    import mlperf_jax.cli  # noqa: F401
+    for module in ("cli", "core.launch", "core.offline"):
+        importlib.import_module(f"mlperf_jax.{module}")
     from mlperf_jax import benchmarks
-    from mlperf_jax.core import launch, offline  # noqa: F401
 
     for name in names:
         benchmarks.benchmark_class(name)

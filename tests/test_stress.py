@@ -79,11 +79,15 @@ def cut_log(run, less):
     os.truncate(run.log_path, run.log_path.stat().st_size - less)
 
 
+def lengthen_log(run):
+    with run.log_path.open("a") as log:
+        log.write("half a li")
+
+
 def test_what_goes_on_or_stands_still_has_lost_nothing(tmp_path):
     assert damaged(tmp_path / "a", lambda run: None) == []
     assert damaged(tmp_path / "b", lambda run: checkpoint(run, 9)) == []
-    more = lambda run: run.log_path.open("a").write("half a li")  # noqa: E731
-    assert damaged(tmp_path / "c", more) == []
+    assert damaged(tmp_path / "c", lengthen_log) == []
     assert damaged(tmp_path / "d", lambda run: cut_log(run, 5), cut=True) == [], "to its checkpoint"
 
 

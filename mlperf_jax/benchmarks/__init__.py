@@ -24,6 +24,7 @@ from mlperf_jax.benchmarks.folders import (
     data_folder as data_folder,
     default_tiny_folder as default_tiny_folder,
     needs_folder as needs_folder,
+    small_folder,
     told_of_tiny,
 )
 from mlperf_jax.core import python_file
@@ -270,13 +271,12 @@ def run(name: Named, *, tiny: bool = False, **settings: Any) -> Any:
     try:
         launch.connect(options)
         note, data = recipe_note(benchmark), lambda: data_folder(benchmark, options)
-        try:
-            return launch.launch(benchmark, options, data, notes=[note] if note else [])
-        except DataError as error:
-            if benchmark.is_tiny:
-                folder = options.data_dir or default_tiny_folder()
-                raise UserError(told_of_tiny(benchmark, folder, str(error))) from error
+        return launch.launch(benchmark, options, data, notes=[note] if note else [])
+    except DataError as error:
+        if not benchmark.is_tiny:
             raise
+        told = told_of_tiny(benchmark, small_folder(options), str(error))
+        raise UserError(told) from error
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted at once; what is on the disk is kept, and --resume takes up a run that has begun",

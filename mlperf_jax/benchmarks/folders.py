@@ -37,7 +37,7 @@ def data_folder(benchmark: Benchmark, options: RunOptions) -> str:
     """
     check_folder(options.data_dir)
     if not needs_folder(benchmark):
-        folder = options.data_dir or default_tiny_folder()
+        folder = small_folder(options)
         if _complaint(benchmark, folder) is not None:
             _complete(benchmark, folder, mend=options.data_dir is None)
         return folder
@@ -162,6 +162,11 @@ def _in_memory(benchmark: Benchmark) -> bool:
 def needs_folder(benchmark: Benchmark) -> bool:
     """Whether its data lie where only the user can say: not those of tiny, and not arrays in memory."""
     return not benchmark.is_tiny and not _in_memory(benchmark)
+
+
+def small_folder(options: RunOptions) -> str:
+    """The folder of what needs none of the user's: the one that is named all the same, or tiny's own."""
+    return options.data_dir or default_tiny_folder()
 
 
 def default_tiny_folder() -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.paths import directory_fault
 
 _READS_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
 
@@ -18,12 +19,8 @@ def check_directory() -> None:
     Raises:
         UserError: it was removed while a shell stood in it.
     """
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise UserError(
-            "the working directory was removed: change to one that is there (cd), and say it again"
-        ) from error
+    if fault := directory_fault():
+        raise UserError(f"{fault} (cd) and say it again")
 
 
 def check_flags(environment: Mapping[str, str] = os.environ) -> None:
@@ -44,9 +41,6 @@ def check_flags(environment: Mapping[str, str] = os.environ) -> None:
         errors="replace",
     )
     if asked.returncode:
-        told = (
-            (asked.stderr.strip().splitlines() or ["it ends the process"])[0]
-            .rpartition("] ")[2]
-            .rstrip(".")
-        )
+        first = (asked.stderr.strip().splitlines() or ["it ends the process"])[0]
+        told = first.rpartition("] ")[2].rstrip(".")  # behind the file and line of XLA's own log
         raise UserError(f"XLA does not take XLA_FLAGS={flags!r}: {told}; correct it, or unset it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
 
 from mlperf_jax.cli import options, output
 from mlperf_jax.cli.options import Option
@@ -108,7 +107,9 @@ def report(about: str, words: Sequence[str]) -> int:
 
 
 def _scaling() -> Option:
+    from mlperf_jax.results.score import Scaling
+
     says = (
         "file: by scaling.json; rcp: by the reference; auto: file for a submission, else rcp; none"
     )
-    return Option("scaling", Literal["auto", "rcp", "file", "none"], "auto", says)
+    return Option("scaling", Scaling, "auto", says)

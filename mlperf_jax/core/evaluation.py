@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
 
 from mlperf_jax.core import feed, mesh as meshes, processes, step
-from mlperf_jax.core.benchmark import Bucket, Shape
+from mlperf_jax.core.benchmark import Shape
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.protocols import Batches, Metric
 from mlperf_jax.core.state import Assembly, State, stream
@@ -138,25 +137,14 @@ class Evaluator:
         return processes.from_primary(lambda: self.result(outputs))
 
 
-def abstract_batch(bucket: Bucket, sharding: NamedSharding) -> tuple[dict[str, Shape], Shape]:
-    """The shapes of a global batch and of the mask that tells its rows from padding."""
-    mask = jax.ShapeDtypeStruct((bucket.rows,), bool, sharding=sharding)
-    return step.abstract_batch(bucket, sharding), mask
-
-
 def compile_predict(assembly: Assembly) -> dict[ShapeKey, jax.stages.Compiled]:
     """Compiled predict steps by batch shape."""
-    sharding = meshes.batch_sharding(assembly.mesh)
     judges = judges_of(assembly.benchmark, assembly.mesh)
     predict = step.jit_predict_step(assembly, judges)
-    more = [judges.abstract] if judges else []
-    programs = {}
-    for bucket in assembly.benchmark.eval_buckets():
-        batch, mask = abstract_batch(bucket, sharding)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        programs[shape_key(batch)] = assembly.compile(
-            predict, assembly.abstract_view, batch, mask, key, *more
-        )
+    programs = {
+        shape_key(arguments[1]): assembly.compile(predict, *arguments)
+        for arguments in step.predict_arguments(assembly, judges)
+    }
     if assembly.benchmark.metric.rows:
         _check_rows([jax.tree.leaves(program.out_info) for program in programs.values()])
     return programs

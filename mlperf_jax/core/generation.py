@@ -84,7 +84,7 @@ def compile_generate(assembly: states.Assembly) -> jax.stages.Compiled:
         numbers = jax.lax.with_sharding_constraint(numbers, rows)
         return share(view, generation, key, numbers, prompts)
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = states.abstract_key()
     prompts = steps.abstract_batch(Bucket(count, benchmark.prompt()), rows)
     jitted = jax.jit(generate, out_shardings=rows)
     return assembly.compile(jitted, assembly.abstract_view, np.int32(0), np.int32(0), key, prompts)

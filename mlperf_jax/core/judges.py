@@ -82,7 +82,7 @@ def judges_of(benchmark: Benchmark, mesh: Mesh) -> Judges | None:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     with jax.set_mesh(mesh):
-        parts = jax.eval_shape(shapes, jax.eval_shape(lambda: jax.random.key(0)))
+        parts = jax.eval_shape(shapes, states.abstract_key())
     if not found:
         return None
     return Judges(benchmark, found["graphdef"], trees.map_with_path(placed, parts))

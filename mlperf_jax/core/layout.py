@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from mlperf_jax.core import evaluation, jaxprs, mesh as meshes, state as states, step
+from mlperf_jax.core import jaxprs, mesh as meshes, state as states, step
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.ops.shard import ROWS
 
@@ -38,19 +38,13 @@ def check_layout(assembly: states.Assembly) -> list[str]:
 def _used(assembly: states.Assembly) -> set[str]:
     """The axes that split a part of the state, or something on the way through a step or a prediction."""
     used = {axis for leaf in jax.tree.leaves(assembly.shardings) for axis in _axes(leaf)}
-    benchmark, sharding = assembly.benchmark, meshes.batch_sharding(assembly.mesh)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    judges = judges_of(benchmark, assembly.mesh)
+    judges = judges_of(assembly.benchmark, assembly.mesh)
     train, predict = step.jit_train_step(assembly), step.jit_predict_step(assembly, judges)
-    more = [judges.abstract] if judges else []
     with jax.set_mesh(assembly.mesh):
-        programs = []
-        for bucket in benchmark.buckets():
-            batch = step.abstract_batch(bucket, sharding)
-            programs.append(train.trace(assembly.abstract, batch, key))
-        for bucket in benchmark.eval_buckets():
-            batch, mask = evaluation.abstract_batch(bucket, sharding)
-            programs.append(predict.trace(assembly.abstract_view, batch, mask, key, *more))
+        programs = [
+            *(train.trace(*arguments) for arguments in step.train_arguments(assembly)),
+            *(predict.trace(*arguments) for arguments in step.predict_arguments(assembly, judges)),
+        ]
     for program in programs:
         for equation in jaxprs.equations(program.jaxpr):
             if equation.primitive.name == "sharding_constraint":

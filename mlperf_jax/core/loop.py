@@ -101,17 +101,11 @@ def initialise(run: Run) -> tuple[Programs, states.State]:
 
 def compile_train(assembly: states.Assembly) -> dict[ShapeKey, jax.stages.Compiled]:
     """Compiled train steps by batch shape."""
-    benchmark = assembly.benchmark
     jitted = step.jit_train_step(assembly)
-    sharding = meshes.batch_sharding(assembly.mesh)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    programs = {}
-    for bucket in benchmark.buckets():
-        batch = step.abstract_batch(bucket, sharding)
-        programs[evaluation.shape_key(batch)] = assembly.compile(
-            jitted, assembly.abstract, batch, key
-        )
-    return programs
+    return {
+        evaluation.shape_key(arguments[1]): assembly.compile(jitted, *arguments)
+        for arguments in step.train_arguments(assembly)
+    }
 
 
 class Loop:

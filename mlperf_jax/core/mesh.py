@@ -62,9 +62,10 @@ def available() -> list[Device]:
         return jax.devices()
     # an assertion, where the kind is known and what it needs is not installed
     except (RuntimeError, AssertionError) as error:
+        asked = getattr(jax.config, "jax_platforms", None) or ""
         told = str(error).splitlines()[0].rstrip(".") if str(error) else "it is not installed"
         raise UserError(
-            f"JAX finds no device of JAX_PLATFORMS={jax.config.read('jax_platforms') or ''!r}: {told}; install what it needs "
+            f"JAX finds no device of JAX_PLATFORMS={asked!r}: {told}; install what it needs "
             "(`mlperf-jax doctor` says what is here), or unset it"
         ) from error
 

@@ -22,9 +22,7 @@ from mlperf_jax.errors import UserError
 
 RETRY_SECONDS = 0.2  # between two tries to reach process 0
 LINE = 1024  # bytes of what one process tells another, at most
-GRACE_SECONDS = (
-    30  # process 0 may have begun to wait so much later than we did, or be slow to answer
-)
+GRACE_SECONDS = 30  # by which process 0 may have begun to wait later than we did
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -56,6 +56,11 @@ def stream(seed: int, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), _STREAMS[name])
 
 
+def abstract_key() -> Any:
+    """What a program that takes a key is traced with: nothing runs, also on devices that are only described."""
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
 @dataclass(frozen=True)
 class Assembly:
     """All that is static about a run's program: how to rebuild the model, update it, and place it.
@@ -251,8 +256,7 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
         found["graphdef"], parts = split(benchmark.model(nnx.Rngs(key)), benchmark.frozen)
         return parts
 
-    # outside the mesh: nothing may run on its devices, which may only be described (a topology)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = abstract_key()  # outside the mesh
     with jax.set_mesh(mesh):
         parts = jax.eval_shape(shapes, key)
     tree = trees.ParamTree.from_params(parts["params"])

@@ -5,7 +5,7 @@ Shape legend: B rows of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -190,6 +190,22 @@ def jit_predict_step(assembly: states.Assembly, judges: Judges | None = None) ->
 
     where = meshes.batch_sharding(mesh) if rows else meshes.replicated(mesh)
     return jax.jit(predict, out_shardings=where)
+
+
+def train_arguments(assembly: states.Assembly) -> Iterator[tuple[State, dict[str, Shape], Any]]:
+    """What a step is traced with, for each batch shape: abstract state, batch and key."""
+    sharding = meshes.batch_sharding(assembly.mesh)
+    for bucket in assembly.benchmark.buckets():
+        yield assembly.abstract, abstract_batch(bucket, sharding), states.abstract_key()
+
+
+def predict_arguments(assembly: states.Assembly, judges: Judges | None) -> Iterator[tuple]:
+    """What a prediction is traced with, for each batch shape: abstract view, batch, mask, key, and judges if any."""
+    sharding = meshes.batch_sharding(assembly.mesh)
+    for bucket in assembly.benchmark.eval_buckets():
+        mask = jax.ShapeDtypeStruct((bucket.rows,), bool, sharding=sharding)
+        own = (abstract_batch(bucket, sharding), mask, states.abstract_key())
+        yield (assembly.abstract_view, *own, *([judges.abstract] if judges else []))
 
 
 def abstract_batch(bucket: Bucket, sharding: NamedSharding) -> dict[str, Shape]:

@@ -364,7 +364,9 @@ class RunSet:
     def _refuse_seed(self, seed: int | None) -> None:
         same = next((run for run in self.runs() if run.seed == seed is not None), None)
         if same is not None:
-            unfinished = "" if same.finished else ", or --resume, which takes it up as it is unfinished"
+            unfinished = (
+                "" if same.finished else ", or --resume, which takes it up as it is unfinished"
+            )
             raise UserError(
                 f"{same.path} has seed {seed} already, and runs of one set need seeds of their own: give "
                 f"another seed, or another output folder{unfinished}"

@@ -63,7 +63,7 @@ def test_a_folder_that_is_gone(tmp_path):
         ["sh", "-c", script, sys.executable], cwd=gone, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("mlperf-jax: the working directory was removed: change to one")
+    assert done.stderr.startswith("mlperf-jax: the working directory was removed, so change to one")
 
 
 def test_a_terminal_that_has_no_such_signs(tmp_path):

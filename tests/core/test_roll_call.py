@@ -69,8 +69,10 @@ def test_what_does_not_fit_ends_all_at_once(address, others, words):
 
 
 def test_what_is_no_process_is_passed_over(address):
-    connect = lambda: socket.create_connection(roll_call.parse_address(address), timeout=10)  # noqa: E731
     failed = []
+
+    def connect():
+        return socket.create_connection(roll_call.parse_address(address), timeout=10)
 
     def disturb():
         for sent in (

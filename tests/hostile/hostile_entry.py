@@ -151,34 +151,28 @@ def written(path: str, content: str | bytes = b"") -> Damage:
     return write
 
 
-def removed(pattern: str) -> Damage:
-    def remove(place: pathlib.Path) -> None:
+def to_each(pattern: str, do: Callable[[pathlib.Path], object]) -> Damage:
+    """Does something to all files of a pattern, of which there is at least one."""
+
+    def each(place: pathlib.Path) -> None:
         paths = list(place.glob(pattern))
         assert paths, f"there is no {pattern}"
         for path in paths:
-            path.unlink()
+            do(path)
 
-    return remove
+    return each
+
+
+def removed(pattern: str) -> Damage:
+    return to_each(pattern, pathlib.Path.unlink)
 
 
 def overwritten(pattern: str, content: bytes) -> Damage:
-    def write(place: pathlib.Path) -> None:
-        paths = list(place.glob(pattern))
-        assert paths, f"there is no {pattern}"
-        for path in paths:
-            path.write_bytes(content)
-
-    return write
+    return to_each(pattern, lambda path: path.write_bytes(content))
 
 
 def cut(pattern: str) -> Damage:
-    def halve(place: pathlib.Path) -> None:
-        paths = list(place.glob(pattern))
-        assert paths, f"there is no {pattern}"
-        for path in paths:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-    return halve
+    return to_each(pattern, lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]))
 
 
 def folder(path: str) -> Damage:

@@ -4,6 +4,7 @@ It has never used JAX, so that each fork begins as a new process does, but for t
 request a line, {"words": […] or "python": "…", "place", "environment", "seconds"}, and prints what was seen.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -12,10 +13,12 @@ import signal
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-sys.path[:0] = [str(ROOT)]
+from scripts import (
+    forks,  # the root of the repository is on the path: test_hostile.py starts this so
+)
 
-from scripts import forks  # noqa: E402
+# what commands import when they need it
+LATE = [f"mlperf_jax.results.{name}" for name in ("compliance", "report", "score", "story")]
 
 
 def statement(text: str) -> int:
@@ -61,11 +64,8 @@ if __name__ == "__main__":
     from mlperf_jax import benchmarks
 
     forks.prepare(benchmarks.names(), pathlib.Path(sys.argv[1]))
-    import mlperf_jax.results.compliance
-    import mlperf_jax.results.report
-    import mlperf_jax.results.score
-    import mlperf_jax.results.story  # noqa: F401
-
+    for module in LATE:
+        importlib.import_module(module)
     for name in benchmarks.names():  # what they keep once they have worked it out
         benchmarks.get(name, tiny=True)
     print("ready", flush=True)

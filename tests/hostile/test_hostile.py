@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -34,6 +35,7 @@ class Server:
         # without flags, which the command would ask XLA about, and with the devices that they would have made
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "NPROC": "8"}
+        environment |= {"PYTHONPATH": str(SERVER.parent.parent.parent)}
         environment |= {"XDG_CACHE_HOME": str(folder / "home"), "HOME": str(folder / "home")}
         self.process = subprocess.Popen(
             [sys.executable, str(SERVER), str(folder / "cache")],
@@ -99,13 +101,11 @@ def flags():
     for name in benchmarks.names():
         cls = benchmarks.benchmark_class(name)
         found |= {option.flag for option in options.options_of(cls)}
+    told = io.StringIO()
     for command in cli.COMMANDS:
-        with pytest.MonkeyPatch.context() as patch:
-            told = []
-            patch.setattr("builtins.print", lambda *words, told=told, **_: told.extend(words))
-            with contextlib.suppress(SystemExit):
-                cli.dispatch([*command.split(), "--help"])
-        found |= {word.strip("[],;()") for word in " ".join(map(str, told)).split()}
+        with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+            cli.dispatch([*command.split(), "--help"])
+    found |= {word.strip("[],;()") for word in told.getvalue().split()}
     return frozenset(flag for flag in found if flag.startswith("--"))
 
 

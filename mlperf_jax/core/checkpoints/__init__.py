@@ -200,9 +200,8 @@ class Checkpoints:
                 differ; none verifies; or there is none of this step.
         """
         self.wait()
-        if (
-            self.identity is not None and jax.process_index() == 0
-        ):  # whoever only reads changes nothing
+        saves = self.identity is not None  # whoever only reads changes nothing
+        if saves and jax.process_index() == 0:
             self._files.sweep()
         # what process 0 sees: a shared folder may show a new file to some a little later
         places = [Place(*each) for each in processes.from_primary(self._files.places)]
@@ -363,9 +362,8 @@ class Checkpoints:
         for name, total in totals.items():
             meta["leaves"][name]["sum"] = f"{total & checksums.MASK:016x}"
         try:
-            self._handler.finalize(
-                path / "arrays"
-            )  # Orbax joins the processes' parts into one index
+            # Orbax joins the processes' parts into one index
+            self._handler.finalize(path / "arrays")
         except ValueError as error:
             if is_storage_error(error):
                 raise
