@@ -67,8 +67,9 @@ def _whose(flag: str) -> str:
     from mlperf_jax import benchmarks
 
     field = flag.removeprefix("--").replace("-", "_")
-    every = map(benchmarks.benchmark_class, benchmarks.names())
-    have = [cls.name for cls in every if field in {f.name for f in dataclasses.fields(cls)}]
+    with stand_ins.for_libraries():
+        every = map(benchmarks.benchmark_class, benchmarks.names())
+        have = [cls.name for cls in every if field in {f.name for f in dataclasses.fields(cls)}]
     return f", which is {' and '.join(have)}'s" if have else ""
 
 

@@ -89,8 +89,8 @@ def attention(
         [B, T, N, V] in q's dtype.
 
     Raises:
-        UserError: an unknown back end, or one that cannot take these arguments.
-        ValueError: shapes that do not belong together, or that the mesh does not divide.
+        UserError: an unknown back end, or one that cannot take these arguments; the mesh does not divide them.
+        ValueError: shapes that do not belong together.
 
     >>> q, kv = jnp.ones([2, 16, 4, 8]), jnp.ones([2, 16, 2, 8])
     >>> attention(q, kv, kv).shape

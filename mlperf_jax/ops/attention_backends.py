@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from mlperf_jax.errors import UserError
 from mlperf_jax.ops import dropout, splash as kernels, whole_attention
 from mlperf_jax.ops.shard import ROWS, row_axes, shard
 
@@ -340,4 +341,7 @@ def _check_divisible(call: Call):
     ]
     for what, size, axes, ways in checks:
         if size % ways:
-            raise ValueError(f"attention: {size} {what} are not divided by {axes} of {ways} parts")
+            raise UserError(
+                f"attention: {axes} of --mesh split {size} {what} {ways} ways, which do not divide them: give a mesh "
+                "that does"
+            )

@@ -39,7 +39,10 @@ def test_bad_fields_are_refused_by_name(fields, sentence):
         ({"status": "fine"}, "status must be onprem, cloud, preview or research"),
         ({"org": " "}, "org must be some text, not ' '"),
         ({"seed": 2**32}, "seed must be a whole number, from 0 to 4,294,967,295, or None"),
-        ({"output": b"x"}, "output must be some text or None, not b'x'"),
+        (
+            {"output": b"x"},
+            "output must be a path, one that this system can look up, or None, not b'x'",
+        ),
         ({"mesh": {"data": 3}}, "mesh must be some text or None, not {'data': 3}"),
         ({"runs": 2, "seed": 1}, "seeds of their own"),
         ({"seeds": (1, 2, 1)}, "seeds has 1 twice"),

@@ -410,5 +410,5 @@ def test_a_mesh_that_does_not_divide_is_named():
     q, k, v = tensors(3, 256, 2, 2, 64)
     with jax.set_mesh(over({"data": 2})):
         for backend in ("xla", "splash_interpret"):
-            with pytest.raises(ValueError, match="not divided by"):
+            with pytest.raises(UserError, match="2 ways, which do not divide"):
                 attention(q, k, v, backend=backend)
