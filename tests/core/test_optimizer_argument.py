@@ -77,6 +77,18 @@ def test_a_file_gives_a_function_of_the_tree_or_an_optimizer(tmp_path):
         ("adamw:1e39", "the learning rate 1e39 of 'adamw' is none"),
         ("adamw:1e-50", "the learning rate 1e-50 of 'adamw' is none"),
         ("adamv:1e-3", "no optimizer 'adamv': did you mean 'adam"),
+        (
+            "adamw:1e-3,b1",
+            "'b1' is no setting of the optimizer 'adamw': write adamw:1e-3,NAME=VALUE",
+        ),
+        ("adamw:1e-3,b1=", "'b1=' is no setting"),
+        ("adamw:1e-3,b1=0.9,b1=0.8", "b1 is given twice"),
+        ("adamw:1e-3,b1=high", "b1=high of the optimizer is neither a number nor true or false"),
+        ("adamw:1e-3,b1=nan", "b1=nan of the optimizer is neither"),
+        ("adamw:1e-3,bb1=0.9", "adamw:1e-3 takes no 'bb1': did you mean 'b1'"),
+        ("adamw:1e-3,learning_rate=0.9", "adamw:1e-3 takes no 'learning_rate'"),
+        ("{path}:make,learning_rat=1", "takes no 'learning_rat'"),
+        ("{path}:ready,rate=1", "mine.py:ready is no function, so it takes no rate"),
         ("nowhere.py:make", "no file nowhere.py"),
         ("{path}", r"say what in .*mine.py is the optimizer: write .*mine.py:make"),
         ("{path}:mak", "mine.py has no 'mak': did you mean 'make'"),
@@ -84,8 +96,32 @@ def test_a_file_gives_a_function_of_the_tree_or_an_optimizer(tmp_path):
     ],
 )
 def test_what_is_missing_is_named(text, sentence, tmp_path):
-    (tmp_path / "mine.py").write_text(FILE)
+    (tmp_path / "mine.py").write_text(f"{FILE}\nready = optax.sgd(1.0)\n")
     (tmp_path / "broken.py").write_text("import nope")
     text = text.format(path=tmp_path / "mine.py", broken=tmp_path / "broken.py")
     with pytest.raises(UserError, match=sentence):
         load_optimizer(text)
+
+
+def test_settings_behind_the_learning_rate_reach_the_optimizer(tmp_path):
+    gradients = {"w": jax.numpy.ones(3)}
+    tree = toys.prepared(toys.Plain()).tree
+    (tmp_path / "mine.py").write_text(
+        "import optax\ndef make(tree, rate=1.0, turned=True): return optax.sgd(rate if turned else -rate)\n"
+    )
+    given = {
+        "sgd:0.5,momentum=0,nesterov=false": -0.5,
+        "sgd:0.5": -0.5,
+        f"{tmp_path}/mine.py:make": -1.0,
+        f"{tmp_path}/mine.py:make,rate=0.25": -0.25,
+        f"{tmp_path}/mine.py:make,rate=0.25,turned=false": 0.25,
+    }
+    for text, wanted in given.items():
+        tx = load_optimizer(text)(tree)
+        updates, _ = tx.update(gradients, tx.init(gradients), gradients)
+        assert updates["w"].tolist() == [wanted] * 3, text
+    plain, heavy = (load_optimizer(f"sgd:0.5,momentum={m}")(tree) for m in (0, 0.9))
+    state = heavy.update(gradients, heavy.init(gradients))[1]
+    assert heavy.update(gradients, state)[0]["w"][0] == pytest.approx(-0.95)
+    state = plain.update(gradients, plain.init(gradients))[1]
+    assert plain.update(gradients, state)[0]["w"][0] == -0.5
