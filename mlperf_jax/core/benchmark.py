@@ -59,7 +59,9 @@ if TYPE_CHECKING:
 
 
 # what a run's configuration says besides fields
-_OF_THE_RUN = {*"benchmark division optimizer optimizer_changes transform code".split()}
+_OF_THE_RUN = {
+    *"benchmark division optimizer optimizer_changes transform evaluate_every code".split()
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ class Evaluator:
 
     Attributes:
         assembly: the run's program.
-        seed: sampling keys of evaluation number k derive from (seed, k).
+        seed: sampling keys of the evaluation after a step derive from (seed, step).
         data_dir: where the evaluation data are, and what the metric and judges need besides.
         compiled: what `compile_predict` gave; without it, it is asked when the first evaluation is due.
         threads: that read and decode; one per usable core by default.
@@ -87,12 +87,12 @@ class Evaluator:
             )
         return made
 
-    def outputs(self, state: State, number: int) -> Outputs:
+    def outputs(self, state: State, step: int) -> Outputs:
         """Sums added over all batches, or rows in data order, on the host (rows: process 0 only)."""
         benchmark, mesh = self.assembly.benchmark, self.assembly.mesh
         view = self.assembly.eval_view(state)
         judges = [self.judges()] if self.judges else []
-        key = jax.random.fold_in(stream(self.seed, "evaluation"), number)
+        key = jax.random.fold_in(stream(self.seed, "evaluation"), step)
         found: collections.deque[Outputs] = collections.deque()
         total: Outputs | None = None
         given, buckets = self.batches.stream(threads=self.threads), benchmark.eval_buckets()
@@ -131,9 +131,9 @@ class Evaluator:
                 )
         return quality
 
-    def quality(self, state: State, number: int) -> Quality:
+    def quality(self, state: State, step: int) -> Quality:
         """An inline evaluation: process 0's values on every process, so that all take one branch."""
-        outputs = self.outputs(state, number)
+        outputs = self.outputs(state, step)
         return processes.from_primary(lambda: self.result(outputs))
 
 
@@ -196,9 +196,9 @@ class Pending:
     value: concurrent.futures.Future[Quality]
 
     @classmethod
-    def begin(cls, evaluator: Evaluator, state: State, step: int, number: int) -> Pending:
+    def begin(cls, evaluator: Evaluator, state: State, step: int) -> Pending:
         """Predicts now (the device's part), and starts the host's part in a thread."""
-        outputs = evaluator.outputs(state, number)
+        outputs = evaluator.outputs(state, step)
         value: concurrent.futures.Future[Quality] = concurrent.futures.Future()
 
         def compute() -> None:

@@ -138,7 +138,11 @@ class Loop:
         self.next_eval: int | None = None
         self.schedule: Iterator[int | None] = itertools.repeat(None)
         if not run.benchmark.evaluates_generations:
-            self.schedule = (number for number in run.benchmark.eval_steps() if number > done)
+            self.schedule = (
+                number
+                for number in preflight.eval_steps(run.benchmark, run.options)
+                if number > done
+            )
             self.next_eval = next(self.schedule)
         elif self.generator and self.generator.last_step > done:
             self.next_eval = self.generator.last_step
@@ -309,16 +313,15 @@ class Loop:
             # taken before, as afterwards it would have to wait for the value or forget it
             run.save(self.state, evaluation_due=True)
         run.log_block_stop()
-        standing.evaluations += 1
-        ended, number = None, standing.evaluations
+        ended = None
         if mode != "offline":
             run.log_eval_start(standing.step)
         if mode == "inline":
-            quality = self.evaluator.quality(self.state, number)
+            quality = self.evaluator.quality(self.state, standing.step)
             ended = self._judge(self.state, standing.step, quality)
         elif mode == "beside":
             begin = evaluation.Pending.begin
-            self.pending = begin(self.evaluator, self.state, standing.step, number)
+            self.pending = begin(self.evaluator, self.state, standing.step)
         self.next_eval = next(self.schedule)
         if ended is None and not self._seen_all():
             run.log_block_start(self.next_eval)

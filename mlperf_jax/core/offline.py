@@ -135,7 +135,7 @@ class Scorer:
         run, step = self.run, self.steps[index]
         if step not in self.scores:
             begun = time.time_ns() // 1_000_000
-            quality = self._evaluator.quality(load(run, step), index + 1)
+            quality = self._evaluator.quality(load(run, step), step)
             ended = time.time_ns() // 1_000_000
             self.scores[step] = {"quality": quality, "begun": begun, "ended": ended}
             processes.from_primary(self._keep)

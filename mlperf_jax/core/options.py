@@ -45,6 +45,9 @@ class RunOptions:
         bool, "resume though the run began with another optimizer, whose state fits: it is logged"
     ] = False
     max_samples: Annotated[Samples | None, "stop (aborted) after this many samples"] = None
+    evaluate_every: Annotated[
+        Count | None, "steps between evaluations beside the benchmark's own; requires open"
+    ] = None
     checkpoint_every: Annotated[Count | None, "steps between them; evaluations take one too"] = None
     keep_checkpoints: Annotated[Count, "how many checkpoints are kept"] = 2
     log_every: Annotated[Count, "steps between scalars"] = 10

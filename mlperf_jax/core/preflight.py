@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import heapq
 import itertools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -72,6 +73,7 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
     added = {
         "a replaced optimizer": options.optimizer,
         "a transform of the training data": options.transform,
+        "an evaluation that the rules do not foresee (--evaluate-every)": options.evaluate_every,
     }
     for what, given in added.items():
         if given is not None:
@@ -160,12 +162,23 @@ def last_step(benchmark: Benchmark, options: RunOptions) -> int | None:
     return benchmark.step_of(min(limits)) if limits else None
 
 
+def eval_steps(benchmark: Benchmark, options: RunOptions) -> Iterator[int]:
+    """The steps after which a run's quality is evaluated: the benchmark's own, and those asked for."""
+    more = options.evaluate_every
+    asked = itertools.count(more, more) if more else ()
+    return (step for step, _ in itertools.groupby(heapq.merge(benchmark.eval_steps(), asked)))
+
+
 def evaluates(benchmark: Benchmark, options: RunOptions) -> bool:
     """Whether a quality is computed while the run goes on, and not only afterwards or after its end."""
     last = last_step(benchmark, options)
     if benchmark.metric.mode == "offline":
         return False
-    return last is None or benchmark.evaluates_generations or next(benchmark.eval_steps()) <= last
+    return (
+        last is None
+        or benchmark.evaluates_generations
+        or next(eval_steps(benchmark, options)) <= last
+    )
 
 
 def check_offline(benchmark: Benchmark, options: RunOptions) -> None:
@@ -178,7 +191,7 @@ def check_offline(benchmark: Benchmark, options: RunOptions) -> None:
             f"{benchmark.name} is scored after its run, which no value ends: say how many samples it may "
             "see (--max-samples N)"
         )
-    second = next(itertools.islice(benchmark.eval_steps(), 1, None))
+    second = next(itertools.islice(eval_steps(benchmark, options), 1, None))
     if last < second:
         raise UserError(
             f"{benchmark.name} is scored after its run, which needs two checkpoints: the second comes after "
@@ -244,6 +257,7 @@ class PlannedRun:
             **self.benchmark.config(),
             "division": self.division,
             "optimizer": self.optimizer,
+            **({"evaluate_every": every} if (every := self.options.evaluate_every) else {}),
             **{name: text for name, text in more.items() if text},
         }
 
@@ -283,6 +297,11 @@ def preflight(
     benchmark = resolve_dtype(benchmark)
     check_members(benchmark)
     check_offline(benchmark, options)
+    if options.evaluate_every and benchmark.evaluates_generations:
+        raise UserError(
+            f"{benchmark.name} is evaluated when a generation of its data ends, and at no other step: leave "
+            "--evaluate-every out"
+        )
     division = resolve_division(benchmark, options)
     given = options.optimizer
     optimizer = load_optimizer(given) if isinstance(given, str) else given

@@ -27,7 +27,6 @@ class Standing:
 
     Attributes:
         step: batches done, as the host counts them.
-        evaluations: how many have begun.
         quality: of the last evaluation whose value is known.
         evaluated: the step whose quality that is.
         seconds_training: wall time of blocks of steps, without evaluation.
@@ -40,7 +39,6 @@ class Standing:
     """
 
     step: int = 0
-    evaluations: int = 0
     quality: dict[str, float] = field(default_factory=dict)
     evaluated: int | None = None
     seconds_training: float = 0.0

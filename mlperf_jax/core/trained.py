@@ -59,7 +59,6 @@ class Trained:
         step: batches that the weights were trained on.
         quality: what the run's own evaluation of these weights gave; None if it did not evaluate them.
         seed: the run's.
-        evaluations: how many evaluations the run had made by then; their random keys follow from it.
         assembly, view: shapes and shardings, and the weights as a nested dict; `view["tables"]` holds
             embedding tables, which are not part of the model.
         find_data: gives the folder of the run's data.
@@ -70,7 +69,6 @@ class Trained:
     step: int
     quality: Mapping[str, float] | None
     seed: int
-    evaluations: int
     assembly: states.Assembly = field(repr=False)
     view: states.State = field(repr=False)
     find_data: Callable[[], str] = field(repr=False)
@@ -164,7 +162,7 @@ class Trained:
         """
         folder = data_dir or self.find_data()
         evaluator = evaluation.Evaluator(self.assembly, self.seed, folder, threads)
-        return evaluator.quality(self.view, max(1, self.evaluations))
+        return evaluator.quality(self.view, self.step)
 
 
 # -- finding a run ---------------------------------------------------------------------------------
@@ -296,7 +294,6 @@ def load(
         step=standing.step,
         quality=_quality(kept, benchmark, standing),
         seed=seed,
-        evaluations=standing.evaluations,
         assembly=assembly,
         view=view,
         find_data=find_data,
