@@ -59,9 +59,7 @@ if TYPE_CHECKING:
 
 
 # what a run's configuration says besides fields
-_OF_THE_RUN = {
-    *"benchmark division optimizer optimizer_changes transform evaluate_every code".split()
-}
+_MORE = {*"benchmark code division evaluate_every optimizer optimizer_changes transform".split()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -490,7 +488,7 @@ class Benchmark:
             UserError: it is of a version that has other fields.
         """
         mine = {field.name for field in dataclasses.fields(cls)}
-        theirs = config.keys() - _OF_THE_RUN
+        theirs = config.keys() - _MORE
         if mine != theirs:
             differ = (("has", sorted(theirs - mine)), ("lacks", sorted(mine - theirs)))
             said = " and ".join(f"it {verb} {', '.join(names)}" for verb, names in differ if names)

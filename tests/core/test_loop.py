@@ -235,36 +235,6 @@ def test_evaluations_follow_their_own_schedule(tmp_path):
     assert samples == [32, 128, 288]
 
 
-def qualities(output):
-    found = [line for line in lines(output) if line.key == "eval_accuracy"]
-    return {line.metadata["samples_count"]: line.value for line in found}
-
-
-@pytest.mark.parametrize("kind", [toys.Toy, toys.Beside])
-def test_evaluations_that_are_asked_for_come_beside_the_own_and_change_nothing(tmp_path, kind):
-    """What they find at shared steps is the same to the last bit, predictions that draw numbers included."""
-
-    class Drawing(kind):
-        def predict(self, model, batch, key):
-            found = super().predict(model, batch, key)
-            return jax.tree.map(lambda hit: hit & jax.random.bernoulli(key, 0.5, hit.shape), found)
-
-    given = dict(max_samples=32 * 25, seed=3)
-    alone = toys.run(Drawing(targets=HARD), tmp_path / "alone", **given)
-    finer = toys.run(Drawing(targets=HARD), tmp_path / "finer", evaluate_every=4, **given)
-    own, more = qualities(tmp_path / "alone"), qualities(tmp_path / "finer")
-    assert sorted(more) == [32 * step for step in (4, 8, 10, 12, 16, 20, 24)]
-    assert sorted(own) == [320, 640]
-    assert own == {samples: more[samples] for samples in own}
-    assert len({*more.values()}) > 3
-    assert alone.parameters_sha256 == finer.parameters_sha256
-    config = RunFolder(tmp_path / "finer", 0).config()
-    assert config["config"]["evaluate_every"] == 4
-    assert "evaluate_every" not in RunFolder(tmp_path / "alone", 0).config()["config"]
-    with pytest.raises(UserError, match="evaluate_every was 4 and is gone"):
-        toys.run(Drawing(targets=HARD), tmp_path / "finer", max_samples=960, resume=True)
-
-
 def test_all_targets_must_be_met_at_once(tmp_path):
     both = (Target("accuracy", at_least=0.1), Target("accuracy", above=1.0))
     assert not toys.run(toys.Toy(targets=both), tmp_path, max_samples=320).reached
