@@ -27,7 +27,7 @@ def check_layout(assembly: states.Assembly) -> list[str]:
                 f"note: nothing of {assembly.benchmark.name} is split over {axis}, so {size} devices do the same "
                 f"work: give them to another axis of --mesh, such as data={size}"
             )
-    here = jax.device_count()
+    here = len(meshes.available())
     if jax.process_count() == 1 and mesh.devices.size < here:
         notes.append(
             f"note: --mesh {meshes.describe(mesh)} uses {mesh.devices.size} of {here} devices; the others are idle"

@@ -7,6 +7,7 @@ that the run has ended return how, and None otherwise.
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Mapping
@@ -34,8 +35,12 @@ from mlperf_jax.results.result import Result
 IN_FLIGHT = 16  # steps the host may be ahead of the device
 
 
-def train(run: Run) -> Result | None:
+def train(run: Run, preemption: Preemption | None = None) -> Result | None:
     """Trains until the target is met or the last allowed sample is seen.
+
+    Args:
+        run: what is trained.
+        preemption: that of another thread, which signals come to; by default one of its own.
 
     Returns:
         The result; None on processes other than 0, and of a run that is scored afterwards.
@@ -43,7 +48,8 @@ def train(run: Run) -> Result | None:
     Raises:
         Interrupted: a signal stopped it before its end, or came when other runs of its launch were to follow.
     """
-    with run, Preemption() as preemption:
+    own = Preemption() if preemption is None else contextlib.nullcontext(preemption)
+    with run, own as preemption:
         programs, state = initialise(run)
         if run.standing.ended:  # it was killed between `run_stop` and its result
             result = run.conclude(state, run.standing.step)
@@ -81,13 +87,10 @@ def initialise(run: Run) -> tuple[Programs, states.State]:
     run.begin_init()
     assembly, benchmark = run.assembly, run.benchmark
     evaluates = preflight.evaluates(benchmark, run.options)
-    finite = jax.jit(lambda state: states.all_finite(benchmark, assembly.saved(state)))
-    programs = Programs(
-        train=compile_train(assembly),
-        predict=evaluation.compile_predict(assembly) if evaluates else {},
-        all_finite=assembly.compile(finite, assembly.abstract),
-        generate=generations.compile_generate(assembly) if benchmark.generate else None,
-    )
+    shared = run.plan.programs  # by the runs of one launch
+    if not shared:
+        shared.append(compile_all(assembly, evaluates=evaluates))
+    programs = shared[0]
     state = run.restore()
     if state is None:
         state = assembly.create(run.seed)
@@ -97,6 +100,18 @@ def initialise(run: Run) -> tuple[Programs, states.State]:
     jax.block_until_ready(state)
     run.end_init()
     return programs, state
+
+
+def compile_all(assembly: states.Assembly, *, evaluates: bool) -> Programs:
+    """What a run executes, compiled from shapes."""
+    benchmark = assembly.benchmark
+    finite = jax.jit(lambda state: states.all_finite(benchmark, assembly.saved(state)))
+    return Programs(
+        train=compile_train(assembly),
+        predict=evaluation.compile_predict(assembly) if evaluates else {},
+        all_finite=assembly.compile(finite, assembly.abstract),
+        generate=generations.compile_generate(assembly) if benchmark.generate else None,
+    )
 
 
 def compile_train(assembly: states.Assembly) -> dict[ShapeKey, jax.stages.Compiled]:

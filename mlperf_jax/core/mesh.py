@@ -7,10 +7,12 @@ PartitionSpec or function) pairs, first match wins, each written for ONE layer: 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +31,11 @@ Spec = PartitionSpec | Callable[[tuple[int, ...], Mesh], PartitionSpec]
 Rules = Sequence[tuple[str, Spec]]
 Device = Any  # jax.Device, which type checkers do not take for a type
 Entry = str | Sequence[str] | None  # of a PartitionSpec
+
+# the devices that `only` leaves of those that are there; None leaves all
+_ONLY: contextvars.ContextVar[tuple[Device, ...] | None] = contextvars.ContextVar(
+    "_ONLY", default=None
+)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -53,13 +60,13 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def available() -> list[Device]:
-    """The devices that JAX has here.
+    """The devices that JAX has here, or those that `only` leaves of them.
 
     Raises:
         UserError: it has none of the kind that `JAX_PLATFORMS` names.
     """
     try:
-        return jax.devices()
+        return list(_ONLY.get() or jax.devices())
     # an assertion, where the kind is known and what it needs is not installed
     except (RuntimeError, AssertionError) as error:
         asked = getattr(jax.config, "jax_platforms", None) or ""
@@ -68,6 +75,16 @@ def available() -> list[Device]:
             f"JAX finds no device of JAX_PLATFORMS={asked!r}: {told}; install what it needs "
             "(`mlperf-jax doctor` says what is here), or unset it"
         ) from error
+
+
+@contextlib.contextmanager
+def only(devices: Sequence[Device]) -> Iterator[None]:
+    """Within it, in this thread, these devices are all that there are."""
+    token = _ONLY.set(tuple(devices))
+    try:
+        yield
+    finally:
+        _ONLY.reset(token)
 
 
 def make_mesh(text: str | None = None, devices: Sequence[Device] | None = None) -> Mesh:

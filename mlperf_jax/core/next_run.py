@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.preflight import PlannedRun
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.runs import RunFolder, RunSet
 
@@ -22,6 +26,46 @@ class NextRun:
     folder: RunFolder | None
     seed: int | None
     left: int
+
+
+Choose = Callable[[RunSet], NextRun]
+
+
+def take_folder(
+    plan: PlannedRun, root: pathlib.Path, choose: Choose
+) -> tuple[RunFolder, int, list[str]]:
+    """The folder of the run that is chosen, taken up or made, how many follow it, and notes for the display.
+
+    Raises:
+        UserError: as `RunSet.create` and `RunSet.resume`, and what the choice raises.
+    """
+    runs, notes = RunSet(root), []
+    chosen = choose(runs)
+    entropy = random.SystemRandom()  # the system's, as the closed rules ask
+    seed = entropy.randrange(2**32) if chosen.seed is None else chosen.seed
+    config, about = plan.config(), plan.about(seed)
+    if chosen.folder is not None:
+        return runs.resume(config, about, chosen.folder) or chosen.folder, chosen.left, notes
+    if (begun := runs.untrained()) and not plan.options.resume:
+        notes.append(f"note: {begun[0].path} is unfinished, and --resume would take it up")
+    made = runs.create(config, about)
+    if made.index and not plan.options.resume:
+        notes.append(f"note: {made.path} is run {made.index + 1} of this set")
+    return made, chosen.left, notes
+
+
+def seed_of(folder: RunFolder, options: RunOptions) -> int:
+    """The seed that a run has.
+
+    Raises:
+        UserError: the options name another.
+    """
+    seed = folder.config()["options"]["seed"]
+    if options.seed not in (None, seed):
+        raise UserError(
+            f"{folder.path} has seed {seed}, not {options.seed}: leave --seed out to resume it"
+        )
+    return seed
 
 
 def next_run(runs: RunSet, options: RunOptions) -> NextRun:

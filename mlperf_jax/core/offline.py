@@ -17,6 +17,7 @@ from typing import Any
 
 from mlperf_jax.core import evaluation, launch, preflight, processes
 from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.next_run import NextRun, next_run
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.core.run import Run
 from mlperf_jax.core.standing import Ended, Standing
@@ -26,7 +27,7 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.paths import check_path
 from mlperf_jax.results import durable
 from mlperf_jax.results.result import Result
-from mlperf_jax.results.runs import RunSet
+from mlperf_jax.results.runs import RunFolder, RunSet
 
 SCORES = "scores.json"  # by step: the quality, and when its scoring began and ended
 
@@ -83,7 +84,19 @@ def score(
     options = dataclasses.replace(options, resume=True, transform=None)
     plan = preflight.preflight(benchmark, options, data_dir)
     processes.check_same(launch.given_to_all(plan))
-    with Run(dataclasses.replace(plan, transform=transform), to_score=True) as run:
+    return score_run(dataclasses.replace(plan, transform=transform), bisect=bisect)
+
+
+def score_run(
+    plan: preflight.PlannedRun, chosen: RunFolder | None = None, *, bisect: bool = False
+) -> Result | None:
+    """Scores a trained run, the first that has no result by default, by a plan whose options resume; as `score`."""
+
+    def choose(runs: RunSet) -> NextRun:
+        trained = chosen or runs.unfinished()
+        return NextRun(trained, None, 0) if trained else next_run(runs, plan.options)
+
+    with Run(plan, choose=choose) as run:
         trained = run.trained
         if trained is None:
             raise UserError(

@@ -238,6 +238,7 @@ class PlannedRun:
         transforms: those added to the training data's.
         transform: the same as text, or None.
         notes: sentences to be said before the first step.
+        programs: what its runs execute (`loop.Programs`), once the first has compiled it.
     """
 
     benchmark: Benchmark
@@ -249,6 +250,7 @@ class PlannedRun:
     transforms: tuple[Transform, ...] = ()
     transform: str | None = None
     notes: tuple[str, ...] = ()
+    programs: list[Any] = dataclasses.field(default_factory=list, repr=False)
 
     def config(self) -> dict[str, Any]:
         """What the run is told apart by: the benchmark's fields, its own code, and what was replaced."""

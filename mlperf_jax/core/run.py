@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from mlperf_jax.core import (
 )
 from mlperf_jax.core.checkpoints import Checkpoints, checksums
 from mlperf_jax.core.members import disclosure, full_log
-from mlperf_jax.core.next_run import NextRun, next_run
+from mlperf_jax.core.next_run import Choose, next_run, seed_of, take_folder
 from mlperf_jax.core.optimizer_name import name_optimizer
 from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.standing import Ended, Standing
@@ -33,7 +32,7 @@ from mlperf_jax.results import durable, keys, log as logs, rules
 from mlperf_jax.results.header import header
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import Result, run_name, trained_hash, versions
-from mlperf_jax.results.runs import RunFolder, RunSet, Scalars
+from mlperf_jax.results.runs import RunFolder, Scalars
 from mlperf_jax.results.story import Story
 
 
@@ -43,7 +42,7 @@ class Run:
     Args:
         plan: what passed preflight.
         notes: lines for the display.
-        to_score: it was trained before and is scored now.
+        choose: which run of the set this is; by default what the options say (`next_run`). Process 0 asks.
 
     Attributes:
         left: how many runs its launch trains after it.
@@ -55,9 +54,14 @@ class Run:
     """
 
     def __init__(
-        self, plan: preflight.PlannedRun, notes: Sequence[str] = (), *, to_score: bool = False
+        self,
+        plan: preflight.PlannedRun,
+        notes: Sequence[str] = (),
+        *,
+        choose: Choose | None = None,
     ) -> None:
         self.plan = plan
+        self._choose = choose or functools.partial(next_run, options=plan.options)
         self.benchmark, self.options, self.assembly = plan.benchmark, plan.options, plan.assembly
         self.official = rules.resolve(plan.benchmark.name, plan.benchmark.ruleset)
         self.data_dir = plan.data_dir
@@ -74,7 +78,7 @@ class Run:
         self.resumed = 0
         self.notes = list(notes)
         with contextlib.ExitStack() as last_first:  # each is closed though another may fail
-            opened = self._open_folder(last_first, to_score)
+            opened = self._open_folder(last_first)
             self.folder, self.started, self.seed, self.trained, self.left = opened
             last_first.callback(lambda: self.scalars and self.scalars.close())
             last_first.callback(lambda: self.log.close())
@@ -111,7 +115,7 @@ class Run:
     # -- the folder ----------------------------------------------------------------------------
 
     def _open_folder(
-        self, closing: contextlib.ExitStack, to_score: bool
+        self, closing: contextlib.ExitStack
     ) -> tuple[RunFolder, bool, int, dict[str, Any] | None, int]:
         """The run's folder, which process 0 takes, what it says (has it started, its seed, is it trained), and
         how many runs follow.
@@ -119,43 +123,20 @@ class Run:
         taken: list[RunFolder] = []
 
         def take() -> tuple[int, bool, int, dict[str, Any] | None, int]:
-            folder, left = self._take_folder(to_score)
+            self.mirror.pull()
+            folder, left, notes = take_folder(self.plan, self.root, self._choose)
+            self.notes += notes
             taken.append(folder)
             closing.callback(folder.release)
             if not folder.started:
                 folder.reset()
             noted = folder.trained_path
             trained = durable.read_json(noted) if noted.exists() else None
-            return folder.index, folder.started, self._seed(folder), trained, left
+            return folder.index, folder.started, seed_of(folder, self.options), trained, left
 
         index, started, seed, trained, left = processes.from_primary(take)
         folder = taken[0] if taken else RunFolder(self.root, index)
         return folder, started, seed, trained, left
-
-    def _take_folder(self, to_score: bool) -> tuple[RunFolder, int]:
-        self.mirror.pull()
-        runs, options = RunSet(self.root), self.options
-        trained = runs.unfinished() if to_score else None
-        run = NextRun(trained, None, 0) if trained else next_run(runs, options)
-        entropy = random.SystemRandom()  # the system's, as the closed rules ask
-        seed = entropy.randrange(2**32) if run.seed is None else run.seed
-        about = self.plan.about(seed)
-        if run.folder is not None:
-            return runs.resume(self.config, about, run.folder) or run.folder, run.left
-        if (begun := runs.untrained()) and not options.resume:
-            self.notes.append(f"note: {begun[0].path} is unfinished, and --resume would take it up")
-        made = runs.create(self.config, about)
-        if made.index and not options.resume:
-            self.notes.append(f"note: {made.path} is run {made.index + 1} of this set")
-        return made, run.left
-
-    def _seed(self, folder: RunFolder) -> int:
-        seed = folder.config()["options"]["seed"]
-        if self.options.seed not in (None, seed):
-            raise UserError(
-                f"{folder.path} has seed {seed}, not {self.options.seed}: leave --seed out to resume it"
-            )
-        return seed
 
     # -- the log -------------------------------------------------------------------------------
 
@@ -497,4 +478,5 @@ class Run:
             scored=[benchmark.samples(step) for step in scored],
             loss_evaluations=evaluations,
             optimizer=self.optimizer.name if self.optimizer else "",
+            steps=step,
         )

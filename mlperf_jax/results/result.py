@@ -103,6 +103,7 @@ class Result:
         loss_evaluations: how often the optimizer evaluated the training loss beside its gradients: line
             searches and the like.
         optimizer: the name of the one that replaced the benchmark's, "" where nothing did.
+        steps: batches trained on, up to the weights that count.
     """
 
     benchmark: str
@@ -127,6 +128,7 @@ class Result:
     scored: list[int] = dataclasses.field(default_factory=list)
     loss_evaluations: int = 0
     optimizer: str = ""
+    steps: int = 0
 
     @property
     def folder(self) -> pathlib.Path:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mlperf_jax.results.rules import Target
 
-Points = tuple[tuple[int, float], ...]  # (samples, value), by samples
+Points = tuple[tuple[float, float], ...]  # (samples, value), by samples
 Ending = Literal["reached", "limit", "stopped", "crashed"]
 
 
