@@ -129,6 +129,24 @@ def quality(log: RunLog, official: rules.Round | None) -> dict[str, float]:
     return quality
 
 
+def olympic_mean(values: Sequence[float | None], drop: int) -> float | None:
+    """Mean without the smallest and the largest; None stands for a run that failed, the largest of all.
+
+    >>> olympic_mean([3.0, 9.0, None, 4.0], 1), olympic_mean([3.0, None, None, 4.0], 1)
+    (6.5, None)
+
+    Args:
+        values: of the runs.
+        drop: how many are left out at either end.
+
+    Returns:
+        None where more failed than may be left out, or nothing remains.
+    """
+    known = sorted(value for value in values if value is not None)
+    kept = known[drop : len(values) - drop] if len(values) - len(known) <= drop else []
+    return statistics.fmean(kept) if kept else None
+
+
 # ---- the set
 
 
@@ -212,11 +230,7 @@ class Score:
     @property
     def length(self) -> float | None:
         """Olympic mean of the lengths to the target, in `unit`; None where too few converged."""
-        lengths = [run.length for run in self.runs if run.same]
-        known = [length for length in lengths if length is not None]
-        if len(lengths) - len(known) > self.drop or len(lengths) <= 2 * self.drop:
-            return None
-        return statistics.fmean(sorted(known)[self.drop : len(lengths) - self.drop])
+        return olympic_mean([run.length for run in self.runs if run.same], self.drop)
 
     @property
     def samples_per_second(self) -> float | None:
