@@ -194,7 +194,7 @@ class Paired:
     def span(self) -> str:
         """The interval in words: "0.75 to 0.91", "at most 0.91"."""
         if self.low is None or self.high is None:
-            return f"no {self.asked:.4g} interval"
+            return f"{self.asked:.4g} needs {seeds_needed(self.asked)} seeds"
         if self.low > 0 and self.high < math.inf:
             return f"{self.low:.3g} to {self.high:.3g}"
         if self.high < math.inf:
@@ -215,8 +215,8 @@ class Paired:
         )
         if self.low is None:
             return (
-                f"{who}: {seeds}, and no interval of {self.asked:.1%} confidence exists below "
-                f"{seeds_needed(self.asked)}{failed}"
+                f"{who}: {seeds}, and no interval of {self.asked:.1%} confidence exists with fewer "
+                f"than {seeds_needed(self.asked)}{failed}"
             )
         much = "" if self.ratio is None else f"{self.ratio:.3g} of the {self.measure}, "
         return (

@@ -181,10 +181,8 @@ def _position(data: SetData) -> dict[str, Any] | None:
 
 
 def _target(target: rules.Target) -> dict[str, Any]:
-    bounds = (target.at_least, target.at_most, target.above)
-    at = next((bound for bound in bounds if bound is not None), None)
     better = "lower" if target.at_most is not None else "higher"
-    return {"name": target.name, "at": at, "better": better, "text": str(target)}
+    return {"name": target.name, "at": target.bound, "better": better, "text": str(target)}
 
 
 def _curve(curve: Curve) -> dict[str, Any]:

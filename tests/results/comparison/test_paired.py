@@ -228,7 +228,7 @@ def test_a_sentence_says_what_is_known():
     told = paired(comparison({"a": [6400] * 6, "b": [3200] * 6}))[0].sentence
     assert told.startswith("b against a: fewer samples; 0.5 of the samples, 0.5 to 0.5 with 96.9%")
     few = paired(comparison({"a": [6400] * 3, "b": [3200] * 3}))[0]
-    assert "no interval of 95.0% confidence exists below 6" in few.sentence
+    assert "no interval of 95.0% confidence exists with fewer than 6" in few.sentence
     assert few.verdict == "not told apart"
     failed = paired(comparison({"a": [6400] * 6, "b": [3200] * 5 + [None]}))[0]
     assert "in 1 a run did not reach the target" in failed.sentence

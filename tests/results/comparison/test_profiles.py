@@ -68,10 +68,11 @@ def test_each_seed_can_be_a_problem():
     found = profiles([made], per_seed=True)
     assert found.problems == ("resnet (tiny), seed 0", "resnet (tiny), seed 1")
     assert found.ratios.tolist() == [[2, 1], [1, 2]]
+    early, late = made.entrants[0], made.entrants[1]
+    early = dataclasses.replace(early, outcomes=early.outcomes[2:])
+    apart = dataclasses.replace(made, entrants=(early, late))
     with pytest.raises(UserError, match="no seed has a run of every entry"):
-        late = dataclasses.replace(made.entrants[1], outcomes=made.entrants[0].outcomes[2:])
-        profiles([dataclasses.replace(made, entrants=(
-            dataclasses.replace(made.entrants[0], outcomes=made.entrants[0].outcomes[:2]), late))], per_seed=True)  # fmt: skip
+        profiles([apart], per_seed=True)
 
 
 def test_nobody_reaching_is_nobodys_win():
