@@ -10,6 +10,7 @@ from typing import Any
 from mlperf_jax.results import durable, rcp, rules, score_view
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import Evaluation, RunLog
+from mlperf_jax.results.optimizer_labels import Used
 from mlperf_jax.results.result import MARKS
 from mlperf_jax.results.system import System
 
@@ -199,6 +200,14 @@ class Score:
     findings: tuple[Finding, ...] = ()
 
     @property
+    def optimizer(self) -> Used:
+        """The one that replaced the recipe's, by the logs; its name is "" where nothing did."""
+        replaced = [run.log for run in self.runs if run.same and run.log.programs]
+        name = next((log.optimizer for log in replaced if log.optimizer), "")
+        program = " then ".join(replaced[0].programs) if replaced else ""
+        return Used((self.benchmark, self.tiny), name, program)
+
+    @property
     def minutes(self) -> float | None:
         """The score, scaled; None where there is none."""
         return None if self.raw_minutes is None else self.raw_minutes * self.factor
@@ -253,6 +262,7 @@ class Score:
             "tiny": self.tiny,
             "system": dataclasses.asdict(self.system),
             "batch_size": self.batch_size,
+            "optimizer": self.optimizer.name,
             "minutes": self.minutes,
             "raw_minutes": self.raw_minutes,
             "mean_minutes": self.mean_minutes,

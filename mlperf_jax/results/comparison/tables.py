@@ -73,7 +73,8 @@ def rows(comparison: Comparison, confidence: float = CONFIDENCE) -> list[Row]:
     for number, entrant in enumerate(comparison.entrants):
         seconds = olympic(comparison, entrant, "seconds")
         tuned = entrant.tuning.samples if entrant.tuning else 0
-        ours = {measure: ones[number - 1] for measure, ones in against.items()} if number else {}
+        ours: dict[Measure, Paired] = {}
+        ours |= {measure: ones[number - 1] for measure, ones in against.items()} if number else {}
         found.append(
             Row(
                 entrant,
