@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlperf_jax.results import rules
-from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.comparison.model import Comparison
+from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.durable import same
 from mlperf_jax.results.optimizer_labels import labels
 from mlperf_jax.results.report import compared
