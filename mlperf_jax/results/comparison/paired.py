@@ -184,11 +184,10 @@ class Paired:
 
     @property
     def words(self) -> str:
-        """The ratio and its interval: "0.82 (0.75 to 0.91)"."""
+        """The ratio and its interval: "0.82 (0.75 to 0.91)"; where runs are censored the interval alone."""
         if not self.pairs:
             return "no pair of runs"
-        ratio = "?" if self.ratio is None else f"{self.ratio:.3g}"
-        return f"{ratio} ({self.span})"
+        return self.span if self.ratio is None else f"{self.ratio:.3g} ({self.span})"
 
     @property
     def span(self) -> str:

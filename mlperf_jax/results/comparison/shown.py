@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 from collections.abc import Callable, Mapping
 
@@ -26,7 +27,8 @@ class Compared:
         whole: curves with the range of all runs around them; by default the one between the quartiles.
 
     Raises:
-        UserError: there is no comparison, one has no entry, two are of one benchmark, or a confidence that is none.
+        UserError: there is no comparison, one has no entry or two of one label, two are of one benchmark, or a
+            confidence that is none.
     """
 
     def __init__(
@@ -36,6 +38,11 @@ class Compared:
         for one in comparisons:
             if not one.entrants:
                 raise UserError(f"the comparison on {one.title} has no optimizer")
+            labels = [entrant.label for entrant in one.entrants]
+            if again := next((label for label in labels if labels.count(label) > 1), None):
+                raise UserError(
+                    f"{again} stands {labels.count(again)} times on {one.title}: give each optimizer its own label"
+                )
         titles = [one.title for one in comparisons]
         twice = next((title for title in titles if titles.count(title) > 1), None)
         if twice or not titles:
@@ -81,7 +88,7 @@ class Compared:
             parts.append(rows_table(tables.areas_title(self.profiles), head, body))
             parts.append(curves.svg([figures.profile_panel(self.profiles)], width=420))
         if self.profiles_fault:
-            parts.append(rows_table(self.profiles_fault, (), ()))
+            parts.append(f"<p>{html.escape(self.profiles_fault)}</p>")
         return "".join(parts) + SMALL_PRINT
 
     def panels(self) -> list[curves.Panel]:

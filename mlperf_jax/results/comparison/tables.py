@@ -164,6 +164,8 @@ def title(comparison: Comparison) -> str:
 def notes(comparison: Comparison, confidence: float = CONFIDENCE) -> list[str]:
     """What must be known to read the table, a sentence each."""
     found = [one.sentence for one in paired(comparison, "samples", confidence)]
+    if len(found) > 1:
+        found.append(f"each interval is for itself; p (Holm) is for all {len(found)} together")
     failed = [
         f"{one.label}, seed {run.seed}: {run.ending}{f', {run.reason}' if run.reason else ''}"
         for one in comparison.entrants

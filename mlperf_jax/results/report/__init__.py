@@ -94,7 +94,7 @@ def collect(
         raise UserError(f"there is nothing to report on: {str(findings[0]).rstrip('.')}")
     sets = tuple(read_set(place, ruleset, scaling) for place in found)
     every = (*findings, *(finding for data in sets for finding in data.findings))
-    return Report(sets, every, comparisons=tuple(comparisons))
+    return Report(sets, every, comparisons=tuple(one for one in comparisons if one.entrants))
 
 
 def report(

@@ -125,6 +125,8 @@ def test_what_cannot_be_compared():
         Compared(one, one)
     with pytest.raises(UserError, match="has no optimizer"):
         Compared(dataclasses.replace(one, entrants=()))
+    with pytest.raises(UserError, match="lars stands 2 times on resnet"):
+        Compared(dataclasses.replace(one, entrants=one.entrants[:1] * 2))
     with pytest.raises(UserError, match="a confidence of 95"):
         Compared(one, confidence=95)
     with pytest.raises(UserError, match="a confidence of nan"):

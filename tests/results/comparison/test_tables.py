@@ -39,7 +39,7 @@ def test_a_line_of_each_entry(made):
     assert lars["reached"] == "5 of 6"
     assert (lars["median samples"], lars["median steps"]) == ("3,200", "50")
     assert lars["olympic samples"] == "3,200", "one failed, as the rules allow"
-    assert lars["ratio to sgd"] == "? (at least 0.5)"
+    assert lars["ratio to sgd"] == "at least 0.5"
     assert lars["tuning samples"] == "9,600"
     assert lars["total samples"] == f"{5 * 3200 + BUDGET // 4 + 9600:,}"
     sgd = by_head(made, "sgd")
@@ -73,6 +73,8 @@ def test_the_text_says_all_that_must_be_known(made):
     assert tables.TINY in text
     assert "lars was tuned in 12 trials over learning_rate log-uniform in 0.05 to 5: learning_rate 0.25" in text  # fmt: skip
     assert "not tuned, so compared as it was given: sgd, muon" in text
+    assert "each interval is for itself; p (Holm) is for all 2 together" in text
+    assert "Holm" not in tables.text(comparison({"a": [640], "b": [640]}))
     assert "lars, seed 5: stopped, the loss was not finite" in text
     assert tables.TINY not in tables.text(comparison({"a": [640]}, tiny=False))
 
