@@ -5,6 +5,7 @@ That is one that this library wrote, told by a mark in it, and no other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from typing import Any
@@ -65,6 +66,23 @@ def check_writable(path: os.PathLike | str) -> None:
         raise UserError(f"{path}: there is no folder {folder}, so make it, or give another file")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise UserError(f"cannot write {path}: give a file in a folder that may be written")
+
+
+def write(path: os.PathLike | str, content: bytes) -> None:
+    """Writes a file of ours, which is there whole or not at all; `check_writable` says beforehand whether it may be.
+
+    Raises:
+        UserError: it cannot be written, as on a full disk.
+    """
+    whole = pathlib.Path(path).expanduser()
+    half = whole.with_name(f".{whole.name}.{os.getpid()}")
+    try:
+        half.write_bytes(content)
+        half.replace(whole)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            half.unlink()
+        raise UserError(f"output {path} cannot be written: {error.strerror or error}") from error
 
 
 def directory_fault() -> str | None:

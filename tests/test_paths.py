@@ -11,7 +11,7 @@ from PIL import Image
 from mlperf_jax import paths, pictures
 from mlperf_jax.cli import output
 from mlperf_jax.errors import UserError
-from mlperf_jax.paths import check_path, check_replaceable, check_writable
+from mlperf_jax.paths import check_path, check_replaceable, check_writable, write
 from mlperf_jax.pictures.curves import svg
 from mlperf_jax.results.report import Report
 from mlperf_jax.results.story import Curves
@@ -125,3 +125,20 @@ def test_what_was_written_is_replaced_and_a_log_never(write, name, tmp_path):
     with pytest.raises(UserError, match="is there already"):
         write(path)
     assert path.read_bytes() == log
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "x.csv"
+    write(path, b"one")
+    write(path, b"two")
+    assert path.read_bytes() == b"two"
+
+    def full(self, content):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(UserError, match=r"x\.csv cannot be written: No space left on device"):
+        write(path, b"three")
+    assert [*tmp_path.iterdir()] == [path]
+    assert path.read_bytes() == b"two"

@@ -9,11 +9,9 @@ D, H, W sides of a volume · K classes, 0 the background
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import os
-import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mlperf_jax.errors import UserError, optional
-from mlperf_jax.paths import MARK, check_writable
+from mlperf_jax.paths import MARK, check_writable, write as write_file
 
 # of the classes above 0, told apart by red-green blind eyes too (Okabe and Ito)
 COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
@@ -336,15 +334,7 @@ def save(picture: Any, path: os.PathLike | str) -> None:
         UserError: as `check_output`, or the disk is full.
     """
     check_output(path)
-    whole = pathlib.Path(path).expanduser()
-    half = whole.with_name(f".{whole.name}.{os.getpid()}")
-    try:
-        half.write_bytes(to_png(picture))
-        half.replace(whole)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            half.unlink()
-        raise UserError(f"output {path} cannot be written: {error.strerror or error}") from error
+    write_file(path, to_png(picture))
 
 
 def _bounds(inside: np.ndarray) -> tuple[slice, ...]:

@@ -5,6 +5,7 @@ is dropped when the file is next opened; what is written whole is written beside
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -67,6 +68,34 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
     return a == b
+
+
+def digest(text: str) -> str:
+    """Eight hex digits that tell a text from others."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
+
+
+def brief(text: str, most: int) -> str:
+    """A text as it is, or in a few words and with its hash: configurations hold whole files.
+
+    >>> brief("adamw:3e-4", 80), brief("import optax\\n" * 99, 80)
+    ('adamw:3e-4', 'text e1783c8f (99 lines)')
+
+    Args:
+        most: characters that are shown of a single line.
+    """
+    lines = len(text.splitlines())
+    if lines > 1:
+        return f"text {digest(text)} ({lines:,} lines)"
+    if len(text) <= most:
+        return text
+    return f"{text[:most]} … ({len(text):,} characters, {digest(text)})"
+
+
+def told(value: Any) -> str:
+    """A value of a configuration in a sentence; a long text as `brief` has it."""
+    text = brief(value, 200) if isinstance(value, str) else value
+    return text if text != value else repr(value)
 
 
 def cannot_write(path: os.PathLike | str, error: OSError) -> UserError:

@@ -93,6 +93,7 @@ class RunLog:
         ended_after: how many of the evaluations come before `run_stop`; the others do not count.
         targets: what `target_accuracy` lines say.
         programs: of the optimizers that replaced the recipe's, as our own logs tell them apart.
+        optimizer: the name of the first of these; "" where nothing replaced the recipe's.
         settings: logged key -> last value, without those that are events; empty unless asked for.
         newest: whether it has the keys that only logs of v6.1 have.
         notes: the lines whose values `sane` judges once the set and its round are known.
@@ -119,6 +120,7 @@ class RunLog:
     ended_after: int = 0
     targets: tuple[float, ...] = ()
     programs: tuple[str, ...] = ()
+    optimizer: str = ""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     newest: bool = False
     notes: tuple[sane.Note, ...] = ()
@@ -345,6 +347,7 @@ class _Reader:
         elif key == "opt_name":
             if "program" in metadata:
                 self.programs.append(str(metadata["program"]))
+                self.values["optimizer"] = str(value)
         elif key == "optimizer_changed":
             self.programs.append(str(value))
         elif key == "target_accuracy":

@@ -56,6 +56,12 @@ class Target:
         )
 
     @property
+    def bound(self) -> float | None:
+        """The one bound of most targets, the smallest value of those that have two."""
+        given = (self.at_least, self.at_most, self.above)
+        return next((bound for bound in given if bound is not None), None)
+
+    @property
     def words(self) -> str:
         """The bounds as a text."""
         bounds = {"at least": self.at_least, "at most": self.at_most, "above": self.above}

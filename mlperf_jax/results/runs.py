@@ -430,16 +430,21 @@ def _upgrade(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two configurations, field by field: `batch_size was 64 and is now 128`."""
+    """What differs between two configurations, field by field: `batch_size was 64 and is now 128`.
+
+    Of a whole file in a field its hash is told: `transform was text 1f2e3d4c (40 lines) and is now …`.
+    """
     old, new = durable.plain(dict(old)), durable.plain(dict(new))
     changes = []
     for name in [*old, *(name for name in new if name not in old)]:
         if name not in new:
-            changes.append(f"{name} was {old[name]!r} and is gone")
+            changes.append(f"{name} was {durable.told(old[name])} and is gone")
         elif name not in old:
-            changes.append(f"{name} is new: {new[name]!r}")
+            changes.append(f"{name} is new: {durable.told(new[name])}")
         elif not durable.same(old[name], new[name]):
-            changes.append(f"{name} was {old[name]!r} and is now {new[name]!r}")
+            changes.append(
+                f"{name} was {durable.told(old[name])} and is now {durable.told(new[name])}"
+            )
     return changes
 
 

@@ -12,7 +12,6 @@ import functools
 import math
 import os
 import pathlib
-import statistics
 from collections import Counter
 from typing import Literal, get_args
 
@@ -193,7 +192,11 @@ class _Set:
         self._optimizers(same)
         batch_size = self._batch_size(same)
         verdict, note = self._verdict(same, batch_size, drop, weak)
-        raw = _weak_minutes(same, required) if weak else _olympic_minutes(same, drop)
+        raw = (
+            _weak_minutes(same, required)
+            if weak
+            else scored.olympic_mean([run.minutes if run.counted else None for run in same], drop)
+        )
         if self.ruleset == _UNSCORED:
             raw, note = None, "there is no official score of logs of v0.5"
         factor, source = self._factor(scaling, verdict)
@@ -423,14 +426,6 @@ class _Set:
 
 
 # ---- the mean
-
-
-def _olympic_minutes(same: list[Run], drop: int) -> float | None:
-    """Mean without the fastest and the slowest; runs that did not converge are the slowest."""
-    times = sorted(run.minutes for run in same if run.counted and run.minutes is not None)
-    failed = len(same) - len(times)
-    kept = times[drop : len(times) - (drop - failed)] if failed <= drop else []
-    return statistics.fmean(kept) if kept else None
 
 
 def _weak_minutes(same: list[Run], required: int) -> float | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mlperf_jax.errors import printable
 from mlperf_jax.results import rcp
+from mlperf_jax.results.optimizer_labels import labels
 from mlperf_jax.results.result import LEGEND, SMALL_PRINT, UNVERIFIED, html_table
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ def table(scores: Sequence["Score"]) -> str:
     """Several scores, a line each, and below them what is wrong."""
     head = ("benchmark", "division", "system", "chips", "batch", "runs", "minutes", "factor", "rcp")
     rows = [head, *(_row(score) for score in scores)]
+    named = labels([score.optimizer for score in scores])
+    if any(named):  # else the benchmark says which it is
+        rows = [
+            (row[0], name or "-", *row[1:])
+            for row, name in zip(rows, ["optimizer", *named], strict=True)
+        ]
     lines = [*columns(rows)]
     for score in scores:
         wrong = [line for line in _findings(score) if line]
@@ -72,8 +79,9 @@ def table(scores: Sequence["Score"]) -> str:
 def page(scores: Sequence["Score"]) -> str:
     """Scores as HTML, escaped."""
     parts = []
-    for score in scores:
-        rows = {name: printable(value) for name, value in _facts(score)}
+    named = labels([score.optimizer for score in scores])
+    for score, label in zip(scores, named, strict=True):
+        rows = {name: printable(value) for name, value in _facts(score, label)}
         found = "".join(f"<li>{html.escape(line.strip())}</li>" for line in _findings(score))
         parts += [html_table(title(score), rows), f"<ul>{found}</ul>" if found else ""]
     return "".join(parts) + SMALL_PRINT
@@ -94,7 +102,8 @@ def otherwise(score: "Score") -> str:
     return f"{score.reference_minutes:.3f} minutes, {how}, by the comparison with the reference"
 
 
-def _facts(score: "Score") -> list[tuple[str, str]]:
+def _facts(score: "Score", label: str = "") -> list[tuple[str, str]]:
+    """What is told of a score; `label` is its optimizer's among others, else the name of one that was replaced."""
     facts = [("score", outcome(score))]
     if score.minutes is not None and score.factor != 1:
         facts.append(("scaling", f"{score.raw_minutes:.3f} minutes x {factor_words(score)}"))
@@ -114,6 +123,8 @@ def _facts(score: "Score") -> list[tuple[str, str]]:
     counted = sum(run.counted for run in score.runs)
     needed = f"; {score.required} make a score" if score.required else ""
     facts.append(("runs", f"{counted} converged of {len(score.runs)}{needed}"))
+    if label or score.optimizer.name:
+        facts.append(("optimizer", label or score.optimizer.name))
     if score.system.chips:
         facts.append(("chips", f"{score.system.chips} x {score.system.chip or 'unknown'}"))
     return facts

@@ -10,6 +10,7 @@ from typing import Any
 from mlperf_jax.results import durable, rcp, rules, score_view
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.logset import Evaluation, RunLog
+from mlperf_jax.results.optimizer_labels import Used
 from mlperf_jax.results.result import MARKS
 from mlperf_jax.results.system import System
 
@@ -129,6 +130,24 @@ def quality(log: RunLog, official: rules.Round | None) -> dict[str, float]:
     return quality
 
 
+def olympic_mean(values: Sequence[float | None], drop: int) -> float | None:
+    """Mean without the smallest and the largest; None stands for a run that failed, the largest of all.
+
+    >>> olympic_mean([3.0, 9.0, None, 4.0], 1), olympic_mean([3.0, None, None, 4.0], 1)
+    (6.5, None)
+
+    Args:
+        values: of the runs.
+        drop: how many are left out at either end.
+
+    Returns:
+        None where more failed than may be left out, or nothing remains.
+    """
+    known = sorted(value for value in values if value is not None)
+    kept = known[drop : len(values) - drop] if len(values) - len(known) <= drop else []
+    return statistics.fmean(kept) if kept else None
+
+
 # ---- the set
 
 
@@ -181,6 +200,14 @@ class Score:
     findings: tuple[Finding, ...] = ()
 
     @property
+    def optimizer(self) -> Used:
+        """The one that replaced the recipe's, by the logs; its name is "" where nothing did."""
+        replaced = [run.log for run in self.runs if run.same and run.log.programs]
+        name = next((log.optimizer for log in replaced if log.optimizer), "")
+        program = " then ".join(replaced[0].programs) if replaced else ""
+        return Used((self.benchmark, self.tiny), name, program)
+
+    @property
     def minutes(self) -> float | None:
         """The score, scaled; None where there is none."""
         return None if self.raw_minutes is None else self.raw_minutes * self.factor
@@ -212,11 +239,7 @@ class Score:
     @property
     def length(self) -> float | None:
         """Olympic mean of the lengths to the target, in `unit`; None where too few converged."""
-        lengths = [run.length for run in self.runs if run.same]
-        known = [length for length in lengths if length is not None]
-        if len(lengths) - len(known) > self.drop or len(lengths) <= 2 * self.drop:
-            return None
-        return statistics.fmean(sorted(known)[self.drop : len(lengths) - self.drop])
+        return olympic_mean([run.length for run in self.runs if run.same], self.drop)
 
     @property
     def samples_per_second(self) -> float | None:
@@ -239,6 +262,7 @@ class Score:
             "tiny": self.tiny,
             "system": dataclasses.asdict(self.system),
             "batch_size": self.batch_size,
+            "optimizer": self.optimizer.name,
             "minutes": self.minutes,
             "raw_minutes": self.raw_minutes,
             "mean_minutes": self.mean_minutes,

@@ -69,12 +69,9 @@ class Story:
     @classmethod
     def of(cls, targets: Sequence[rules.Target], name: str) -> Story:
         """One that has nothing to tell yet."""
-        return cls(name, {target.name: _bound(target) for target in targets})
-
-
-def _bound(target: rules.Target) -> float:
-    given = (target.at_least, target.at_most, target.above)
-    return next(bound for bound in given if bound is not None)
+        return cls(
+            name, {target.name: target.bound for target in targets if target.bound is not None}
+        )
 
 
 def draw(stories: Sequence[Story], names: Sequence[str] = ()) -> str:

@@ -93,3 +93,58 @@ def test_ticks_are_round_and_differ(span):
     ticks = scale.ticks(4)
     assert 2 <= len(ticks) <= 6
     assert len({scale.label(tick) for tick in ticks}) == len(ticks)
+
+
+# -- bands, steps, rows ----------------------------------------------------------------------------
+
+
+def areas(picture: tree.Element) -> list[list[tuple[float, float]]]:
+    found = [area.get("points", "") for area in picture.iter(f"{NAMES}polygon")]
+    return [[tuple(map(float, pair.split(","))) for pair in area.split()] for area in found]
+
+
+def test_a_band_lies_around_its_line_in_its_colour():
+    lines = {"a": [(0, 1.0), (100, 2.0)], "b": [(0, 3.0), (100, 4.0)]}
+    picture = drawn(Panel("loss", lines, bands={"b": [(0, 2.5, 3.5), (100, 3.0, 9.0)]}))
+    (area,), (_, line) = areas(picture), points(picture)
+    (x0, low0), (x1, low1), (x2, high1), (x3, high0) = area
+    assert (x0, x1) == (x3, x2) == (line[0][0], line[1][0])
+    assert low0 > line[0][1] > high0 and low1 > line[1][1] > high1
+    assert high1 >= 26, "the whole band is within the picture"
+    (polygon,) = picture.iter(f"{NAMES}polygon")
+    _, second = picture.iter(f"{NAMES}polyline")
+    assert polygon.get("fill") == second.get("stroke")
+
+
+def test_of_a_band_what_is_not_finite_or_too_much_is_left_out():
+    band = [(float(x), 0.0, math.nan if x % 2 else 1.0) for x in range(10_000)]
+    (area,) = areas(drawn(Panel("loss", {"a": [(0, 0.5)]}, bands={"a": band})))
+    assert 600 < len(area) <= 800
+    assert areas(drawn(Panel("loss", {"a": [(0, 0.5)]}, bands={"other": band}))) == []
+
+
+def test_steps_hold_their_value_until_the_next():
+    values = [(1.0, 0.2), (2.0, 0.6), (4.0, 1.0)]
+    panel = Panel("share", {"a": values}, across="times the best", begin=1, stepped=True)
+    assert panel.drawn()["a"] == [(1, 0.2), (2, 0.2), (2, 0.6), (4, 0.6), (4, 1.0)]
+    picture = drawn(panel)
+    (line,) = points(picture)
+    assert line[0][0] == pytest.approx(52), "the axis begins at 1, not at 0"
+    assert "times the best →" in words(picture)
+    assert picture.get("aria-label") == "share over times the best"
+    assert Panel("share", {"a": []}, stepped=True).drawn() == {"a": []}
+
+
+def test_panels_stand_in_rows_and_a_note_below_them():
+    panel = Panel("loss", {"a": [(0, 1.0), (1, 2.0)]})
+    one, rows = (
+        float(tree.fromstring(svg([panel] * 4, columns=columns)).get("viewBox").split()[3])
+        for columns in (None, 2)
+    )
+    assert rows == 2 * one
+    picture = tree.fromstring(svg([panel], note="word " * 100))
+    height = float(picture.get("viewBox").split()[3])
+    below = [t for t in picture.iter(f"{NAMES}text") if t.get("font-size") == "10"]
+    assert len(below) > 3
+    assert " ".join(t.text for t in below).split() == ["word"] * 100
+    assert one < max(float(t.get("y")) for t in below) < height

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -200,6 +201,11 @@ def test_config_changes():
         "c was nan and is gone",
         "d is new: 'x'",
     ]
+    files = [{"transform": f"import grain\n\nside = {side}\n"} for side in (32, 64)]
+    (told,) = config_changes(*files)
+    assert re.fullmatch(
+        r"transform was text (\w{8}) \(3 lines\) and is now text (?!\1)\w{8} \(3 lines\)", told
+    )
 
 
 def test_reset_is_for_runs_that_never_started(runs):

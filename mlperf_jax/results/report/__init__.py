@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.paths import check_path, check_writable
+from mlperf_jax.results.comparison.model import Comparison
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.durable import cannot_write
 from mlperf_jax.results.report import notebook, page
@@ -30,15 +31,17 @@ class Report:
         sets: the sets of runs that were found, in the order of their folders.
         findings: what is wrong with them and with the folders.
         path: the page, or None before `save`.
+        comparisons: of optimizers, with tables, curves and intervals of their own.
     """
 
     sets: tuple[SetData, ...]
     findings: tuple[Finding, ...]
     path: pathlib.Path | None = None
+    comparisons: tuple[Comparison, ...] = ()
 
     def html(self) -> str:
         """The page."""
-        return page.render(self.sets, self.findings)
+        return page.render(self.sets, self.findings, self.comparisons)
 
     def save(self, output: os.PathLike | str = "report.html") -> "Report":
         """Writes the page and returns the report with its path.
@@ -55,10 +58,10 @@ class Report:
         return dataclasses.replace(self, path=path)
 
     def __repr__(self) -> str:
-        return notebook.text(self.sets, self.findings, self.path)
+        return notebook.text(self.sets, self.findings, self.path, self.comparisons)
 
     def _repr_html_(self) -> str:
-        return notebook.html_table(self.sets, self.findings)
+        return notebook.html_table(self.sets, self.findings, self.comparisons)
 
 
 def collect(
@@ -66,6 +69,7 @@ def collect(
     *,
     ruleset: str | None = None,
     scaling: Scaling = "auto",
+    comparisons: Iterable[Comparison] = (),
 ) -> Report:
     """Reads what `report` shows, without writing a page.
 
@@ -75,6 +79,7 @@ def collect(
         ruleset: the round of logs that do not say it; by default the one that the folder's name says
             (`training_results_v5.1`), else the last that ran the benchmark.
         scaling: what the minutes are multiplied by, as in `score.score`.
+        comparisons: of optimizers, shown beside the sets.
 
     Raises:
         UserError: no folder is given, or none of them has runs.
@@ -89,7 +94,7 @@ def collect(
         raise UserError(f"there is nothing to report on: {str(findings[0]).rstrip('.')}")
     sets = tuple(read_set(place, ruleset, scaling) for place in found)
     every = (*findings, *(finding for data in sets for finding in data.findings))
-    return Report(sets, every)
+    return Report(sets, every, comparisons=tuple(one for one in comparisons if one.entrants))
 
 
 def report(
@@ -98,13 +103,14 @@ def report(
     *,
     ruleset: str | None = None,
     scaling: Scaling = "auto",
+    comparisons: Iterable[Comparison] = (),
 ) -> Report:
     """Writes one self-contained page about the runs below some folders.
 
     Args:
         dirs: as in `collect`.
         output: the page to write.
-        ruleset, scaling: as in `collect`.
+        ruleset, scaling, comparisons: as in `collect`.
 
     Returns:
         The report: its sets, its findings, and the page's path.
@@ -113,4 +119,4 @@ def report(
         UserError: no folder has runs, or the page cannot be written.
     """
     check_writable(output)  # before the work
-    return collect(dirs, ruleset=ruleset, scaling=scaling).save(output)
+    return collect(dirs, ruleset=ruleset, scaling=scaling, comparisons=comparisons).save(output)

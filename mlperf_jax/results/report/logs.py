@@ -90,12 +90,12 @@ def number(value: Any) -> float | None:
 
 
 def shorten(value: Any) -> Any:
-    """A value small enough to be shown: numbers and flags as they are, the rest as short text."""
+    """A value small enough to be shown: numbers and flags as they are, the rest as short text that differs where it does."""
     if value is None or isinstance(value, bool | int | float):
         return value
     text = value if isinstance(value, str) else json.dumps(value)
     text = text.encode("utf-8", "replace").decode("utf-8")  # half a character would not be writable
-    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]} … ({len(text)} characters)"
+    return durable.brief(text, _MAX_VALUE)
 
 
 def first(documents: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from mlperf_jax.results.compliance import Finding
+from mlperf_jax.results.optimizer_labels import Used
 from mlperf_jax.results.rules import Target
 
 Size = Literal["official", "tiny", "reduced"]
@@ -155,6 +156,21 @@ class SetData:
     unit: str = "samples"
     verdict: Verdict = Verdict("broken")
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def optimizer(self) -> Used:
+        """What its runs trained with, as their folders and logs tell it."""
+        results = (run.result.get("optimizer") for run in self.runs)
+        replaced = next((str(name) for name in results if name), "")
+        programs = (run.config.get("optimizer") for run in self.runs)
+        program = next((str(program) for program in programs if program), replaced)
+        settings = next((run.settings for run in self.runs if run.settings), {})
+        return Used(
+            (self.benchmark, self.size),
+            replaced or str(settings.get("opt_name") or ""),
+            program,
+            {k: v for k, v in settings.items() if k.startswith("opt_") and k != "opt_name"},
+        )
 
     @property
     def label(self) -> str:

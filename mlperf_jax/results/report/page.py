@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from mlperf_jax.results.comparison.model import Comparison
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.report import notebook
 from mlperf_jax.results.report.model import SetData
@@ -23,7 +24,7 @@ from mlperf_jax.results.result import LEGEND, UNVERIFIED, installed
 _STYLES = ("page.css", "charts.css")
 _SCRIPTS = (
     "dom.js", "data.js", "filters.js", "table.js", "details.js", "plot.js", "curves.js", "rows.js",
-    "compare.js", "main.js",
+    "compare.js", "comparisons.js", "main.js",
 )  # fmt: skip
 _ESCAPES = {
     "<": "\\u003c",
@@ -35,13 +36,18 @@ _ESCAPES = {
 
 
 def render(
-    sets: Sequence[SetData], findings: Sequence[Finding], *, now: datetime.datetime | None = None
+    sets: Sequence[SetData],
+    findings: Sequence[Finding],
+    comparisons: Sequence[Comparison] = (),
+    *,
+    now: datetime.datetime | None = None,
 ) -> str:
     """The page as text.
 
     Args:
         sets: what it shows.
         findings: what it lists as wrong.
+        comparisons: of optimizers, shown before the sets.
         now: the date it bears; the present by default.
     """
     now = now or datetime.datetime.now(datetime.UTC)
@@ -49,7 +55,7 @@ def render(
     script = (
         "'use strict';\n(() => {\n" + "\n".join(_asset(name) for name in _SCRIPTS) + "\n})();\n"
     )
-    document = payload(sets, findings) | {
+    document = payload(sets, findings, comparisons) | {
         "date": now.strftime("%Y-%m-%d %H:%M UTC"),
         "made_by": f"mlperf-jax {installed('mlperf-jax') or 'from its sources'}",
         "unverified": UNVERIFIED,
@@ -64,7 +70,7 @@ def render(
         "style": style,
         "script": script,
         "data": embedded(document),
-        "static": notebook.table(sets),
+        "static": notebook.table(sets) + notebook.plain_comparisons(comparisons),
         "unverified": html.escape(UNVERIFIED),
         "legend": html.escape(LEGEND),
     }

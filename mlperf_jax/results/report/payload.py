@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlperf_jax.results import rules
+from mlperf_jax.results.comparison.model import Comparison
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.durable import same
+from mlperf_jax.results.optimizer_labels import labels
+from mlperf_jax.results.report import compared
 from mlperf_jax.results.report.logs import first, number, shorten
 from mlperf_jax.results.report.model import Curve, RunData, SetData
 
@@ -27,10 +30,16 @@ _BREAKS = {
 _RUN_FACTS = ("parameters_sha256", "resumed", "device", "mesh", "examples_per_second", "mfu")
 
 
-def payload(sets: Sequence[SetData], findings: Sequence[Finding]) -> dict[str, Any]:
+def payload(
+    sets: Sequence[SetData], findings: Sequence[Finding], comparisons: Sequence[Comparison] = ()
+) -> dict[str, Any]:
     """Everything the page shows."""
     groups: dict[tuple, int] = {}
-    documents = [_set(data, groups.setdefault(_group(data), len(groups))) for data in sets]
+    named = labels([data.optimizer for data in sets])
+    documents = [
+        _set(data, groups.setdefault(_group(data), len(groups))) | {"by": shorten(label)}
+        for data, label in zip(sets, named, strict=True)
+    ]
     members = collections.defaultdict(list)
     for data, document in zip(sets, documents):
         members[document["group"]].append(data)
@@ -38,6 +47,7 @@ def payload(sets: Sequence[SetData], findings: Sequence[Finding]) -> dict[str, A
         "sets": documents,
         "groups": [_group_document(members[i]) for i in range(len(groups))],
         "findings": [_finding(finding) for finding in findings],
+        **compared.documents(comparisons),
     }
 
 
@@ -181,10 +191,8 @@ def _position(data: SetData) -> dict[str, Any] | None:
 
 
 def _target(target: rules.Target) -> dict[str, Any]:
-    bounds = (target.at_least, target.at_most, target.above)
-    at = next((bound for bound in bounds if bound is not None), None)
     better = "lower" if target.at_most is not None else "higher"
-    return {"name": target.name, "at": at, "better": better, "text": str(target)}
+    return {"name": target.name, "at": target.bound, "better": better, "text": str(target)}
 
 
 def _curve(curve: Curve) -> dict[str, Any]:

@@ -6,6 +6,7 @@ const FACTS = [
   ["benchmark", (set) => set.label],
   ["version", (set) => set.release],
   ["division", (set) => set.division],
+  ["optimizer", (set) => set.by || set.optimizer],
   ["system", (set) => set.system],
   ["submitter", (set) => set.org],
   ["chips", (set) => set.chips],

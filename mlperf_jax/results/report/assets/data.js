@@ -29,10 +29,11 @@ data.sets.forEach((set, index) => {
   const place = members[set.group]++;
   set.color = place % COLORS;
   set.dash = Math.floor(place / COLORS) % 3;
-  set.title = [set.system, set.chips === null ? null : plural(set.chips, "chip"), set.optimizer].filter(Boolean).join(" · ");
+  // what tells sets of one benchmark apart comes first, lest it be cut off
+  set.title = [set.by, set.system, set.chips === null ? null : plural(set.chips, "chip"), set.by ? null : set.optimizer].filter(Boolean).join(" · ");
   set.release = `${set.round ? `v${set.round}` : "version unknown"}${set.assumed && set.round ? " (assumed)" : ""}`;
   set.done = set.runs.filter((run) => run.status === "success").length;
-  set.search = [set.label, set.benchmark, set.system, set.org, set.accelerator, set.optimizer, set.division, set.folder, set.status, set.release]
+  set.search = [set.label, set.benchmark, set.system, set.org, set.accelerator, set.optimizer, set.by, set.division, set.folder, set.status, set.release]
     .join(" ")
     .toLowerCase();
   for (const run of set.runs) {

@@ -91,8 +91,9 @@ function drawCharts() {
 
 // all widths are asked for first: each answer after a drawing would cost a layout of the page
 function sizeCards() {
-  const widths = cards.map((each) => each.width());
-  cards.forEach((each, n) => each.draw(widths[n]));
+  const every = [...comparisonCards, ...cards];
+  const widths = every.map((each) => each.width());
+  every.forEach((each, n) => each.draw(widths[n]));
 }
 
 function metricList(metrics, metric, group) {
@@ -112,6 +113,7 @@ function drawCounts() {
     ["scored", scored],
     ["findings", data.findings.length],
   ];
+  if (data.comparisons.length) counts.unshift(["comparisons", data.comparisons.length]);
   const number = (name, count) => (name === "findings" && count ? el("a", { href: "#findings" }, String(count)) : format(count, {}));
   fill(byId("counts"), counts.map(([name, count]) => el("div", null, el("dt", null, name), el("dd", null, number(name, count)))));
 }
@@ -159,6 +161,7 @@ buildFilters();
 drawCounts();
 drawFindings();
 drawSources();
+drawComparisons();
 const crowd = members.map((count, index) => [count - (data.groups[index].size === "official" ? 0 : 1e6), index]).sort((a, b) => b[0] - a[0]);
 if (crowd.length) state.group = crowd[0][1];
 update();

@@ -47,7 +47,7 @@ function nameCell(set) {
 
 function systemCell(set) {
   const org = set.org && set.org !== "none" ? set.org : null;
-  const extra = [org, set.accelerator && !set.system.includes(set.accelerator) ? set.accelerator : null].filter(Boolean);
+  const extra = [set.by, org, set.accelerator && !set.system.includes(set.accelerator) ? set.accelerator : null].filter(Boolean);
   return [set.system, extra.map((text) => el("span", { class: "sub" }, text))];
 }
 
