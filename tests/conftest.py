@@ -30,7 +30,7 @@ import selection
 from jax.experimental.compilation_cache import compilation_cache
 
 from mlperf_jax import benchmarks
-from mlperf_jax.core import brief, compiling
+from mlperf_jax.core import brief, compiling, mesh as meshes
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 
@@ -99,6 +99,7 @@ def programs_kept() -> Iterator[None]:
         if not isinstance(lowered, jax.stages.Lowered):  # a test's own
             return anew(lowered, wanted)
         key = (lowered.as_text(), str(lowered.in_tree), str(lowered.out_tree), str(wanted))
+        key += (str(meshes.available()),)
         if key not in programs:
             programs[key] = anew(lowered, wanted)
         return programs[key]

@@ -18,6 +18,7 @@ import signal
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from mlperf_jax.benchmarks.comparing import compare as compare, compared as compared
 from mlperf_jax.benchmarks.folders import (
     build_data as build_data,
     check_folder as check_folder,
@@ -35,6 +36,7 @@ from mlperf_jax.results import rules
 
 if TYPE_CHECKING:
     from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
+    from mlperf_jax.core.comparison.entries import Tunable
     from mlperf_jax.core.trained import Trained
     from mlperf_jax.results.listing import Listing
     from mlperf_jax.results.result import Result, Results
@@ -47,6 +49,9 @@ __all__ = [
     "Benchmark",
     "RunOptions",
     "Target",
+    "Tunable",
+    "compare",
+    "compared",
     "curves",
     "evaluate",
     "f32",
@@ -80,13 +85,15 @@ _BENCHMARKS = {
 _REGISTERED: dict[str, type[Benchmark]] = {}
 
 # words of the commands that no field may be called by, beside those of `RunOptions`
-RESERVED = frozenset({"name", "tiny", "steps", "warmup", "input", "json"})
+RESERVED = frozenset("name tiny steps warmup input json optimizers tune parallel save say".split())
 
 B = TypeVar("B", bound="Benchmark")
 
 
 def __getattr__(name: str) -> Any:
     """The contract, which imports JAX: help and a mistyped name need not wait for it."""
+    if name == "Tunable":
+        return importlib.import_module("mlperf_jax.core.comparison.entries").Tunable
     if name not in ("Benchmark", "Target", "f32", "i32"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("mlperf_jax.core.benchmark"), name)

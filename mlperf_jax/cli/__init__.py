@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import mlperf_jax
 from mlperf_jax.cli import (
+    comparing,
     data,
     environment,
     listing,
@@ -33,6 +34,11 @@ COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "list": (listing.table, "list the benchmarks: model, data, target, rounds, status"),
     "new": (new.begin, "write a benchmark of your own to begin with, and its test"),
     "run": (training.run, "train a benchmark to its quality target"),
+    "compare": (
+        comparing.compare,
+        "train a benchmark with several optimizers, same seeds and samples, and tell them apart",
+    ),
+    "compared": (comparing.compared, "tables, curves and profiles of comparisons that were made"),
     "data fetch": (data.fetch, "fetch a benchmark's data, or say where they come from"),
     "data build": (data.build, "prepare a benchmark's data"),
     "data check": (data.check, "read samples of prepared data and say what is wrong"),
@@ -49,7 +55,7 @@ COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "package": (results.package, "build the official submission folder of a set"),
     "report": (results.report, "write one self-contained page about runs and submissions"),
 }
-ON_DEVICES = ("run", "bench", "plan", "evaluate", "show")  # commands that begin XLA
+ON_DEVICES = ("run", "compare", "bench", "plan", "evaluate", "show")  # commands that begin XLA
 # of a path that the system or its administrator does not let us use, which no code of ours can help
 _OF_A_PATH = (
     errno.ENAMETOOLONG,

@@ -78,14 +78,8 @@ def compare(
         if parallel:
             devices = meshes.available()
             stack.enter_context(meshes.only(devices[:1]))
-        for entry in entries:  # all that can be refused is, before a folder is made
-            first = spaces.trials(entry.space, 1)[0] if tune else {}
-            try:
-                prepared = maker.planned_run(entry.label, first)
-            except UserError as error:
-                raise UserError(f"{entry.label}: {error}") from error
-            for note in prepared.notes:
-                say(f"{entry.label}: {note}")
+        for note in maker.check(tuned=tune > 0):
+            say(note)
     files = Files(pathlib.Path(options.output or f"mlperf_runs/{plan.name}").expanduser())
     files.begin(plan, resume=options.resume)
     workers = devices if parallel else [None]
@@ -166,6 +160,27 @@ class _Maker:
             )
             self.plans[key] = preflight.preflight(benchmark, options, self.data_dir)
         return self.plans[key]
+
+    def check(self, *, tuned: bool) -> list[str]:
+        """Notes on what is to be trained, if nothing keeps an entry from it; no folder is made before.
+
+        Raises:
+            UserError: an entry cannot be trained; says which.
+        """
+        notes: dict[str, list[str]] = {}
+        for label, entry in self.entries.items():
+            first = spaces.trials(entry.space, 1)[0] if tuned else {}
+            try:
+                plan = self.planned_run(label, first)
+            except UserError as error:
+                raise UserError(f"{label}: {error}") from error
+            for note in plan.notes:
+                notes.setdefault(note, []).append(label)
+        everyone = [*self.entries]
+        return [
+            note if labels == everyone else f"{', '.join(labels)}: {note}"
+            for note, labels in notes.items()
+        ]
 
     def work(self, files: Files, tasks: Sequence[Task], workers: Sequence[Any]) -> None:
         """Does what is not done yet, in the order of the tasks, each worker on its own device."""

@@ -10,9 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlperf_jax.core import python_file
+import jax
+import optax
+
+from mlperf_jax.core import mesh as meshes, preflight, python_file, state as states, step
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.comparison.space import Interval, Space
+from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.optimizer_argument import OptimizerText, is_transformation
 from mlperf_jax.errors import UserError
 
@@ -254,12 +258,26 @@ def _check_fields(benchmark: Benchmark, label: str, fixed: Mapping[str, Any], sp
 def _alike(one: Benchmark, other: Benchmark) -> bool:
     """Whether two configurations differ in their optimizers alone."""
     counted = [[each.samples(step) for step in range(4)] for each in (one, other)]
-    return (
-        one.log() == other.log()
-        and one.buckets() == other.buckets()
-        and counted[0] == counted[1]
-        and one.optimizer_log() != other.optimizer_log()
-    )
+    if one.log() != other.log() or one.buckets() != other.buckets() or counted[0] != counted[1]:
+        return False
+    # a benchmark of the user's own may say nothing of its optimizer
+    return one.optimizer_log() != other.optimizer_log() or _program(one) == _program(other)
+
+
+def _program(benchmark: Benchmark) -> list[str]:
+    """A step in which the weights stay as they are, and a prediction."""
+    given = preflight.resolve_dtype(benchmark), meshes.make_mesh("data=1")
+    assembly = states.assemble(*given, optax.set_to_zero())
+    judges = judges_of(benchmark, assembly.mesh)
+    train, predict = step.jit_train_step(assembly), step.jit_predict_step(assembly, judges)
+    with jax.set_mesh(assembly.mesh):
+        return [
+            *(str(train.trace(*given).jaxpr) for given in step.train_arguments(assembly)),
+            *(
+                str(predict.trace(*given).jaxpr)
+                for given in step.predict_arguments(assembly, judges)
+            ),
+        ]
 
 
 def _divided(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Interval]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import os
-from collections.abc import Callable, Mapping
+import pathlib
 
 from mlperf_jax.errors import UserError, printable
 from mlperf_jax.paths import MARK, check_path, check_writable, write
@@ -16,6 +16,32 @@ from mlperf_jax.results.comparison.paired import CONFIDENCE, Measure, Paired, pa
 from mlperf_jax.results.comparison.profiles import Profiles, profiles
 from mlperf_jax.results.result import LEGEND, SMALL_PRINT, UNVERIFIED, rows_table
 from mlperf_jax.results.score_view import columns
+
+TEXTS = (".csv", ".tex", ".html")
+
+
+def check_output(path: str | os.PathLike) -> str:
+    """The ending of a file that comparisons can be saved as.
+
+    Raises:
+        UserError: another ending, the file cannot be written or another would be lost, or what it needs is not
+            installed.
+    """
+    file = check_path(path, "the file")
+    suffix = file.suffix.lower()
+    if suffix in plots.SUFFIXES:
+        return plots.check_output(file)
+    if suffix not in TEXTS:
+        raise UserError(f"{path} must end in {', '.join((*TEXTS, *plots.SUFFIXES))}")
+    check_writable(file)
+    if suffix == ".csv":
+        check_writable(_runs_beside(file))
+    return suffix
+
+
+def _runs_beside(path: pathlib.Path) -> pathlib.Path:
+    """Where the runs of a table of entries stand."""
+    return path.with_name(f"{path.stem}_runs{path.suffix}")
 
 
 class Compared:
@@ -131,29 +157,17 @@ class Compared:
             UserError: another ending, the file cannot be written or another would be lost, or what it needs is not
                 installed.
         """
+        suffix = check_output(path)
         path = check_path(path, "the file")
-        suffix = path.suffix.lower()
-        texts: Mapping[str, Callable[[], str]] = {
-            ".csv": self.to_csv,
-            ".tex": self.to_latex,
-            ".html": self.to_html,
-        }
         if suffix in plots.SUFFIXES:
-            plots.check_output(path)
             if not (panels := self.panels()):
                 raise UserError(f"{path} would be empty: no run logged a loss or a quality yet")
             plots.save(panels, path, columns=self._columns(), note=self._note())
             return
-        if suffix not in texts:
-            raise UserError(f"{path} must end in {', '.join(texts)}, {', '.join(plots.SUFFIXES)}")
-        check_writable(path)
-        content = {path: texts[suffix]()}
+        texts = {".csv": self.to_csv, ".tex": self.to_latex, ".html": self.to_html}
+        write(path, texts[suffix]().encode("utf-8", "replace"))
         if suffix == ".csv":
-            beside = path.with_name(f"{path.stem}_runs{path.suffix}")
-            check_writable(beside)
-            content[beside] = self.to_csv(runs=True)
-        for where, text in content.items():
-            write(where, text.encode("utf-8", "replace"))
+            write(_runs_beside(path), self.to_csv(runs=True).encode("utf-8", "replace"))
 
     def _columns(self) -> int:
         """So many panels that each benchmark has a row."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.paths import check_path, check_writable
+from mlperf_jax.results.comparison import reading
 from mlperf_jax.results.comparison.model import Comparison
 from mlperf_jax.results.compliance import Finding
 from mlperf_jax.results.durable import cannot_write
@@ -69,7 +70,7 @@ def collect(
     *,
     ruleset: str | None = None,
     scaling: Scaling = "auto",
-    comparisons: Iterable[Comparison] = (),
+    comparisons: Iterable[Comparison] | None = None,
 ) -> Report:
     """Reads what `report` shows, without writing a page.
 
@@ -79,7 +80,7 @@ def collect(
         ruleset: the round of logs that do not say it; by default the one that the folder's name says
             (`training_results_v5.1`), else the last that ran the benchmark.
         scaling: what the minutes are multiplied by, as in `score.score`.
-        comparisons: of optimizers, shown beside the sets.
+        comparisons: of optimizers, shown beside the sets; by default those found at the folders or right below.
 
     Raises:
         UserError: no folder is given, or none of them has runs.
@@ -94,7 +95,8 @@ def collect(
         raise UserError(f"there is nothing to report on: {str(findings[0]).rstrip('.')}")
     sets = tuple(read_set(place, ruleset, scaling) for place in found)
     every = (*findings, *(finding for data in sets for finding in data.findings))
-    return Report(sets, every, comparisons=tuple(one for one in comparisons if one.entrants))
+    compared = reading.find(paths) if comparisons is None else comparisons
+    return Report(sets, every, comparisons=tuple(one for one in compared if one.entrants))
 
 
 def report(
@@ -103,7 +105,7 @@ def report(
     *,
     ruleset: str | None = None,
     scaling: Scaling = "auto",
-    comparisons: Iterable[Comparison] = (),
+    comparisons: Iterable[Comparison] | None = None,
 ) -> Report:
     """Writes one self-contained page about the runs below some folders.
 
