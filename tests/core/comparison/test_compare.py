@@ -122,8 +122,11 @@ def test_settings_are_searched_with_a_seed_of_their_own_and_the_cost_is_told(tmp
             (run,) = RunSet(tmp_path / "c" / "tuning" / place / f"trial_{trial}").runs()
             assert run.seed == 2, "one that is none of those compared"
             tried[trial] = run.result()
-        best = min(tried.values(), key=lambda r: (not r.reached, r.samples, -r.quality["accuracy"]))
-        number = next(n for n, result in tried.items() if result is best)
+        ranks = {
+            n: (0, r.samples) if r.reached else (1, -r.quality["accuracy"])
+            for n, r in tried.items()
+        }
+        number = min(ranks, key=lambda n: ranks[n])
         (chosen,) = entrant.tuning.chosen.values()
         assert chosen == (0.1, 0.01, 1.0)[number]
         assert entrant.tuning.trials == 3
