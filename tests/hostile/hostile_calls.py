@@ -63,6 +63,9 @@ def of_calls():
         ("check('x' * 300)", NO_PATH),
         ("check('no/such')", "does not exist"),
         ("check('no/such', division='ajar')", "division is 'ajar'"),
+        ("events.convert(None)", NO_PATH),
+        ("events.convert('x' * 300)", NO_PATH),
+        ("events.convert('no/such')", "is not the folder of a run"),
     ):
         yield Entry(f"results.{statement}", says, python=True)
 
