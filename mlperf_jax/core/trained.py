@@ -271,22 +271,8 @@ def load(
     own = meshes.make_mesh(mesh or options_here(kept.options).mesh)
     assembly = states.assemble(benchmark, own, optax.identity())  # no memory for its state
     assembly.check_room()
-    with Checkpoints(kept.checkpoints, identity=None) as checkpoints:
-        step = _chosen_step(kept, benchmark, checkpoints.steps(), step)
-        newest = checkpoints.latest_meta() or {}
-        theirs, ours = newest.get("identity", {}).get("configuration"), trained_hash(kept.config)
-        if theirs not in (None, ours):
-            raise UserError(
-                f"{kept.checkpoints} holds checkpoints of the configuration {theirs}, and "
-                f"{kept.folder.config_path} is {ours}: these files are of different runs"
-            )
-        view = assembly.kept(assembly.abstract_view)
-        weights = newest.get("evaluates", "params")
-        abstract = {weights: view["params"], "tables": view["tables"], "stats": view["stats"]}
-        found = checkpoints.restore(abstract, step, partial=True)
-    assert found is not None, "there are checkpoints"
-    state, standing = found[0], Standing.of(found[1])
-    state["params"] = state.pop(weights)
+    view = assembly.kept(assembly.abstract_view)
+    state, standing = _restored(kept, benchmark, step, view)
     seed = kept.options["seed"]
     folder = find_data() if assembly.has_untrained else ""
     view = assembly.eval_view(with_untrained(assembly, state, seed, folder))
@@ -301,6 +287,40 @@ def load(
         view=view,
         find_data=find_data,
     )
+
+
+def parameters(kept: Kept, benchmark: Benchmark, step: int | None = None) -> states.State:
+    """The trained parameters of a run alone, as evaluation reads them, on one device of this process.
+
+    Arguments and faults as in `load`; nothing that is frozen is made or read.
+    """
+    benchmark = preflight.resolve_dtype(benchmark)
+    assembly = states.assemble(benchmark, meshes.make_mesh("data=1"), optax.identity())
+    view = assembly.kept(assembly.abstract_view)
+    return _restored(kept, benchmark, step, {"params": view["params"]})[0]["params"]
+
+
+def _restored(
+    kept: Kept, benchmark: Benchmark, step: int | None, view: states.State
+) -> tuple[states.State, Standing]:
+    """What a checkpoint holds of the parts in `view`, and where the run stood."""
+    with Checkpoints(kept.checkpoints, identity=None) as checkpoints:
+        step = _chosen_step(kept, benchmark, checkpoints.steps(), step)
+        newest = checkpoints.latest_meta() or {}
+        theirs, ours = newest.get("identity", {}).get("configuration"), trained_hash(kept.config)
+        if theirs not in (None, ours):
+            raise UserError(
+                f"{kept.checkpoints} holds checkpoints of the configuration {theirs}, and "
+                f"{kept.folder.config_path} is {ours}: these files are of different runs"
+            )
+        weights = newest.get("evaluates", "params")
+        names = {"params": weights, "tables": "tables", "stats": "stats"}
+        abstract = {name: view[part] for part, name in names.items() if part in view}
+        found = checkpoints.restore(abstract, step, partial=True)
+    assert found is not None, "there are checkpoints"
+    state = found[0]
+    state["params"] = state.pop(weights)
+    return state, Standing.of(found[1])
 
 
 def _chosen_step(
