@@ -384,12 +384,11 @@ def save_adapter(
     Example:
         save_adapter("runs/lora", "mine")     # elsewhere: peft.PeftModel.from_pretrained(base, "mine")
     """
-    from mlperf_jax.benchmarks import adapters
     from mlperf_jax.core import trained
 
     kept = trained.find(run_folder)
     benchmark = from_config(kept.config, kept.options.get("benchmark"))
-    return adapters.save(kept, benchmark, folder, step=step, base=base)
+    return trained.save_adapter(kept, benchmark, folder, step, base)
 
 
 def curves(*paths: str | os.PathLike | Result | Results, values: Sequence[str] = ()) -> Curves:

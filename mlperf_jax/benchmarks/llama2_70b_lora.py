@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from mlperf_jax import metrics
-from mlperf_jax.benchmarks import adapters, language_model
+from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
 from mlperf_jax.core.fields import Count, Fraction, Path, Positive, Rate, Samples, Several, Share
 from mlperf_jax.core.protocols import DataSet
 from mlperf_jax.input_pipelines import records
 from mlperf_jax.input_pipelines.govreport import TINY_ROWS, GovReport
 from mlperf_jax.input_pipelines.tokens import C4, TINY_FILES
-from mlperf_jax.models import decoder, decoder_huggingface, huggingface
+from mlperf_jax.models import decoder, decoder_huggingface, huggingface, lora_peft
 from mlperf_jax.optimizers import schedules
 
 _TINY_STEPS = 400  # that the tiny base is trained for
@@ -36,7 +37,6 @@ class Llama2Lora(language_model.LanguageModel):
     architecture = decoder.DecoderConfig.llama2_70b()
     metric = metrics.LogPerplexity("eval_loss", by="sequences")
     parameters = 44_564_480  # of the adapters
-    released = "meta-llama/Llama-2-70b-hf"  # the base, its query, key and value apart
     frozen = decoder.FROZEN
 
     # hyperparameters
@@ -117,8 +117,17 @@ class Llama2Lora(language_model.LanguageModel):
         weights = dict(decoder_huggingface.start_weights(tensors, self.decoder()))
         if self.adapter is not None:
             folder = os.path.join(data_dir, self.adapter)
-            weights |= adapters.start_weights(folder, self.decoder())
+            weights |= lora_peft.start_weights(folder, self.decoder())
         return Start(weights)
+
+    def save_adapter(
+        self, params: Any, folder: str | os.PathLike, base: str | None = None
+    ) -> pathlib.Path:
+        """Writes trained adapters as Hugging Face `peft` does, over the release where no other base is named."""
+        release = (
+            None if self.is_tiny else "meta-llama/Llama-2-70b-hf"
+        )  # query, key and value apart
+        return lora_peft.save(folder, params, self.decoder(), base=base or release)
 
     def make_start(self, data_dir: str) -> None:
         """The tiny base: trained on the docstrings themselves, never on a prompt or summary."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,10 +34,11 @@ from mlperf_jax.core.benchmark import Batch, Benchmark
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.judges import Judges, judges_of
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.protocols import SavesAdapter
 from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
-from mlperf_jax.paths import check_path
+from mlperf_jax.paths import check_new, check_path
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import (
     SMALL_PRINT,
@@ -289,15 +291,28 @@ def load(
     )
 
 
-def parameters(kept: Kept, benchmark: Benchmark, step: int | None = None) -> states.State:
-    """The trained parameters of a run alone, as evaluation reads them, on one device of this process.
+def save_adapter(
+    kept: Kept,
+    benchmark: Benchmark,
+    folder: str | os.PathLike,
+    step: int | None,
+    base: str | None,
+) -> pathlib.Path:
+    """Writes the adapter of a run, whose parameters are read onto one device; nothing that is frozen is.
 
-    Arguments and faults as in `load`; nothing that is frozen is made or read.
+    Raises:
+        UserError: as `load`; the benchmark trains no adapters, or the folder is there already.
     """
-    benchmark = preflight.resolve_dtype(benchmark)
-    assembly = states.assemble(benchmark, meshes.make_mesh("data=1"), optax.identity())
+    if not isinstance(benchmark, SavesAdapter):
+        raise UserError(
+            f"{kept.folder.path} is a run of {benchmark.name}, which trains no adapters: give one of a benchmark with LoRA"
+        )
+    check_new(folder, "the adapter's folder")
+    resolved = preflight.resolve_dtype(benchmark)
+    assembly = states.assemble(resolved, meshes.make_mesh("data=1"), optax.identity())
     view = assembly.kept(assembly.abstract_view)
-    return _restored(kept, benchmark, step, {"params": view["params"]})[0]["params"]
+    state, _ = _restored(kept, benchmark, step, {"params": view["params"]})
+    return benchmark.save_adapter(state["params"], folder, base)
 
 
 def _restored(

@@ -25,7 +25,7 @@ import safetensors.numpy
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import huggingface, importing, lora as loras
 from mlperf_jax.models.decoder_config import DecoderConfig, Lora
-from mlperf_jax.paths import check_path
+from mlperf_jax.paths import check_new, check_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(
@@ -104,18 +104,6 @@ class Adapter:
 # -- out -------------------------------------------------------------------------------------------
 
 
-def check_new(folder: str | os.PathLike) -> Path:
-    """The folder's path, if nothing is there yet.
-
-    Raises:
-        UserError: there is something, or it is no path.
-    """
-    path = check_path(folder, "the adapter's folder").expanduser()
-    if os.path.lexists(path):
-        raise UserError(f"{path} is there already: give another name, or move it away first")
-    return path
-
-
 def save(
     folder: str | os.PathLike,
     params: Mapping[str, Any],
@@ -137,7 +125,7 @@ def save(
     Raises:
         UserError: the folder is there already or cannot be written, or there are no adapters of this size.
     """
-    path = check_new(folder)
+    path = check_new(folder, "the adapter's folder")
     found = loras.adapters(params)
     if faults := importing.misfits(found, loras.adapter_shapes(config)):
         raise UserError(
@@ -236,6 +224,27 @@ def read(folder: str | os.PathLike) -> Adapter:
         f"{_OURS}/out_lora/b": np.pad(out[1], ((0, 0), (0, more), (0, 0))),
     }
     return Adapter(lora, weights, config["base"])
+
+
+def start_weights(folder: str, config: DecoderConfig) -> dict[str, np.ndarray]:
+    """The arrays of an adapter by their paths in the state, for a `Start`.
+
+    Raises:
+        UserError: it cannot be read, or is of another base, rank or scale.
+    """
+    found = read(folder)
+    assert config.lora is not None
+    mine, theirs = config.lora, found.lora
+    if (mine.rank, mine.scale) != (theirs.rank, theirs.scale):
+        raise UserError(
+            f"{folder} has an adapter that takes rank {theirs.rank} and alpha {theirs.alpha:g} here, not "
+            f"{mine.rank} and {mine.alpha:g}: give --lora-rank {theirs.rank} --lora-alpha {theirs.alpha:g}"
+        )
+    if faults := importing.misfits(found.weights, loras.adapter_shapes(config)):
+        raise UserError(
+            f"{folder} has an adapter of another base: {'; '.join(faults)}; give one that was trained on this model"
+        )
+    return {f"params/{path}": array for path, array in found.weights.items()}
 
 
 def _joined(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from mlperf_jax import benchmarks
-from mlperf_jax.benchmarks import adapters
 from mlperf_jax.benchmarks.language_model import SIZES
-from mlperf_jax.core import mesh as meshes, preflight, starts, state, trained
+from mlperf_jax.core import mesh as meshes, preflight, starts, state
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import huggingface, lora_peft
 from mlperf_jax.optimizers import tree
@@ -102,7 +101,7 @@ def test_an_adapter_of_another_rank_is_refused_before_anything_is_made(
 def test_an_adapter_of_another_base_is_refused(saved):
     config = benchmarks.get(NAME, tiny=True).decoder()
     with pytest.raises(UserError, match=r"another base: .*has shape \(\d, \d+, 16\), not \("):
-        adapters.start_weights(str(saved), config.replace(layers=config.layers + 1))
+        lora_peft.start_weights(str(saved), config.replace(layers=config.layers + 1))
 
 
 def test_a_folder_without_an_adapter_is_refused(tiny_data):
@@ -123,9 +122,8 @@ def test_what_has_no_adapter_or_no_room_is_refused(run, saved, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_runs_of_full_size_name_the_release(saved, tmp_path, monkeypatch):
+def test_runs_of_full_size_name_the_release(saved, tmp_path):
     tiny, params = benchmarks.get(NAME, tiny=True), tree.unflatten(lora_peft.read(saved).weights)
-    monkeypatch.setattr(trained, "parameters", lambda *_: params)
     large = benchmarks.get(NAME, **{size: getattr(tiny, size) for size in SIZES})
-    folder = adapters.save(trained.Kept, large, tmp_path / "large")
+    folder = large.save_adapter(params, tmp_path / "large")
     assert lora_peft.read(folder).base == "meta-llama/Llama-2-70b-hf"
