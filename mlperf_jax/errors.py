@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 # options that are said without a value; the others are named alone, or with what they shall be
-SWITCHES = frozenset("allow_tiny bisect new_optimizer parallel profile resume score tiny".split())
+SWITCHES = frozenset(
+    "allow_tiny bisect new_optimizer parallel profile resume score tensorboard tiny".split()
+)
 # commands of a shell, which stay what they are; then --option and what may be its value
 _SHELL = r"`[^`]*`|mlperf-jax [^;,()]*"
 _OPTION = r"(?<![\w=-])--(?P<no>no-)?(?P<name>[a-z][a-z0-9-]*)(?![\w-])"

@@ -85,6 +85,18 @@ def write(path: os.PathLike | str, content: bytes) -> None:
         raise UserError(f"output {path} cannot be written: {error.strerror or error}") from error
 
 
+def check_new(path: Any, what: str) -> pathlib.Path:
+    """The path of a folder that is to be made, if nothing is there yet; `what` names whose it is.
+
+    Raises:
+        UserError: there is something, or it is no path.
+    """
+    new = check_path(path, what).expanduser()
+    if os.path.lexists(new):
+        raise UserError(f"{new} is there already: give another name, or move it away first")
+    return new
+
+
 def directory_fault() -> str | None:
     """What is wrong with the working directory, in words; None if it is there."""
     try:

@@ -41,9 +41,8 @@ def values(name):
 
 def settings(name):
     """The benchmark's fields that no log shows."""
-    return {"clip_norm": None, "ema_decay": None, "base_bits": None} | RECIPES[name].get(
-        "settings", {}
-    )
+    unset = dict.fromkeys(("clip_norm", "ema_decay", "base_bits", "adapter"))
+    return unset | RECIPES[name].get("settings", {})
 
 
 def schedule(name, ruleset):

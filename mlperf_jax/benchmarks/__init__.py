@@ -14,6 +14,7 @@ import importlib
 import inspect
 import keyword
 import os
+import pathlib
 import signal
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -61,6 +62,7 @@ __all__ = [
     "names",
     "register",
     "run",
+    "save_adapter",
     "show",
     "table",
 ]
@@ -363,6 +365,37 @@ def load(
         step=step,
         mesh=mesh,
     )
+
+
+def save_adapter(
+    run_folder: str | os.PathLike | Result,
+    folder: str | os.PathLike,
+    *,
+    step: int | None = None,
+    base: str | None = None,
+) -> pathlib.Path:
+    """Writes the adapter that a LoRA run trained as Hugging Face `peft` does; the base is not read.
+
+    Args:
+        run_folder, step: as `load` takes them.
+        folder: made by this, with `adapter_config.json` and `adapter_model.safetensors`.
+        base: name or path of the base that `transformers` loads, which the configuration notes; by default that
+            of the release, and none for tiny runs.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: as `load`; the run trains no adapters, or the folder is there already.
+
+    Example:
+        save_adapter("runs/lora", "mine")     # elsewhere: peft.PeftModel.from_pretrained(base, "mine")
+    """
+    from mlperf_jax.core import trained
+
+    kept = trained.find(run_folder)
+    benchmark = from_config(kept.config, kept.options.get("benchmark"))
+    return trained.save_adapter(kept, benchmark, folder, step, base)
 
 
 def curves(*paths: str | os.PathLike | Result | Results, values: Sequence[str] = ()) -> Curves:

@@ -28,6 +28,7 @@ OPTIONS = (
     "threads",
     "workers",
     "transform",
+    "tensorboard",
     "resume",
 )
 

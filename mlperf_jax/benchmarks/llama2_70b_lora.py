@@ -8,6 +8,8 @@ References: mlcommons/training, llama2_70b_lora; reference convergence points of
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -15,12 +17,12 @@ from typing import Annotated, Any, Literal, Self
 from mlperf_jax import metrics
 from mlperf_jax.benchmarks import language_model
 from mlperf_jax.core.benchmark import Start, Target
-from mlperf_jax.core.fields import Count, Fraction, Positive, Rate, Samples, Several, Share
+from mlperf_jax.core.fields import Count, Fraction, Path, Positive, Rate, Samples, Several, Share
 from mlperf_jax.core.protocols import DataSet
 from mlperf_jax.input_pipelines import records
 from mlperf_jax.input_pipelines.govreport import TINY_ROWS, GovReport
 from mlperf_jax.input_pipelines.tokens import C4, TINY_FILES
-from mlperf_jax.models import decoder, decoder_huggingface, huggingface
+from mlperf_jax.models import decoder, decoder_huggingface, huggingface, lora_peft
 from mlperf_jax.optimizers import schedules
 
 _TINY_STEPS = 400  # that the tiny base is trained for
@@ -51,6 +53,9 @@ class Llama2Lora(language_model.LanguageModel):
     lora_alpha: Count = 32
     lora_dropout: Fraction = 0.1
     base_bits: Annotated[Literal[8] | None, "8: the base in int8, by blocks (open division)"] = None
+    adapter: Annotated[
+        Path | None, "a folder of PEFT's, in the data's or absolute, to begin from (open division)"
+    ] = None
     eval_every: Samples = 384
     # sizes: what tiny() shrinks
     sequence_length: language_model.Tokens = 8192
@@ -107,9 +112,22 @@ class Llama2Lora(language_model.LanguageModel):
         return GovReport(self.sequence_length, self.vocab, tiny=self.is_tiny)
 
     def start(self, data_dir: str) -> Start:
-        """The base, whose query, key and value may be fused or apart; adapters start fresh."""
+        """The base, whose query, key and value may be fused or apart; adapters start fresh, or from `adapter`."""
         tensors = huggingface.open_folder(records.below(data_dir, self.weights))
-        return Start(decoder_huggingface.start_weights(tensors, self.decoder()))
+        weights = dict(decoder_huggingface.start_weights(tensors, self.decoder()))
+        if self.adapter is not None:
+            folder = os.path.join(data_dir, self.adapter)
+            weights |= lora_peft.start_weights(folder, self.decoder())
+        return Start(weights)
+
+    def save_adapter(
+        self, params: Any, folder: str | os.PathLike, base: str | None = None
+    ) -> pathlib.Path:
+        """Writes trained adapters as Hugging Face `peft` does, over the release where no other base is named."""
+        release = (
+            None if self.is_tiny else "meta-llama/Llama-2-70b-hf"
+        )  # query, key and value apart
+        return lora_peft.save(folder, params, self.decoder(), base=base or release)
 
     def make_start(self, data_dir: str) -> None:
         """The tiny base: trained on the docstrings themselves, never on a prompt or summary."""
@@ -120,6 +138,7 @@ class Llama2Lora(language_model.LanguageModel):
             base_lr=4e-3,
             training_steps=2 * _TINY_STEPS,
             clip_norm=1.0,
+            adapter=None,
         )
         folder = records.below(data_dir, self.weights)
         language_model.save_huggingface(base, folder, data_dir, _TINY_STEPS)

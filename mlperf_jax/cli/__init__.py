@@ -54,6 +54,10 @@ COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "score": (results.score, "score sets of runs: unverified minutes, samples to target, RCP test"),
     "package": (results.package, "build the official submission folder of a set"),
     "report": (results.report, "write one self-contained page about runs and submissions"),
+    "tensorboard": (
+        results.tensorboard,
+        "write event files of runs for TensorBoard; `run --tensorboard` does while it trains",
+    ),
 }
 ON_DEVICES = ("run", "compare", "bench", "plan", "evaluate", "show")  # commands that begin XLA
 # of a path that the system or its administrator does not let us use, which no code of ours can help

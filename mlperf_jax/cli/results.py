@@ -1,4 +1,4 @@
-"""The commands about what runs leave behind: check, score, package, report."""
+"""The commands about what runs leave behind: check, score, package, report, tensorboard."""
 
 from __future__ import annotations
 
@@ -103,6 +103,19 @@ def report(about: str, words: Sequence[str]) -> int:
 
     dirs, out = given.pop("dirs"), given.pop("out", "report.html")
     print(report.report(dirs, out, **given))
+    return 0
+
+
+def tensorboard(about: str, words: Sequence[str]) -> int:
+    """Writes event files and prints their paths."""
+    folders = Option(
+        "dirs", Several[Path], help="the folder of a run or of a set", metavar="DIR..."
+    )
+    given = options.parse("tensorboard", about, words, [folders], [])
+    from mlperf_jax.results import events
+
+    for path in events.convert(*given["dirs"]):
+        print(path)
     return 0
 
 

@@ -58,6 +58,10 @@ class RunOptions:
         "transforms that hold the interpreter; each takes seconds to start",
     ] = 0
     profile: Annotated[bool, "xprof trace of some steps, in the run's folder"] = False
+    tensorboard: Annotated[
+        bool,
+        "TensorBoard event files beside the scalars, in the run's folder (extra `tensorboard`)",
+    ] = False
     org: Annotated[str, "the log's `submission_org`"] = "none"
     platform: Annotated[str | None, "the log's `submission_platform`"] = None
     status: Annotated[Status, "the log's `submission_status`"] = "research"

@@ -40,7 +40,7 @@ from mlperf_jax.core.transform_argument import (
     load_transforms,
 )
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import closed, rules
+from mlperf_jax.results import closed, events, rules
 
 
 def resolve_dtype(benchmark: Benchmark) -> Benchmark:
@@ -296,6 +296,8 @@ def preflight(
         data_dir: where the data are, or what finds or makes them, which takes minutes: asked on process 0, and after
             all that can be refused without them.
     """
+    if options.tensorboard:
+        events.check_extra()
     benchmark = resolve_dtype(benchmark)
     check_members(benchmark)
     check_offline(benchmark, options)

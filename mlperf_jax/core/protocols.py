@@ -7,6 +7,8 @@ Shape legend: B rows of a global batch, lo..hi the rows of it that this process 
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -113,6 +115,23 @@ class NotesMaxima(Protocol):
 
     def maxima(self, folder: str) -> Mapping[str, int]:
         """The most that one sample holds, by what it is: {"boxes": 743}; no record is read."""
+        ...
+
+
+@runtime_checkable
+class SavesAdapter(Protocol):
+    """A benchmark that trains an adapter over a base, which other libraries read."""
+
+    def save_adapter(
+        self, params: Any, folder: str | os.PathLike, base: str | None = None
+    ) -> pathlib.Path:
+        """Writes the trained parameters as such a library does into a new folder, and returns it.
+
+        Args:
+            params: as a run trained them.
+            folder: made by this.
+            base: name or path of the base, to be noted; by default what is known of it.
+        """
         ...
 
 

@@ -13,7 +13,7 @@ from mlperf_jax.core import (
     feed,
     generation,
     mesh as meshes,
-    peaks,
+    outcome,
     preflight,
     processes,
     profiling,
@@ -28,10 +28,10 @@ from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.standing import Ended, Standing
 from mlperf_jax.core.trained import with_untrained
 from mlperf_jax.errors import UserError
-from mlperf_jax.results import durable, keys, log as logs, rules
+from mlperf_jax.results import durable, events, keys, log as logs, rules
 from mlperf_jax.results.header import header
 from mlperf_jax.results.remote import Mirror
-from mlperf_jax.results.result import Result, run_name, trained_hash, versions
+from mlperf_jax.results.result import Result, run_name, trained_hash
 from mlperf_jax.results.runs import RunFolder, Scalars
 from mlperf_jax.results.story import Story
 
@@ -50,6 +50,7 @@ class Run:
         optimizer: what is known of the one that replaced the benchmark's; None where nothing did.
         notes: lines for the display, before its first step.
         story: what it has logged, for a display that draws.
+        events: TensorBoard's file of scalars and qualities; None where there is none, and but on process 0.
         trained: what an offline run noted when its training ended, or None before that.
     """
 
@@ -74,6 +75,7 @@ class Run:
         self.root = self.mirror.local
         self.log = logs.Log(None)
         self.scalars: Scalars | None = None
+        self.events: events.Events | None = None
         self.standing = Standing()
         self.resumed = 0
         self.notes = list(notes)
@@ -81,6 +83,7 @@ class Run:
             opened = self._open_folder(last_first)
             self.folder, self.started, self.seed, self.trained, self.left = opened
             last_first.callback(lambda: self.scalars and self.scalars.close())
+            last_first.callback(lambda: self.events and self.events.close())
             last_first.callback(lambda: self.log.close())
             self.checkpoints = Checkpoints(
                 self.mirror.checkpoints(self.folder.index),
@@ -169,6 +172,16 @@ class Run:
             self.official, lines, division=division, disclosure=disclosed
         ):
             log.event(key, value, **metadata, **more.get(key, {}))
+        self._open_events()
+
+    def _open_events(self) -> None:
+        """Begins the event file with what scalars and log tell so far, if there is to be one."""
+        if self.events:
+            self.events.close()
+        if self.options.tensorboard:
+            self.events = events.Events(self.folder)
+        elif there := events.files(self.folder):
+            self.progress.say(f"note: nothing is added to {there[0]}: --tensorboard would")
 
     def position(self, step: int) -> dict[str, Any]:
         """Metadata of evaluation lines and `run_stop`, in the units of the benchmark's round."""
@@ -234,6 +247,9 @@ class Run:
         for value, metadata in self.benchmark.quality_lines(quality):
             for key in names:
                 self.log.event(key, value, time_ms=time_ms, **logged, **metadata)
+            if self.events:
+                named = metadata.get("metric", self.benchmark.targets[0].name)
+                self.events.evaluated(self._here(step)["samples_count"], named, value, time_ms)
         self.log.stop("eval_stop", time_ms=time_ms, **logged)
 
     def say_quality(self, step: int, quality: Mapping[str, float]) -> None:
@@ -252,6 +268,8 @@ class Run:
         samples = self.benchmark.samples(step)
         if self.scalars:
             self.scalars.write(step=step, samples=samples, **values)
+        if self.events:
+            self.events.record(samples, values)
         self.progress.update(step, samples, values)
 
     # -- data ----------------------------------------------------------------------------------
@@ -372,9 +390,9 @@ class Run:
         """Goes on with log and scalars as of the checkpoint; returns how often the run was resumed."""
         offset = meta["log_offset"] if meta else logs.end_of_line(self.folder.log_path, "run_start")
         self.folder.go_on(self.options.max_samples)
-        self.reopen_log(offset)
         scalars = meta["scalars_offset"] if meta else 0
         self.scalars = Scalars(self.folder.scalars_path, resume_at=scalars)
+        self.reopen_log(offset)
         self.story.begin_with(self.folder)
         path = self.folder.path / "resumed.json"
         count = (durable.read_json(path) if path.exists() else 0) + 1
@@ -382,9 +400,10 @@ class Run:
         return count
 
     def reopen_log(self, offset: int) -> None:
-        """Goes on with the log of a started run, cut back to `offset`."""
+        """Goes on with the log of a started run, cut back to `offset`, and with its event file."""
         if self.primary:
             self.log = logs.Log(self.folder.log_path, resume_at=offset)
+            self._open_events()
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -439,44 +458,9 @@ class Run:
             return None
         ended = self.standing.ended
         assert ended is not None
-        result = self._result(ended, step, digest, scored, evaluations)
+        result = outcome.result_of(self, ended, step, digest, scored, evaluations)
         self.folder.save_result(result)
         self.mirror.push(final=True)
         verdict = "target reached" if result.reached else f"target not reached: {ended.reason}"
         self.progress.say(f"{verdict} after {result.samples:,} samples, {result.seconds:.1f} s")
         return result
-
-    def _result(
-        self, ended: Ended, step: int, digest: str | None, scored: Sequence[int], evaluations: int
-    ) -> Result:
-        mesh, benchmark, standing = self.assembly.mesh, self.benchmark, self.standing
-        stamps = {line.key: line.time_ms for line in logs.read(self.folder.log_path)}
-        rate = benchmark.samples(standing.step) / max(standing.seconds_training, 1e-9)
-        kind = mesh.devices.flat[0].device_kind
-        return Result(
-            benchmark=benchmark.name,
-            tiny=benchmark.is_tiny,
-            reached=ended.status == "success",
-            quality=standing.quality,
-            samples=benchmark.samples(step),
-            seconds=(stamps["run_stop"] - stamps["run_start"]) / 1000,
-            examples_per_second=rate,
-            mfu=peaks.utilisation(
-                benchmark.flops_per_sample, rate, kind, mesh.devices.size, benchmark.dtype
-            ),
-            parameters_sha256=digest,
-            seed=self.seed,
-            resumed=self.resumed,
-            versions=versions(),
-            device=kind,
-            mesh=dict(mesh.shape),
-            status=ended.status,
-            log=str(self.folder.log_path),
-            division=self.plan.division,
-            ruleset=benchmark.ruleset,
-            device_count=mesh.devices.size,
-            scored=[benchmark.samples(step) for step in scored],
-            loss_evaluations=evaluations,
-            optimizer=self.optimizer.name if self.optimizer else "",
-            steps=step,
-        )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,10 +34,11 @@ from mlperf_jax.core.benchmark import Batch, Benchmark
 from mlperf_jax.core.checkpoints import Checkpoints
 from mlperf_jax.core.judges import Judges, judges_of
 from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.protocols import SavesAdapter
 from mlperf_jax.core.standing import Standing
 from mlperf_jax.errors import UserError
 from mlperf_jax.optimizers import tree as trees
-from mlperf_jax.paths import check_path
+from mlperf_jax.paths import check_new, check_path
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import (
     SMALL_PRINT,
@@ -269,22 +271,8 @@ def load(
     own = meshes.make_mesh(mesh or options_here(kept.options).mesh)
     assembly = states.assemble(benchmark, own, optax.identity())  # no memory for its state
     assembly.check_room()
-    with Checkpoints(kept.checkpoints, identity=None) as checkpoints:
-        step = _chosen_step(kept, benchmark, checkpoints.steps(), step)
-        newest = checkpoints.latest_meta() or {}
-        theirs, ours = newest.get("identity", {}).get("configuration"), trained_hash(kept.config)
-        if theirs not in (None, ours):
-            raise UserError(
-                f"{kept.checkpoints} holds checkpoints of the configuration {theirs}, and "
-                f"{kept.folder.config_path} is {ours}: these files are of different runs"
-            )
-        view = assembly.kept(assembly.abstract_view)
-        weights = newest.get("evaluates", "params")
-        abstract = {weights: view["params"], "tables": view["tables"], "stats": view["stats"]}
-        found = checkpoints.restore(abstract, step, partial=True)
-    assert found is not None, "there are checkpoints"
-    state, standing = found[0], Standing.of(found[1])
-    state["params"] = state.pop(weights)
+    view = assembly.kept(assembly.abstract_view)
+    state, standing = _restored(kept, benchmark, step, view)
     seed = kept.options["seed"]
     folder = find_data() if assembly.has_untrained else ""
     view = assembly.eval_view(with_untrained(assembly, state, seed, folder))
@@ -298,6 +286,53 @@ def load(
         view=view,
         find_data=find_data,
     )
+
+
+def save_adapter(
+    kept: Kept,
+    benchmark: Benchmark,
+    folder: str | os.PathLike,
+    step: int | None,
+    base: str | None,
+) -> pathlib.Path:
+    """Writes the adapter of a run, whose parameters are read onto one device; nothing that is frozen is.
+
+    Raises:
+        UserError: as `load`; the benchmark trains no adapters, or the folder is there already.
+    """
+    if not isinstance(benchmark, SavesAdapter):
+        raise UserError(
+            f"{kept.folder.path} is a run of {benchmark.name}, which trains no adapters: give one of a benchmark with LoRA"
+        )
+    check_new(folder, "the adapter's folder")
+    resolved = preflight.resolve_dtype(benchmark)
+    assembly = states.assemble(resolved, meshes.make_mesh("data=1"), optax.identity())
+    view = assembly.kept(assembly.abstract_view)
+    state, _ = _restored(kept, benchmark, step, {"params": view["params"]})
+    return benchmark.save_adapter(state["params"], folder, base)
+
+
+def _restored(
+    kept: Kept, benchmark: Benchmark, step: int | None, view: states.State
+) -> tuple[states.State, Standing]:
+    """What a checkpoint holds of the parts in `view`, and where the run stood."""
+    with Checkpoints(kept.checkpoints, identity=None) as checkpoints:
+        step = _chosen_step(kept, benchmark, checkpoints.steps(), step)
+        newest = checkpoints.latest_meta() or {}
+        theirs, ours = newest.get("identity", {}).get("configuration"), trained_hash(kept.config)
+        if theirs not in (None, ours):
+            raise UserError(
+                f"{kept.checkpoints} holds checkpoints of the configuration {theirs}, and "
+                f"{kept.folder.config_path} is {ours}: these files are of different runs"
+            )
+        weights = newest.get("evaluates", "params")
+        names = {"params": weights, "tables": "tables", "stats": "stats"}
+        abstract = {name: view[part] for part, name in names.items() if part in view}
+        found = checkpoints.restore(abstract, step, partial=True)
+    assert found is not None, "there are checkpoints"
+    state = found[0]
+    state["params"] = state.pop(weights)
+    return state, Standing.of(found[1])
 
 
 def _chosen_step(

@@ -218,37 +218,37 @@ def cut(path: pathlib.Path, offset: int) -> None:
         raise cannot_write(path, error) from error
 
 
-class Lines:
-    """An append-only file of text lines, written past Python's buffers.
+class Appending:
+    """An append-only file, written past Python's buffers.
 
-    A line that cannot be written whole is taken back, so the file never keeps half of it while this
-    process lives; `offset` is then still the end of the last whole line.
+    What cannot be written whole is taken back, so the file never keeps a part of it while this
+    process lives; `offset` is then still the end of what was written before.
 
     Args:
-        path: the file; made when missing. Half a line at its end is dropped.
-        resume_at: cut the file back to this many bytes first.
+        path: the file; made when missing, else gone on with.
     """
 
-    def __init__(self, path: os.PathLike | str, *, resume_at: int | None = None):
+    def __init__(self, path: os.PathLike | str):
         self.path = pathlib.Path(path)
-        if resume_at is not None:
-            cut(self.path, resume_at)
         try:
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            self.offset = whole_lines(self.path)
+            self.offset = self._whole()
             if os.fstat(self._file).st_size > self.offset:
                 os.ftruncate(self._file, self.offset)
         except OSError as error:
             raise cannot_write(self.path, error) from error
         sync_folder(self.path.parent)
 
-    def append(self, line: str, *, sync: bool) -> None:
-        """Appends one line (given without its newline); with `sync` it is on the disk on return.
+    def _whole(self) -> int:
+        """How many of the file's bytes are kept when it is opened."""
+        return os.fstat(self._file).st_size
+
+    def append_bytes(self, data: bytes, *, sync: bool) -> None:
+        """Appends these bytes; with `sync` they are on the disk on return.
 
         Raises:
-            UserError: the disk is full, the file can no longer be written, or somebody removed it.
+            UserError: the disk is full, or the file can no longer be written.
         """
-        data = line.encode("utf-8") + b"\n"
         try:
             written = 0
             while written < len(data):  # a nearly full disk takes a part
@@ -259,20 +259,7 @@ class Lines:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self.offset)
             raise cannot_write(self.path, error) from error
-        self.check_there()
         self.offset += len(data)
-
-    def check_there(self) -> None:
-        """Nothing, if the file still has a name: what is written is else seen by nobody, and gone with this process.
-
-        Raises:
-            UserError: somebody removed it.
-        """
-        if os.fstat(self._file).st_nlink == 0:
-            raise UserError(
-                f"{self.path} was removed while the run wrote it: put its folder back from a copy to resume, "
-                "or start another run"
-            )
 
     def sync(self) -> None:
         """Returns when all that was appended is on the disk."""
@@ -286,3 +273,41 @@ class Lines:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+class Lines(Appending):
+    """An append-only file of text lines, which never keeps half of one.
+
+    Args:
+        path: the file; made when missing. Half a line at its end is dropped.
+        resume_at: cut the file back to this many bytes first.
+    """
+
+    def __init__(self, path: os.PathLike | str, *, resume_at: int | None = None):
+        if resume_at is not None:
+            cut(pathlib.Path(path), resume_at)
+        super().__init__(path)
+
+    def _whole(self) -> int:
+        return whole_lines(self.path)
+
+    def append(self, line: str, *, sync: bool) -> None:
+        """Appends one line (given without its newline); with `sync` it is on the disk on return.
+
+        Raises:
+            UserError: the disk is full, the file can no longer be written, or somebody removed it.
+        """
+        self.append_bytes(line.encode("utf-8") + b"\n", sync=sync)
+        self.check_there()
+
+    def check_there(self) -> None:
+        """Nothing, if the file still has a name: what is written is else seen by nobody, and gone with this process.
+
+        Raises:
+            UserError: somebody removed it.
+        """
+        if os.fstat(self._file).st_nlink == 0:
+            raise UserError(
+                f"{self.path} was removed while the run wrote it: put its folder back from a copy to resume, "
+                "or start another run"
+            )

@@ -17,6 +17,7 @@ from mlperf_jax.errors import UserError, optional
 _FILES = (
     re.compile(r"result_\d+\.txt"),
     re.compile(r"run_\d+/(config|resumed|trained|scores|result)\.json|run_\d+/scalars\.jsonl"),
+    re.compile(r"run_\d+/tensorboard/events\.out\.tfevents\.[\w.]+"),
 )
 
 
@@ -74,11 +75,13 @@ class Mirror:
             return
         bucket = self.url.split("://", 1)[1]
         try:
-            for remote in self._remote.find(self.url, maxdepth=2):  # not the checkpoints
+            found = self._remote.find(self.url, maxdepth=2)  # not the checkpoints
+            for remote in [*found, *self._remote.glob(f"{self.url}/run_*/tensorboard/*")]:
                 name = str(remote).split(bucket + "/", 1)[-1]
                 if not any(pattern.fullmatch(name) for pattern in _FILES):
                     continue
                 here = self.local / name
+                self._copied.setdefault(name, (0, 0))
                 content = self._remote.cat_file(remote)
                 if here.exists() and here.read_bytes().startswith(content):
                     continue
@@ -116,6 +119,11 @@ class Mirror:
                 if self._copied.get(name) != state:
                     self._remote.put_file(str(path), f"{self.url}/{name}")
                     self._copied[name] = state
+            # an event file that another has replaced: TensorBoard would show its points twice
+            for name in [name for name in self._copied if "/tensorboard/" in name]:
+                if not (self.local / name).exists():
+                    self._remote.rm_file(f"{self.url}/{name}")
+                    del self._copied[name]
         except Exception as error:
             message = f"{self.url} cannot be written ({error}); the files are in {self.local}."
             if final:

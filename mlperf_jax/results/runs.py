@@ -3,6 +3,7 @@
     output/result_0.txt … result_4.txt      one log per run, side by side
     output/run_0/config.json                what was trained, resolved, with its hash
     output/run_0/scalars.jsonl              one JSON object per line: step, samples, loss …; null: not finite
+    output/run_0/tensorboard/               the same as event files, where that was asked for (events.py)
     output/run_0/checkpoints/               written by the training loop
     output/run_0/trained.json               that it is trained, of a run that is scored afterwards
     output/run_0/result.json                how it ended; only a finished run has one

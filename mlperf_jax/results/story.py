@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlperf_jax.errors import UserError
@@ -15,7 +15,7 @@ from mlperf_jax.results import log as logs, rules
 from mlperf_jax.results.result import SMALL_PRINT, Result, Results, folder_of
 from mlperf_jax.results.runs import RunFolder, Scalars, runs_at
 
-_NO_VALUES = ("step", "samples")
+NO_VALUES = ("step", "samples")  # of a line of scalars
 
 
 @dataclass
@@ -45,8 +45,7 @@ class Story:
         Raises:
             UserError: its scalars or its log are damaged.
         """
-        targets = [rules.Target(**target) for target in run.config()["config"].get("targets", [])]
-        story = cls.of(targets, name or run.path.name)
+        story = cls.of(targets_of(run), name or run.path.name)
         story.begin_with(run)
         return story
 
@@ -54,17 +53,10 @@ class Story:
         """Takes up what a run's folder tells so far, in place of what was noted."""
         self.points.clear()
         for line in Scalars.read(run.scalars_path) if run.scalars_path.exists() else ():
-            values = {key: value for key, value in line.items() if key not in _NO_VALUES}
+            values = {key: value for key, value in line.items() if key not in NO_VALUES}
             self.add(line["samples"], values)
-        for line in logs.read(run.log_path) if run.log_path.exists() else ():
-            value, samples = line.value, line.metadata.get("samples_count")
-            if (
-                line.key == "eval_accuracy"
-                and isinstance(value, int | float)
-                and isinstance(samples, int)
-            ):
-                named = line.metadata.get("metric", next(iter(self.levels), "quality"))
-                self.add(samples, {str(named): value})
+        for name, line in qualities(run.log_path, next(iter(self.levels), "quality")):
+            self.add(line.metadata["samples_count"], {name: line.value})
 
     @classmethod
     def of(cls, targets: Sequence[rules.Target], name: str) -> Story:
@@ -72,6 +64,28 @@ class Story:
         return cls(
             name, {target.name: target.bound for target in targets if target.bound is not None}
         )
+
+
+def targets_of(run: RunFolder) -> list[rules.Target]:
+    """What a run's configuration says that it has to reach."""
+    return [rules.Target(**target) for target in run.config()["config"].get("targets", [])]
+
+
+def qualities(log: pathlib.Path, first: str) -> Iterator[tuple[str, logs.Line]]:
+    """Name and line of each quality in a log that says after how many samples it was; none without a log.
+
+    Args:
+        log: the file.
+        first: the name of qualities that the log gives none, as a benchmark with one target does.
+    """
+    for line in logs.read(log) if log.exists() else ():
+        number = isinstance(line.value, int | float)
+        if (
+            line.key in ("eval_accuracy", "eval_error")
+            and number
+            and isinstance(line.metadata.get("samples_count"), int)
+        ):
+            yield str(line.metadata.get("metric", first)), line
 
 
 def draw(stories: Sequence[Story], names: Sequence[str] = ()) -> str:

@@ -224,6 +224,7 @@ FACTS = {
             ("lora_alpha", 16, "lora_alpha"),
             ("lora_dropout", 0.0, "lora_dropout"),
             ("base_bits", 8, "base_bits"),
+            ("adapter", "/mine", "adapter"),
             ("clip_norm", 1.0, "clip_norm"),
             ("weight_decay", 0.0, "weight_decay"),
             ("beta_2", 0.95, "beta_2"),

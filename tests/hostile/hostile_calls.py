@@ -43,6 +43,10 @@ def of_calls():
         ("load('no/such')", "is not the folder of a run"),
         ("load('x' * 300)", NO_PATH),
         ("load('a\\0b')", NO_PATH),
+        ("save_adapter(None, 'new')", "None is no folder of a run"),
+        ("save_adapter('no/such', 'new')", "is not the folder of a run"),
+        ("run('llama2_70b_lora', tiny=True, adapter=3)", "adapter must be a path"),
+        ("run('llama2_70b_lora', tiny=True, adapter='a\\0b')", "adapter must be a path"),
         ("evaluate(None)", NO_PATH),
         ("evaluate('x' * 300)", NO_PATH),
         ("evaluate('no/such')", "holds no run"),
@@ -63,6 +67,9 @@ def of_calls():
         ("check('x' * 300)", NO_PATH),
         ("check('no/such')", "does not exist"),
         ("check('no/such', division='ajar')", "division is 'ajar'"),
+        ("events.convert(None)", NO_PATH),
+        ("events.convert('x' * 300)", NO_PATH),
+        ("events.convert('no/such')", "is not the folder of a run"),
     ):
         yield Entry(f"results.{statement}", says, python=True)
 

@@ -18,7 +18,9 @@ from scripts import (
 )
 
 # what commands import when they need it
-LATE = [f"mlperf_jax.results.{name}" for name in ("compliance", "report", "score", "story")]
+LATE = [
+    f"mlperf_jax.results.{name}" for name in ("compliance", "events", "report", "score", "story")
+]
 
 
 def statement(text: str) -> int:

@@ -29,6 +29,12 @@ def bucket(tmp_path, monkeypatch):
             names = memory.find(url.removeprefix("gs:/"), **limits)
             return [name.removeprefix("/") for name in names]
 
+        def glob(self, pattern):
+            return [name.removeprefix("/") for name in memory.glob(pattern.removeprefix("gs:/"))]
+
+        def rm_file(self, remote):
+            memory.rm_file(remote.removeprefix("gs:/"))
+
         def cat_file(self, name):
             return memory.cat_file("/" + name)
 
@@ -107,6 +113,25 @@ def test_a_run_goes_on_on_another_machine(bucket, tmp_path, monkeypatch):
     fill(first, {"result_0.txt": "log\nlonger, but of a machine that was lost\n"})
     first.pull()
     assert (first.local / "result_0.txt").read_text() == "log\nother\n"
+
+
+def test_an_event_file_takes_the_place_of_the_one_before(bucket, tmp_path, monkeypatch):
+    first = Mirror("gs://bucket/runs", filesystem=bucket)
+    events = "run_0/tensorboard/events.out.tfevents"
+    fill(first, FILES | {f"{events}.1.run_0": "a", "run_1/tensorboard/events.out.tfevents.1": "b"})
+    first.push()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    second = Mirror("gs://bucket/runs", filesystem=bucket)
+    second.pull()
+    earlier = second.local / f"{events}.1.run_0"
+    assert earlier.read_text() == "a"
+    earlier.rename(second.local / f"{events}.2.run_0")
+    second.push()
+    left = bucket.find("gs://bucket/runs")
+    assert [name.rpartition("runs/")[2] for name in left if "tfevents" in name] == [
+        f"{events}.2.run_0",
+        "run_1/tensorboard/events.out.tfevents.1",
+    ]
 
 
 def test_lines_that_were_not_copied_yet_are_kept(bucket):
