@@ -30,6 +30,7 @@ import selection
 from jax.experimental.compilation_cache import compilation_cache
 
 from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core import brief, compiling, mesh as meshes
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
@@ -119,7 +120,7 @@ def compiled_once() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test's own benchmarks, and the folders they are looked for in, end with it."""
-    monkeypatch.setattr(benchmarks, "_REGISTERED", {})
+    monkeypatch.setattr(registry, "_REGISTERED", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 

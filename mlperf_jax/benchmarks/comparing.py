@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mlperf_jax.benchmarks import registry
+from mlperf_jax.benchmarks.folders import data_folder
 from mlperf_jax.core.fields import Count, Several, Whole, check
 from mlperf_jax.core.options import RunOptions, Seed
 from mlperf_jax.errors import UserError, did_you_mean
@@ -75,12 +77,11 @@ def compare(
         compare("resnet", ["sgd:0.5", "recipe", "muon:0.02"], tiny=True, evaluate_every=11)
         compare("bert", {"mine": optax.adan(1e-2), "lamb": "recipe"}, tiny=True, output="runs/adan")
     """
-    from mlperf_jax import benchmarks
     from mlperf_jax.core import launch
     from mlperf_jax.core.comparison import compare as comparing, entries
     from mlperf_jax.results.comparison.shown import Compared
 
-    cls = benchmarks.benchmark_class(name)
+    cls = registry.benchmark_class(name)
     mine = [field.name for field in dataclasses.fields(cls)]
     for setting in settings:
         if setting not in (*mine, *OPTIONS):
@@ -91,7 +92,7 @@ def compare(
     if options.output and "://" in options.output:
         raise UserError(f"--output {options.output}: a comparison is written into a local folder")
     tune, chosen = check("tune", tune, Whole), _seeds(seeds)
-    benchmark = benchmarks.get(name, tiny=tiny, **fields)
+    benchmark = registry.get(name, tiny=tiny, **fields)
     if isinstance(optimizers, str):
         optimizers = optimizers.split()
     found = entries.entries_of(benchmark, optimizers, tuned=tune > 0)
@@ -100,7 +101,7 @@ def compare(
         benchmark,
         found,
         options,
-        lambda: benchmarks.data_folder(benchmark, options),
+        lambda: data_folder(benchmark, options),
         seeds=chosen,
         tune=tune,
         parallel=check("parallel", parallel, bool),

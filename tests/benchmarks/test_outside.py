@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from mlperf_jax import benchmarks, cli
-from mlperf_jax.benchmarks import Benchmark, Target
+from mlperf_jax.benchmarks import Benchmark, Target, registry
 from mlperf_jax.core import preflight
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
@@ -132,7 +132,7 @@ def test_a_run_is_open_logged_and_found_again(here):
     assert lines["submission_benchmark"] == "wine"
     assert lines["submission_division"] == "open"
     assert lines["my_key"] == 3
-    benchmarks._REGISTERED.clear()
+    registry._REGISTERED.clear()
     trained = benchmarks.load("out")
     assert trained.benchmark.name == "wine"
     assert trained.evaluate() == trained.quality
@@ -157,7 +157,7 @@ def trained(here):
 
 def test_a_run_whose_file_is_gone(trained):
     (trained / "wine.py").rename(trained / "moved.py")
-    benchmarks._REGISTERED.clear()
+    registry._REGISTERED.clear()
     with pytest.raises(
         UserError, match=r"the run is of 'wine', whose class is not found: .*wine\.py"
     ):
@@ -168,7 +168,7 @@ def test_a_run_whose_file_is_gone(trained):
 
 def test_a_run_whose_file_names_another_benchmark_now(trained):
     edited(trained, 'name = "wine"', 'name = "juice"')
-    benchmarks._REGISTERED.clear()
+    registry._REGISTERED.clear()
     with pytest.raises(UserError, match="has the name 'juice' now; put its file back, or register"):
         benchmarks.load("out")
 
@@ -187,7 +187,7 @@ def test_offline_it_is_scored_from_its_folder(here):
     assert (
         benchmarks.run("wine.py:Wine", tiny=True, output="out", max_samples=2560, **QUIET) is None
     )
-    benchmarks._REGISTERED.clear()
+    registry._REGISTERED.clear()
     assert cli.main(["evaluate", "out"]) == 0
     assert benchmarks.load("out").quality["accuracy"] >= 0.9
 

@@ -6,7 +6,7 @@ import sys
 
 import mlperf_jax
 from mlperf_jax import benchmarks, cli
-from mlperf_jax.benchmarks import table
+from mlperf_jax.benchmarks import registry, table
 from mlperf_jax.results import rules
 from mlperf_jax.results.listing import rounds
 
@@ -51,7 +51,7 @@ def test_rounds_are_spans():
 
 def test_benchmarks_of_ones_own_are_named_beside_options(capsys, monkeypatch):
     template = pathlib.Path(mlperf_jax.__file__).parent / "template" / "my_benchmark.py"
-    monkeypatch.setattr(benchmarks, "_REGISTERED", {})
+    monkeypatch.setattr(registry, "_REGISTERED", {})
     assert cli.main(["list", "--json", f"{template}:MyBenchmark"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["benchmark"] == "my_benchmark"
 

@@ -4,7 +4,7 @@ import urllib.parse
 
 import pytest
 
-from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.downloads import manifest
 from mlperf_jax.input_pipelines.downloads.manifest import Licence, ManifestError
@@ -34,7 +34,7 @@ def _toml(value):
 
 
 def test_every_benchmark_has_a_manifest_and_there_is_no_other():
-    assert set(manifest.names()) == set(benchmarks._BENCHMARKS)
+    assert set(manifest.names()) == set(registry._BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", manifest.names())

@@ -9,7 +9,7 @@ import pytest
 import toys
 
 import mlperf_jax
-from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.in_memory import InMemory
@@ -32,7 +32,7 @@ def said(check, *given):
 
 
 def test_a_fair_toy_passes(monkeypatch):
-    monkeypatch.setattr(benchmarks, "_REGISTERED", {"fair": Fair})
+    monkeypatch.setattr(registry, "_REGISTERED", {"fair": Fair})
     checks.configuration_is_plain(Fair())
     checks.evaluation_steps_increase(Fair())
     checks.absences_are_stated(Fair)
@@ -42,7 +42,7 @@ def test_a_fair_toy_passes(monkeypatch):
 
 
 def test_a_configuration_that_json_does_not_keep(monkeypatch):
-    monkeypatch.setattr(benchmarks, "_REGISTERED", {"fair": Fair})
+    monkeypatch.setattr(registry, "_REGISTERED", {"fair": Fair})
     odd = Fair()
     object.__setattr__(odd, "rate", 0.1 + 1e-17j)  # what no annotation would have let through
     assert "JSON does not keep the configuration: rate" in said(checks.configuration_is_plain, odd)
