@@ -49,7 +49,7 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!mlperf_jax\.).*")]
 nitpick_ignore = [
     ("py:class", f"mlperf_jax.{name}")
     for name in (
-        "benchmarks.B",
+        "benchmarks.registry.B",
         "core.fields.NotEmpty",
         "core.state.Assembly",
         "input_pipelines.building.Job",

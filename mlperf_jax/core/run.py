@@ -450,6 +450,7 @@ class Run:
     ) -> Result | None:
         """`result.json`: the state that counts, its step, the steps scored afterwards."""
         self.checkpoints.wait()
+        self.checkpoints.tidy()
         digest, evaluations = None, states.evaluations(state or {})
         if state is not None:
             view = self.assembly.kept(self.assembly.eval_view(state))

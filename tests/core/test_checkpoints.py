@@ -204,6 +204,28 @@ def test_an_empty_folder_holds_nothing(make):
         make(keep=0)
 
 
+def test_what_the_disk_would_not_delete_is_deleted_when_the_run_has_ended(make, mesh, monkeypatch):
+    def fail(*_):
+        raise OSError(30, "Read-only file system")
+
+    def steps():
+        return make(identity=None).steps()
+
+    first = make(keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(first._files), "delete", fail)
+        for step in (1, 2, 3, 4):
+            first.save(step, placed(host_state(step), mesh, P("data")), {}, sealed=step == 1)
+        first.close()
+    assert steps() == [1, 2, 3, 4]
+    again = make(keep=2)
+    assert again.latest_meta() is not None
+    again.tidy()
+    assert steps() == [1, 3, 4]
+    again.tidy()
+    assert steps() == [1, 3, 4]
+
+
 def test_retention_keeps_the_newest_and_the_sealed(make, mesh):
     checkpoints = make(keep=2)
     for step in range(1, 9):

@@ -136,6 +136,13 @@ class Checkpoints:
             "permissions, then resume"
         ) from error
 
+    def tidy(self) -> None:
+        """Deletes what a save would have, had the disk let it: of a run that has ended, for no save follows."""
+        places = [place for place in self._files.places() if place not in self._damaged]
+        if places and jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                self._retain(max(places))
+
     def close(self) -> None:
         """Waits for the save under way and ends the background thread; no save after that."""
         try:
