@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError, did_you_mean
@@ -22,7 +23,7 @@ DTYPE = "bfloat16"  # what `dtype="auto"` means on every device that can be plan
 
 
 def plan(
-    benchmark: benchmarks.Named,
+    benchmark: registry.Named,
     on: str,
     *,
     mesh: str | None = None,
@@ -71,7 +72,7 @@ def plan(
     return dataclasses.replace(made, search=tuple(rows))
 
 
-def _configured(benchmark: benchmarks.Named, tiny: bool, fields: dict[str, Any]) -> Benchmark:
+def _configured(benchmark: registry.Named, tiny: bool, fields: dict[str, Any]) -> Benchmark:
     known = [field.name for field in dataclasses.fields(benchmarks.benchmark_class(benchmark))]
     for name in fields:
         if name not in known:

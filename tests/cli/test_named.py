@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from mlperf_jax import benchmarks, cli
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.cli import named
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.options import RunOptions
@@ -14,7 +15,7 @@ from mlperf_jax.core.options import RunOptions
 def test_no_field_is_named_like_a_run_option(name):
     fields = {f.name for f in dataclasses.fields(benchmarks.benchmark_class(name))}
     assert not fields & {f.name for f in dataclasses.fields(RunOptions)}
-    assert not fields & benchmarks.RESERVED
+    assert not fields & registry.RESERVED
 
 
 def test_help_of_run_shows_the_fields_with_their_values(capsys):

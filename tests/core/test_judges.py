@@ -11,6 +11,7 @@ import toys
 from flax import nnx
 
 from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core import evaluation, judges, mesh as meshes, preflight
 from mlperf_jax.core.bench import bench
 from mlperf_jax.core.checkpoints import Checkpoints
@@ -81,7 +82,7 @@ def test_they_are_there_while_an_evaluation_lasts(monkeypatch):
 
 
 def test_runs_that_are_scored_later_load_them_once(tmp_path, loads, monkeypatch):
-    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: playing_toys.OfflineJudged)
+    monkeypatch.setattr(registry, "benchmark_class", lambda name: playing_toys.OfflineJudged)
     inline = toys.run(toys.Toy(), tmp_path / "inline")
     assert (
         toys.run(playing_toys.OfflineJudged(), tmp_path / "a", max_samples=1280, data_dir="data")
@@ -95,7 +96,7 @@ def test_runs_that_are_scored_later_load_them_once(tmp_path, loads, monkeypatch)
 
 
 def test_a_loaded_run_is_judged_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: playing_toys.Judged)
+    monkeypatch.setattr(registry, "benchmark_class", lambda name: playing_toys.Judged)
     result = toys.run(playing_toys.Judged(), tmp_path, data_dir="data")
     found = benchmarks.load(tmp_path, data_dir="data")
     assert found.evaluate() == result.quality

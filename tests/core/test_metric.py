@@ -10,6 +10,7 @@ import pytest
 import toys
 
 from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core import evaluation, launch, offline, preflight
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.errors import UserError
@@ -98,7 +99,7 @@ def test_scoring_after_the_run_reads_them(folder):
 
 def test_loaded_weights_are_evaluated_by_them(folder, monkeypatch):
     _, result = run(Scored, folder, max_samples=32 * 20)
-    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: Scored)
+    monkeypatch.setattr(registry, "benchmark_class", lambda name: Scored)
     loaded = benchmarks.load(folder / "output", data_dir=str(folder / "data"))
     assert loaded.evaluate() == result.quality
     (folder / "data").rename(folder / "elsewhere")

@@ -15,6 +15,7 @@ import pytest
 import toys
 
 from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core import generation, launch
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.checkpoints import Checkpoints
@@ -173,7 +174,7 @@ def test_bucket_shapes_of_different_rows(pair, x64, tmp_path):
 def test_runs_that_are_scored_later(pair, x64, monkeypatch):
     with Checkpoints(pair / "Offline" / "run_0" / "checkpoints", identity={}) as some:
         assert some.sealed_steps() == [10, 20]
-    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: playing_toys.OfflineJudged)
+    monkeypatch.setattr(registry, "benchmark_class", lambda name: playing_toys.OfflineJudged)
     assert benchmarks.evaluate(pair / "Offline").scored == [320, 640]
 
 

@@ -7,6 +7,7 @@ import pytest
 import toys
 
 from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core import evaluation, offline
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.checkpoints import Checkpoints
@@ -21,7 +22,7 @@ HARD = (Target("accuracy", above=1.0),)
 @pytest.fixture(autouse=True)
 def toy_is_found(monkeypatch):
     """`evaluate` finds the benchmark by the name in the run's configuration."""
-    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: toys.Offline)
+    monkeypatch.setattr(registry, "benchmark_class", lambda name: toys.Offline)
 
 
 def trained(folder, *, steps=40, **fields):
@@ -155,7 +156,7 @@ def test_the_official_checker_of_two_metrics_wants_two_checkpoints(tmp_path, mon
         def quality_lines(self, quality):
             return [(80.0, {"metric": "FID"}), (quality["accuracy"], {"metric": "CLIP"})]
 
-    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: Painter)
+    monkeypatch.setattr(registry, "benchmark_class", lambda name: Painter)
     easy = (Target("accuracy", at_least=0.1),)
     toys.run(Painter(targets=easy), tmp_path, max_samples=640, data_dir="data")
     assert benchmarks.evaluate(tmp_path).samples == 320
@@ -260,7 +261,7 @@ def test_a_run_with_another_optimizer_is_rebuilt_with_it_and_names_it(tmp_path):
 def test_what_is_not_to_be_scored_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds no run"):
         benchmarks.evaluate(tmp_path / "nothing")
-    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: toys.Toy)
+    monkeypatch.setattr(registry, "benchmark_class", lambda name: toys.Toy)
 
     with toys.failing(toys.Toy, 3), pytest.raises(UserError, match="damaged"):
         toys.run(toys.Toy(), tmp_path, data_dir="data")

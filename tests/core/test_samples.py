@@ -9,6 +9,7 @@ import pytest
 import toys
 
 from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core import evaluation, preflight
 from mlperf_jax.core.bench import bench
 from mlperf_jax.core.benchmark import Target
@@ -71,7 +72,7 @@ def test_a_run_counts_samples(packed):
 
 
 def test_its_weights_are_found_by_its_samples(packed, monkeypatch):
-    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: more_toys.Packed)
+    monkeypatch.setattr(registry, "benchmark_class", lambda name: more_toys.Packed)
     assert benchmarks.load(packed[1]).step == 13
 
 

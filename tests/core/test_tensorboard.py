@@ -8,6 +8,7 @@ import toys
 from tensorboard.backend.event_processing import event_accumulator
 
 from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core import preflight
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import events, log as logs
@@ -96,7 +97,7 @@ def test_a_run_that_goes_on_without_says_so(tmp_path, capsys):
 
 
 def test_scores_of_an_offline_run_are_there_once_though_it_was_scored_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: toys.Offline)
+    monkeypatch.setattr(registry, "benchmark_class", lambda name: toys.Offline)
     toys.run(toys.Offline(), tmp_path, max_samples=32 * 40, data_dir="data", **ASKED)
     assert "eval/accuracy" not in shown(tmp_path)[0]
 

@@ -11,6 +11,7 @@ import pytest
 import toys
 
 from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core import launch, trained
 from mlperf_jax.core.benchmark import Start, Target
 from mlperf_jax.core.checkpoints import checksums
@@ -24,7 +25,7 @@ def toy(monkeypatch):
     """The class that `load` finds by the name in a run's configuration: `toy(toys.Beside)` changes it."""
 
     def use(cls):
-        monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: cls)
+        monkeypatch.setattr(registry, "benchmark_class", lambda name: cls)
         return cls
 
     use(toys.Toy)

@@ -12,6 +12,7 @@ import pytest
 import toys
 
 from mlperf_jax import benchmarks
+from mlperf_jax.benchmarks import registry
 from mlperf_jax.core import preflight
 from mlperf_jax.core.benchmark import Bucket, Target, f32, i32
 from mlperf_jax.core.options import RunOptions
@@ -217,7 +218,7 @@ def test_it_may_come_from_a_file(tmp_path):
 
 
 def test_scoring_after_a_run_needs_no_transform(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarks, "benchmark_class", lambda name: toys.Offline)
+    monkeypatch.setattr(registry, "benchmark_class", lambda name: toys.Offline)
     given = {"transform": Shifted(), "max_samples": 640, "data_dir": "data"}
     assert toys.run(toys.Offline(), tmp_path, **given) is None
     assert benchmarks.evaluate(tmp_path).samples == 640
