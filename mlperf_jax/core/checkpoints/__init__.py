@@ -368,6 +368,8 @@ class Checkpoints:
                 totals[name] += value
         for name, total in totals.items():
             meta["leaves"][name]["sum"] = f"{total & checksums.MASK:016x}"
+        if not any((path / "arrays").glob("ocdbt.process_*")):  # Orbax would only warn
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
         try:
             # Orbax joins the processes' parts into one index
             self._handler.finalize(path / "arrays")
