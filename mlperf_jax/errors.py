@@ -84,13 +84,21 @@ class Interrupted(Told):
         self.signal = number
 
 
+_LISTED = 500  # characters of known names in a sentence
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """': did you mean …?' with the nearest known name, or the list of them when none is near."""
     known = list(known)
     if not known:
         return ", as there are none"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    if near:
+        return f": did you mean {near[0]!r}?"
+    listed = ", ".join(sorted(known))
+    if len(listed) > _LISTED:
+        listed = f"{listed[: listed.rindex(',', 0, _LISTED)]}, … ({len(known)} in all)"
+    return f"; known: {listed}"
 
 
 def optional(module: str, extra: str, purpose: str) -> Any:

@@ -60,7 +60,7 @@ class RunOptions:
     profile: Annotated[bool, "xprof trace of some steps, in the run's folder"] = False
     tensorboard: Annotated[
         bool,
-        "TensorBoard event files beside the scalars, in the run's folder (extra `tensorboard`)",
+        "write TensorBoard event files beside the scalars, in the run's folder (extra `tensorboard`)",
     ] = False
     org: Annotated[str, "the log's `submission_org`"] = "none"
     platform: Annotated[str | None, "the log's `submission_platform`"] = None

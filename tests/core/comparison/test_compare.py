@@ -338,7 +338,7 @@ print("ended", flush=True)
 """
 
 
-@pytest.mark.parametrize("parallel", ["one", "parallel"])
+@pytest.mark.parametrize("parallel", ["one", pytest.param("parallel", marks=pytest.mark.slow)])
 def test_killed_at_any_instant_it_goes_on_and_ends_the_same(
     undisturbed, tmp_path, parallel, compile_cache
 ):
