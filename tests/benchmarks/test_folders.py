@@ -19,6 +19,7 @@ from mlperf_jax.errors import DataError, UserError
 
 COMMAND = re.compile(r"mlperf-jax (data build .*?)(?:[;,)]|$)")
 CHEAP = ("resnet", "retinanet", "unet3d", "dlrm_dcnv2", "llama31_8b", "stable_diffusion", "rgat")
+DEAR = ("gpt3", "bert", "llama2_70b_lora", "llama31_405b")  # each mending takes seconds
 
 
 def files_of(name: str, folder: str) -> list[str]:
@@ -66,7 +67,9 @@ def own(name: str, tiny_data, tmp_path: pathlib.Path) -> str:
     return str(tmp_path / "data")
 
 
-@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize(
+    "name", [*CHEAP, *(pytest.param(name, marks=pytest.mark.slow) for name in DEAR)]
+)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_advice_of_a_message_mends_what_it_calls_damaged(name, damage, own, capsys):
     """One file after the other, of many one of each folder; what is refused names a command, and after it the run begins."""
