@@ -4,7 +4,7 @@ import json
 
 from mlperf_jax.core.standing import Ended, Standing
 
-GOING = Standing(12, 1, {"accuracy": 0.5}, 10, 3.5, {"epoch_num": 2}, [6, 12], True, saved=10)
+GOING = Standing(12, {"accuracy": 0.5}, 10, 3.5, {"epoch_num": 2}, [6, 12], True, saved=10)
 OVER = Standing(12, ended=Ended("aborted", "the model has diverged"))
 
 
