@@ -126,6 +126,20 @@ class Page:
             "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
         )
 
+    def point_along(self, picture: str) -> None:
+        """Points at one place of a picture after another, until the page shows its tip."""
+        self.value(
+            f"""(() => {{
+              const svg = document.querySelector({picture!r});
+              svg.scrollIntoView();
+              const box = svg.getBoundingClientRect();
+              for (let x = 80; x < box.width; x += 4) for (let y = 20; y < box.height - 50; y += 6) {{
+                svg.dispatchEvent(new PointerEvent('pointermove', {{clientX: box.left + x, clientY: box.top + y}}));
+                if (!document.getElementById('tip').hidden) return;
+              }}
+            }})()"""
+        )
+
     def value(self, expression: str) -> Any:
         """What a JavaScript expression is, awaited."""
         result = self.call(

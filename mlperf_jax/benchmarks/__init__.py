@@ -29,6 +29,7 @@ from mlperf_jax.benchmarks.folders import (
 )
 from mlperf_jax.benchmarks.registry import (
     benchmark_class as benchmark_class,
+    divided,
     from_config as from_config,
     get as get,
     names as names,
@@ -36,7 +37,7 @@ from mlperf_jax.benchmarks.registry import (
     register as register,
 )
 from mlperf_jax.core.options import RunOptions
-from mlperf_jax.errors import DataError, Interrupted, UserError, did_you_mean
+from mlperf_jax.errors import DataError, Interrupted, UserError
 
 if TYPE_CHECKING:
     from mlperf_jax.benchmarks.registry import Named
@@ -114,16 +115,8 @@ def run(name: Named, *, tiny: bool = False, **settings: Any) -> Any:
         run("resnet", tiny=True, optimizer=optax.adamw(1e-3), division="open")
         run(Wine(hidden=64))                  # a benchmark of your own
     """
-    known = {field.name for field in dataclasses.fields(RunOptions)}
-    options = RunOptions(**{k: v for k, v in settings.items() if k in known})
-    fields = {k: v for k, v in settings.items() if k not in known}
-    cls = benchmark_class(name)
-    mine = [field.name for field in dataclasses.fields(cls)]
-    for field in fields:
-        if field not in mine:
-            raise UserError(
-                f"run has no setting {field!r}{did_you_mean(field, sorted({*mine, *known}))}"
-            )
+    known = [field.name for field in dataclasses.fields(RunOptions)]
+    options, fields = divided("run", name, settings, known)
     from mlperf_jax.core import launch  # imports Orbax, which `names()` need not wait for
 
     benchmark = get(name, tiny=tiny, **fields)

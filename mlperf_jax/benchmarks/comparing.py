@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlperf_jax.benchmarks import registry
 from mlperf_jax.benchmarks.folders import data_folder
-from mlperf_jax.core.fields import Count, Several, Whole, check
-from mlperf_jax.core.options import RunOptions, Seed
-from mlperf_jax.errors import UserError, did_you_mean
+from mlperf_jax.core.fields import Count, Whole, check
+from mlperf_jax.core.options import RunOptions
+from mlperf_jax.errors import UserError
 
 if TYPE_CHECKING:
     from mlperf_jax.results.comparison.shown import Compared
@@ -81,14 +80,7 @@ def compare(
     from mlperf_jax.core.comparison import compare as comparing, entries
     from mlperf_jax.results.comparison.shown import Compared
 
-    cls = registry.benchmark_class(name)
-    mine = [field.name for field in dataclasses.fields(cls)]
-    for setting in settings:
-        if setting not in (*mine, *OPTIONS):
-            hint = did_you_mean(setting, sorted({*mine, *OPTIONS}))
-            raise UserError(f"compare has no setting {setting!r}{hint}")
-    options = RunOptions(**{k: v for k, v in settings.items() if k in OPTIONS})
-    fields = {k: v for k, v in settings.items() if k not in OPTIONS}
+    options, fields = registry.divided("compare", name, settings, OPTIONS)
     if options.output and "://" in options.output:
         raise UserError(f"--output {options.output}: a comparison is written into a local folder")
     tune, chosen = check("tune", tune, Whole), _seeds(seeds)
@@ -131,12 +123,8 @@ def compared(*folders: str | os.PathLike) -> Compared:
     return Compared(*reading.find(folders))
 
 
-def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
+def _seeds(given: Any) -> tuple[int, ...]:
     """So many seeds from 1 on, or those that are given, each once."""
-    if isinstance(given, int) and not isinstance(given, bool):
+    if isinstance(given, int):
         return tuple(range(1, check("seeds", given, Count) + 1))
-    seeds = check("seeds", given, Several[Seed])
-    twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
-    if twice is not None:
-        raise UserError(f"seeds has {twice} twice: leave one out")
-    return seeds
+    return RunOptions(seeds=given).seeds or ()

@@ -175,6 +175,30 @@ def recipe_note(benchmark: Benchmark) -> str | None:
     )
 
 
+def divided(
+    command: str, name: Named, settings: Mapping[str, Any], known: Collection[str]
+) -> tuple[RunOptions, dict[str, Any]]:
+    """The run options among some settings, and the benchmark's fields.
+
+    Args:
+        command: whose settings they are.
+        name: as `benchmark_class` takes it.
+        settings: by name.
+        known: the options that the command takes.
+
+    Raises:
+        UserError: one is neither, or an option has no such value.
+    """
+    options = RunOptions(**{k: v for k, v in settings.items() if k in known})
+    fields = {k: v for k, v in settings.items() if k not in known}
+    mine = [field.name for field in dataclasses.fields(benchmark_class(name))]
+    for field in fields:
+        if field not in mine:
+            hint = did_you_mean(field, sorted({*mine, *known}))
+            raise UserError(f"{command} has no setting {field!r}{hint}")
+    return options, fields
+
+
 def from_config(config: Mapping[str, Any], place: str | None = None) -> Benchmark:
     """The benchmark that the `config` of a run's config.json describes.
 

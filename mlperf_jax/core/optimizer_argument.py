@@ -133,7 +133,7 @@ def load_optimizer(text: str) -> Any:
         raise UserError(
             f"the learning rate {given.value} of {name!r} is none: give a positive number, such as {name}:1e-3"
         )
-    _check_taken(getattr(optax.contrib if name in OF_CONTRIB else optax, name), given)
+    _check_taken(_of_optax(name), given)
 
     def make(tree: ParamTree) -> Any:
         tx = _maker(name, tree)(rate, **settings)
@@ -186,9 +186,13 @@ def rate_of(text: str) -> float | None:
         return None
 
 
+def _of_optax(name: str) -> Callable[..., Any]:
+    return getattr(optax.contrib if name in OF_CONTRIB else optax, name)
+
+
 def _maker(name: str, tree: ParamTree) -> Callable[[float], Any]:
     """The function of optax that makes this optimizer from its learning rate."""
-    maker = getattr(optax.contrib if name in OF_CONTRIB else optax, name)
+    maker = _of_optax(name)
     if name == "sgd":
         return functools.partial(maker, momentum=0.9)
     if name == "muon":

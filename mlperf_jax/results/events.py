@@ -249,7 +249,7 @@ def _read(path: pathlib.Path) -> Iterator[Any]:
             return
         try:
             event = _library("compat.proto.event_pb2").Event.FromString(content[at + _HEADER : end])
-        except Exception:  # protobuf's own kind
+        except optional("google.protobuf.message", "tensorboard", "an event file").DecodeError:
             return
         yield event
         at = end + _FOOTER

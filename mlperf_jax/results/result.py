@@ -190,6 +190,11 @@ class Result:
         }
         return html_table(self._what(), rows) + SMALL_PRINT
 
+    @property
+    def line(self) -> str:
+        """How the run ended, and after what."""
+        return f"{self._outcome()}, {self.samples:,} samples in {_duration(self.seconds)}"
+
     def _what(self) -> str:
         return self.benchmark + (" (tiny)" if self.tiny else "")
 
@@ -221,11 +226,7 @@ class Results(list["Result | None"]):
     """The results of a set's runs, by run; None where a run is scored afterwards. A notebook shows them as a table."""
 
     def __str__(self) -> str:
-        lines = [
-            f"{result.seed}: {result._outcome()}, {result.samples:,} samples in {_duration(result.seconds)}"
-            for result in self
-            if result
-        ]
+        lines = [f"{result.seed}: {result.line}" for result in self if result]
         return "\n".join([*lines, UNVERIFIED, LEGEND])
 
     def _repr_html_(self) -> str:

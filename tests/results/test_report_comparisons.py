@@ -143,11 +143,11 @@ def test_a_report_shows_them_as_text_and_in_a_notebook():
 
 # -- in a browser ----------------------------------------------------------------------------------
 
-needs_browser = pytest.mark.skipif(chromium.binary() is None, reason="Chromium is not installed")
-
 
 @pytest.fixture(scope="module")
 def browser():
+    if chromium.binary() is None:
+        pytest.skip("Chromium is not installed")
     with chromium.Page() as page:
         yield page
 
@@ -162,7 +162,6 @@ def texts(page, selector):
     return page.value(f"[...document.querySelectorAll({selector!r})].map((n) => n.textContent)")
 
 
-@needs_browser
 def test_the_page_draws_tables_bands_intervals_and_profiles(browser, written):
     browser.open(written)
     assert browser.console == []
@@ -177,7 +176,6 @@ def test_the_page_draws_tables_bands_intervals_and_profiles(browser, written):
     assert "0.759 (0.746 to 0.772)" in texts(browser, "#plot-forest-0 .value")
 
 
-@needs_browser
 def test_intervals_lie_on_their_sides_of_one(browser, written):
     browser.open(written)
     muon, _, sgd = browser.value(
@@ -192,25 +190,13 @@ def test_intervals_lie_on_their_sides_of_one(browser, written):
     assert "seconds to the target" in browser.value("document.getElementById('plot-forest-0').textContent")  # fmt: skip
 
 
-@needs_browser
 def test_pointing_at_a_median_names_its_entry(browser, written):
     browser.open(written)
-    browser.value(
-        """(() => {
-          const svg = document.querySelector('#plot-band-0-1 svg');
-          svg.scrollIntoView();
-          const box = svg.getBoundingClientRect();
-          for (let x = 80; x < box.width; x += 4) for (let y = 20; y < box.height - 50; y += 6) {
-            svg.dispatchEvent(new PointerEvent('pointermove', {clientX: box.left + x, clientY: box.top + y}));
-            if (!document.getElementById('tip').hidden) return;
-          }
-        })()"""
-    )
+    browser.point_along("#plot-band-0-1 svg")
     tip = browser.value("document.getElementById('tip').textContent")
     assert "of 8 runs" in tip and "unverified" in tip
 
 
-@needs_browser
 @pytest.mark.parametrize("width", [1400, 420])
 def test_nothing_is_wider_than_the_window(browser, written, width):
     browser.open(written, width=width)
@@ -221,7 +207,6 @@ def test_nothing_is_wider_than_the_window(browser, written, width):
     assert max(ends) <= width
 
 
-@needs_browser
 def test_sets_are_called_by_their_optimizer_and_sources_are_short(browser, written):
     browser.open(written)
     legend = " ".join(texts(browser, "#group .legend span"))
@@ -236,14 +221,12 @@ def test_sets_are_called_by_their_optimizer_and_sources_are_short(browser, writt
     assert "class Flip" not in source and source.count("(4 lines)") == 4
 
 
-@needs_browser
 def test_without_comparisons_there_is_no_section(browser, sets, tmp_path):
     browser.open(report(sets, tmp_path / "r.html").path)
     assert browser.console == []
     assert browser.value("document.getElementById('comparisons').hidden") is True
 
 
-@needs_browser
 def test_hostile_labels_run_nothing(browser, sets, tmp_path):
     made = comparison({HOSTILE: [640 * n for n in range(1, 7)], "__proto__": [None] * 6, "b": []})
     made = dataclasses.replace(made, folder=HOSTILE, device="\ud800")

@@ -167,17 +167,7 @@ def test_findings_are_listed(page, written):
 
 
 def test_pointing_at_a_curve_names_its_run(page):
-    page.value(
-        """(() => {
-          const svg = document.querySelector('#plot-quality-t svg');
-          svg.scrollIntoView();
-          const box = svg.getBoundingClientRect();
-          for (let x = 80; x < box.width; x += 4) for (let y = 20; y < box.height - 50; y += 6) {
-            svg.dispatchEvent(new PointerEvent('pointermove', {clientX: box.left + x, clientY: box.top + y}));
-            if (!document.getElementById('tip').hidden) return;
-          }
-        })()"""
-    )
+    page.point_along("#plot-quality-t svg")
     tip = page.value("document.getElementById('tip').textContent")
     assert "seed" in tip
     assert "unverified" in tip

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,8 +34,8 @@ from mlperf_jax.core.run import Run
 from mlperf_jax.errors import DataError, Interrupted, UserError
 from mlperf_jax.results import durable
 from mlperf_jax.results.comparison import reading
+from mlperf_jax.results.comparison.folder import Files, Plan, Task
 from mlperf_jax.results.comparison.model import Comparison
-from mlperf_jax.results.comparison.reading import Files, Plan, Task
 from mlperf_jax.results.runs import RunSet
 
 Say = Callable[[str], None]
@@ -70,20 +71,18 @@ def compare(
     """
     launch.use_compile_cache()
     if not isinstance(data_dir, str):
-        data_dir = data_dir()
+        data_dir = functools.cache(data_dir)
     plan = planned(benchmark, entries, options, seeds, tune)
-    maker = _Maker(benchmark, {e.label: e for e in entries}, options, data_dir, plan, say)
-    devices = meshes.available()[:1]
-    with contextlib.ExitStack() as stack:
-        if parallel:
-            devices = meshes.available()
-            stack.enter_context(meshes.only(devices[:1]))
+    files = Files(pathlib.Path(options.output or f"mlperf_runs/{plan.name}").expanduser())
+    files.check(plan, resume=options.resume)
+    maker = _Maker(benchmark, {e.label: e for e in entries}, options, data_dir, say)
+    devices = meshes.available()
+    with _on(devices[0] if parallel else None):
         for note in maker.check(tuned=tune > 0):
             say(note)
-    files = Files(pathlib.Path(options.output or f"mlperf_runs/{plan.name}").expanduser())
-    files.begin(plan, resume=options.resume)
+    files.begin(plan)
     workers = devices if parallel else [None]
-    maker.work(files, files.trials(), workers)
+    maker.work(files, files.trials(), workers, after=len(seeds) * len(entries))
     maker.work(files, files.runs(), workers)
     return reading.read(files.root)
 
@@ -141,14 +140,17 @@ class _Maker:
     benchmark: Benchmark
     entries: Mapping[str, Entry]
     options: RunOptions
-    data_dir: str
-    plan: Plan
+    data_dir: str | Callable[[], str]
     say: Say
     plans: dict[Any, preflight.PlannedRun] = field(default_factory=dict)
 
+    @staticmethod
+    def _key(label: str, setting: Mapping[str, float]) -> Any:
+        return label, tuple(setting.items()), meshes.available()[0]
+
     def planned_run(self, label: str, setting: Mapping[str, float]) -> preflight.PlannedRun:
         """What passed preflight, with programs that are compiled once."""
-        key = (label, tuple(setting.items()), meshes.available()[0])
+        key = self._key(label, setting)
         if key not in self.plans:
             benchmark, optimizer = self.entries[label].of(self.benchmark, setting)
             options = dataclasses.replace(
@@ -182,8 +184,17 @@ class _Maker:
             for note, labels in notes.items()
         ]
 
-    def work(self, files: Files, tasks: Sequence[Task], workers: Sequence[Any]) -> None:
-        """Does what is not done yet, in the order of the tasks, each worker on its own device."""
+    def work(
+        self, files: Files, tasks: Sequence[Task], workers: Sequence[Any], after: int = 0
+    ) -> None:
+        """Does what is not done yet, in the order of the tasks, each worker on its own device.
+
+        Args:
+            files: the comparison's.
+            tasks: some of its runs.
+            workers: a device for each; None is all of them.
+            after: how many runs follow these.
+        """
         todo = [task for task in tasks if not files.done(task)]
         ready, left = iter(todo), threading.Lock()
         done, total = len(tasks) - len(todo), len(tasks)
@@ -203,7 +214,7 @@ class _Maker:
                     if task is None:
                         return
                     try:
-                        outcome = self.make(files, task, total - done - 1, preemption)
+                        outcome = self.make(files, task, total - done - 1 + after, preemption)
                     except BaseException:
                         failed.set()  # the others end with the runs that they are at
                         raise
@@ -242,12 +253,15 @@ class _Maker:
                 result = loop.train(run, preemption)
             if result is None:
                 result = offline.score_run(plan, trained or files.trained(task))
-        except Exception as error:
+        except Exception as error:  # whatever an optimizer of the user's does is a result
             if not _is_the_entrys(error):
                 raise
             return files.crashed(task, error)
+        finally:
+            if task.trial is not None:  # its programs run no more
+                self.plans.pop(self._key(task.label, setting), None)
         assert result is not None, "there is one process"
-        return reading.words(result)
+        return result.line
 
 
 def _is_the_entrys(error: Exception) -> bool:

@@ -132,9 +132,7 @@ def entries_of(
 def _label(given: Any) -> str:
     if isinstance(given, str):
         label, equals, rest = given.partition("=")
-        return (
-            label if equals and re.fullmatch(r"[\w.+-]+", label) and ":" in rest + label else given
-        )
+        return label if equals and rest and re.fullmatch(r"[\w.+-]+", label) else given
     if isinstance(given, Tunable):
         given = given.make
     name = getattr(given, "__name__", "")

@@ -6,13 +6,13 @@ import pathlib
 import re
 
 from mlperf_jax.results import logset
-from mlperf_jax.results.comparison import reading
+from mlperf_jax.results.comparison import folder as comparisons
 from mlperf_jax.results.compliance import Finding
 
 _LOG = re.compile(r"result_(.+)\.txt")  # a number; some submitters write 01
 _RUN = re.compile(r"run_(\d+)")
 _SKIPPED = {"checkpoints", "benchmarks", "power", "pruned_results", "__pycache__"}
-_OF_COMPARISONS = {reading.TUNING, reading.CRASHED}  # runs that no set is made of
+_OF_COMPARISONS = {comparisons.TUNING, comparisons.CRASHED}  # runs that no set is made of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _below(root: pathlib.Path) -> list[Place]:
         # what is no file under such a name is a log that is spoilt
         names = {match[1] for name in (*files, *folders) if (match := _LOG.fullmatch(name))}
         names |= {match[1] for name in folders if (match := _RUN.fullmatch(name))}
-        skipped = _SKIPPED | (_OF_COMPARISONS if reading.NAME in files else frozenset())
+        skipped = _SKIPPED | (_OF_COMPARISONS if comparisons.NAME in files else frozenset())
         folders[:] = sorted(
             name
             for name in folders

@@ -45,8 +45,8 @@ def test_texts_are_entries_that_say_themselves(tmp_path):
 
 
 def test_the_own_optimizer_may_be_called_by_its_name():
-    found = entries("lars", "tuned=recipe:base_lr=3,lr_epochs=20", "lars:0.1")
-    assert found["lars"].of(RESNET, {}) == (RESNET, None)
+    found = entries("lars", "own=recipe", "tuned=recipe:base_lr=3,lr_epochs=20", "lars:0.1")
+    assert found["lars"].of(RESNET, {}) == found["own"].of(RESNET, {}) == (RESNET, None)
     other = RESNET.replace(base_lr=3.0, lr_epochs=20)
     assert found["tuned"].of(RESNET, {}) == (other, None)
     assert found["tuned"].described({}) == "tuned (base_lr=3,lr_epochs=20)"
