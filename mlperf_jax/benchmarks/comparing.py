@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlperf_jax.benchmarks import registry
 from mlperf_jax.benchmarks.folders import data_folder
-from mlperf_jax.core.fields import Count, Whole, check
-from mlperf_jax.core.options import RunOptions
+from mlperf_jax.core.fields import Count, Several, Whole, check
+from mlperf_jax.core.options import RunOptions, Seed
 from mlperf_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,4 +127,6 @@ def _seeds(given: Any) -> tuple[int, ...]:
     """So many seeds from 1 on, or those that are given, each once."""
     if isinstance(given, int):
         return tuple(range(1, check("seeds", given, Count) + 1))
-    return RunOptions(seeds=given).seeds or ()
+    seeds = check("seeds", given, Several[Seed])
+    RunOptions(seeds=seeds)  # refuses one that is there twice
+    return seeds

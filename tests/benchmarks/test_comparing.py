@@ -101,5 +101,12 @@ def test_settings_that_are_none_are_refused_by_name():
         UserError, match="compare has no setting 'evalute_every': did you mean 'evaluate_every'"
     ):
         benchmarks.compare("resnet", ["sgd:1", "recipe"], tiny=True, evalute_every=3)
-    with pytest.raises(UserError, match="seeds has 3 twice"):
-        benchmarks.compare("resnet", ["sgd:1", "recipe"], tiny=True, seeds=[3, 3])
+    for seeds, sentence in (
+        ([3, 3], "seeds has 3 twice"),
+        ([], "seeds must be one or more"),
+        (None, "seeds must be one or more"),
+        (True, "seeds must be a whole number, at least 1, not True"),
+        (0, "seeds must be a whole number, at least 1, not 0"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            benchmarks.compare("resnet", ["sgd:1", "recipe"], tiny=True, seeds=seeds)
