@@ -22,7 +22,7 @@ MODULES = {
     "pillow": "PIL",
 }
 # they come with what the base installation requires: grain, orbax-checkpoint, jax, requests; IPython is what runs a notebook
-BROUGHT = {"absl", "etils", "jaxlib", "scipy", "urllib3", "IPython"}
+BROUGHT = {"absl", "etils", "google", "jaxlib", "scipy", "urllib3", "IPython"}
 
 
 def module(requirement: str) -> str:

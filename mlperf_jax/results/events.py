@@ -237,6 +237,8 @@ def _record(event: Any) -> bytes:
 
 def _read(path: pathlib.Path) -> Iterator[Any]:
     """The events of a file up to where it ends, is cut, or is no event file."""
+    from google.protobuf.message import DecodeError
+
     try:
         content = path.read_bytes()
     except OSError:
@@ -249,7 +251,7 @@ def _read(path: pathlib.Path) -> Iterator[Any]:
             return
         try:
             event = _library("compat.proto.event_pb2").Event.FromString(content[at + _HEADER : end])
-        except optional("google.protobuf.message", "tensorboard", "an event file").DecodeError:
+        except DecodeError:
             return
         yield event
         at = end + _FOOTER

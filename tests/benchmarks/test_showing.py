@@ -53,7 +53,6 @@ def untrained(name, **fields):
         step=0,
         quality=None,
         seed=1,
-        evaluations=0,
         assembly=assembly,
         view=view,
         find_data=str,

@@ -207,9 +207,6 @@ class Checkpoints:
                 differ; none verifies; or there is none of this step.
         """
         self.wait()
-        saves = self.identity is not None  # whoever only reads changes nothing
-        if saves and jax.process_index() == 0:
-            self._files.sweep()
         # what process 0 sees: a shared folder may show a new file to some a little later
         places = [Place(*each) for each in processes.from_primary(self._files.places)]
         if step is not None:
@@ -220,6 +217,7 @@ class Checkpoints:
         for place in reversed(places):
             found = self._load(place, abstract, partial)
             if not isinstance(found, str):
+                self._sweep()
                 return found
             self._damaged.add(place)
             problems.append(f"{place}: {found}")
@@ -228,6 +226,7 @@ class Checkpoints:
                 print(f"Warning: {self.warnings[-1]}", file=sys.stderr)
         if not problems:
             self._check_lost()
+            self._sweep()
             return None
         if step is not None:
             raise UserError(
@@ -238,6 +237,11 @@ class Checkpoints:
             f"no checkpoint in {self.folder} that could be resumed from verifies "
             f"({'; '.join(problems)}): move the folder away to start anew"
         )
+
+    def _sweep(self) -> None:
+        """Sweeps what a kill left, once it is sure that this run goes on; whoever only reads changes nothing."""
+        if self.identity is not None and jax.process_index() == 0:
+            self._files.sweep()
 
     def _load(self, place: Place, abstract: State, partial: bool) -> tuple[State, Meta] | str:
         """Returns (state, meta), or what is damaged; which of the two, all processes agree on."""
