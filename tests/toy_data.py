@@ -63,6 +63,9 @@ class Altered:
     def transformed(self, transforms):
         return Altered(self.split.transformed(transforms), self.alter)
 
+    def running_on(self):
+        return Altered(self.split.running_on(), self.alter)
+
     def batched(self, rows, *, seed=0, share=None):
         return AlteredBatches(self.split.batched(rows, seed=seed, share=share), self.alter)
 

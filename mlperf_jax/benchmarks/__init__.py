@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mlperf_jax.benchmarks.registry import Named
     from mlperf_jax.core.benchmark import Benchmark, Target, f32, i32
     from mlperf_jax.core.comparison.entries import Tunable
+    from mlperf_jax.core.levers import Levers
     from mlperf_jax.core.trained import Trained
     from mlperf_jax.results.listing import Listing
     from mlperf_jax.results.result import Result, Results
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Benchmark",
+    "Levers",
     "RunOptions",
     "Target",
     "Tunable",
@@ -74,6 +76,8 @@ def __getattr__(name: str) -> Any:
     """The contract, which imports JAX: help and a mistyped name need not wait for it."""
     if name == "Tunable":
         return importlib.import_module("mlperf_jax.core.comparison.entries").Tunable
+    if name == "Levers":
+        return importlib.import_module("mlperf_jax.core.levers").Levers
     if name not in ("Benchmark", "Target", "f32", "i32"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("mlperf_jax.core.benchmark"), name)

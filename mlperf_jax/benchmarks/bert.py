@@ -61,6 +61,7 @@ class Bert(Benchmark):
     metric = metrics.WeightedAccuracy("mlm_accuracy")
     rules = bert.RULES
     parameters = 336_226_108
+    smooths_labels = True
     start_quality = 0.34085
     records_per_core = 27_000  # scripts/bench_bert_data.py: 38,518 (27,836 … 43,566)
     absent = ("pictures",)
@@ -168,9 +169,11 @@ class Bert(Benchmark):
         labels = batch["next_sentence"], batch["next_sentence_weights"]
         return {
             "masked": Weighted(
-                *losses.weighted_xent(masked, batch["masked_ids"], batch["masked_weights"])
+                *losses.weighted_xent(
+                    masked, batch["masked_ids"], batch["masked_weights"], self.smoothing
+                )
             ),
-            "next": Weighted(*losses.weighted_xent(following, *labels)),
+            "next": Weighted(*losses.weighted_xent(following, *labels, self.smoothing)),
         }
 
     def learning_rate(self) -> schedules.Schedule:

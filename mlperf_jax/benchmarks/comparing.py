@@ -54,7 +54,7 @@ def compare(
         name: as `run` takes it.
         optimizers: texts as `--optimizer` takes them, such as "adamw:3e-3" or "mine.py:make"; functions of the
             `ParamTree`; or these, objects of optax and `Tunable` by label. "recipe" is the benchmark's own. The others
-            are told relative to the first.
+            are told relative to the first. Levers stand behind a plus, "sgd:0.5+ema_decay=0.99", or as second of a pair.
         tiny: the small stand-in.
         seeds: how many, from 1 on, or which.
         tune: how many settings are tried of each entry, the recipe included, before its best is compared: those of a

@@ -49,6 +49,9 @@ class LanguageModel(Benchmark):
     metric = metrics.LogPerplexity()
     rules = decoder.RULES
     absent = ("pictures",)
+    smooths_labels = True
+    sized_by = "sequence_length"
+    cuts_examples = True
     architecture: ClassVar[decoder.DecoderConfig]
     decays_norms: ClassVar[bool] = True  # and biases
 
@@ -95,7 +98,9 @@ class LanguageModel(Benchmark):
 
     def loss(self, model: Any, batch: Any, key: Any) -> Weighted:
         hidden = model.hidden(batch["inputs"], key=key)  # [B, S, width]
-        total, count = cross_entropy.chunked_xent(hidden, model.head_kernel(), batch["labels"])
+        total, count = cross_entropy.chunked_xent(
+            hidden, model.head_kernel(), batch["labels"], smoothing=self.smoothing
+        )
         return Weighted(total, count)
 
     def predict(self, model: Any, batch: Any, key: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlperf_jax.core import python_file
 from mlperf_jax.core.fields import check
+from mlperf_jax.core.levers import Levers
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.results import rules
@@ -196,6 +197,14 @@ def divided(
         if field not in mine:
             hint = did_you_mean(field, sorted({*mine, *known}))
             raise UserError(f"{command} has no setting {field!r}{hint}")
+    levers = Levers.of(fields.get("levers") or Levers())
+    if levers.transform is not None:
+        if options.transform is not None:
+            raise UserError(
+                "a transform is given twice: leave it out of the levers, or leave transform out"
+            )
+        options = dataclasses.replace(options, transform=levers.transform)
+        fields["levers"] = levers.without("transform")
     return options, fields
 
 

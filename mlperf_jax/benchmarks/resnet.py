@@ -39,6 +39,8 @@ class ResNet50(Benchmark):
     metric = metrics.Mean("accuracy", range=(0, 1))
     parameters = 25_557_032
     pictured = 32
+    smooths_labels = True
+    sized_by = "image_size"
     records_per_core = 360  # scripts/bench_input.py: 416 (368 … 433)
 
     # hyperparameters
@@ -143,7 +145,7 @@ class ResNet50(Benchmark):
 
     def loss(self, model: Any, batch: Any, key: Any) -> Any:
         logits = model(batch["image"])  # [B, classes]
-        return losses.softmax_xent(logits, batch["label"], smoothing=self.label_smoothing)
+        return losses.softmax_xent(logits, batch["label"], smoothing=self.smoothing)
 
     def predict(self, model: Any, batch: Any, key: Any) -> Any:
         return model(batch["image"]).argmax(-1) == batch["label"]

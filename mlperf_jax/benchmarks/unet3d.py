@@ -42,6 +42,7 @@ class UNet3D(Benchmark):
     ruleset = "4.0.0"  # last round that ran it
     metric: ClassVar[metrics.Dice] = metrics.Dice(("kidney", "tumour"))
     parameters = 31_190_243
+    sized_by = "patch"
     pictured = 3
     records_per_core = 110  # scripts/bench_input.py: 144 (114 … 182)
 

@@ -87,13 +87,14 @@ def read_target(word: str) -> Any:
     return Target(match[1], **{bound: value})
 
 
-# type -> (metavar, reader); Any is the optimizer, Target the only dataclass in a field
+# type -> (metavar, reader); Any is the optimizer
 _KINDS: dict[Any, tuple[str, Reader]] = {
     int: ("N", int),
     float: ("X", float),
     str: ("TEXT", str),
     Any: ("TEXT", str),
     "Target": ("'NAME>=X'", read_target),
+    "Levers": ("NAME=X+...", str),
 }
 
 
@@ -124,7 +125,8 @@ def _kind(hint: Any) -> _Kind | None:
         if len(args) != 1:
             return None
         hint = args[0]
-    found = _KINDS.get("Target" if dataclasses.is_dataclass(hint) else hint)
+    ours = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    found = _KINDS.get(hint.__name__ if ours else hint)
     return _Kind(*found, many, optional) if found else None
 
 
@@ -282,7 +284,11 @@ def _metavar(option: Option) -> str:
 
 def _text(option: Option) -> str:
     """What stands behind an option: its words, its default, and what it may hold."""
-    default = "" if option.default in (None, ()) else f"default: {_shown(option.default)}"
+    default = (
+        ""
+        if option.default in (None, ()) or not str(option.default)
+        else f"default: {_shown(option.default)}"
+    )
     notes = "; ".join(note for note in (default, limits(option.hint)) if note)
     return " ".join([option.help, f"({notes})" if notes else ""]).strip().replace("%", "%%")
 

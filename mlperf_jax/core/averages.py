@@ -32,9 +32,9 @@ def eval_params(
     found = own or schedule_free.evaluated(opt, params)
     if found is None:
         return None
-    if benchmark.ema_decay is not None:
+    if benchmark.ema is not None:
         raise UserError(
-            f"{benchmark.name} averages its weights (ema_decay {benchmark.ema_decay:g}), and so does the "
+            f"{benchmark.name} averages its weights (ema_decay {benchmark.ema:g}), and so does the "
             "optimizer, where an evaluation takes one of the two: set ema_decay to None"
         )
     given, wanted = (trees.flatten_paths(t) for t in (jax.eval_shape(found, opt, params), params))

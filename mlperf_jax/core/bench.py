@@ -32,6 +32,7 @@ from mlperf_jax.core import (
     loop,
     mesh as meshes,
     peaks,
+    phases,
     preflight,
     profiling,
     state as states,
@@ -84,6 +85,7 @@ def bench(
     launch.connect(options)
     launch.use_compile_cache()
     benchmark = preflight.resolve_dtype(benchmark)
+    phases.check_steady(benchmark, "bench")
     mesh = meshes.make_mesh(options.mesh)
     preflight.check_batches(benchmark, mesh)
     folder = options.data_dir if data_dir is None else data_dir

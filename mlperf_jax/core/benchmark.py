@@ -22,12 +22,13 @@ from mlperf_jax.core.fields import (
     Count,
     Fraction,
     Positive,
-    Range,
     Samples,
     Several,
     check_fields,
 )
+from mlperf_jax.core.levers import NONE, Levers
 from mlperf_jax.core.mesh import Rules
+from mlperf_jax.core.phases import check_levers, steady
 from mlperf_jax.core.protocols import DataSet, Metric, Split
 from mlperf_jax.core.terms import (
     Absence as Absence,
@@ -45,6 +46,7 @@ from mlperf_jax.core.terms import (
     Table as Table,
     Target as Target,
     Weighted as Weighted,
+    check_targets,
     f32 as f32,
     i32 as i32,
 )
@@ -86,6 +88,10 @@ class Benchmark:
     pictured: ClassVar[int] = 6  # samples of a picture when nobody says how many
     # training rows that a core makes a second at full size, the least measured; None: nobody has
     records_per_core: ClassVar[float | None] = None
+    # what levers can do: whether the loss reads `smoothing`; the field that `size_ramp` changes
+    smooths_labels: ClassVar[bool] = False
+    sized_by: ClassVar[str] = ""
+    cuts_examples: ClassVar[bool] = False  # smaller ones are the beginnings of whole ones
 
     # fields every benchmark has; what each may hold stands in its annotation, see `core.fields`
     size: Literal["full", "tiny"] = "full"
@@ -104,10 +110,12 @@ class Benchmark:
     eval_samples: Samples
     sample_limit: Samples | None = None
     targets: Several[Target]
+    levers: Annotated[Levers, "what an open run does beside its optimizer"] = NONE
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self._check_targets()
+        if hasattr(self, "metric"):  # else preflight names what is missing
+            check_targets(self.name, self.metric, self.targets)
         if self.rows % self.gradient_accumulation_steps:
             what = "batch_size" if self.rows == self.batch_size else "rows"
             raise UserError(
@@ -122,29 +130,7 @@ class Benchmark:
         first = self.samples(1)
         if self.sample_limit is not None and self.sample_limit < first:
             raise UserError(f"sample_limit {self.sample_limit} is less than one batch of {first}")
-
-    def _check_targets(self) -> None:
-        """Each target names a quality that the metric gives, and bounds that it can have."""
-        if not hasattr(self, "metric"):
-            return  # preflight names what is missing
-        for member in ("mode", "rows", "ranges", "result", "sums"):
-            needed = member != "sums" or not self.metric.rows
-            if needed and not hasattr(self.metric, member):
-                raise UserError(
-                    f"the metric {type(self.metric).__name__} has no {member}: see Metric in "
-                    "mlperf_jax/core/protocols.py"
-                )
-        ranges = self.metric.ranges
-        for target in self.targets:
-            if target.name not in ranges:
-                raise UserError(
-                    f"targets: the metric of {self.name} gives no {target.name!r}"
-                    f"{did_you_mean(target.name, list(ranges))}"
-                )
-            low, high = ranges[target.name]
-            bounds = [b for b in (target.at_least, target.at_most, target.above) if b is not None]
-            if target.above == high or any(not low <= bound <= high for bound in bounds):
-                raise UserError(f"targets: {target} cannot be: {target.name} is {Range(low, high)}")
+        check_levers(self)
 
     # -- samples and rows ----------------------------------------------------------------------
 
@@ -169,7 +155,7 @@ class Benchmark:
         Samples are counted in no other way. A benchmark overrides it whose batches do not all hold
         `batch_size` of them: packed rows, bucket shapes, a batch that grows.
         """
-        return step * self.batch_size
+        return self.levers.samples(step, self.batch_size)
 
     def step_of(self, samples: int) -> int:
         """The last step after which no more than so many samples were seen: `samples` inverted."""
@@ -184,6 +170,17 @@ class Benchmark:
         return max(1, self.step_of(self.train_samples))
 
     # -- what is trained -----------------------------------------------------------------------
+
+    @property
+    def ema(self) -> float | None:
+        """Decay of the averaged weights; None for none."""
+        return self.ema_decay if self.levers.ema_decay is None else self.levers.ema_decay
+
+    @property
+    def smoothing(self) -> float:
+        """Share of a label that is spread over all classes; for the loss of a benchmark that `smooths_labels`."""
+        given = self.levers.label_smoothing
+        return getattr(self, "label_smoothing", 0.0) if given is None else given
 
     def example(self) -> Example | tuple[Example, ...]:
         """Shape and dtype of one example by name; a tuple where batches come in bucket shapes."""
@@ -431,7 +428,7 @@ class Benchmark:
     @property
     def last_sample(self) -> int | None:
         """The run gives up when this many samples were seen; None for never."""
-        return self.sample_limit or self.schedule_end
+        return self.sample_limit or steady(self).schedule_end
 
     @property
     def flops_per_sample(self) -> float:
@@ -478,7 +475,8 @@ class Benchmark:
 
     def config(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
-        return {"benchmark": self.name, **dataclasses.asdict(self)}
+        found = {"benchmark": self.name, **dataclasses.asdict(self), "levers": str(self.levers)}
+        return {name: value for name, value in found.items() if value or name != "levers"}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -488,7 +486,7 @@ class Benchmark:
             UserError: it is of a version that has other fields.
         """
         mine = {field.name for field in dataclasses.fields(cls)}
-        theirs = config.keys() - _MORE
+        theirs = {"levers", *config} - _MORE
         if mine != theirs:
             differ = (("has", sorted(theirs - mine)), ("lacks", sorted(mine - theirs)))
             said = " and ".join(f"it {verb} {', '.join(names)}" for verb, names in differ if names)
@@ -497,4 +495,4 @@ class Benchmark:
                 "use the version that made it (its result.json says which)"
             )
         targets = tuple(Target(**target) for target in config["targets"])
-        return cls(**{**{name: config[name] for name in mine}, "targets": targets})
+        return cls(**{**{n: config[n] for n in mine & config.keys()}, "targets": targets})

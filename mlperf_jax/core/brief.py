@@ -13,6 +13,7 @@ from flax import nnx
 from mlperf_jax.core import evaluation, launch, mesh as meshes, preflight, state as states, step
 from mlperf_jax.core.benchmark import Batch, Benchmark
 from mlperf_jax.core.judges import judges_of
+from mlperf_jax.core.levers import Levers
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 
@@ -24,12 +25,13 @@ def train_briefly(benchmark: Benchmark, data_dir: str, steps: int, seed: int = 0
     """The state of a benchmark after some steps from random weights.
 
     Args:
-        benchmark: its `start` is left aside.
+        benchmark: its `start` and its levers are left aside.
         data_dir: its data; not read for 0 steps.
         steps: 0 for the random weights themselves.
         seed: of weights, data order and dropout.
     """
-    assembly = states.assemble(preflight.resolve_dtype(benchmark), meshes.make_mesh("data=1"))
+    plain = preflight.resolve_dtype(benchmark).replace(levers=Levers())
+    assembly = states.assemble(plain, meshes.make_mesh("data=1"))
     state = assembly.create(seed)
     if not steps:
         return state

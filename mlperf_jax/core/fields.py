@@ -193,6 +193,8 @@ def _fit(value: Any, hint: Any) -> Any:
             return str(text)
     elif hint is Any or isinstance(value, origin or hint):
         return value
+    elif isinstance(value, str | dict) and hasattr(hint, "of"):  # it reads itself
+        return hint.of(value)
     raise ValueError(value)
 
 

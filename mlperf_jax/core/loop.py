@@ -20,6 +20,7 @@ from mlperf_jax.core import (
     feed,
     generation as generations,
     mesh as meshes,
+    phases,
     preflight,
     state as states,
     step,
@@ -116,11 +117,13 @@ def compile_all(assembly: states.Assembly, *, evaluates: bool) -> Programs:
 
 def compile_train(assembly: states.Assembly) -> dict[ShapeKey, jax.stages.Compiled]:
     """Compiled train steps by batch shape."""
-    jitted = step.jit_train_step(assembly)
-    return {
-        evaluation.shape_key(arguments[1]): assembly.compile(jitted, *arguments)
-        for arguments in step.train_arguments(assembly)
-    }
+    found = {}
+    for phase in step.in_phases(assembly):
+        jitted = step.jit_train_step(phase)
+        for arguments in step.train_arguments(phase):
+            if (key := evaluation.shape_key(arguments[1])) not in found:
+                found[key] = phase.compile(jitted, *arguments)
+    return found
 
 
 class Loop:
@@ -256,7 +259,7 @@ class Loop:
         else:
             batches = run.train_batches
         stream = batches.stream(start, threads=run.options.threads, workers=run.options.workers)
-        return feed.Feed(stream, run.benchmark.buckets(), run.assembly.mesh)
+        return feed.Feed(stream, phases.buckets(run.benchmark), run.assembly.mesh)
 
     def _next(self, batches: feed.Feed) -> dict[str, jax.Array]:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlperf_jax.core import peaks
+from mlperf_jax.core import peaks, phases
 from mlperf_jax.core.standing import Ended
 from mlperf_jax.results import log as logs
 from mlperf_jax.results.result import Result, versions
@@ -40,7 +40,7 @@ def result_of(
         seconds=(stamps["run_stop"] - stamps["run_start"]) / 1000,
         examples_per_second=rate,
         mfu=peaks.utilisation(
-            benchmark.flops_per_sample, rate, kind, mesh.devices.size, benchmark.dtype
+            phases.flops(benchmark, step), rate, kind, mesh.devices.size, benchmark.dtype
         ),
         parameters_sha256=digest,
         seed=run.seed,

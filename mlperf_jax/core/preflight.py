@@ -22,6 +22,7 @@ from mlperf_jax.core import (
     layout,
     mesh as meshes,
     optimizer_trace,
+    phases,
     processes,
     python_file,
     starts,
@@ -73,6 +74,7 @@ def resolve_division(benchmark: Benchmark, options: RunOptions) -> str:
     added = {
         "a replaced optimizer": options.optimizer,
         "a transform of the training data": options.transform,
+        "a lever (--levers)": benchmark.levers or None,
         "an evaluation that the rules do not foresee (--evaluate-every)": options.evaluate_every,
     }
     for what, given in added.items():
@@ -136,7 +138,7 @@ def check_counts(benchmark: Benchmark, data_dir: str) -> None:
 def check_batches(benchmark: Benchmark, mesh: Mesh) -> None:
     """Samples grow with every step, and every batch splits over the mesh, also in micro-batches."""
     check_samples(benchmark)
-    micro, train = benchmark.gradient_accumulation_steps, benchmark.buckets()
+    micro, train = benchmark.gradient_accumulation_steps, phases.buckets(benchmark)
     whole = "batch size" if [b.rows for b in train] == [benchmark.batch_size] else "rows"
     for bucket in train:
         meshes.check_divides(mesh, bucket.rows, whole)
@@ -149,7 +151,7 @@ def check_batches(benchmark: Benchmark, mesh: Mesh) -> None:
 
 def check_reading(benchmark: Benchmark, options: RunOptions, mesh: Mesh) -> None:
     """This process reads consecutive rows of every batch, and at least one step is allowed."""
-    for bucket in (*benchmark.buckets(), *benchmark.eval_buckets()):
+    for bucket in (*phases.buckets(benchmark), *benchmark.eval_buckets()):
         meshes.process_rows(mesh, bucket.rows)
     first = benchmark.samples(1)
     if options.max_samples is not None and options.max_samples < first:
@@ -166,7 +168,7 @@ def eval_steps(benchmark: Benchmark, options: RunOptions) -> Iterator[int]:
     """The steps after which a run's quality is evaluated: the benchmark's own, and those asked for."""
     more = options.evaluate_every
     asked = itertools.count(more, more) if more else ()
-    return (step for step, _ in itertools.groupby(heapq.merge(benchmark.eval_steps(), asked)))
+    return (step for step, _ in itertools.groupby(heapq.merge(phases.eval_steps(benchmark), asked)))
 
 
 def evaluates(benchmark: Benchmark, options: RunOptions) -> bool:
@@ -310,13 +312,15 @@ def preflight(
     given = options.optimizer
     optimizer = load_optimizer(given) if isinstance(given, str) else given
     transforms = load_transforms(options.transform)
-    check_transforms(transforms, benchmark.buckets())
+    check_transforms(transforms, phases.buckets(benchmark))
     mesh = meshes.make_mesh(options.mesh)
     check_batches(benchmark, mesh)
     check_reading(benchmark, options, mesh)
     if not isinstance(data_dir, str):
         data_dir = processes.from_primary(data_dir)
     check_counts(benchmark, data_dir)
+    if benchmark.levers.ramped:
+        phases.read(benchmark, data_dir)
     # missing weights and tables are refused; of those that are there, nothing is read
     start = benchmark.start(data_dir)
     starts.table_readers(benchmark, data_dir)

@@ -14,12 +14,14 @@ from mlperf_jax.core import (
     generation,
     mesh as meshes,
     outcome,
+    phases,
     preflight,
     processes,
     profiling,
     progress as displays,
     state as states,
 )
+from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.checkpoints import Checkpoints, checksums
 from mlperf_jax.core.members import disclosure, full_log
 from mlperf_jax.core.next_run import Choose, next_run, seed_of, take_folder
@@ -27,6 +29,7 @@ from mlperf_jax.core.optimizer_name import name_optimizer
 from mlperf_jax.core.protocols import Batches, Split
 from mlperf_jax.core.standing import Ended, Standing
 from mlperf_jax.core.trained import with_untrained
+from mlperf_jax.core.transform_argument import Transform
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, events, keys, log as logs, rules
 from mlperf_jax.results.header import header
@@ -172,6 +175,8 @@ class Run:
             self.official, lines, division=division, disclosure=disclosed
         ):
             log.event(key, value, **metadata, **more.get(key, {}))
+        if levers := self.benchmark.levers:
+            log.event("levers", str(levers))
         self._open_events()
 
     def _open_events(self) -> None:
@@ -274,15 +279,17 @@ class Run:
 
     # -- data ----------------------------------------------------------------------------------
 
-    def training(self, data: Split) -> Batches:
+    def training(
+        self, data: Split, benchmark: Benchmark | None = None, first: Sequence[Transform] = ()
+    ) -> Batches:
         """The batches of some training data, behind the transforms that were added."""
-        given = (data, self.benchmark, self.assembly.mesh, self.seed)
-        return feed.training_batches(*given, self.plan.transforms)
+        given = (data, benchmark or self.benchmark, self.assembly.mesh, self.seed)
+        return feed.training_batches(*given, (*first, *self.plan.transforms))
 
     @functools.cached_property
     def train_batches(self) -> Batches:
         """Training batches of the data that are read, not made."""
-        return self.training(self.benchmark.data().train(self.data_dir))
+        return phases.batches_of(self.benchmark, self.data_dir, self.training)
 
     # -- checkpoints ---------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ from mlperf_jax.core import (
 from mlperf_jax.core.benchmark import Benchmark, Start
 from mlperf_jax.core.optimizer_argument import is_transformation
 from mlperf_jax.core.optimizer_trace import Traced
+from mlperf_jax.core.phases import steady
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import embedding, embedding_plan, row_store
 from mlperf_jax.ops.embedding_plan import Store
@@ -325,7 +326,7 @@ def initial_state(
         rows = table.init(jax.random.fold_in(table_key, index), (table.rows, table.width), dtype)
         tables[name] = {"rows": rows, **(table.optimizer.init(rows) if table.optimizer else {})}
     state = {**parts, "tables": tables, "opt": tx.init(parts["params"])}
-    if benchmark.ema_decay is not None:
+    if benchmark.ema is not None:
         # a copy: two donated arguments may not be the same buffer
         state["ema"] = jax.tree.map(jnp.copy, parts["params"])
     if any(table.optimizer for table in benchmark.tables().values()):
@@ -341,7 +342,7 @@ def chosen_optimizer(benchmark: Benchmark, tree: trees.ParamTree, optimizer: Any
     Raises:
         UserError: when what was given is no optax transformation.
     """
-    chosen = benchmark.optimizer if optimizer is None else optimizer
+    chosen = steady(benchmark).optimizer if optimizer is None else optimizer
     if is_transformation(chosen) or not callable(chosen):
         tx = chosen
     else:

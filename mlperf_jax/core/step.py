@@ -5,6 +5,7 @@ Shape legend: B rows of the global batch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from mlperf_jax.core import mesh as meshes, state as states
+from mlperf_jax.core import mesh as meshes, phases, sharpness, state as states
 from mlperf_jax.core.benchmark import Batch, Benchmark, Bucket, Shape, Table
-from mlperf_jax.core.gradients import gradients, loss_at
+from mlperf_jax.core.gradients import loss_at
 from mlperf_jax.core.judges import Judges
 from mlperf_jax.core.terms import differences
 from mlperf_jax.errors import UserError
@@ -44,7 +45,7 @@ def make_train_step(
         ids = benchmark.lookups(batch) if state["tables"] else {}
         rows = look_up(assembly, state["tables"], ids)
         batch, rows = _with_untrained(assembly, batch, rows)
-        found = gradients(assembly, state, batch, rows, key)
+        found = sharpness.gradients(assembly, state, batch, rows, key)
         (grads, row_grads), loss, used = found["grads"], found["loss"], found["used"]
         if assembly.traced is None:
             extras = {}
@@ -63,7 +64,7 @@ def make_train_step(
         if "evaluations" in state and assembly.traced is not None:
             asked = assembly.traced.evaluations(opt)
             counted["loss_evaluations"] = new["evaluations"] = state["evaluations"] + asked
-        if (decay := benchmark.ema_decay) is not None:
+        if (decay := benchmark.ema) is not None:
             new["ema"] = jax.tree.map(
                 lambda a, p: decay * a + (1 - decay) * p, state["ema"], new["params"]
             )
@@ -190,6 +191,12 @@ def jit_predict_step(assembly: states.Assembly, judges: Judges | None = None) ->
 
     where = meshes.batch_sharding(mesh) if rows else meshes.replicated(mesh)
     return jax.jit(predict, out_shardings=where)
+
+
+def in_phases(assembly: states.Assembly) -> list[states.Assembly]:
+    """The program of each phase of the training, over one state."""
+    every = phases.phases(assembly.benchmark)
+    return [dataclasses.replace(assembly, benchmark=phase.benchmark) for phase in every]
 
 
 def train_arguments(assembly: states.Assembly) -> Iterator[tuple[State, dict[str, Shape], Any]]:

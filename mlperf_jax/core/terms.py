@@ -7,16 +7,16 @@ Shape legend: B rows of the global batch · K ids of a row · T tables · G game
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlperf_jax.core.fields import Count, check_fields
-from mlperf_jax.errors import UserError
+from mlperf_jax.core.fields import Count, Range, check_fields
+from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.ops.embedding_plan import Store
 from mlperf_jax.ops.row_store import RowStore
 from mlperf_jax.optimizers.rows import RowOptimizer
@@ -105,6 +105,28 @@ class Target(rules.Target):
     def __str__(self) -> str:
         bounds = ((">=", self.at_least), ("<=", self.at_most), (">", self.above))
         return " and ".join(f"{self.name} {sign} {b:g}" for sign, b in bounds if b is not None)
+
+
+def check_targets(benchmark: str, metric: Any, targets: Sequence[Target]) -> None:
+    """Nothing, if each target names a quality that the metric gives, and bounds that it can have."""
+    for member in ("mode", "rows", "ranges", "result", "sums"):
+        needed = member != "sums" or not metric.rows
+        if needed and not hasattr(metric, member):
+            raise UserError(
+                f"the metric {type(metric).__name__} has no {member}: see Metric in "
+                "mlperf_jax/core/protocols.py"
+            )
+    ranges = metric.ranges
+    for target in targets:
+        if target.name not in ranges:
+            raise UserError(
+                f"targets: the metric of {benchmark} gives no {target.name!r}"
+                f"{did_you_mean(target.name, list(ranges))}"
+            )
+        low, high = ranges[target.name]
+        bounds = [b for b in (target.at_least, target.at_most, target.above) if b is not None]
+        if target.above == high or any(not low <= bound <= high for bound in bounds):
+            raise UserError(f"targets: {target} cannot be: {target.name} is {Range(low, high)}")
 
 
 @dataclass(frozen=True)

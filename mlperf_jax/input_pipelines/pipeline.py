@@ -92,6 +92,19 @@ class Split:
         """
         return dataclasses.replace(self, added=(*self.added, *transforms))
 
+    def running_on(self) -> Split:
+        """The split whose batches run on from epoch to epoch, so that batch k of B rows begins at row k * B.
+
+        Raises:
+            UserError: a plan says which records make a batch, or an epoch's last one is padded.
+        """
+        if self.plan is not None or self.last_batch == "keep":
+            how = "planned" if self.plan else "padded at the end of an epoch"
+            raise UserError(
+                f"batches that run on need rows in a row, and those of these data are {how}"
+            )
+        return dataclasses.replace(self, last_batch="mix")
+
     def batched(self, rows: int, *, seed: int = 0, share: Share | None = None) -> Batches:
         """The batches of so many rows.
 

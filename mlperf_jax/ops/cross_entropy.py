@@ -37,19 +37,20 @@ def chunked_xent(
     head: jax.Array,
     labels: jax.Array,
     *,
+    smoothing: float = 0.0,
     chunk: int = 1024,
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy summed over the scored tokens, and their number; the loss of a training step.
 
     Logits are products in `hidden.dtype`, accumulated and reduced in `promote_types(dtype, f32)`: the
     references cast logits to float32 before the softmax, here they are never rounded below it. The
-    head's gradient is accumulated in the wider of that and the head's own dtype. No z-loss, no label
-    smoothing.
+    head's gradient is accumulated in the wider of that and the head's own dtype. No z-loss.
 
     Args:
       hidden: [B, T, D], after the final norm; its dtype is the one multiplied in.
       head: [D, V], the output projection (for tied embeddings the transposed table).
       labels: [B, T] int; `IGNORE` (-100) marks a token that is not scored.
+      smoothing: the share of each label spread evenly over the vocabulary.
       chunk: most tokens that one device takes at a time; it holds `4 * chunk * V / tensor` bytes of
         logits. Smaller ones save little more, as the head's gradient is read and written per chunk.
 
@@ -67,7 +68,22 @@ def chunked_xent(
     _check(hidden, head, labels, chunk)
     layout = Layout.of(hidden.shape, chunk)
     total: Any = _total(layout.split(hidden), head, layout.split(labels, IGNORE), layout)
+    if smoothing:
+        total += smoothing * _above_mean(hidden, head, labels).astype(total.dtype)
     return total, jnp.sum(labels != IGNORE, dtype=jnp.int32)
+
+
+def _above_mean(hidden: jax.Array, head: jax.Array, labels: jax.Array) -> jax.Array:
+    """How far the labels' logits lie above the mean over the vocabulary, summed over the scored tokens.
+
+    With a share s of each label spread evenly, a token's loss is its own plus s times this.
+    """
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    columns = head.T[jnp.where(labels == IGNORE, 0, labels)] - head.mean(-1)  # [B, T, D]
+    each = jnp.einsum(
+        "btd,btd->bt", hidden, columns.astype(hidden.dtype), preferred_element_type=wide
+    )
+    return jnp.where(labels == IGNORE, 0, each).sum()
 
 
 def sequence_xent(

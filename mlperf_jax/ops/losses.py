@@ -39,7 +39,7 @@ def softmax_xent(
 
 
 def weighted_xent(
-    logits: jax.Array, label: jax.Array, weight: jax.Array
+    logits: jax.Array, label: jax.Array, weight: jax.Array, smoothing: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy times weight, summed, and the sum of weights: what a `Weighted` mean is made of.
 
@@ -51,6 +51,7 @@ def weighted_xent(
       logits: [..., C].
       label: [...] int in 0 ... C - 1; another one makes the sum NaN, unless its weight is 0.
       weight: [...], 0 for slots that are not used.
+      smoothing: the share of the target spread evenly over all classes.
 
     >>> total, weight = weighted_xent(jnp.zeros([1, 2, 4]), jnp.array([[3, 9]]), jnp.array([[2.0, 0]]))
     >>> float(total / weight) == float(jnp.log(4.0)), float(weight)
@@ -58,7 +59,10 @@ def weighted_xent(
     """
     # a comparison fuses into its neighbours; a gather would become a scatter in the gradient
     hit = label[..., None] == jnp.arange(logits.shape[-1])
-    loss = jax.nn.logsumexp(logits, -1) - jnp.where(hit, logits, 0).sum(-1)
+    picked = jnp.where(hit, logits, 0).sum(-1)
+    if smoothing:
+        picked = (1 - smoothing) * picked + smoothing * logits.mean(-1)
+    loss = jax.nn.logsumexp(logits, -1) - picked
     loss = jnp.where((label >= 0) & (label < logits.shape[-1]), loss, jnp.nan)
     weight = weight.astype(loss.dtype)
     return jnp.where(weight == 0, 0, weight * loss).sum(), weight.sum()

@@ -13,7 +13,7 @@ from typing import Any
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks import registry
-from mlperf_jax.core import mesh as meshes
+from mlperf_jax.core import mesh as meshes, phases
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.planning import compiling, convergence, devices as names, searching, timing
@@ -78,6 +78,7 @@ def _configured(benchmark: registry.Named, tiny: bool, fields: dict[str, Any]) -
         if name not in known:
             raise UserError(f"plan has no setting {name!r}{did_you_mean(name, known)}")
     configured = benchmarks.get(benchmark, tiny=tiny, **fields)
+    phases.check_steady(configured, "plan")
     return configured.replace(dtype=DTYPE) if configured.dtype == "auto" else configured
 
 

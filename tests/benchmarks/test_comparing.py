@@ -8,6 +8,7 @@ import pytest
 from mlperf_jax import benchmarks, cli
 from mlperf_jax.errors import UserError
 from mlperf_jax.results.report import collect
+from mlperf_jax.results.runs import RunFolder, Scalars
 
 WINE = pathlib.Path(__file__).parent / "wine.py"
 
@@ -43,6 +44,71 @@ def test_what_python_compares_the_commands_and_the_report_show(here, capsys):
     report = collect("out")
     assert [one.benchmark for one in report.comparisons] == ["wine"]
     assert sorted(data.folder for data in report.sets) == ["out/mine", "out/recipe"]
+
+
+HALVED = """
+import grain
+class Halved(grain.transforms.Map):
+    def map(self, example):
+        return {**example, "x": example["x"] / 2}
+"""
+
+
+def test_entries_may_differ_in_levers_that_they_declare(here):
+    pathlib.Path("halved.py").write_text(HALVED)
+    entries = ["recipe", "recipe+ema_decay=0.5+sam=0.05", "ramp=recipe+batch_ramp=4:100,8:400"]
+    entries.append("recipe+transform=halved.py:Halved")
+    given = dict(
+        tiny=True, seeds=2, max_samples=1280, output="out", mesh="data=1", say=lambda line: None
+    )
+    found = benchmarks.compare("wine.py:Wine", entries, **given)
+    (comparison,) = found.comparisons
+    assert [each.label for each in comparison.entrants] == [
+        entries[0],
+        entries[1],
+        "ramp",
+        entries[3],
+    ]
+    configs = [
+        RunFolder(pathlib.Path("out") / each.label.replace(":", "_"), 0).config()["config"]
+        for each in comparison.entrants
+    ]
+    assert [config.get("levers") for config in configs] == [
+        None,
+        "ema_decay=0.5+sam=0.05",
+        "batch_ramp=4:100,8:400",
+        None,
+    ]
+    assert ["transform" in config for config in configs] == [False, False, False, True]
+    losses = [
+        Scalars.read(pathlib.Path("out") / each.label.replace(":", "_") / "run_0" / "scalars.jsonl")
+        for each in comparison.entrants
+    ]
+    firsts = [next(iter(lines))["loss"] for lines in losses]
+    assert len({*firsts}) == 4, "each trains in its own way"
+    with pytest.raises(UserError, match=r"other optimizers|another comparison|levers"):
+        benchmarks.compare("wine.py:Wine", ["recipe", *entries[2:]], **given, resume=True)
+
+
+def test_a_transform_is_given_once(here):
+    pathlib.Path("halved.py").write_text(HALVED)
+    with pytest.raises(UserError, match="a transform is given twice"):
+        benchmarks.run(
+            "wine.py:Wine",
+            tiny=True,
+            levers="transform=halved.py:Halved",
+            transform="halved.py:Halved",
+        )
+    result = benchmarks.run(
+        "wine.py:Wine",
+        tiny=True,
+        levers="transform=halved.py:Halved+sam=0.1",
+        max_samples=64,
+        seed=1,
+        show="none",
+    )
+    config = RunFolder(pathlib.Path(result.log).parent, 0).config()["config"]
+    assert "Halved" in config["transform"] and config["levers"] == "sam=0.1"
 
 
 def test_the_command_searches_and_what_it_tried_is_in_no_report(here, capsys):

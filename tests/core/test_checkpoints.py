@@ -250,7 +250,7 @@ def test_a_note_that_a_killed_run_left_half_written_is_deleted_by_who_goes_on(tw
     weights = {"params": abstract(host_state())["params"]}
     make(identity=None).restore(weights, partial=True)
     assert half.exists(), "whoever only reads changes nothing"
-    with pytest.raises(UserError, match="another benchmark|config|optimizer"):
+    with pytest.raises(UserError, match=r"another benchmark|config|optimizer"):
         make(identity={**IDENTITY, "benchmark": "other"}).restore(weights, partial=True)
     assert half.exists(), "who is refused changes nothing"
     two.restore(weights, partial=True)

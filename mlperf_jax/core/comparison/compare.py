@@ -108,6 +108,7 @@ def planned(
     given = {
         entry.label: {
             "optimizer": entry.given if isinstance(entry.given, str) else entry.label,
+            "levers": str(entry.levers),
             "folder": entry.folder,
             "space": spaces.words(entry.space),
             "trials": [
@@ -156,6 +157,9 @@ class _Maker:
             options = dataclasses.replace(
                 self.options,
                 optimizer=optimizer,
+                transform=own
+                if (own := self.entries[label].levers.transform)
+                else self.options.transform,
                 division=None if benchmark.is_tiny or not benchmark.ruleset else "open",
                 resume=True,
                 show="none",

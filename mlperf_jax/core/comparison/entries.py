@@ -17,6 +17,7 @@ from mlperf_jax.core import mesh as meshes, preflight, python_file, state as sta
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.comparison.space import Interval, Space
 from mlperf_jax.core.judges import judges_of
+from mlperf_jax.core.levers import NONE, Levers, split
 from mlperf_jax.core.optimizer_argument import OptimizerText, is_transformation
 from mlperf_jax.errors import UserError
 
@@ -54,6 +55,7 @@ class Entry:
         fixed: settings that are not searched, as texts of a text, else as values.
         space: those that are, if anything is.
         make: makes the optimizer from all settings; None of the benchmark's own, whose settings are fields.
+        levers: what it does beside its optimizer.
     """
 
     label: str
@@ -61,6 +63,7 @@ class Entry:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     space: Space = field(default_factory=dict)
     make: Callable[[Mapping[str, Any]], Any] | None = None
+    levers: Levers = NONE
 
     @property
     def folder(self) -> str:
@@ -69,18 +72,22 @@ class Entry:
 
     def of(self, benchmark: Benchmark, setting: Setting) -> tuple[Benchmark, Any]:
         """What is trained with a setting, and the optimizer that a run is given for it."""
+        levers = benchmark.levers.joined(self.levers.without("transform"))
+        benchmark = benchmark.replace(levers=levers)
         if self.make is None:
             return benchmark.replace(**self.fixed, **setting), None
         return benchmark, self.make({**self.fixed, **setting})
 
     def described(self, setting: Setting) -> str:
-        """The optimizer in words, with a setting."""
+        """The optimizer in words, with a setting, and its levers."""
+        levers = f"+{self.levers}" if self.levers else ""
         if self.make is not None:
             made = self.make({**self.fixed, **setting})
             if isinstance(made, str):
-                return made
+                return made + levers
         more = ",".join(f"{name}={value}" for name, value in {**self.fixed, **setting}.items())
-        return f"{self.label} ({more})" if more else self.label
+        told = self.label if self.label.endswith(levers) else self.label + levers
+        return f"{told} ({more})" if more else told
 
 
 def entries_of(
@@ -90,8 +97,8 @@ def entries_of(
 
     Args:
         benchmark: what they are compared on.
-        optimizers: texts, functions, objects, `Tunable`; or these by label. "recipe", or the name of the benchmark's
-            own optimizer without a learning rate, is the benchmark's own.
+        optimizers: texts, functions, objects, `Tunable`; or these, or pairs of one and its levers, by label. "recipe", or
+            the name of the benchmark's own optimizer without a learning rate, is the benchmark's own.
         tuned: whether settings are searched: a text without a range then gets one around its learning rate.
 
     Raises:
@@ -131,7 +138,7 @@ def entries_of(
 
 def _label(given: Any) -> str:
     if isinstance(given, str):
-        label, equals, rest = given.partition("=")
+        label, equals, rest = split(given)[0].partition("=")
         return label if equals and rest and re.fullmatch(r"[\w.+-]+", label) else given
     if isinstance(given, Tunable):
         given = given.make
@@ -144,6 +151,19 @@ def _label(given: Any) -> str:
 
 
 def _entry(benchmark: Benchmark, label: str, given: Any, tuned: bool) -> Entry:
+    levers = NONE
+    if isinstance(given, str):
+        own, levers = split(given)
+    elif isinstance(given, tuple) and len(given) == 2 and not is_transformation(given):
+        own, levers = given[0], Levers.of(given[1])
+    else:
+        own = given
+    entry = _plain_entry(benchmark, label, own, tuned)
+    return dataclasses.replace(entry, levers=levers)
+
+
+def _plain_entry(benchmark: Benchmark, label: str, given: Any, tuned: bool) -> Entry:
+    """An entry that does nothing beside its optimizer."""
     if isinstance(given, Tunable):
         return _of_tunable(label, given)
     if not isinstance(given, str):

@@ -9,6 +9,7 @@ import toys
 from mlperf_jax import benchmarks
 from mlperf_jax.core.comparison.entries import Tunable, entries_of
 from mlperf_jax.core.comparison.space import Interval
+from mlperf_jax.core.levers import Levers
 from mlperf_jax.errors import UserError
 
 RESNET = benchmarks.get("resnet", tiny=True)
@@ -42,6 +43,45 @@ def test_texts_are_entries_that_say_themselves(tmp_path):
         mine,
         "recipe",
     ]
+
+
+def test_levers_stand_behind_a_plus_or_beside_an_object():
+    texts = [
+        "sgd:0.5",
+        "sgd:0.5+ema_decay=0.9+sam=0.05",
+        "recipe+size_ramp=24:800",
+        "ramp=lion:1e-3+size_ramp=24:800",
+    ]
+    found = entries(*texts)
+    assert list(found) == [*texts[:3], "ramp"]
+    assert [one.given for one in found.values()] == ["sgd:0.5", "sgd:0.5", "recipe", "lion:1e-3"]
+    (_, plain), (sam, _), (recipe, none), _ = (one.of(RESNET, {}) for one in found.values())
+    assert sam == RESNET.replace(levers="ema_decay=0.9+sam=0.05") and plain == "sgd:0.5"
+    assert recipe.levers == Levers(size_ramp=((24, 800),)) and none is None
+    assert [one.described({}) for one in found.values()] == [
+        *texts[:3],
+        "lion:1e-3+size_ramp=24:800",
+    ]
+    assert found[texts[1]].folder == "sgd_0.5+ema_decay=0.9+sam=0.05"
+    tx = optax.sgd(0.1)
+    pairs = {"plain": tx, "sam": (tx, Levers(sam=0.1)), "both": ("recipe", {"ema_decay": 0.9})}
+    plain, sam, both = entries_of(RESNET.replace(levers="label_smoothing=0"), pairs, tuned=False)
+    assert [
+        str(one.of(RESNET.replace(levers="label_smoothing=0"), {})[0].levers)
+        for one in (plain, sam, both)
+    ] == [
+        "label_smoothing=0",
+        "label_smoothing=0+sam=0.1",
+        "ema_decay=0.9+label_smoothing=0",
+    ]
+    assert both.described({}) == "both+ema_decay=0.9"
+    with pytest.raises(UserError, match="no lever 'smooth'"):
+        entries("recipe", "sgd:0.5+smooth=0.1")
+    (searched,) = (
+        entries("recipe", "sgd:0.1..1+sam=0.1", tuned=True)[k] for k in ("sgd:0.1..1+sam=0.1",)
+    )
+    assert searched.space == {"learning_rate": Interval.of("learning_rate", "0.1..1")}
+    assert searched.described({"learning_rate": 0.5}) == "sgd:0.5+sam=0.1"
 
 
 def test_the_own_optimizer_may_be_called_by_its_name():
