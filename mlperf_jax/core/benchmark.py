@@ -130,7 +130,7 @@ class Benchmark:
         first = self.samples(1)
         if self.sample_limit is not None and self.sample_limit < first:
             raise UserError(f"sample_limit {self.sample_limit} is less than one batch of {first}")
-        check_levers(self)
+        check_levers(self, counts=type(self).samples is not Benchmark.samples)
 
     # -- samples and rows ----------------------------------------------------------------------
 

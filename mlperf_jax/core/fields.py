@@ -193,7 +193,7 @@ def _fit(value: Any, hint: Any) -> Any:
             return str(text)
     elif hint is Any or isinstance(value, origin or hint):
         return value
-    elif isinstance(value, str | dict) and hasattr(hint, "of"):  # it reads itself
+    elif value and isinstance(value, str | dict) and hasattr(hint, "of"):  # it reads itself
         return hint.of(value)
     raise ValueError(value)
 
@@ -239,6 +239,8 @@ def allowed(hint: Any, several: bool = False) -> str:
         said = said.replace("any number of", "one or more") if NotEmpty in args else said
         each = ", each" if several else ","
         return said + "".join(f"{each} {rule}" for rule in args if isinstance(rule, Range | Place))
+    if words := getattr(hint, "in_words", None):
+        return words
     name = getattr(hint, "__name__", str(hint))
     return _NOUNS.get(hint, (f"a {name}", f"{name}s"))[several]
 

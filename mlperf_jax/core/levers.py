@@ -10,7 +10,7 @@ import functools
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from mlperf_jax.core.fields import Count, Fraction, Positive, check_fields
 from mlperf_jax.errors import UserError, did_you_mean
@@ -57,6 +57,8 @@ class Levers:
     >>> str(Levers(sam=0.05, batch_ramp=((16, 2000), (32, 6000))))
     'sam=0.05+batch_ramp=16:2000,32:6000'
     """
+
+    in_words: ClassVar[str] = "levers joined by +, such as ema_decay=0.99+sam=0.05"
 
     ema_decay: Fraction | None = None
     label_smoothing: Fraction | None = None

@@ -60,18 +60,20 @@ def phases(benchmark: Benchmark) -> tuple[Phase, ...]:
     return tuple(found)
 
 
-def check_levers(benchmark: Benchmark) -> None:
+def check_levers(benchmark: Benchmark, *, counts: bool) -> None:
     """Nothing, if a benchmark can do what its levers say.
+
+    Args:
+        benchmark: with its levers.
+        counts: whether it counts its samples in a way of its own.
 
     Raises:
         UserError: it cannot; names the lever.
     """
-    from mlperf_jax.core.benchmark import Benchmark
 
     levers, name = benchmark.levers, benchmark.name
     if not levers:
         return
-    counts = type(benchmark).samples is not Benchmark.samples
     if levers.transform is not None:
         raise UserError("transform is given to a run, as --transform or among the levers of `run`")
     if levers.label_smoothing is not None and not benchmark.smooths_labels:

@@ -16,6 +16,7 @@ from mlperf_jax import benchmarks
 from mlperf_jax.core import fields
 from mlperf_jax.core.benchmark import Target
 from mlperf_jax.core.fields import Count, Positive, Range, Rate, Samples, Several
+from mlperf_jax.core.levers import Levers
 from mlperf_jax.core.options import RunOptions
 from mlperf_jax.errors import UserError
 
@@ -63,6 +64,9 @@ def test_every_field_refuses_what_its_annotation_does_not_allow(name, field):
         with pytest.raises(UserError) as error:
             cls(**{field: value})
         said = str(error.value)
+        if hint is Levers and value == "x":
+            assert said.startswith("'x' is no lever: write NAME=VALUE")
+            continue
         assert said == f"{field} must be {fields.allowed(hint)}, not {value!r}"
     for value in BAD:
         if allows(hint, value):  # where the field is one of many, others may object
@@ -81,7 +85,7 @@ def test_every_number_has_a_range(name, field):
         elif hint in (int, float):
             assert any(isinstance(rule, Range) for rule in rules), "a bare number takes any value"
         elif origin is not Literal:
-            assert hint in (str, bool, Target, types.NoneType, ...) or field in OBJECTS
+            assert hint in (str, bool, Target, Levers, types.NoneType, ...) or field in OBJECTS
 
     ranges_of(fields.hints_of(CLASSES[name])[field])
 

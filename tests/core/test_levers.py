@@ -72,7 +72,7 @@ def test_levers_are_joined_and_left_out():
         ({"sam": True}, "sam must be a number"),
         ({"batch_ramp": [[16, 100], [32]]}, "batch_ramp must be"),
         ({3: 4}, "no lever 3"),
-        (7, "levers must be a Levers, not 7"),
+        (7, r"levers must be levers joined by \+, such as ema_decay=0\.99.*, not 7"),
     ],
 )
 def test_what_is_no_lever_is_refused_by_name(wrong, sentence):

@@ -216,6 +216,15 @@ def test_phases_of_one_shape_share_a_program():
     assert len(loop.compile_train(assembly)) == 3
 
 
+def test_a_split_of_somebodys_own_that_cannot_run_on_is_told_what_it_lacks():
+    class Bare(toys.Plain):
+        def train_data(self, data_dir):
+            return object()
+
+    with pytest.raises(UserError, match=r"object has no running_on: see pipeline\.Split"):
+        phases.read(Bare(levers=RAMP), "")
+
+
 # -- the library's benchmarks ----------------------------------------------------------------------
 
 SIZED = {
@@ -227,6 +236,9 @@ SIZED = {
     "llama31_405b": 32,
     "llama2_70b_lora": 32,
 }
+
+
+GROWING = {*SIZED, "stable_diffusion", "dlrm_dcnv2"}
 
 
 def test_all_that_have_a_size_are_tried():
@@ -254,3 +266,18 @@ def test_smaller_examples_fit_the_step_and_the_data(name, tiny_data):
     assert len(forms) == 2
     for number, form in enumerate(forms):
         assert form.fits(found[number]), form.differences(found[number])
+
+
+@pytest.mark.parametrize("name", benchmarks.names())
+def test_whose_batch_may_grow(name, tiny_data):
+    plain = benchmarks.get(name, tiny=True)
+    half = plain.batch_size // 2
+    fields = {"bn_span": half} if name == "resnet" else {}
+    ramp = {"levers": f"batch_ramp={half}:{3 * half}"}
+    if name not in GROWING:
+        with pytest.raises(UserError, match=f"{name} has no batch_ramp: "):
+            phases.read(plain.replace(**ramp), tiny_data(name))
+        return
+    (first, _), (last, split) = phases.read(plain.replace(**ramp, **fields), tiny_data(name))
+    assert (first.benchmark.batch_size, last.benchmark.batch_size) == (half, 2 * half)
+    assert last.samples == 4 * half and split.last_batch == "mix"

@@ -210,7 +210,7 @@ class _Maker:
                 done += 1
                 self.say(f"{task.name}: {outcome} ({done} of {total})")
 
-        def one_after_another(device: Any, preemption: Preemption | None) -> None:
+        def one_after_another(device: Any, preemption: Preemption) -> None:
             with _on(device):
                 while not failed.is_set():
                     with left:
@@ -218,6 +218,7 @@ class _Maker:
                     if task is None:
                         return
                     try:
+                        preemption.check_between(total - done + after)
                         outcome = self.make(files, task, total - done - 1 + after, preemption)
                     except BaseException:
                         failed.set()  # the others end with the runs that they are at
@@ -225,7 +226,8 @@ class _Maker:
                     told(task, outcome)
 
         if len(workers) == 1:
-            one_after_another(workers[0], None)
+            with Preemption() as preemption:
+                one_after_another(workers[0], preemption)
             return
         with Preemption() as preemption, ThreadPoolExecutor(len(workers)) as pool:
             futures = [pool.submit(one_after_another, each, preemption) for each in workers]
@@ -233,9 +235,7 @@ class _Maker:
         if errors:  # a signal that all were told of is the last to be told
             raise min(errors, key=lambda error: isinstance(error, Interrupted))
 
-    def make(
-        self, files: Files, task: Task, left: int, preemption: Preemption | None = None
-    ) -> str:
+    def make(self, files: Files, task: Task, left: int, preemption: Preemption) -> str:
         """Trains one run, from its checkpoint if it has one, and says how it ended."""
         root, setting = files.set_of(task), task.setting
         plan = self.planned_run(task.label, setting)
@@ -258,7 +258,8 @@ class _Maker:
             if result is None:
                 result = offline.score_run(plan, trained or files.trained(task))
         except Exception as error:  # whatever an optimizer of the user's does is a result
-            if not _is_the_entrys(error):
+            # nor is it a result if somebody removed the folder, or what kept a run from being saved when a signal came
+            if not (_is_the_entrys(error) and root.exists()) or preemption.signal is not None:
                 raise
             return files.crashed(task, error)
         finally:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -383,6 +384,22 @@ def test_a_signal_between_two_runs_ends_the_comparison(tmp_path, monkeypatch):
     assert len(results(tmp_path / "c")) == 1
     found, said = compared(tmp_path / "c", resume=True)
     assert len(said) == 5 and all(len(e.outcomes) == 2 for e in found.entrants)
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_a_folder_that_is_removed_is_an_end_and_no_result(tmp_path, monkeypatch, signalled):
+    say, place = loop.Run.say_quality, tmp_path / "c"
+
+    def saying(self, *args, **more):
+        say(self, *args, **more)
+        if signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        shutil.rmtree(place)
+
+    monkeypatch.setattr(loop.Run, "say_quality", saying)
+    with pytest.raises((UserError, Interrupted)):
+        compared(place)
+    assert not [*place.glob("crashed/*")], "nothing goes on in what is left"
 
 
 def test_a_signal_at_the_last_trial_lets_no_compared_run_begin(tmp_path, monkeypatch):
