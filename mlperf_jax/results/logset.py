@@ -40,7 +40,7 @@ _NUMBERS = {
 }
 _EVALUATIONS = ("eval_accuracy", "eval_error")
 _CLOCK = ("init_start", "init_stop", "run_start", "run_stop")
-_SINGLE = ("seed", "target_accuracy", "opt_name", "optimizer_changed")
+_SINGLE = ("seed", "target_accuracy", "opt_name", "optimizer_changed", "levers")
 _ALIASES = {"mask": "maskrcnn"}  # as the official summary has it
 _PASSED_AT = "eval_result"  # how v0.6 ends a run whose models are evaluated afterwards
 _NEWEST = "lowest_numerical_precision_in_linear"  # logged since 6.1, and in no earlier round
@@ -94,6 +94,7 @@ class RunLog:
         targets: what `target_accuracy` lines say.
         programs: of the optimizers that replaced the recipe's, as our own logs tell them apart.
         optimizer: the name of the first of these; "" where nothing replaced the recipe's.
+        levers: what it did beside its optimizer, as logged; "" for nothing.
         settings: logged key -> last value, without those that are events; empty unless asked for.
         newest: whether it has the keys that only logs of v6.1 have.
         notes: the lines whose values `sane` judges once the set and its round are known.
@@ -121,6 +122,7 @@ class RunLog:
     targets: tuple[float, ...] = ()
     programs: tuple[str, ...] = ()
     optimizer: str = ""
+    levers: str = ""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     newest: bool = False
     notes: tuple[sane.Note, ...] = ()
@@ -348,6 +350,8 @@ class _Reader:
             if "program" in metadata:
                 self.programs.append(str(metadata["program"]))
                 self.values["optimizer"] = str(value)
+        elif key == "levers":
+            self.values["levers"] = str(value)
         elif key == "optimizer_changed":
             self.programs.append(str(value))
         elif key == "target_accuracy":

@@ -21,21 +21,25 @@ class Used:
         name: as the log has it; "" where it is not known.
         program: hex digits of what it computes; "" of the recipe's own, and where the log does not say.
         settings: what it was set to, by name.
+        levers: what was done beside it, as the log has it; "" for nothing.
     """
 
     group: Hashable
     name: str
     program: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    levers: str = ""
 
 
 def labels(sets: Sequence[Used]) -> list[str]:
-    """A label of each set; "" where all sets of its group have one optimizer.
+    """A label of each set; "" where all sets of its group have one optimizer and the same levers.
 
     >>> labels([Used("bert", "lamb"), Used("bert", "adamw", "1f", {"rate": 1}), Used("bert", "adamw", "2e", {"rate": 2})])
     ["lamb (the recipe's)", 'adamw, rate 1', 'adamw, rate 2']
     >>> labels([Used("bert", "lamb"), Used("resnet", "muon", "3a")])
     ['', '']
+    >>> labels([Used("bert", "lamb"), Used("bert", "lamb", levers="sam=0.05")])
+    ['lamb', 'lamb+sam=0.05']
     """
     groups = collections.defaultdict(list)
     for one in sets:
@@ -44,6 +48,14 @@ def labels(sets: Sequence[Used]) -> list[str]:
 
 
 def _label(one: Used, group: Sequence[Used]) -> str:
+    """The optimizer where those of the group differ, and the levers where those do."""
+    told = _optimizer(one, group)
+    if len({other.levers for other in group}) < 2:
+        return told
+    return (told or one.name or RECIPES) + (f"+{one.levers}" if one.levers else "")
+
+
+def _optimizer(one: Used, group: Sequence[Used]) -> str:
     replaced = any(other.program for other in group)
     # what a log leaves out is no difference, unless another's optimizer was replaced
     known = [other for other in group if replaced or other.name]

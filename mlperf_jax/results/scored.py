@@ -205,7 +205,8 @@ class Score:
         replaced = [run.log for run in self.runs if run.same and run.log.programs]
         name = next((log.optimizer for log in replaced if log.optimizer), "")
         program = " then ".join(replaced[0].programs) if replaced else ""
-        return Used((self.benchmark, self.tiny), name, program)
+        levers = next((run.log.levers for run in self.runs if run.same and run.log.levers), "")
+        return Used((self.benchmark, self.tiny), name, program, levers=levers)
 
     @property
     def minutes(self) -> float | None:

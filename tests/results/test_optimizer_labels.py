@@ -28,6 +28,20 @@ def test_names_that_differ_are_the_labels():
     assert found == ["muon", "lion", ""]
 
 
+def test_levers_are_told_where_they_differ():
+    sam, both = "sam=0.05", "ema_decay=0.9+sam=0.05"
+    assert labels([Used("a", "lars", levers=sam), Used("a", "lars", levers=sam)]) == ["", ""]
+    assert labels([Used("a", ""), Used("a", "", levers=sam)]) == [RECIPES, f"{RECIPES}+{sam}"]
+    found = labels(
+        [
+            Used("a", "lars"),
+            Used("a", "muon", "1f", levers=sam),
+            Used("a", "muon", "1f", levers=both),
+        ]
+    )
+    assert found == [f"lars ({RECIPES})", f"muon+{sam}", f"muon+{both}"]
+
+
 def test_the_recipes_is_named_beside_those_that_replaced_it():
     assert labels([Used("a", "muon", "1f"), Used("a", "lars"), Used("a", "")]) == [
         "muon",

@@ -170,6 +170,7 @@ class SetData:
             replaced or str(settings.get("opt_name") or ""),
             program,
             {k: v for k, v in settings.items() if k.startswith("opt_") and k != "opt_name"},
+            str(settings.get("levers") or ""),
         )
 
     @property
