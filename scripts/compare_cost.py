@@ -38,7 +38,7 @@ def sides(name: str, seeds: int, common: dict[str, Any]) -> dict[str, Callable[[
 
     def run(folder: str, number: int, which: tuple[int, ...]) -> None:
         text = OPTIMIZERS[number]
-        given = {} if text == "recipe" else {"optimizer": text}
+        given: dict[str, Any] = {} if text == "recipe" else {"optimizer": text}
         output = f"{folder}/{number}_{which[0]}"
         benchmarks.run(
             name, **common, **given, seeds=which, runs=len(which), output=output, show="none"
