@@ -1,7 +1,7 @@
 """A better optimizer is told apart, and one that is equal in distribution is not: through `compare` itself.
 
-`scripts/compare_planted.py` counts both over many sets of seeds. Of its sets this is the third, and neither chance nor a
-machine's rounding decides there; in the first, seeds 1 to 7, chance tells the equal one apart, as in one set of twenty it may.
+`scripts/compare_planted.py` counts both over twenty sets of seeds. This is the third of them: in the first, seeds 1 to 7, the
+equal one is told apart by chance, and in the second it nearly is.
 """
 
 import planted
