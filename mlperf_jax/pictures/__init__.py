@@ -23,6 +23,8 @@ from mlperf_jax.paths import MARK, check_writable, write as write_file
 
 # of the classes above 0, told apart by red-green blind eyes too (Okabe and Ito)
 COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
+# of lines, on light ground and dark: the yellow is too pale, and blue and vermilion make six
+LINES = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (0, 114, 178), (213, 94, 0))
 IGNORED = 255  # label of what is not part of a volume
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 WRONG = (213, 94, 0)  # vermilion, of the same palette

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlperf_jax.paths import MARK
-from mlperf_jax.pictures import COLOURS
+from mlperf_jax.pictures import LINES
 
 Points = Sequence[tuple[float, float]]  # (samples, value), by samples
 Band = Sequence[tuple[float, float, float]]  # (samples, low, high), by samples
@@ -68,6 +68,7 @@ def svg(
     height: int = 230,
     columns: int | None = None,
     note: str = "",
+    alone: bool = False,
 ) -> str:
     """Panels side by side, and below them the names of their lines where there are several.
 
@@ -80,6 +81,7 @@ def svg(
         height: of a row of panels.
         columns: panels of a row; by default all of them.
         note: a sentence below all of it, in small letters.
+        alone: dark on white, as a file of its own has no page whose colours it could take.
     """
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     beside = columns or max(1, len(panels))
@@ -97,10 +99,11 @@ def svg(
     more += 6 * bool(note)
     over = " and ".join(dict.fromkeys(panel.across for panel in panels)) or "samples"
     about = html.escape(f"{' and '.join(panel.title for panel in panels)} over {over}")
+    ground = "background:#fff;color:#1e1e1e;" if alone else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + more}" data-generator="{MARK}" role="img" '
         f'aria-label="{about}" style="display:block;width:100%;max-width:{width}px;height:auto;'
-        'font:12px system-ui,sans-serif;fill:currentColor">'
+        f'{ground}font:12px system-ui,sans-serif;fill:currentColor">'
         f"{''.join(drawn)}{legend}{below}</svg>"
     )
 
@@ -184,8 +187,8 @@ def _word(x: float, y: float, text: str, anchor: str) -> str:
 
 def _style(number: int) -> tuple[str, str]:
     """Colour of a line, and how it is dashed where colours come again."""
-    dashes = _DASHES[number // len(COLOURS) % len(_DASHES)]
-    red, green, blue = COLOURS[number % len(COLOURS)]
+    dashes = _DASHES[number // len(LINES) % len(_DASHES)]
+    red, green, blue = LINES[number % len(LINES)]
     return f"#{red:02x}{green:02x}{blue:02x}", f' stroke-dasharray="{dashes}"' if dashes else ""
 
 

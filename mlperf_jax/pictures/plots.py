@@ -11,7 +11,7 @@ from typing import Any
 
 from mlperf_jax.errors import UserError, optional, printable
 from mlperf_jax.paths import MARK, check_writable, write
-from mlperf_jax.pictures import COLOURS, curves
+from mlperf_jax.pictures import LINES, curves
 
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -56,7 +56,7 @@ def save(
     """
     suffix = check_output(path)
     if suffix == ".svg":
-        write(path, curves.svg(panels, columns=columns, note=note).encode())
+        write(path, curves.svg(panels, columns=columns, note=note, alone=True).encode())
         return
     file = io.BytesIO()
     drawn(panels, columns=columns, note=note).savefig(
@@ -115,8 +115,8 @@ def _draw(axes: Any, panel: curves.Panel, names: Sequence[str], handles: dict[st
 
 def _style(number: int) -> tuple[tuple[float, ...], str]:
     """Colour and dashes of a line, as `curves` has them."""
-    colour = tuple(part / 255 for part in COLOURS[number % len(COLOURS)])
-    return colour, _DASHES[number // len(COLOURS) % len(_DASHES)]
+    colour = tuple(part / 255 for part in LINES[number % len(LINES)])
+    return colour, _DASHES[number // len(LINES) % len(_DASHES)]
 
 
 def _plain(text: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.paths import MARK, check_writable
-from mlperf_jax.pictures import COLOURS, plots
+from mlperf_jax.pictures import LINES, curves, plots
 from mlperf_jax.pictures.curves import Panel
 
 PANELS = [
@@ -26,7 +26,7 @@ def test_the_figure_has_what_the_panels_have():
     loss, accuracy = figure.axes
     assert [line.get_xydata().tolist() for line in loss.lines] == [[[0, 2], [64, 1]], [[0, 3], [64, 2]]]  # fmt: skip
     line, level = accuracy.lines
-    second = tuple(part / 255 for part in COLOURS[1])
+    second = tuple(part / 255 for part in LINES[1])
     assert line.get_color() == loss.lines[1].get_color() == second, "a name has one colour"
     assert level.get_ydata()[0] == 0.8
     (band,) = accuracy.collections
@@ -82,3 +82,14 @@ def test_what_cannot_be_saved(tmp_path, monkeypatch):
         plots.save(PANELS, tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
     plots.save(PANELS, tmp_path / "x.svg")  # needs none
+
+
+def test_six_lines_have_six_colours_none_of_them_pale():
+    assert len({*LINES}) == len(LINES) == 6
+    assert all(min(colour) < 210 and sum(colour) < 510 for colour in LINES)
+
+
+def test_a_file_has_a_ground_of_its_own_and_a_page_gives_its(tmp_path):
+    plots.save(PANELS, tmp_path / "x.svg")
+    assert "background:#fff;color:#1e1e1e" in (tmp_path / "x.svg").read_text()
+    assert "background" not in curves.svg(PANELS)

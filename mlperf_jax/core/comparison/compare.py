@@ -108,7 +108,7 @@ def planned(
     given = {
         entry.label: {
             "optimizer": entry.given if isinstance(entry.given, str) else entry.label,
-            "levers": str(entry.levers),
+            **({"levers": str(entry.levers)} if entry.levers else {}),
             "folder": entry.folder,
             "space": spaces.words(entry.space),
             "trials": [

@@ -48,8 +48,10 @@ class Profiles:
     tau_max: float
 
     def shares(self, taus: Sequence[float] | np.ndarray) -> np.ndarray:
-        """The profiles at some ratios, [E, T]."""
-        return (self.ratios[:, :, None] <= np.asarray(taus, float) * (1 + 1e-12)).mean(1)
+        """The profiles at some ratios, [E, T]; at infinity the share of problems where the entry got there."""
+        ratios = self.ratios[:, :, None]
+        within = ratios <= np.asarray(taus, float) * (1 + 1e-12)
+        return (within & np.isfinite(ratios)).mean(1)  # infinity is within infinity, and no success
 
     def grid(self) -> np.ndarray:
         """Ratios from 1 to the largest, evenly spread on a logarithmic scale."""

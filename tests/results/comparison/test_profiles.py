@@ -37,6 +37,7 @@ def test_ratios_are_to_the_best_of_each_problem(two):
         [0.5, 1, 1, 1],
         [0.5, 0.5, 0.5, 0.5],
     ]
+    assert found.shares([INF])[:, 0].tolist() == [1, 1, 0.5], "what never got there did not"
     assert found.steps("a") == [(1.0, 0.5), (2.0, 1.0), (4.0, 1.0)]
     assert found.steps("c") == [(1.0, 0.5), (4.0, 0.5)]
 
