@@ -197,7 +197,7 @@ def divided(
         if field not in mine:
             hint = did_you_mean(field, sorted({*mine, *known}))
             raise UserError(f"{command} has no setting {field!r}{hint}")
-    levers = Levers.of(fields.get("levers") or Levers())
+    levers = Levers.of(fields.get("levers"))
     if levers.transform is not None:
         if options.transform is not None:
             raise UserError(

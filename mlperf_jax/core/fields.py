@@ -193,7 +193,7 @@ def _fit(value: Any, hint: Any) -> Any:
             return str(text)
     elif hint is Any or isinstance(value, origin or hint):
         return value
-    elif value and isinstance(value, str | dict) and hasattr(hint, "of"):  # it reads itself
+    elif hasattr(hint, "of") and isinstance(value, str | dict | None):  # it reads itself
         return hint.of(value)
     raise ValueError(value)
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -17,7 +18,7 @@ from mlperf_jax.errors import UserError, did_you_mean
 
 Ramp = tuple[tuple[Count, Count], ...]
 RAMPS = ("batch_ramp", "size_ramp")
-_JOINED = re.compile(r"\+(?=[a-z_]+=)")
+_JOINED = re.compile(r"\s*\+\s*(?=[A-Za-z_]*(?:=|$))")
 
 
 class Segment(NamedTuple):
@@ -58,7 +59,9 @@ class Levers:
     'sam=0.05+batch_ramp=16:2000,32:6000'
     """
 
-    in_words: ClassVar[str] = "levers joined by +, such as ema_decay=0.99+sam=0.05"
+    in_words: ClassVar[str] = (
+        "NAME=VALUE joined by + (such as ema_decay=0.99+sam=0.05), a dict, or Levers(…)"
+    )
 
     ema_decay: Fraction | None = None
     label_smoothing: Fraction | None = None
@@ -78,17 +81,19 @@ class Levers:
 
     @classmethod
     def of(cls, given: Any) -> Self:
-        """The levers that a text or a mapping means.
+        """The levers that a text or a mapping means; None means none.
 
         Raises:
-            UserError: one that is not there, or a value that it cannot have.
+            UserError: it is neither, names one that is not there, or gives a value that it cannot have.
 
         >>> Levers.of("ema_decay=0.99").ema_decay
         0.99
         """
         if isinstance(given, cls):
             return given
-        pairs = _pairs(given) if isinstance(given, str) else list(given.items())
+        if not isinstance(given, str | Mapping | None):
+            raise UserError(f"levers must be {cls.in_words}, not {given!r}")
+        pairs = _pairs(given) if isinstance(given, str) else list((given or {}).items())
         names = [field.name for field in dataclasses.fields(cls)]
         for name, _ in pairs:
             if name not in names:
@@ -142,6 +147,15 @@ class Levers:
 NONE = Levers()
 
 
+def without(text: str) -> str:
+    """An optimizer's text without what stands behind a plus.
+
+    >>> without("sgd:0.5+sam=0.05"), without("adamw:1e+3")
+    ('sgd:0.5', 'adamw:1e+3')
+    """
+    return _JOINED.split(text, maxsplit=1)[0]
+
+
 def split(text: str) -> tuple[str, Levers]:
     """An optimizer's text, and the levers behind it.
 
@@ -149,6 +163,8 @@ def split(text: str) -> tuple[str, Levers]:
     'sgd:0.5,momentum=0.9'
     """
     first, *more = _JOINED.split(text, maxsplit=1)
+    if more == [""]:
+        raise UserError(f"{text!r} ends in a plus: write +NAME=VALUE behind it, such as +sam=0.05")
     return first, Levers.of(more[0]) if more else NONE
 
 
@@ -196,8 +212,12 @@ def _segments(batches: Ramp, sizes: Ramp, batch_size: int) -> tuple[Segment, ...
         batch, size = at(batches, samples, batch_size), at(sizes, samples, None)
         found.append(Segment(step, samples, batch, size))
         if until is not math.inf:
-            steps = math.ceil((until - samples) / batch)
-            while (end := samples + steps * batch) % at(batches, end, batch_size):
-                steps += 1
-            step, samples = step + steps, end
+            steps, before = math.ceil((until - samples) / batch), samples // batch
+            while True:  # until the batches that follow begin at a multiple of their size
+                following = at(batches, samples + steps * batch, batch_size)
+                more = -(before + steps) % (following // math.gcd(following, batch))
+                steps += more
+                if not more:
+                    break
+            step, samples = step + steps, samples + steps * batch
     return tuple(found)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from mlperf_jax.core import python_file
+from mlperf_jax.core.levers import split
 from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.optimizers.per_layer import per_layer
 from mlperf_jax.optimizers.tree import ParamTree
@@ -117,6 +118,11 @@ def load_optimizer(text: str) -> Any:
     >>> load_optimizer("adamw:1e-3,b1=0.95").__name__
     'adamw:1e-3,b1=0.95'
     """
+    plain, levers = split(text)
+    if levers:
+        raise UserError(
+            f"{text!r} has levers, which a run is given apart: write --optimizer {plain} --levers {levers}"
+        )
     given = OptimizerText.of(text)
     name, settings = given.name, given.numbers()
     if given.in_file:

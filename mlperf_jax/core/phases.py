@@ -48,14 +48,10 @@ def phases(benchmark: Benchmark) -> tuple[Phase, ...]:
     if not benchmark.levers.ramped:
         return (Phase(0, 0, benchmark, benchmark),)
     found = []
-    steady = benchmark.levers.without(*RAMPS)
     for step, samples, batch, size in benchmark.levers.segments(benchmark.batch_size):
         smaller = {} if size is None else {benchmark.sized_by: size}
-        try:
-            one = benchmark.replace(levers=steady, batch_size=batch, **smaller)
-            reads = benchmark.replace(levers=steady, **({} if benchmark.cuts_examples else smaller))
-        except UserError as error:
-            raise UserError(f"{benchmark.levers}: {error}") from error
+        one = _fitting(benchmark, batch_size=batch, **smaller)
+        reads = _fitting(benchmark, **({} if benchmark.cuts_examples else smaller))
         found.append(Phase(step, samples, one, reads))
     return tuple(found)
 
@@ -92,7 +88,24 @@ def check_levers(benchmark: Benchmark, *, counts: bool) -> None:
             raise UserError(
                 f"size_ramp: {size} is no smaller than {benchmark.sized_by} {full}, the size that follows"
             )
+    for (
+        batch,
+        _,
+    ) in levers.batch_ramp:  # each by itself, before it is asked how they follow one another
+        _fitting(benchmark, batch_size=batch)
     phases(benchmark)
+
+
+def _fitting(benchmark: Benchmark, **fields: Any) -> Benchmark:
+    """The benchmark without its ramps and with other sizes.
+
+    Raises:
+        UserError: it cannot have these; says what was asked for.
+    """
+    try:
+        return benchmark.replace(levers=benchmark.levers.without(*RAMPS), **fields)
+    except UserError as error:
+        raise UserError(f"{benchmark.levers}: {error}") from error
 
 
 def steady(benchmark: Benchmark) -> Benchmark:

@@ -39,7 +39,8 @@ def test_a_text_says_levers_and_they_say_the_text(text):
 
 
 def test_no_levers_are_false_and_say_nothing():
-    assert not Levers() and str(Levers()) == "" and Levers.of("") == Levers() == Levers.of({})
+    assert not Levers() and str(Levers()) == ""
+    assert all(Levers.of(given) == Levers() for given in ("", {}, None))
     assert Levers(label_smoothing=0.0), "a label that is not smoothed where the recipe smooths it"
     assert split("sgd:0.5") == ("sgd:0.5", Levers())
 
@@ -72,7 +73,11 @@ def test_levers_are_joined_and_left_out():
         ({"sam": True}, "sam must be a number"),
         ({"batch_ramp": [[16, 100], [32]]}, "batch_ramp must be"),
         ({3: 4}, "no lever 3"),
-        (7, r"levers must be levers joined by \+, such as ema_decay=0\.99.*, not 7"),
+        ("sam=0.1+", r"levers: 'sam=0\.1\+'|is no lever"),
+        (["sam=0.1"], r"levers must be NAME=VALUE joined by"),
+        (True, "levers must be NAME=VALUE"),
+        ("EMA_DECAY=0.9", "no lever 'EMA_DECAY'; known: batch_ramp, ema_decay"),
+        (7, r"levers must be NAME=VALUE joined by \+ \(.*\), a dict, or Levers\(…\), not 7"),
     ],
 )
 def test_what_is_no_lever_is_refused_by_name(wrong, sentence):
@@ -103,6 +108,13 @@ def test_every_batch_begins_where_the_one_before_it_ends(batches, sizes, batch_s
         for one, after in itertools.zip_longest(segments, segments[1:])
     ), initial=0))  # fmt: skip
     assert [levers.samples(step, batch_size) for step in range(len(wanted))] == wanted
+
+
+def test_batches_that_nothing_divides_are_followed_at_once():
+    levers = Levers(batch_ramp=((1, 10), (1_000_000_007, 2_000_000_000)))
+    assert [one.batch for one in levers.segments(64)] == [1, 1_000_000_007, 64]
+    with pytest.raises(UserError, match="exceeds the 1437 training samples"):
+        benchmarks.get("resnet", tiny=True, bn_span=1, levers=levers)
 
 
 def test_a_ramp_keeps_its_sizes_and_goes_on_with_the_benchmarks():

@@ -72,6 +72,7 @@ def test_a_file_gives_a_function_of_the_tree_or_an_optimizer(tmp_path):
     [
         ("adamw", "'adamw' needs a learning rate: write adamw:1e-3"),
         ("adamw:fast", "'adamw' needs a learning rate"),
+        ("sgd:0.5+sam=0.05", "write --optimizer sgd:0.5 --levers sam=0.05"),
         ("adamw:nan", "the learning rate nan of 'adamw' is none: give a positive number"),
         ("adamw:-1", "the learning rate -1 of 'adamw' is none"),
         ("adamw:1e39", "the learning rate 1e39 of 'adamw' is none"),

@@ -17,7 +17,7 @@ from mlperf_jax.core import mesh as meshes, preflight, python_file, state as sta
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.comparison.space import Interval, Space
 from mlperf_jax.core.judges import judges_of
-from mlperf_jax.core.levers import NONE, Levers, split
+from mlperf_jax.core.levers import NONE, Levers, split, without
 from mlperf_jax.core.optimizer_argument import OptimizerText, is_transformation
 from mlperf_jax.errors import UserError
 
@@ -86,7 +86,7 @@ class Entry:
             if isinstance(made, str):
                 return made + levers
         more = ",".join(f"{name}={value}" for name, value in {**self.fixed, **setting}.items())
-        told = self.label if self.label.endswith(levers) else self.label + levers
+        told = without(self.label) + levers
         return f"{told} ({more})" if more else told
 
 
@@ -138,8 +138,14 @@ def entries_of(
 
 def _label(given: Any) -> str:
     if isinstance(given, str):
-        label, equals, rest = split(given)[0].partition("=")
-        return label if equals and rest and re.fullmatch(r"[\w.+-]+", label) else given
+        label, equals, rest = without(given).partition("=")
+        if not equals or ":" in label:
+            return given
+        if not re.fullmatch(r"[\w.-]+", label):
+            raise UserError(
+                f"{label!r} is no label: write letters, digits, dots, dashes and underscores before the ="
+            )
+        return label if rest else given
     if isinstance(given, Tunable):
         given = given.make
     name = getattr(given, "__name__", "")
@@ -152,13 +158,17 @@ def _label(given: Any) -> str:
 
 def _entry(benchmark: Benchmark, label: str, given: Any, tuned: bool) -> Entry:
     levers = NONE
-    if isinstance(given, str):
-        own, levers = split(given)
-    elif isinstance(given, tuple) and len(given) == 2 and not is_transformation(given):
-        own, levers = given[0], Levers.of(given[1])
-    else:
-        own = given
-    entry = _plain_entry(benchmark, label, own, tuned)
+    try:
+        if isinstance(given, tuple) and len(given) == 2 and not is_transformation(given):
+            if isinstance(given[0], Levers):
+                raise UserError("of a pair the optimizer is first, and its levers second")
+            given, levers = given[0], Levers.of(given[1])
+        if isinstance(given, str):
+            given, more = split(given)
+            levers = levers.joined(more)
+    except UserError as error:
+        raise UserError(f"{label}: {error}") from error
+    entry = _plain_entry(benchmark, label, given, tuned)
     return dataclasses.replace(entry, levers=levers)
 
 

@@ -123,8 +123,9 @@ class Files:
                     f"{self.root} holds something else than a comparison: give another --output"
                 )
             return
-        old, new = (durable.plain(dataclasses.asdict(each)) for each in (self.plan, plan))
-        changes = config_changes({**old.pop("config"), **old}, {**new.pop("config"), **new})
+        changes = config_changes(*map(_told_apart, (self.plan, plan)))
+        if not changes and durable.plain(self.plan.entries) != durable.plain(plan.entries):
+            changes = ["an entry is another"]
         if changes:
             raise UserError(
                 f"{self.root} holds another comparison ({changes[0]}): give another --output, or ask for the same"
@@ -256,6 +257,18 @@ class Files:
             return given[0]
         rank, best = min((_rank(self, task), task.trial) for task in self.trials(label))
         return None if math.isinf(rank[1]) else given[best]
+
+
+def _told_apart(plan: Plan) -> dict[str, Any]:
+    """What tells comparisons apart: the configuration, and of each entry what it trains with and what is searched."""
+    found = durable.plain(dataclasses.asdict(plan))
+    entries = {
+        f"the entry {label}": "; ".join(
+            filter(None, [*(trial["optimizer"] for trial in entry["trials"]), entry["space"]])
+        )
+        for label, entry in found.pop("entries").items()
+    }
+    return {**found.pop("config"), **found, **entries}
 
 
 def _sweep(folder: pathlib.Path) -> None:

@@ -97,6 +97,8 @@ def _outcome(files: Files, task: Task, devices: list[str]) -> Outcome | None:
             curves,
         )
     budget, seen = files.plan.budget, result.samples
-    if seen >= budget:
+    if seen > budget - int(
+        files.plan.config.get("batch_size", 1)
+    ):  # another batch would be too many
         return Outcome(task.seed, "limit", "", seen=seen, curves=curves)
     return Outcome(task.seed, "stopped", "gave up before its last sample", seen=seen, curves=curves)

@@ -168,6 +168,13 @@ def test_what_is_done_is_not_done_again(undisturbed):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_that_a_batch_more_would_bring_over_its_limit_ended_there(tmp_path):
+    found, said = compared(tmp_path / "c", max_samples=110, seeds=(1,))
+    endings = [one.ending for entrant in found.entrants for one in entrant.outcomes]
+    assert {*endings} == {"limit"} and found.entrants[0].outcomes[0].seen == 96
+    assert len(said) == len(endings)
+
+
 def test_another_comparison_is_refused_and_nothing_is_lost(undisturbed, tmp_path):
     folder, _, _ = undisturbed
     before = results(folder)
@@ -185,7 +192,7 @@ def test_another_comparison_is_refused_and_nothing_is_lost(undisturbed, tmp_path
     ):
         with pytest.raises(UserError, match=sentence):
             compared(folder, **{"evaluate_every": 4, **more})
-    with pytest.raises(UserError, match=r"holds another comparison \(entries"):
+    with pytest.raises(UserError, match=r"holds another comparison \(the entry .* (was|is) "):
         compared(folder, "sgd:0.5", "recipe", evaluate_every=4, resume=True)
     assert results(folder) == before
     with pytest.raises(UserError, match="holds no comparison to go on with"):

@@ -75,8 +75,30 @@ def test_levers_stand_behind_a_plus_or_beside_an_object():
         "ema_decay=0.9+label_smoothing=0",
     ]
     assert both.described({}) == "both+ema_decay=0.9"
-    with pytest.raises(UserError, match="no lever 'smooth'"):
-        entries("recipe", "sgd:0.5+smooth=0.1")
+    for wrong, sentence in (
+        ("sgd:0.5+smooth=0.1", r"sgd:0\.5\+smooth=0\.1: no lever 'smooth'"),
+        ("recipe+SAM=0.1", "no lever 'SAM'"),
+        ("recipe+", "ends in a plus"),
+        ("recipe+ema", "'ema' is no lever: write NAME=VALUE"),
+        ("a/b=sgd:0.5", "'a/b' is no label: write letters, digits"),
+        ("=sgd:0.5", "'' is no label"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            entries("recipe", wrong)
+    for pair, sentence in (
+        ((Levers(sam=0.1), "recipe"), "b: of a pair the optimizer is first"),
+        (("recipe", [1]), r"b: levers must be NAME=VALUE joined"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            entries_of(RESNET, {"a": "recipe", "b": pair}, tuned=False)
+    joined = {"a": "recipe", "b": ("recipe+sam=0.1", {"ema_decay": 0.5}), "c": ("recipe", None)}
+    assert [one.described({}) for one in entries_of(RESNET, joined, tuned=False)] == [
+        "a",
+        "b+ema_decay=0.5+sam=0.1",
+        "c",
+    ]
+    spaced = entries("recipe", "sgd:0.5 + sam=0.1")["sgd:0.5 + sam=0.1"]
+    assert spaced.given == "sgd:0.5" and spaced.levers == Levers(sam=0.1)
     (searched,) = (
         entries("recipe", "sgd:0.1..1+sam=0.1", tuned=True)[k] for k in ("sgd:0.1..1+sam=0.1",)
     )
