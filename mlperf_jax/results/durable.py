@@ -13,8 +13,6 @@ import pathlib
 import stat
 from typing import Any
 
-import numpy as np
-
 from mlperf_jax.errors import UserError
 
 _CHUNK = 1 << 16
@@ -47,6 +45,8 @@ def plain(value: Any, where: str = "value") -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "__array__"):
+        import numpy as np  # whoever has an array waits for it no more
+
         array = np.asarray(value)
         if array.dtype.kind in "biuU":
             return array.tolist()

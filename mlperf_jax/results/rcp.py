@@ -16,8 +16,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import rules
 
@@ -192,6 +190,8 @@ def references(
     points = points_of(benchmark, ruleset) if points is None else points
     if not points:
         raise UserError(f"no reference convergence points are given for {benchmark}; give some")
+    import numpy as np  # slow to import, and the command line has no need of it
+
     found = []
     for point in sorted(points, key=lambda point: point.batch_size):
         if len(point.lengths) <= 2 * official.drop:
@@ -300,6 +300,8 @@ def pruned(known: Sequence[Reference], runs: int) -> list[Reference]:
 
 def olympic(values: Sequence[float], drop: int) -> float:
     """The mean of what is left without the `drop` smallest and the `drop` largest."""
+    import numpy as np  # as above
+
     return float(np.mean(sorted(values)[drop : len(values) - drop]))
 
 
@@ -319,6 +321,8 @@ def reference_at(
 
 
 def _between(low: Reference, high: Reference, batch_size: int, runs: int) -> Reference:
+    import numpy as np  # as above
+
     sizes = [low.batch_size, high.batch_size]
     mean = float(np.interp(batch_size, sizes, [low.mean, high.mean]))
     std = float(np.interp(batch_size, sizes, [low.std, high.std]))
