@@ -13,19 +13,17 @@ import argparse
 import datetime
 import os
 import pathlib
-import sys
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from mlperf_jax import benchmarks  # noqa: E402
-from mlperf_jax.pictures import plots  # noqa: E402
-from mlperf_jax.results.comparison import figures, reading, tables  # noqa: E402
-from mlperf_jax.results.comparison.model import Comparison  # noqa: E402
-from mlperf_jax.results.comparison.shown import Compared  # noqa: E402
+from mlperf_jax import benchmarks
+from mlperf_jax.pictures import plots
+from mlperf_jax.results.comparison import figures, reading, tables
+from mlperf_jax.results.comparison.model import Comparison
+from mlperf_jax.results.comparison.shown import Compared
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "compared.md"
 PICTURES = ROOT / "docs" / "static" / "compared"
 BEGIN, END = "<!-- written by scripts/compare_example.py -->", "<!-- until here -->"

@@ -17,13 +17,13 @@ import pathlib
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 
-import conftest  # noqa: E402 (sets flags before JAX begins)
-import planted  # noqa: E402
+import conftest  # sets flags before JAX begins
+import planted
 
-from mlperf_jax.results.comparison.paired import paired  # noqa: E402
+from mlperf_jax.results.comparison.paired import paired
 
 SEEDS, FEWER = 7, 6
 

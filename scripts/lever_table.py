@@ -11,14 +11,13 @@ import datetime
 import pathlib
 import re
 import statistics
-import subprocess
 from typing import Any
 
 import grain
 import numpy as np
 
 from mlperf_jax import benchmarks
-from mlperf_jax.core import phases
+from mlperf_jax.core import bench, phases
 from mlperf_jax.core.levers import Levers
 from mlperf_jax.results.comparison.tables import rows
 
@@ -112,17 +111,17 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(TRIED))
     asked = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     for name in asked.names:
         if asked.table:
             found = benchmarks.compared(asked.output / name)
         else:
             found = compared(name, asked.output, asked.seeds)
-        told = f"{table(name, found)}\n\n{asked.seeds} seeds, {datetime.date.today()}, commit {commit}."
         before, begin, rest = page.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        kept, end, after = rest.partition(f"<!-- end of {name} -->")
+        stamp = f"{asked.seeds} seeds, {datetime.date.today()}, commit {bench.git_commit()}."
+        if asked.table:  # the runs are no newer
+            stamp = kept.strip().rpartition("\n")[2]
+        told = f"{table(name, found)}\n\n{stamp}"
         page = f"{before}{begin}{told}\n{end}{after}"
         PAGE.write_text(page, encoding="utf-8")
         print(told)

@@ -284,11 +284,8 @@ def _metavar(option: Option) -> str:
 
 def _text(option: Option) -> str:
     """What stands behind an option: its words, its default, and what it may hold."""
-    default = (
-        ""
-        if option.default in (None, ()) or not str(option.default)
-        else f"default: {_shown(option.default)}"
-    )
+    nothing = option.default in (None, ()) or not str(option.default)
+    default = "" if nothing else f"default: {_shown(option.default)}"
     notes = "; ".join(note for note in (default, limits(option.hint)) if note)
     return " ".join([option.help, f"({notes})" if notes else ""]).strip().replace("%", "%%")
 

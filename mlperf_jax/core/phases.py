@@ -66,7 +66,6 @@ def check_levers(benchmark: Benchmark, *, counts: bool) -> None:
     Raises:
         UserError: it cannot; names the lever.
     """
-
     levers, name = benchmark.levers, benchmark.name
     if not levers:
         return
@@ -88,10 +87,7 @@ def check_levers(benchmark: Benchmark, *, counts: bool) -> None:
             raise UserError(
                 f"size_ramp: {size} is no smaller than {benchmark.sized_by} {full}, the size that follows"
             )
-    for (
-        batch,
-        _,
-    ) in levers.batch_ramp:  # each by itself, before it is asked how they follow one another
+    for batch, _ in levers.batch_ramp:  # by itself: how they follow one another is asked later
         _fitting(benchmark, batch_size=batch)
     phases(benchmark)
 
@@ -110,8 +106,7 @@ def _fitting(benchmark: Benchmark, **fields: Any) -> Benchmark:
 
 def steady(benchmark: Benchmark) -> Benchmark:
     """The benchmark without ramps: what its schedules and evaluations count by."""
-    levers = benchmark.levers
-    return benchmark.replace(levers=levers.without(*RAMPS)) if levers.ramped else benchmark
+    return _fitting(benchmark) if benchmark.levers.ramped else benchmark
 
 
 def buckets(benchmark: Benchmark) -> tuple[Bucket, ...]:

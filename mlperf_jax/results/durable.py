@@ -45,7 +45,7 @@ def plain(value: Any, where: str = "value") -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "__array__"):
-        import numpy as np  # whoever has an array waits for it no more
+        import numpy as np  # which help need not wait for
 
         array = np.asarray(value)
         if array.dtype.kind in "biuU":

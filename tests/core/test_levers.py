@@ -1,6 +1,5 @@
 """Levers as values and texts, what each changes in a step, and who has none of them."""
 
-import dataclasses
 import itertools
 import math
 
@@ -73,7 +72,7 @@ def test_levers_are_joined_and_left_out():
         ({"sam": True}, "sam must be a number"),
         ({"batch_ramp": [[16, 100], [32]]}, "batch_ramp must be"),
         ({3: 4}, "no lever 3"),
-        ("sam=0.1+", r"levers: 'sam=0\.1\+'|is no lever"),
+        ("sam=0.1+", "'' is no lever"),
         (["sam=0.1"], r"levers must be NAME=VALUE joined by"),
         (True, "levers must be NAME=VALUE"),
         ("EMA_DECAY=0.9", "no lever 'EMA_DECAY'; known: batch_ramp, ema_decay"),
@@ -322,9 +321,3 @@ def test_smoothed_losses_are_cross_entropies_with_smooth_labels(x64):
         found = jax.value_and_grad(function, (0, 1))(jnp.array(hidden), jnp.array(head))
         assert toys.distance(truth[1], found[1]) < 1e-12
         assert float(found[0]) == pytest.approx(float(truth[0]), rel=1e-12)
-
-
-def test_levers_are_frozen_values():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Levers(sam=0.1).sam = 0.2  # type: ignore[misc]
-    assert hash(Levers(sam=0.1)) == hash(Levers(sam=0.1))

@@ -153,13 +153,12 @@ class _Maker:
         """What passed preflight, with programs that are compiled once."""
         key = self._key(label, setting)
         if key not in self.plans:
-            benchmark, optimizer = self.entries[label].of(self.benchmark, setting)
+            entry = self.entries[label]
+            benchmark, optimizer = entry.of(self.benchmark, setting)
             options = dataclasses.replace(
                 self.options,
                 optimizer=optimizer,
-                transform=own
-                if (own := self.entries[label].levers.transform)
-                else self.options.transform,
+                transform=entry.levers.transform or self.options.transform,
                 division=None if benchmark.is_tiny or not benchmark.ruleset else "open",
                 resume=True,
                 show="none",
@@ -258,7 +257,7 @@ class _Maker:
             if result is None:
                 result = offline.score_run(plan, trained or files.trained(task))
         except Exception as error:  # whatever an optimizer of the user's does is a result
-            # nor is it a result if somebody removed the folder, or what kept a run from being saved when a signal came
+            # but for a folder that is gone, and for what comes when the run was asked to stop
             if not (_is_the_entrys(error) and root.exists()) or preemption.signal is not None:
                 raise
             return files.crashed(task, error)

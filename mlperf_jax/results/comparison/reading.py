@@ -96,9 +96,7 @@ def _outcome(files: Files, task: Task, devices: list[str]) -> Outcome | None:
             result.samples,
             curves,
         )
-    budget, seen = files.plan.budget, result.samples
-    if seen > budget - int(
-        files.plan.config.get("batch_size", 1)
-    ):  # another batch would be too many
+    seen, batch = result.samples, int(files.plan.config.get("batch_size", 1))
+    if seen + batch > files.plan.budget:
         return Outcome(task.seed, "limit", "", seen=seen, curves=curves)
     return Outcome(task.seed, "stopped", "gave up before its last sample", seen=seen, curves=curves)
