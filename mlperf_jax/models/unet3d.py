@@ -1,5 +1,7 @@
 """3D U-Net of the KiTS19 benchmark: five halvings, five doublings, instance norm, no dropout.
 
+Between the layers volumes lie in blocks of voxels (`ops.space_to_depth`), on platforms where that is faster.
+
 Reference: mlcommons/training, retired_benchmarks/unet3d/pytorch, model/unet3d.py and model/layers.py.
 
 B batch · D, H, W depth, height and width of a patch · C channels · K classes
@@ -17,8 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.ops import conv as convs
+from mlperf_jax.ops import space_to_depth
 from mlperf_jax.ops.instance_norm import InstanceNorm
+from mlperf_jax.ops.space_to_depth import Blocks
 from mlperf_jax.ops.torch_law import uniform
 
 
@@ -32,9 +35,15 @@ class Conv(nnx.Module):
         self.stride = stride
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(self.dtype)
-        return convs.conv3d(x.astype(self.dtype), kernel, stride=self.stride)
+    def __call__(self, x: jax.Array, before: Blocks, after: Blocks, *, parts: int = 1) -> jax.Array:
+        return space_to_depth.conv3d(
+            x.astype(self.dtype),
+            self.kernel[...],
+            before,
+            after,
+            stride=self.stride,
+            parts=parts,
+        )
 
 
 class Double(nnx.Module):
@@ -50,9 +59,9 @@ class Double(nnx.Module):
         self.bias = nnx.Param(init(rngs.params(), (features_out,), kept))
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = convs.double3d(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + self.bias[...].astype(self.dtype)
+    def __call__(self, x: jax.Array, before: Blocks, after: Blocks) -> jax.Array:
+        y = space_to_depth.double3d(x.astype(self.dtype), self.kernel[...], before, after)
+        return y + space_to_depth.tile(self.bias[...], after).astype(self.dtype)
 
 
 class Block(nnx.Module):
@@ -64,9 +73,11 @@ class Block(nnx.Module):
         self.conv2 = Conv(features_out, features_out, 3, dtype=dtype, rngs=rngs)
         self.norm2 = InstanceNorm(features_out, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = nnx.relu(self.norm1(self.conv1(x)))
-        return nnx.relu(self.norm2(self.conv2(x)))
+    def __call__(self, x: jax.Array, before: Blocks, after: Blocks, *, parts: int = 1) -> jax.Array:
+        """[B, *before.grid, ...] to [B, *after.grid, ...], by way of shifted blocks."""
+        between = after.shift()
+        x = nnx.relu(self.norm1(self.conv1(x, before, between, parts=parts), between))
+        return nnx.relu(self.norm2(self.conv2(x, between, after), after))
 
 
 class Up(nnx.Module):
@@ -76,8 +87,9 @@ class Up(nnx.Module):
         self.double = Double(features_in, features_out, dtype=dtype, rngs=rngs)
         self.block = Block(2 * features_out, features_out, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
-        return self.block(jnp.concatenate([self.double(x), skip], axis=-1))
+    def __call__(self, x: jax.Array, skip: jax.Array, before: Blocks, after: Blocks) -> jax.Array:
+        both = jnp.concatenate([self.double(x, before, after), skip], axis=-1)
+        return self.block(both, after, after, parts=2)
 
 
 class Head(nnx.Module):
@@ -90,12 +102,10 @@ class Head(nnx.Module):
         self.bias = nnx.Param(init(rngs.params(), (classes,), kept))
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[0, 0, 0].astype(self.dtype)
-        wide = self.bias[...].dtype
-        return (
-            jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=wide) + self.bias[...]
-        )
+    def __call__(self, x: jax.Array, blocks: Blocks) -> jax.Array:
+        kernel = space_to_depth.pointwise(self.kernel[0, 0, 0], blocks).astype(self.dtype)
+        bias = space_to_depth.tile(self.bias[...], blocks)
+        return jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=bias.dtype) + bias
 
 
 class UNet3D(nnx.Module):
@@ -124,6 +134,7 @@ class UNet3D(nnx.Module):
           rngs: keys.
         """
         around = {"dtype": dtype, "rngs": rngs}
+        self.features = (*filters, filters[-1])
         self.input = Block(1, filters[0], **around)
         self.down = nnx.List(
             Block(a, b, stride=2, **around) for a, b in itertools.pairwise(filters)
@@ -145,13 +156,23 @@ class UNet3D(nnx.Module):
                 f"unet3d: a patch of {'x'.join(map(str, x.shape[1:4]))} cannot be halved "
                 f"{len(self.down) + 1} times; every side must be a multiple of {times}"
             )
-        skips = [self.input(x)]
-        for down in self.down:
-            skips.append(down(skips[-1]))
-        y = self.bottleneck(skips[-1])
-        for up, skip in zip(self.up, reversed(skips), strict=True):
-            y = up(y, skip)
-        return self.head(y)
+        rows, x = len(x), space_to_depth.fill_rows(x)
+        levels = [
+            space_to_depth.fitting([side >> level for side in x.shape[1:4]], features)
+            for level, features in enumerate(self.features)
+        ]
+        skips = [self.input(space_to_depth.pack(x, levels[0]), levels[0], levels[0])]
+        halvings = zip((*self.down, self.bottleneck), itertools.pairwise(levels), strict=True)
+        for down, (above, here) in halvings:
+            skips.append(down(skips[-1], above, here))
+        y = skips.pop()
+        levels.reverse()
+        for up, skip, (below, here) in zip(
+            self.up, reversed(skips), itertools.pairwise(levels), strict=True
+        ):
+            y = up(y, skip, below, here)
+        y = space_to_depth.take_rows(self.head(y, levels[-1]), rows)
+        return space_to_depth.unpack(y, levels[-1])
 
 
 class Layer(NamedTuple):

@@ -5,10 +5,14 @@ B batch · C channels · ... spatial axes
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+
+from mlperf_jax.ops.space_to_depth import Blocks, tile
 
 
 class InstanceNorm(nnx.Module):
@@ -44,12 +48,52 @@ class InstanceNorm(nnx.Module):
         self.epsilon = epsilon
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, ..., C] to the same shape, in `dtype`."""
+    def __call__(self, x: jax.Array, blocks: Blocks | None = None) -> jax.Array:
+        """Normalises x.
+
+        Args:
+          x: [B, ..., C], or [B, *grid, V C] with `blocks`.
+          blocks: how a volume lies in x.
+
+        Returns:
+          The same shape, in `dtype`; zero outside of the volume.
+        """
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean, var = moments(wide)  # [B, 1, ..., C]
-        gain = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return ((wide - mean) * gain + self.bias[...]).astype(self.dtype)
+        if blocks is None or blocks.voxels == 1:
+            mean, var = moments(wide)  # [B, 1, ..., C]
+            gain = self.scale[...] * lax.rsqrt(var + self.epsilon)
+            return ((wide - mean) * gain + self.bias[...]).astype(self.dtype)
+        inside = blocks.inside(len(self.scale[...]))
+        mean, var = _block_moments(wide, blocks, inside)
+        gain = tile(self.scale[...] * lax.rsqrt(var + self.epsilon), blocks)
+        y = (wide - tile(mean, blocks)) * gain + tile(self.bias[...], blocks)
+        return (y if inside is None else jnp.where(inside, y, 0)).astype(self.dtype)
+
+
+def _block_moments(
+    x: jax.Array, blocks: Blocks, inside: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """As `moments`, of [B, *grid, V C] over the volume: [B, 1, ..., C] each."""
+    spatial = tuple(range(1, x.ndim - 1))
+
+    def summed(values: jax.Array) -> jax.Array:
+        """[B, 1, ..., C]."""
+        sums = values.sum(spatial, keepdims=True)
+        return sums.reshape(*sums.shape[:-1], blocks.voxels, -1).sum(-2)
+
+    def kept(values: jax.Array) -> jax.Array:
+        return values if inside is None else jnp.where(inside, values, 0)
+
+    plane = blocks.size[0] * math.prod(blocks.sides[1:])
+    pilot = lax.stop_gradient(summed(_middle(kept(x))) / plane)
+    shifted, count = kept(x - tile(pilot, blocks)), math.prod(blocks.sides)
+    mean = summed(shifted) / count
+    return pilot + mean, jnp.maximum(summed(shifted * shifted) / count - mean * mean, 0)
+
+
+def _middle(x: jax.Array) -> jax.Array:
+    """The middle plane across the first spatial axis."""
+    return lax.slice_in_dim(x, x.shape[1] // 2, x.shape[1] // 2 + 1, axis=1)
 
 
 def moments(x: jax.Array, *, shift: bool = True) -> tuple[jax.Array, jax.Array]:
@@ -74,8 +118,7 @@ def moments(x: jax.Array, *, shift: bool = True) -> tuple[jax.Array, jax.Array]:
     if len(spatial) < 2:
         mean = x.mean(spatial, keepdims=True)
         return mean, jnp.square(x - mean).mean(spatial, keepdims=True)
-    middle = lax.slice_in_dim(x, x.shape[1] // 2, x.shape[1] // 2 + 1, axis=1)
-    pilot = lax.stop_gradient(middle.mean(spatial, keepdims=True))
+    pilot = lax.stop_gradient(_middle(x).mean(spatial, keepdims=True))
     shifted = x - pilot
     mean = shifted.mean(spatial, keepdims=True)
     var = (shifted * shifted).mean(spatial, keepdims=True) - mean * mean

@@ -13,6 +13,7 @@ from flax import nnx
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import importing, unet3d
 from mlperf_jax.ops.dice import dice_xent
+from mlperf_jax.ops.space_to_depth import Blocks
 from scripts import make_unet3d_reference as reference
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiled once and run once: LLVM need not try hard
@@ -139,14 +140,16 @@ def test_intermediate_shapes():
 
     def trace(state, x):
         model = nnx.merge(graph, state)
-        skips = [model.input(x)]
-        for down in model.down:
-            skips.append(down(skips[-1]))
-        y = model.bottleneck(skips[-1])
+        levels = [Blocks((128 >> level,) * 3) for level in range(6)]
+        skips = [model.input(x, levels[0], levels[0])]
+        for down, around in zip(model.down, itertools.pairwise(levels), strict=False):
+            skips.append(down(skips[-1], *around))
+        y = model.bottleneck(skips[-1], *levels[-2:])
         shapes["down"] = [s.shape[1:] for s in (*skips, y)]
         shapes["up"] = []
-        for up, skip in zip(model.up, reversed(skips), strict=True):
-            y = up(y, skip)
+        around = itertools.pairwise(reversed(levels))
+        for up, skip, (below, here) in zip(model.up, reversed(skips), around, strict=True):
+            y = up(y, skip, below, here)
             shapes["up"].append(y.shape[1:])
         return model(x)
 
@@ -290,6 +293,8 @@ def test_bfloat16_computes_narrow_and_keeps_wide():
     )
     assert logits.dtype == jnp.float32
     block = jax.eval_shape(
-        lambda: build((4, 8), jnp.bfloat16).input(jnp.zeros((1, 16, 16, 16, 1), jnp.float32))
+        lambda: build((4, 8), jnp.bfloat16).input(
+            jnp.zeros((1, 16, 16, 16, 1), jnp.float32), Blocks((16, 16, 16)), Blocks((16, 16, 16))
+        )
     )
     assert block.dtype == jnp.bfloat16
