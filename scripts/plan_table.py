@@ -54,7 +54,7 @@ CASES = (
     Case("stable_diffusion", "v6e:4x4", 256, "data=16", {"eval_batch_size": 2048}),
     Case("rgat", "v5p:2x2x4", 16_384, "data=16"),
     Case("rgat", "v6e:4x8", 16_384, "data=32"),
-    Case("gpt3", "v5p:8x8x16", 2048, "fsdp=128,tensor=8"),
+    Case("gpt3", "v5p:8x8x16", 2048),
     Case("llama31_405b", "v5p:8x16x16", 1152),
     Case("llama2_70b_lora", "v5p:2x2x4", 8),
 )
@@ -109,10 +109,10 @@ PUBLISHED = (
 def rows(names: Collection[str] = ()) -> Iterator[str]:
     """The table of what fits, line by line, in Markdown; of the benchmarks of these names, or of all."""
     yield (
-        "| benchmark | devices | batch | mesh | parameters | optimizer | other | temporaries | all | of | "
-        "evaluation | verdict | step | processor seconds |"
+        "| benchmark | devices | batch | mesh | remat | parameters | optimizer | other | temporaries | all | of | "
+        "evaluation | verdict | step | MFU | processor seconds |"
     )
-    yield "| --- " * 14 + "|"
+    yield "| --- " * 16 + "|"
     for case in cases(names):
         yield row(case, _planned(case))
 
@@ -134,16 +134,25 @@ def row(case: Case, made: Plan) -> str:
         case.on,
         f"{case.batch_size:,}",
         made.mesh_text,
+        made.remat or "",
         *(gib(made.state[part]) for part in ("parameters", "optimizer", "other")),
         _size(train.temporaries),
         _size(train.total),
         gib(made.room),
         _size(evaluation.total),
         made.outcome,
-        "" if made.time is None else in_words(made.time.seconds),
+        *_speed(made),
         f"{seconds:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _speed(made: Plan) -> tuple[str, str]:
+    """The step's time and the share of the peak."""
+    if made.time is None:
+        return "", ""
+    mfu = made.time.mfu
+    return in_words(made.time.seconds), "" if mfu is None else f"{mfu:.0%}"
 
 
 def published_rows() -> Iterator[str]:

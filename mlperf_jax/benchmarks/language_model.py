@@ -16,6 +16,7 @@ from mlperf_jax import metrics
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Benchmark, Example, Weighted, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Range, Rate, Several, Whole
+from mlperf_jax.core.placement import AUTO, Layers
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.tokens import C4
 from mlperf_jax.models import decoder, decoder_huggingface, huggingface
@@ -23,7 +24,7 @@ from mlperf_jax.ops import cross_entropy
 from mlperf_jax.optimizers import schedules
 
 Tokens = Annotated[int, Range(2), "tokens"]  # the last of a sequence is only predicted
-Remat = Literal["full", "dots", "dots_no_batch", "attention"]
+Remat = Literal["auto", "full", "dots", "dots_no_batch", "attention"]
 SIZES = ("layers", "width", "heads", "kv_heads", "head_dim", "hidden", "vocab")
 _OF_ARCHITECTURE: Any = object()  # stands for a size until the benchmark is made
 
@@ -69,8 +70,8 @@ class LanguageModel(Benchmark):
     head_dim: Count = _OF_ARCHITECTURE
     hidden: Count = _OF_ARCHITECTURE
     vocab: Count = _OF_ARCHITECTURE
-    # what the forward pass keeps per layer for the backward one, see `DecoderConfig.remat`
-    remat: Remat | None = "full"
+    # what the forward pass keeps per layer for the backward one, see `DecoderConfig.remat`; "auto": as much as fits
+    remat: Remat | None = AUTO
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -86,8 +87,23 @@ class LanguageModel(Benchmark):
 
     def decoder(self) -> decoder.DecoderConfig:
         """The model's configuration."""
+        remat = "full" if self.remat == AUTO else self.remat
         return self.architecture.replace(
-            **{name: getattr(self, name) for name in (*SIZES, "remat")}
+            **{name: getattr(self, name) for name in SIZES}, remat=remat
+        )
+
+    def layered(self) -> Layers:
+        """What finds mesh and `remat` where nobody chose."""
+        config = self.decoder()
+        return Layers(
+            layers=config.layers,
+            tokens=self.sequence_length,
+            width=config.width,
+            heads=config.kv_heads,
+            parameters=config.layer_parameters,
+            table=(1 if config.tied else 2) * config.width * config.vocab,
+            products=config.layer_products,
+            attended=config.query_width,
         )
 
     def example(self) -> Example:

@@ -33,6 +33,7 @@ from mlperf_jax.core import (
     mesh as meshes,
     peaks,
     phases,
+    placement,
     preflight,
     profiling,
     state as states,
@@ -86,7 +87,8 @@ def bench(
     launch.use_compile_cache()
     benchmark = preflight.resolve_dtype(benchmark)
     phases.check_steady(benchmark, "bench")
-    mesh = meshes.make_mesh(options.mesh)
+    benchmark, sizes = placement.settle(benchmark, options.mesh)
+    mesh = meshes.make_mesh(sizes)
     preflight.check_batches(benchmark, mesh)
     folder = options.data_dir if data_dir is None else data_dir
     if input == "synthetic":

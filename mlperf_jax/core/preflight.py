@@ -23,6 +23,7 @@ from mlperf_jax.core import (
     mesh as meshes,
     optimizer_trace,
     phases,
+    placement,
     processes,
     python_file,
     starts,
@@ -240,6 +241,7 @@ class PlannedRun:
         transforms: those added to the training data's.
         transform: the same as text, or None.
         notes: sentences to be said before the first step.
+        settled: fields of the benchmark that were "auto", and are what the devices are, not what the run is.
         programs: what its runs execute (`loop.Programs`), once the first has compiled it.
     """
 
@@ -253,12 +255,14 @@ class PlannedRun:
     transform: str | None = None
     notes: tuple[str, ...] = ()
     programs: list[Any] = dataclasses.field(default_factory=list, repr=False)
+    settled: tuple[str, ...] = ()
 
     def config(self) -> dict[str, Any]:
         """What the run is told apart by: the benchmark's fields, its own code, and what was replaced."""
         more = {"transform": self.transform, "code": self.benchmark.own_code}
         return {
             **self.benchmark.config(),
+            **dict.fromkeys(self.settled, placement.AUTO),
             "division": self.division,
             "optimizer": self.optimizer,
             **({"evaluate_every": every} if (every := self.options.evaluate_every) else {}),
@@ -313,7 +317,9 @@ def preflight(
     optimizer = load_optimizer(given) if isinstance(given, str) else given
     transforms = load_transforms(options.transform)
     check_transforms(transforms, phases.buckets(benchmark))
-    mesh = meshes.make_mesh(options.mesh)
+    asked = benchmark
+    benchmark, sizes = placement.settle(benchmark, options.mesh, optimizer)
+    mesh = meshes.make_mesh(sizes)
     check_batches(benchmark, mesh)
     check_reading(benchmark, options, mesh)
     if not isinstance(data_dir, str):
@@ -328,6 +334,14 @@ def preflight(
     assembly.check_room()
     replaced = assembly.traced.program if given is not None and assembly.traced else None
     notes = list(assembly.traced.notes) if assembly.traced else []
+    names = [field.name for field in dataclasses.fields(asked)]
+    settled = [name for name in names if getattr(asked, name) != getattr(benchmark, name)]
+    if sizes != options.mesh:
+        words = [
+            f"mesh {meshes.describe(mesh)}",
+            *(f"{n} {getattr(benchmark, n)}" for n in settled),
+        ]
+        notes.append(f"note: {', '.join(words)}: found by the devices' memory and links")
     notes += layout.check_layout(assembly)
     if assembly.replaced and start is not None and start.optimizer_step:
         notes.append(
@@ -348,4 +362,5 @@ def preflight(
         transforms,
         describe_transforms(options.transform),
         tuple(notes),
+        settled=tuple(settled),
     )

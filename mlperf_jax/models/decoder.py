@@ -364,9 +364,13 @@ class Decoder(nnx.Module):
 
 
 def _remat(name: str | None) -> Any:
-    """A policy for the stack; "attention" is ours: keep each layer's input and attention result."""
+    """A policy for the stack, which knows nothing of attention's result."""
+    attended = jax.checkpoint_policies.save_only_these_names(attentions.NAME)
     if name == "attention":
-        return jax.checkpoint_policies.save_only_these_names(attentions.NAME)
+        return attended
+    if name == "dots_no_batch":
+        dots = stack.remat_policy(name)
+        return jax.checkpoint_policies.save_from_both_policies(dots, attended)
     return name
 
 

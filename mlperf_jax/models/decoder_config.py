@@ -83,8 +83,9 @@ class DecoderConfig:
             `init_std / sqrt(2 L)`.
         dropout: on the embedding and on each residual branch.
         lora: adapters, or None. With them the base weights are kept in the compute dtype.
-        remat: what the forward pass keeps per layer: None (all), "full", "dots" or "dots_no_batch" as
-            in `ops.stack.Stack`, or "attention": the layer's input and the attention's result.
+        remat: what the forward pass keeps per layer: None (all), "full" or "dots" as in `ops.stack.Stack`,
+            "attention": the layer's input and the attention's result, or "dots_no_batch", as there, and
+            the attention's result.
         attention: back end of `ops.attention.attention`.
     """
 
@@ -223,10 +224,24 @@ class DecoderConfig:
         >>> DecoderConfig.llama31_8b().matrix_parameters
         7504658432
         """
+        return self.layers * self.layer_parameters + self.width * self.vocab
+
+    @property
+    def layer_parameters(self) -> int:
+        """The same of one layer."""
         attention = 2 * self.width * (self.query_width + self.kv_width)
-        matrices = 3 if self.feed_forward == "swiglu" else 2
-        layer = attention + matrices * self.width * self.hidden
-        return self.layers * layer + self.width * self.vocab
+        return attention + (self._columns + 1) * self.width * self.hidden
+
+    @property
+    def layer_products(self) -> int:
+        """Values a token that the matrices of a layer give."""
+        attention = self.query_width + 2 * self.kv_width + self.width
+        return attention + self._columns * self.hidden + self.width
+
+    @property
+    def _columns(self) -> int:
+        """Matrices of the feed-forward part that give its inner width."""
+        return 2 if self.feed_forward == "swiglu" else 1
 
     @property
     def lora_parameters(self) -> int:

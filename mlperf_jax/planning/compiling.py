@@ -33,11 +33,13 @@ class Compiled:
         mesh: axis sizes, chosen where none were given.
         state: bytes on one device: "parameters", "optimizer", "other".
         programs: of training, evaluation and generation.
+        remat: what is recomputed, decided where it was "auto"; "" where the benchmark has no such field.
     """
 
     mesh: dict[str, int]
     state: dict[str, int]
     programs: tuple[Program, ...]
+    remat: str | None = ""
 
     @property
     def fits(self) -> bool:
@@ -89,7 +91,7 @@ def compiled(
         if lasting:
             store.write(digest, known)
     programs = tuple(Program.from_dict(program) for program in known["programs"])
-    return Compiled(known["mesh"], known["state"], programs)
+    return Compiled(known["mesh"], known["state"], programs, known.get("remat", ""))
 
 
 def _ask(request: dict[str, Any], devices: names.Devices, say: Say) -> tuple[dict[str, Any], bool]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlperf_jax.core import peaks
+from mlperf_jax.core.placement import Place
 from mlperf_jax.errors import UserError, did_you_mean
 
 
@@ -103,7 +104,12 @@ class Devices:
     @property
     def memory(self) -> int:
         """Bytes that a program may use on one device."""
-        return int((self.chip.peak.memory or 0) * 2**30)
+        return int(self.place.memory)
+
+    @property
+    def place(self) -> Place:
+        """What finds a mesh needs of them."""
+        return Place(self.chip.kind, self.count, self.slices)
 
     def __str__(self) -> str:
         each = "" if self.chip.cores == 1 else f" = {self.count:,} devices"

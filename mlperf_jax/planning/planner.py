@@ -13,7 +13,7 @@ from typing import Any
 
 from mlperf_jax import benchmarks
 from mlperf_jax.benchmarks import registry
-from mlperf_jax.core import mesh as meshes, phases
+from mlperf_jax.core import mesh as meshes, phases, placement
 from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.errors import UserError, did_you_mean
 from mlperf_jax.planning import compiling, convergence, devices as names, searching, timing
@@ -65,6 +65,8 @@ def plan(
     configured = _configured(benchmark, tiny, fields)
     sizes = meshes.parse_mesh(mesh) if mesh else None
     found = compiling.compiled(configured, devices, sizes, optimizer=optimizer, say=say)
+    if getattr(configured, "remat", "") == placement.AUTO:
+        configured = configured.replace(remat=found.remat)
     made = describe(configured, devices, found, chosen=sizes is None, price=price_per_chip_hour)
     if not search:
         return made

@@ -1,4 +1,4 @@
-"""Ways to lay a benchmark out: one that suits, what to try when it does not fit, a search over others."""
+"""Ways to lay a benchmark out: what to try when it does not fit, a search over others."""
 
 from __future__ import annotations
 
@@ -7,61 +7,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-
-from mlperf_jax.core import mesh as meshes, state as states
 from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.placement import MOST_SPLIT, REMATS, row_ways, splits
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.planning import compiling, devices as names, timing
 from mlperf_jax.planning.programs import mesh_text, worst
 from mlperf_jax.planning.report import Candidate, gib
-
-REMATS = ("full", "attention", "dots_no_batch", None)  # from the smallest memory to the least work
-REPLICATED = 0.2  # a state that takes no more of the memory than this is kept whole on each device
-MOST_TENSOR = 16  # a product split further has too little left to do
-
-
-# -- meshes that nobody chose ----------------------------------------------------------------------
-
-
-def suggest(benchmark: Benchmark, devices: names.Devices, optimizer: Any = None) -> dict[str, int]:
-    """Axis sizes for a run whose mesh nobody chose.
-
-    Rows go over as many devices as divide the batches, and over `data` alone while a device can hold
-    the whole state, else over `fsdp`; what devices are left go to `tensor`.
-
-    Raises:
-        UserError: devices would be left without rows, and the model has nothing to split instead.
-    """
-    ways = row_ways(benchmark, devices)
-    axis = "data" if state_size(benchmark, optimizer) <= REPLICATED * devices.memory else "fsdp"
-    rest = devices.count // ways
-    if rest > 1 and not splits(benchmark, "tensor"):
-        raise UserError(
-            f"batch size {benchmark.batch_size} goes over {ways:,} of the {devices.count:,} devices of "
-            f"{devices.name}: choose a multiple of {devices.count:,} or fewer devices"
-        )
-    return {axis: ways} | ({"tensor": rest} if rest > 1 else {})
-
-
-def row_ways(benchmark: Benchmark, devices: names.Devices) -> int:
-    """Over how many of the devices rows can go: what divides the devices and every batch."""
-    micro = [bucket.rows // benchmark.gradient_accumulation_steps for bucket in benchmark.buckets()]
-    return math.gcd(devices.count, *micro, *(bucket.rows for bucket in benchmark.eval_buckets()))
-
-
-def splits(benchmark: Benchmark, axis: str) -> bool:
-    """Whether the benchmark's sharding rules know an axis."""
-    return any(axis in str(spec) for _, spec in benchmark.rules)
-
-
-def state_size(benchmark: Benchmark, optimizer: Any = None) -> int:
-    """Bytes of the whole state."""
-    one = meshes.make_mesh("data=1")
-    abstract = states.assemble(benchmark, one, optimizer).abstract
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-
 
 # -- what to try -----------------------------------------------------------------------------------
 
@@ -86,7 +38,7 @@ def advice(
         yield f"--gradient-accumulation-steps {more[0]}: half of the rows at a time"
     sizes = _sharded(found.mesh)
     tensor, ways = 2 * sizes.get("tensor", 1), sizes["fsdp"]
-    if splits(benchmark, "tensor") and tensor <= MOST_TENSOR and ways % 2 == 0:
+    if splits(benchmark, "tensor") and tensor <= MOST_SPLIT and ways % 2 == 0:
         halved = mesh_text(sizes | {"fsdp": ways // 2, "tensor": tensor})
         yield f"--mesh {halved}: half of each layer's work per device"
     larger = names.nearest_larger(devices, 2 * devices.chips)
@@ -155,13 +107,13 @@ def meshes_to_try(benchmark: Benchmark, devices: names.Devices) -> Iterator[dict
     Where there are sequences to split, also a part of it on `context`: with few key and value heads that
     moves less between devices than splitting the products does.
     """
-    most = row_ways(benchmark, devices)
+    most = row_ways(benchmark, devices.count)
     tensor = splits(benchmark, "tensor")
     for ways in (most, most // 2, most // 4):
         rest = devices.count // ways if ways else 0
         if rest < 1 or rest * ways != devices.count:
             continue
-        if rest > 1 and (not tensor or rest > MOST_TENSOR):
+        if rest > 1 and (not tensor or rest > MOST_SPLIT):
             continue
         others = {"tensor": rest} if rest > 1 else {}
         yield ({"fsdp": ways} if ways > 1 else {}) | others
@@ -178,7 +130,7 @@ def meshes_to_try(benchmark: Benchmark, devices: names.Devices) -> Iterator[dict
 def _changes_to_try(benchmark: Benchmark, sizes: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     if hasattr(benchmark, "remat"):
         now = getattr(benchmark, "remat", None)
-        yield from ({"remat": policy} for policy in REMATS if policy != now)
+        yield from ({"remat": policy} for policy in reversed(REMATS) if policy != now)
     for steps in _accumulations(benchmark, sizes)[:2]:
         yield {"gradient_accumulation_steps": steps}
 

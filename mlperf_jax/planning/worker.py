@@ -42,9 +42,9 @@ def main() -> None:
 
 def answer(request: dict[str, Any], send: Send) -> None:
     """Compiles the programs of one request, or takes them from the store."""
-    from mlperf_jax.core import compiling, python_file
+    from mlperf_jax.core import compiling, placement, python_file
     from mlperf_jax.core.optimizer_argument import load_optimizer
-    from mlperf_jax.planning import devices as names, programs, searching, store
+    from mlperf_jax.planning import devices as names, programs, store
 
     devices = names.parse(request["devices"])
     benchmark = python_file.load(request["class"], "benchmark", "Wine").from_config(
@@ -55,10 +55,12 @@ def answer(request: dict[str, Any], send: Send) -> None:
     sizes = request["mesh"]
     with programs.forms_of(devices):
         if sizes is None:
-            sizes = searching.suggest(benchmark, devices, optimizer)
+            sizes = placement.mesh_for(benchmark, devices.place, optimizer)
+        benchmark = placement.with_remat(benchmark, devices.place, sizes, optimizer)
         assembly = programs.assemble(benchmark, devices, sizes, optimizer)
         options = compiling.options(assembly.mesh)
-        send("assembled", mesh=sizes, state=programs.state_bytes(assembly))
+        remat = getattr(benchmark, "remat", "")
+        send("assembled", mesh=sizes, remat=remat, state=programs.state_bytes(assembly))
         for name, lowered in programs.lowered_programs(assembly, request["only"]):
             if name in request["without"]:
                 continue

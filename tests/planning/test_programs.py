@@ -8,9 +8,9 @@ import pytest
 import toys
 from planning_toys import Decoder
 
-from mlperf_jax.core import mesh as meshes, state as states, step as steps
+from mlperf_jax.core import mesh as meshes, placement, state as states, step as steps
 from mlperf_jax.errors import UserError
-from mlperf_jax.planning import devices as names, hlo, programs, searching
+from mlperf_jax.planning import devices as names, hlo, programs
 
 H100 = names.parse("h100:8")
 
@@ -38,7 +38,7 @@ def test_state_bytes_are_those_of_one_device():
     # norms stay whole, all else is divided
     assert whole["parameters"] / 8 < parted["parameters"] < whole["parameters"] / 7.8
     total = sum(whole.values())
-    assert searching.state_size(Decoder()) == total
+    assert placement.state_size(Decoder()) == total
 
 
 def test_a_gpus_attention_holds_no_scores():
@@ -134,25 +134,6 @@ def test_the_same_content_has_the_same_digest():
     elsewhere = programs.content(names.parse("h200:8"), lowered(Decoder(), {"fsdp": 8}), {})
     otherwise = programs.content(H100, lowered(Decoder(), {"fsdp": 8}), {"xla_option": True})
     assert one == two and len({one, other, elsewhere, otherwise}) == 4
-
-
-# -- meshes that nobody chose ----------------------------------------------------------------------
-
-
-def test_a_small_state_is_kept_whole_and_a_large_one_divided(monkeypatch):
-    assert searching.suggest(Decoder(), H100) == {"data": 8}
-    monkeypatch.setattr(searching, "state_size", lambda *_: H100.memory)
-    assert searching.suggest(Decoder(), H100) == {"fsdp": 8}
-
-
-def test_devices_without_rows_split_the_layers():
-    assert searching.suggest(Decoder(batch_size=4), H100) == {"data": 4, "tensor": 2}
-
-
-def test_devices_without_rows_are_refused_where_nothing_else_can_be_split(monkeypatch):
-    monkeypatch.setattr(Decoder, "rules", ())
-    with pytest.raises(UserError, match="a multiple of 8 or fewer devices"):
-        searching.suggest(Decoder(batch_size=4), H100)
 
 
 def test_without_the_tpu_compiler_the_extra_is_named(monkeypatch):
