@@ -120,7 +120,7 @@ class RetinaNet(Benchmark):
 
     def loss(self, model: Any, batch: Any, key: Any) -> Any:
         boxes = batch["boxes"] * self._stretch(batch)
-        outputs = model(batch["image"])
+        outputs = model(batch["image"], flat=False)
         classification, box = models.detection_loss(outputs, self.anchors(), boxes, batch["label"])
         return classification + box, {"classification_loss": classification, "box_loss": box}
 

@@ -3,7 +3,7 @@
 Reference: mlcommons/training, retired_benchmarks/retinanet (torchvision's RetinaNet with 264 classes, no
 background class, and frozen norms).
 
-B batch · S image side · N anchors of a level · K classes
+B batch · S image side · H, W cells of a level · A anchors of a cell · N = H W A · K classes
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Outputs(NamedTuple):
     """Raw outputs by level, P3 first; rows slow, then columns, anchors of a cell fast.
 
     Attributes:
-      logits: [B, N, K] each.
-      deltas: [B, N, 4] each, the box code of the anchors.
+      logits: [B, N, K] each, or [B, H, W, A K].
+      deltas: [B, N, 4] each, or [B, H, W, A 4]: the box code of the anchors.
     """
 
     logits: list[jax.Array]
@@ -51,10 +51,14 @@ class Head(nnx.Module):
         self.outputs = outputs
 
     def __call__(self, x: jax.Array, *, wide: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, N, outputs]."""
+        """[B, H, W, C] -> [B, H, W, A outputs]."""
         for conv in self.tower:
             x = nnx.relu(conv(x))
-        return self.head(x, wide=wide).reshape(x.shape[0], -1, self.outputs)
+        return self.head(x, wide=wide)
+
+    def flat(self, y: jax.Array) -> jax.Array:
+        """[B, H, W, A outputs] -> [B, N, outputs]."""
+        return y.reshape(y.shape[0], -1, self.outputs)
 
 
 class RetinaNet(nnx.Module):
@@ -98,7 +102,7 @@ class RetinaNet(nnx.Module):
         self.classification = Head(pyramid_width, head_depth, classes, bias=prior, **around)
         self.regression = Head(pyramid_width, head_depth, 4, bias=0.0, **around)
 
-    def __call__(self, image: jax.Array, *, wide: bool = False) -> Outputs:
+    def __call__(self, image: jax.Array, *, wide: bool = False, flat: bool = True) -> Outputs:
         """The raw outputs of images.
 
         Args:
@@ -106,13 +110,16 @@ class RetinaNet(nnx.Module):
           wide: outputs in at least float32, for evaluation: steps of bfloat16 are 0.03 in the logit of a
             weak score, and 1.6 pixels for the largest anchors. In training they would double the largest
             array there is.
+          flat: anchor by anchor; False leaves those of a cell side by side. On TPUs, whose arrays are tiled, to take
+            them apart is to copy them.
 
         Returns:
           `Outputs`, in the dtype of the computation if not wide.
         """
         maps = self.pyramid(self.body(image)[-3:])
         heads = self.classification, self.regression
-        return Outputs(*([head(x, wide=wide) for x in maps] for head in heads))
+        raw = ((head, [head(x, wide=wide) for x in maps]) for head in heads)
+        return Outputs(*([head.flat(y) if flat else y for y in ys] for head, ys in raw))
 
 
 def detection_loss(
@@ -143,11 +150,16 @@ def detection_loss(
     # level by level: to join the logits of all levels would be to copy them
     for logits, deltas, level in zip(*outputs, anchors, strict=True):
         here = slice(first, first := first + len(level))
-        classification += focal.focal_loss(logits, classes[:, here], counted[:, here])
+        cells = (*logits.shape[:-1], -1)
+        classification += focal.focal_loss_of_cells(
+            logits, classes[:, here].reshape(cells), counted[:, here].reshape(cells)
+        )
         inside = matches.foreground[:, here, None]
         wanted = jnp.where(inside, matches.boxes[:, here], level)  # no logarithm of 0
-        off = deltas.astype(kept) - boxlib.encode(wanted, jnp.asarray(level))
-        box += jnp.sum(jnp.where(inside, jnp.abs(off), 0) * share[..., None])
+        code = boxlib.encode(wanted, jnp.asarray(level))
+        off = deltas.astype(kept) - code.reshape(deltas.shape)
+        weight = jnp.broadcast_to(jnp.where(inside, share[..., None], 0), code.shape)
+        box += jnp.sum(jnp.abs(off) * weight.reshape(deltas.shape))
     return classification, box
 
 

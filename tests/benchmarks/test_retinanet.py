@@ -190,7 +190,7 @@ def test_what_is_found_is_scaled_back_and_scored() -> None:
         "image_id": np.array([5], np.int32),
     }
 
-    def model(image, wide=False):
+    def model(image, wide=False, flat=True):
         return retinanet.Outputs([jnp.asarray(x) for x in logits], deltas)
 
     @jax.jit

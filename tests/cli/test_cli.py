@@ -211,7 +211,10 @@ REFUSED = [
         "--trainable-stages must be a whole number, from 0 to 5",
     ),
     ("run llama2_70b_lora --base-bits 4", "--base-bits must be 8 or None, not '4'"),
-    ("run llama31_8b --remat dost", "--remat must be auto, full, dots, dots_no_batch, attention or None"),
+    (
+        "run llama31_8b --remat dost",
+        "--remat must be auto, full, dots, dots_no_batch, attention or None",
+    ),
     (
         "run resnet --targets accuracy>=2",
         "targets: accuracy >= 2 cannot be: accuracy is from 0 to 1",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from mlperf_jax.ops import anchors, boxes, detections, focal, matching, nms
+from mlperf_jax.ops import anchors, boxes, detections, focal, matching, nms, pretend
 
 
 def some_boxes(draw, *shape, side=100.0):
@@ -164,6 +164,27 @@ def test_focal_loss_and_its_gradient(piece, x64, monkeypatch):
     check_grads(loss, [logits], 1, ["rev"], rtol=1e-6)
     scaled, plain = jax.grad(lambda x: 3 * loss(x))(logits), jax.grad(loss)(logits)
     np.testing.assert_allclose(scaled, 3 * plain, rtol=1e-12)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_focal_loss_of_anchors_side_by_side(platform, x64):
+    draw = np.random.RandomState(1)
+    logits = jnp.asarray(draw.standard_normal((2, 4, 5, 3 * 7)) * 3)
+    label = jnp.asarray(draw.randint(-1, 7, (2, 4, 5, 3)))
+    weight = jnp.asarray(draw.uniform(0, 1, (2, 4, 5, 3)))
+
+    def apart(x):
+        flat = x.reshape(2, -1, 7), label.reshape(2, -1), weight.reshape(2, -1)
+        return focal.focal_loss(*flat)
+
+    wanted = jax.value_and_grad(apart)(logits)
+    with pretend.platform(platform):
+        loss = lambda x: focal.focal_loss_of_cells(x, label, weight)  # noqa: E731
+        found = jax.value_and_grad(loss)(logits)
+        shapes = str(jax.make_jaxpr(jax.grad(loss))(logits))
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+    assert ("f64[2,20,7]" in shapes or "f64[2,60,7]" in shapes) == (platform == "cpu")
 
 
 def test_focal_loss_of_extreme_and_of_narrow_logits():
