@@ -255,7 +255,9 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     prepare_opencv()
     matrix = np.array([[image.shape[1] / width, 0, 0], [0, image.shape[0] / height, 0]])
-    four = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # OpenCV is twice as fast on these, to equal values
+    four = cv2.cvtColor(
+        image, cv2.COLOR_RGB2RGBA
+    )  # OpenCV is twice as fast on these, to equal values
     resized = cv2.warpAffine(
         four.astype(np.float32),
         matrix,
