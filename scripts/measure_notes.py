@@ -121,7 +121,7 @@ def initialise(_: pathlib.Path) -> Sides:
         key = jax.random.key(0)
 
         def run() -> None:  # a new function each time, which nothing has compiled yet
-            program = jax.jit(lambda key: assembly._init(key)).lower(key).compile(options)
+            program = jax.jit(lambda key: assembly.initial(key)).lower(key).compile(options)
             jax.block_until_ready(program(key))
 
         return run

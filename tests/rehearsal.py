@@ -9,8 +9,8 @@ import pathlib
 import tomllib
 
 from mlperf_jax.results import keys, rules
-from mlperf_jax.results.header import header
 from mlperf_jax.results.log import Log
+from mlperf_jax.results.opening import header
 
 RECIPES = tomllib.loads((pathlib.Path(__file__).parent / "rehearsal.toml").read_text())
 

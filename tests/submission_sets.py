@@ -8,8 +8,8 @@ import pytest
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import rules
-from mlperf_jax.results.header import header
 from mlperf_jax.results.log import Log
+from mlperf_jax.results.opening import header
 from mlperf_jax.results.result import Result
 
 RESNET = json.loads((pathlib.Path(__file__).parent / "results" / "resnet_values.json").read_text())

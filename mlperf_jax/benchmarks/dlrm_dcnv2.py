@@ -81,7 +81,7 @@ class DlrmDcnV2(Benchmark):
                 f"the last bottom layer has {self.bottom[-1]} features and the embeddings {self.width}: "
                 "they are concatenated as vectors of one width"
             )
-        self.plan()
+        embedding_plan.check_bins(self.shards)
 
     def example(self) -> Example:
         return {"dense": f32(DENSE), "ids": i32(sum(self.bag_sizes)), "label": f32()}

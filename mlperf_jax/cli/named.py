@@ -37,8 +37,8 @@ def parse(
 ) -> dict[str, Any]:
     """The typed options of a command that takes NAME and --tiny; `fields` adds the benchmark's own.
 
-    The benchmark's file is read when a word may be about its fields, and no sooner: it imports JAX, unless all
-    that is wanted is help.
+    The benchmark's file is read when a word may be about its fields, and no sooner: it imports JAX and its models,
+    unless all that is wanted is help.
 
     Raises:
         UserError: as `options.parse`; an unknown benchmark before all else.
@@ -51,10 +51,8 @@ def parse(
     if free and free[0] not in benchmarks.names():
         benchmarks.benchmark_class(free[0])
     if free and fields and not typed.keys() <= {option.flag for option in own}:
-        helps = options.wants_help(words)
-        with stand_ins.for_libraries() if helps else contextlib.nullcontext():
-            instance = benchmarks.get(free[0], tiny="--tiny" in typed)
-            more[instance.name] = options.options_of(type(instance), instance, leave_out=("size",))
+        name, shown = _fields(free[0], "--tiny" in typed, options.wants_help(words))
+        more[name] = shown
     if fields and not free:
         about += f". {PROG} {command} NAME --help shows the benchmark's own options too"
     known = f"the name of a benchmark ({', '.join(benchmarks.names())}), or my_file.py:Wine"
@@ -62,12 +60,34 @@ def parse(
     return options.parse(command, about, words, [name], own, more, _whose)
 
 
+def _fields(name: str, tiny: bool, helps: bool) -> tuple[str, list[Option]]:
+    """A benchmark's name, and its fields as options with their values."""
+    from mlperf_jax import benchmarks
+
+    with stand_ins.for_what_trains() if helps else contextlib.nullcontext() as stood_in:
+        if stood_in:
+            _forgive(benchmarks.benchmark_class(name))
+        instance = benchmarks.get(name, tiny=tiny)
+        return instance.name, options.options_of(type(instance), instance, leave_out=("size",))
+
+
+def _forgive(cls: Any) -> None:
+    """Lets checks of fields fail: nothing was typed, and what some of them compute with is not there."""
+    check = cls.__post_init__
+
+    def checked(self: Any) -> None:
+        with contextlib.suppress(Exception):
+            check(self)
+
+    cls.__post_init__ = checked
+
+
 def _whose(flag: str) -> str:
     """ ", which is unet3d's": the benchmarks that have a field of this name."""
     from mlperf_jax import benchmarks
 
     field = flag.removeprefix("--").replace("-", "_")
-    with stand_ins.for_libraries():
+    with stand_ins.for_what_trains():
         every = map(benchmarks.benchmark_class, benchmarks.names())
         have = [cls.name for cls in every if field in {f.name for f in dataclasses.fields(cls)}]
     return f", which is {' and '.join(have)}'s" if have else ""

@@ -53,7 +53,7 @@ def score(about: str, words: Sequence[str]) -> int:
 def package(about: str, words: Sequence[str]) -> int:
     """Builds the submission; exit code 1 when the official checkers refuse it."""
     from mlperf_jax.core.options import Division
-    from mlperf_jax.results.header import Status
+    from mlperf_jax.results.opening import Status
 
     own = [
         Option("org", help="the organisation (names a folder)", metavar="ORG", required=True),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from mlperf_jax.core.fields import Count, Path, Range, Samples, Several, Whole, check_fields
 from mlperf_jax.errors import UserError
-from mlperf_jax.results.header import Status
+from mlperf_jax.results.opening import Status
 
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 

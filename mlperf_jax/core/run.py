@@ -32,7 +32,7 @@ from mlperf_jax.core.trained import with_untrained
 from mlperf_jax.core.transform_argument import Transform
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import durable, events, keys, log as logs, rules
-from mlperf_jax.results.header import header
+from mlperf_jax.results.opening import header
 from mlperf_jax.results.remote import Mirror
 from mlperf_jax.results.result import Result, run_name, trained_hash
 from mlperf_jax.results.runs import RunFolder, Scalars

@@ -72,6 +72,7 @@ class Assembly:
         tree: the description of the trained parameters.
         tx: the optimizer, clipping included.
         abstract: the state's shapes, dtypes and shardings.
+        initial: key -> the state before the first step; traced once.
         traced: what the user's own optimizer is; None of the library's recipes.
         replaced: whether it stands in place of the benchmark's.
         eval_params: `(opt, params) -> params`, the weights that evaluation reads, where the optimizer
@@ -84,6 +85,7 @@ class Assembly:
     tx: optax.GradientTransformationExtraArgs
     mesh: Mesh
     abstract: State
+    initial: Callable[[jax.Array], State]
     traced: Traced | None = None
     replaced: bool = False
     eval_params: averages.EvalParams | None = None
@@ -183,14 +185,11 @@ class Assembly:
         # (`scripts/measure_notes.py initialise`).
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         level = {"xla_backend_optimization_level": "0"} if on_cpu else {}
-        key = stream(seed, "init")
+        key, options = stream(seed, "init"), {**compiling.options(self.mesh), **level}
         with jax.set_mesh(self.mesh):
-            jitted = jax.jit(lambda key: part(self._init(key)), out_shardings=part(self.shardings))
-            options = {**compiling.options(self.mesh), **level}
+            placed = part(self.shardings)
+            jitted = jax.jit(lambda key: part(self.initial(key)), out_shardings=placed)
             return compiling.compiled(jitted.lower(key), options)(key)
-
-    def _init(self, key: jax.Array) -> State:
-        return initial_state(self.benchmark, self.tx, key, asks="evaluations" in self.abstract)
 
     def compile(self, jitted: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
         """The program for these abstract arguments; `ops/` find the mesh while it is traced."""
@@ -253,13 +252,14 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
     """
     found: dict[str, Any] = {}
 
-    def shapes(key: jax.Array) -> State:
+    @jax.jit  # here and below, so that each is traced once, whoever calls it
+    def parts_of(key: jax.Array) -> State:
         found["graphdef"], parts = split(benchmark.model(nnx.Rngs(key)), benchmark.frozen)
         return parts
 
     key = abstract_key()  # outside the mesh
     with jax.set_mesh(mesh):
-        parts = jax.eval_shape(shapes, key)
+        parts = jax.eval_shape(parts_of, key)
     tree = trees.ParamTree.from_params(parts["params"])
     chosen = chosen_optimizer(benchmark, tree, optimizer)
     recipe = optimizer is None and python_file.is_ours(type(benchmark))
@@ -271,7 +271,8 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
     with jax.set_mesh(mesh):
         tx = make_optimizer(benchmark, chosen)
         asks = traced is not None and traced.calls > 0
-        abstract = jax.eval_shape(lambda key: initial_state(benchmark, tx, key, asks=asks), key)
+        initial = jax.jit(functools.partial(initial_state, benchmark, parts_of, tx, asks))
+        abstract = jax.eval_shape(initial, key)
     rules = (*_store_rules(benchmark, mesh), *benchmark.rules)
     shardings = meshes.state_shardings(abstract, rules, mesh)
     abstract = jax.tree.map(
@@ -281,8 +282,8 @@ def assemble(benchmark: Benchmark, mesh: Mesh, optimizer: Any = None) -> Assembl
     )
     own = _own_eval_params(benchmark, chosen)
     eval_params = averages.eval_params(benchmark, own, abstract["opt"], abstract["params"])
-    program = (benchmark, found["graphdef"], tree, tx, mesh, abstract)
-    return Assembly(*program, traced, optimizer is not None, eval_params)
+    program = (benchmark, found["graphdef"], tree, tx, mesh, abstract, initial, traced)
+    return Assembly(*program, optimizer is not None, eval_params)
 
 
 def _store_rules(benchmark: Benchmark, mesh: Mesh) -> meshes.Rules:
@@ -305,22 +306,21 @@ def _store_rules(benchmark: Benchmark, mesh: Mesh) -> meshes.Rules:
 
 def initial_state(
     benchmark: Benchmark,
+    parts_of: Callable[[jax.Array], State],
     tx: optax.GradientTransformationExtraArgs,
+    asks: bool,
     key: jax.Array,
-    *,
-    asks: bool = False,
 ) -> State:
     """The state before the first step, a pure function of the key.
 
     Args:
         benchmark: what is trained.
-        tx: by which optimizer.
+        parts_of: key -> a new model's `params`, `frozen` and `stats`.
+        tx, asks: the optimizer, and whether it evaluates the loss itself, which is counted.
         key: of all that is random.
-        asks: whether the optimizer evaluates the loss itself, which is counted.
     """
     key, table_key = jax.random.split(key)
-    _, parts = split(benchmark.model(nnx.Rngs(key)), benchmark.frozen)
-    tables = {}
+    parts, tables = parts_of(key), {}
     for index, (name, table) in enumerate(sorted(benchmark.tables().items())):
         dtype = table.dtype or (jnp.float64 if benchmark.dtype == "float64" else jnp.float32)
         rows = table.init(jax.random.fold_in(table_key, index), (table.rows, table.width), dtype)

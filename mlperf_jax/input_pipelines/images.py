@@ -255,13 +255,17 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     prepare_opencv()
     matrix = np.array([[image.shape[1] / width, 0, 0], [0, image.shape[0] / height, 0]])
-    return cv2.warpAffine(
-        image.astype(np.float32),
+    four = cv2.cvtColor(
+        image, cv2.COLOR_RGB2RGBA
+    )  # OpenCV is twice as fast on these, to equal values
+    resized = cv2.warpAffine(
+        four.astype(np.float32),
         matrix,
         (width, height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
+    return cv2.cvtColor(resized, cv2.COLOR_RGBA2RGB)
 
 
 def crop_flip_resize(data: Bytes, window_of, flip: bool, size: int) -> np.ndarray:

@@ -178,6 +178,16 @@ class TablePlan:
         return "\n".join(lines)
 
 
+def check_bins(bins: int) -> None:
+    """Nothing, if a plan can be made for so many bins.
+
+    Raises:
+        UserError: it is no power of two.
+    """
+    if bins < 1 or bins & (bins - 1):
+        raise UserError(f"tables are split into {bins} bins: choose a power of two")
+
+
 def make_plan(
     bags: Sequence[Bag],
     *,
@@ -200,8 +210,7 @@ def make_plan(
     Raises:
         UserError: `bins` is no power of two, a way or a table is unknown, or a name comes twice.
     """
-    if bins < 1 or bins & (bins - 1):
-        raise UserError(f"tables are split into {bins} bins: choose a power of two")
+    check_bins(bins)
     names = [bag.name for bag in bags]
     chosen = dict.fromkeys(names, way) | dict(ways or {})
     if len(set(names)) < len(names) or set(chosen) != set(names):

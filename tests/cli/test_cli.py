@@ -34,10 +34,11 @@ HELP_OF_ONE = [
     *(f"run {name} {size}--help" for name in benchmarks.names() for size in ("", "--tiny ")),
     *(f"{command} unet3d --help" for command in ("bench", "plan", "show", "data check")),
 ]
+HELP_OF_COMMANDS = [f"{command} --help" for command in cli.COMMANDS]
 WITHOUT_JAX = [
     *HELP_OF_ONE,
     *("", "--help", "--version", "rum", "data", "data --help", "data resnet"),
-    *(f"{command} --help" for command in cli.COMMANDS),
+    *HELP_OF_COMMANDS,
     *(f"{command} --bogus 1" for command in cli.COMMANDS),
     *("list --json", "list resnt", "new", "new bert", "check", "check . --division ajar"),
     *("run", "run resnt --tiny", "run resnt --help", "run resnet --seed", "run resnet --seed x"),
@@ -58,15 +59,17 @@ WITHOUT_JAX = [
 
 # each line in a process of its own
 EACH_LINE = """
-import io, json, os, sys
-from mlperf_jax import benchmarks, cli
+import importlib.machinery, io, json, os, sys
+found, execute = [], importlib.machinery.SourceFileLoader.exec_module
+importlib.machinery.SourceFileLoader.exec_module = lambda loader, module: (
+    found.append(module.__name__), execute(loader, module)
+)
+from mlperf_jax import cli
 for line in sys.stdin.read().split("\\n"):
     if not (child := os.fork()):
-        found = "failed"
         try:
             sys.stdout = sys.stderr = io.StringIO()
             cli.main(line.split())
-            found = sorted({"jax", "flax", "optax", "numpy"} & sys.modules.keys())
         finally:
             print(json.dumps([found, sys.stdout.getvalue()]), file=sys.__stdout__, flush=True)
             os._exit(0)
@@ -76,7 +79,7 @@ for line in sys.stdin.read().split("\\n"):
 
 @pytest.fixture(scope="module")
 def told():
-    """What each line imports and says."""
+    """Whose files each line executes, and what it says."""
     command = [sys.executable, "-c", EACH_LINE]
     lines = "\n".join(WITHOUT_JAX)
     environment = {**os.environ, "COLUMNS": "100"}
@@ -88,13 +91,18 @@ def told():
 
 @pytest.mark.parametrize("line", WITHOUT_JAX)
 def test_help_and_mistyped_words_do_not_wait_for_jax(told, line):
-    """Only typed fields of a benchmark do: they stand beside its model."""
-    assert {*told[line][0]} <= {"numpy"}
+    """Nor for what comes with it. Only typed fields of a benchmark do: they stand beside its model."""
+    assert not {"jax", "flax", "optax", "numpy", "asyncio"} & {*told[line][0]}
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_of_a_command_does_not_wait_for_numpy_either(told, command):
-    assert told[f"{command} --help"][0] == []
+@pytest.mark.parametrize("line", [*HELP_OF_COMMANDS, *HELP_OF_ONE])
+def test_help_imports_little(told, line):
+    """A file costs a third of a millisecond and more; NumPy has 150, JAX with all that trains 2,000."""
+    files = told[line][0]
+    own = [name for name in files if name.partition(".")[0] == "mlperf_jax"]
+    of_one = line in HELP_OF_ONE  # besides, the benchmark and its data set
+    assert len(own) <= (70 if of_one else 45), own
+    assert len(files) <= (200 if of_one else 150), files
 
 
 @pytest.mark.parametrize("line", HELP_OF_ONE)

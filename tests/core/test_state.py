@@ -200,7 +200,7 @@ def test_nothing_is_created_whole():
     assembly = toys.prepared(benchmark, "fsdp=8")
     rows = assembly.abstract["tables"]["items"]["rows"]
     assert rows.sharding.spec == P("fsdp", None)
-    init = jax.jit(assembly._init, out_shardings=assembly.shardings)
+    init = jax.jit(assembly.initial, out_shardings=assembly.shardings)
     with jax.set_mesh(assembly.mesh):
         memory = init.lower(jax.random.key(0)).compile().memory_analysis()
     whole = rows.size * 4

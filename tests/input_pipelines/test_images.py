@@ -77,6 +77,15 @@ def test_fast_and_plain_resize_agree_at_full_size(size):
     np.testing.assert_allclose(images.resize(image, 224, 224), plain, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(375, 500), (2, 3), (97, 1)])
+def test_resize_gives_the_values_of_three_channels(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    matrix = np.array([[size[1] / 224, 0, 0], [0, size[0] / 224, 0]])
+    how = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REPLICATE}
+    plain = cv2.warpAffine(image.astype(np.float32), matrix, (224, 224), **how)
+    np.testing.assert_array_equal(images.resize(image, 224, 224), plain)
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("size", [(97, 131), (64, 48), (120, 33)])
 def test_rows_above_the_crop_equal_a_full_decode(subsampling, size):

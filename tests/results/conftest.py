@@ -6,8 +6,8 @@ import pathlib
 import pytest
 
 from mlperf_jax.results import rules
-from mlperf_jax.results.header import header
 from mlperf_jax.results.log import Log, read
+from mlperf_jax.results.opening import header
 
 VALUES = json.loads((pathlib.Path(__file__).parent / "resnet_values.json").read_text())
 

@@ -9,8 +9,8 @@ import pytest
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import keys, rcp, rules
 from mlperf_jax.results.closed import closed_violations
-from mlperf_jax.results.header import header
 from mlperf_jax.results.log import Log, read
+from mlperf_jax.results.opening import header
 
 meta = pytest.importorskip("mlperf_logging.benchmark_meta")
 CHECKER = rules.official_package() / "compliance_checker"

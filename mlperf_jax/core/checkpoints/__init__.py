@@ -2,7 +2,7 @@
 
 The loop waits for the copy to host memory only; a background thread does the rest. Process 0
 completes a checkpoint when every process has written its shards, and deletes older ones only then
-(folder.py says when a folder is a checkpoint, arrays.py how arrays get there).
+(folder.py says when a folder is a checkpoint, arrays.py and packed.py how arrays get there).
 
 Orbax restores flipped bytes without a word. So each process checksums the shards it owns, in the
 background, from the host copies that are being written; `meta.json` keeps the sum per leaf. Sums do
@@ -11,13 +11,14 @@ not depend on the mesh (checksums.py), so a restore onto other devices verifies 
 
 import concurrent.futures
 import contextlib
-import errno
 import itertools
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -25,7 +26,7 @@ from etils import epath
 from orbax.checkpoint import future
 
 from mlperf_jax.core import processes
-from mlperf_jax.core.checkpoints import arrays, checksums
+from mlperf_jax.core.checkpoints import arrays, checksums, packed
 from mlperf_jax.core.checkpoints.folder import (
     Folder,
     Meta,
@@ -39,7 +40,7 @@ from mlperf_jax.core.checkpoints.folder import (
 from mlperf_jax.core.state import State
 from mlperf_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # before it Orbax wrote all leaves; such checkpoints are read as ever
 
 _instances = itertools.count()  # barrier names must be new for each object, alike in all processes
 
@@ -110,7 +111,8 @@ class Checkpoints:
             leaf.copy_to_host_async()
         blocks = {"/".join(key): checksums.owned_blocks(leaf) for key, leaf in leaves.items()}
         path = self._files.path(place) / "arrays"
-        begun = self._worker.submit(arrays.start_writing, self._handler, path, leaves)
+        large = {key: leaf for key, leaf in leaves.items() if not packed.is_small(leaf)}
+        begun = self._worker.submit(arrays.start_writing, self._handler, path, large)
         # an error is told at the next call, so that no process waits for us
         futures = [begun] if begun.exception() else begun.result()
         finish = (self._finish, place, record, blocks, futures, sealed, next(self._numbers))
@@ -259,7 +261,7 @@ class Checkpoints:
         leaves, sums = {}, [0] * len(wanted)
         try:
             held = {key: arrays.abstract_words(leaf) for key, leaf in wanted.items()}
-            leaves = arrays.read(self._handler, path / "arrays", held, partial)
+            leaves = self._read(path, meta, held, partial)
             sums = [
                 checksums.leaf_sum(checksums.owned_blocks(leaves[key]), leaves[key].shape)
                 for key in wanted
@@ -277,6 +279,19 @@ class Checkpoints:
         found = [arrays.from_words(leaves[key], leaf) for key, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), found), meta
 
+    def _read(
+        self, path: epath.Path, meta: Meta, wanted: dict[checksums.Key, Any], partial: bool
+    ) -> dict[checksums.Key, jax.Array]:
+        """The wanted leaves; raises whatever the readers make of damaged files."""
+        names = {"/".join(key): key for key in wanted}
+        small = {n: wanted[key] for n, key in names.items() if meta["leaves"][n].get("small")}
+        large = {key: wanted[key] for n, key in names.items() if n not in small}
+        leaves = arrays.read(self._handler, path / "arrays", large, partial)
+        if small:
+            found = packed.read(path, meta["processes"], small)
+            leaves |= {names[n]: leaf for n, leaf in found.items()}
+        return leaves
+
     # -- the background half of a save -----------------------------------------------------------
 
     def _record(
@@ -291,7 +306,10 @@ class Checkpoints:
             "time_ms": time_ms,
             "processes": jax.process_count(),
             "versions": {"jax": jax.__version__, "orbax-checkpoint": ocp.__version__},
-            "leaves": {"/".join(key): arrays.described(leaf) for key, leaf in leaves.items()},
+            "leaves": {
+                "/".join(key): {**arrays.described(leaf), "small": packed.is_small(leaf)}
+                for key, leaf in leaves.items()
+            },
         }
 
     def _prepare(self, step: int) -> Place:
@@ -341,6 +359,8 @@ class Checkpoints:
                     name: checksums.leaf_sum(own, meta["leaves"][name]["shape"])
                     for name, own in blocks.items()
                 }
+                small = {n: own for n, own in blocks.items() if meta["leaves"][n]["small"]}
+                packed.write(path, jax.process_index(), small)
                 write_whole(_part(path, jax.process_index()), json.dumps(sums))
         except Exception as problem:
             errors.append(problem)
@@ -372,18 +392,8 @@ class Checkpoints:
                 totals[name] += value
         for name, total in totals.items():
             meta["leaves"][name]["sum"] = f"{total & checksums.MASK:016x}"
-        if not any((path / "arrays").glob("ocdbt.process_*")):  # Orbax would only warn
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
-        try:
-            # Orbax joins the processes' parts into one index
-            self._handler.finalize(path / "arrays")
-        except ValueError as error:
-            if is_storage_error(error):
-                raise
-            # it looks for files that it has written, and somebody has removed
-            raise FileNotFoundError(
-                errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path / "arrays")
-            ) from None
+        if any(math.prod(leaf["shape"]) and not leaf["small"] for leaf in meta["leaves"].values()):
+            arrays.finish(self._handler, path / "arrays")
         for part in parts:
             part.unlink()
         older = self._files.place(place.step)

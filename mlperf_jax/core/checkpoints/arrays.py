@@ -6,9 +6,11 @@ comparison of a checkpoint's leaves with those that a run wants.
 """
 
 import asyncio
+import errno
 import functools
 import logging
 import math
+import os
 import re
 import sys
 from typing import Any
@@ -22,7 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import future, type_handlers
 
 from mlperf_jax.core.checkpoints.checksums import MASK, Key, flatten
-from mlperf_jax.core.checkpoints.folder import Meta
+from mlperf_jax.core.checkpoints.folder import Meta, is_storage_error
 from mlperf_jax.core.state import State
 from mlperf_jax.errors import UserError
 
@@ -54,7 +56,29 @@ def start_writing(
     """
     path.mkdir(parents=True, exist_ok=True)
     tree = _nested({key: leaf for key, leaf in leaves.items() if leaf.size})
+    if not tree:
+        return []
     return list(asyncio.run(handler.async_save(path, args=ocp.args.PyTreeSave(tree))) or [])
+
+
+def finish(handler: ocp.PyTreeCheckpointHandler, path: epath.Path) -> None:
+    """Joins the processes' parts, all of them written, into one index.
+
+    Raises:
+        OSError: files that were written are there no more.
+    """
+    if not any(path.glob("ocdbt.process_*")):  # Orbax would only warn
+        raise _gone(path.parent)
+    try:
+        handler.finalize(path)
+    except ValueError as error:
+        if is_storage_error(error):
+            raise
+        raise _gone(path) from None  # it looks for what somebody has removed
+
+
+def _gone(path: epath.Path) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
 
 
 def read(
@@ -75,6 +99,8 @@ def read(
         if not math.prod(leaf.shape)
     }
     full = {key: leaf for key, leaf in placed.items() if key not in empty}
+    if not full:
+        return empty
     arguments = {
         key: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
         for key, leaf in full.items()

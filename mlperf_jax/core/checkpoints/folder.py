@@ -2,6 +2,7 @@
 
     FOLDER/step_00000300/meta.json   step, identity, counters of the loop, leaves with their checksums
                          arrays/     the leaves, as Orbax writes a nest of dicts
+                         small_00000 small leaves of process 0; so of each (packed.py)
                          sealed      present when the checkpoint must outlive retention
     FOLDER/newest        the name of the last one that became whole
 
@@ -152,14 +153,15 @@ def absolute(folder: os.PathLike | str) -> epath.Path:
     return epath.Path(os.path.abspath(path)) if _is_local(path) else path
 
 
-def write_whole(path: epath.Path, text: str) -> None:
+def write_whole(path: epath.Path, content: str | bytes) -> None:
     """Writes a file that others see either whole, and on the disk, or not at all."""
+    data = content.encode() if isinstance(content, str) else content
     if not _is_local(path):
-        path.write_text(text)  # object stores show a file when it is complete
+        path.write_bytes(data)  # object stores show a file when it is complete
         return
     half = f"{path}.half"
-    with open(half, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(half, "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(half, path)

@@ -4,8 +4,8 @@ import pytest
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.results import rules
-from mlperf_jax.results.header import header
 from mlperf_jax.results.log import Log, read
+from mlperf_jax.results.opening import header
 
 GOOD = {
     "division": "open",
@@ -36,7 +36,7 @@ def test_the_order_and_the_values(tmp_path):
 
 def test_the_call_site_is_the_callers(tmp_path):
     lines = write(tmp_path)
-    assert {line.metadata["file"].rsplit("/", 1)[-1] for line in lines} == {"test_header.py"}
+    assert {line.metadata["file"].rsplit("/", 1)[-1] for line in lines} == {"test_opening.py"}
 
 
 @pytest.mark.parametrize(

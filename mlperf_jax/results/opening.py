@@ -1,10 +1,14 @@
 """The first lines of a log: who ran what, where, under which rules."""
 
-from typing import Any, Literal, get_args
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.results.log import Log
-from mlperf_jax.results.rules import Round
+
+if TYPE_CHECKING:
+    from mlperf_jax.results.log import Log
+    from mlperf_jax.results.rules import Round
 
 DIVISIONS = ("closed", "open")
 Status = Literal["onprem", "cloud", "preview", "research"]
