@@ -21,8 +21,10 @@ from mlperf_jax.ops import hints, shard
 Table = dict[str, jax.Array]
 Step = Callable[..., tuple[jax.Array, Table]]
 
-# Look-ups handled at a time: 2 MB of float32 rows of width 128, which caches hold.
+# Look-ups handled at a time: 2 MB of float32 rows of width 128, which caches hold; on a GPU so many that its threads
+# have work, 256 MB: DLRM-DCNv2's 55,296 samples on one take 23 turns and not 2,889.
 CHUNK = 4096
+GPU_CHUNK = 1 << 19
 
 
 def counted(step: Step, count: jax.Array) -> Step:
@@ -211,6 +213,6 @@ def summed_by_row(ids: jax.Array, grads: jax.Array, sizes: Sequence[int], count:
 def _chunked(arrays, fill, spare: int = 0):
     """The arrays [M] lengthened to whole chunks, and a chunk's length."""
     length = arrays[0].shape[0] + spare
-    chunk = min(CHUNK, length)
+    chunk = min(GPU_CHUNK if shard.platform() == "gpu" else CHUNK, length)
     more = -(-length // chunk) * chunk - arrays[0].shape[0]
     return [jnp.pad(a, (0, more), constant_values=f) for a, f in zip(arrays, fill)], chunk

@@ -9,7 +9,7 @@ import pytest
 
 from mlperf_jax.core import mesh as meshes
 from mlperf_jax.errors import UserError
-from mlperf_jax.ops import embedding, embedding_rows
+from mlperf_jax.ops import embedding, embedding_rows, pretend
 from mlperf_jax.ops.embedding_plan import Bag, make_plan
 from mlperf_jax.ops.shard import ROWS
 from mlperf_jax.optimizers import rows
@@ -175,6 +175,16 @@ def test_rows_that_run_over_chunks_are_stepped_once(monkeypatch, chunk):
     np.testing.assert_allclose(after["rows"], wanted, rtol=1e-14)
     np.testing.assert_allclose(after["accumulator"], squares, rtol=1e-14)
     np.testing.assert_array_equal(after["rows"][2:4], start[2:4])
+
+
+def test_a_gpu_takes_many_look_ups_a_turn(monkeypatch):
+    monkeypatch.setattr(embedding_rows, "CHUNK", 4)
+    monkeypatch.setattr(embedding_rows, "GPU_CHUNK", 16)
+    ids = [jnp.zeros(33, jnp.int32)]
+    assert embedding_rows._chunked(ids, [0])[1] == 4
+    with pretend.platform("gpu"):
+        (padded,), chunk = embedding_rows._chunked(ids, [0])
+    assert (len(padded), chunk) == (48, 16)
 
 
 def test_loose_bags_leave_out_what_has_no_bag(monkeypatch):
