@@ -37,12 +37,8 @@ import jax
 import numpy as np
 import stepping
 
-sys.path.append(str(measuring.ROOT / "tests" / "input_pipelines"))
-import wikipedia_toys as toys
-
 from mlperf_jax.benchmarks.bert import Bert
-from mlperf_jax.input_pipelines.wikipedia import files
-from mlperf_jax.input_pipelines.wikipedia.instances import Example
+from mlperf_jax.input_pipelines.wikipedia import drawing, files
 
 PACKING_BAR, RATIO_BAR, PUBLISHED = 1.8, 1.0, 998
 SAME = {
@@ -68,18 +64,10 @@ def benchmark(arguments: argparse.Namespace) -> Bert:
 
 def write_examples(folder: str, given: Bert) -> None:
     """Random sequences with the lengths of Wikipedia's, 0.15 of them masked."""
-    rng, lengths = np.random.default_rng(0), toys.wikipedia_lengths(RECORDS).tolist()
-    target = pathlib.Path(folder) / "wikipedia"
+    rng, target = np.random.default_rng(0), pathlib.Path(folder) / "wikipedia"
     target.mkdir()
-
-    def example(length: int) -> Example:
-        count = min(given.predictions, max(1, round(0.15 * length)))
-        positions = np.sort(rng.permutation(length)[:count])
-        drawn = rng.integers(0, given.vocab, length), positions, rng.integers(0, given.vocab, count)
-        tokens, positions, ids = (array.astype(np.uint16) for array in drawn)
-        return Example(tokens, length // 2, positions, ids, int(rng.integers(2)))
-
-    made = map(example, lengths)
+    lengths = drawing.lengths(RECORDS, rng, given.sequence_length).tolist()
+    made = (drawing.example(rng, n, given.predictions, given.vocab) for n in lengths)
     files.write(files.part(target, "train", 0, 1), made, given.sequence_length, given.vocab)
 
 

@@ -15,7 +15,7 @@ import itertools
 import pathlib
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,10 @@ from mlperf_jax.core import (
     preflight,
     profiling,
     state as states,
+    synthetic,
 )
 from mlperf_jax.core.bench_report import BenchReport
-from mlperf_jax.core.benchmark import Benchmark, Bucket
+from mlperf_jax.core.benchmark import Benchmark
 from mlperf_jax.core.fields import Count, Whole, check
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.optimizer_argument import load_optimizer
@@ -70,8 +71,8 @@ def bench(
         data_dir: prepared data; default `options.data_dir`. Synthetic input needs none.
         steps: steps per pass.
         warmup: steps before each pass.
-        input: "synthetic", one constant random batch that is on the device already (integers are 0 or
-            1, so embedding lookups hit few rows); "real", the benchmark's pipeline as the loop reads
+        input: "synthetic", one constant batch that is on the device already, of ids, labels and lengths such
+            as the data's where the data set draws them (`core/synthetic.py`); "real", the benchmark's pipeline as the loop reads
             it; "input-only", that pipeline with no step to wait for.
 
     Raises:
@@ -144,7 +145,7 @@ def _measure_steps(
     key = jax.device_put(jax.random.key(options.seed or 0), meshes.replicated(mesh))
     stepper = Stepper(train.programs, state, key)
     batches: feed.Feed | Constant = (
-        Constant(synthetic_batches(benchmark.buckets(), mesh))
+        Constant(synthetic.batches(benchmark, benchmark.buckets(), mesh))
         if folder is None
         else train_feed(benchmark, options, mesh, folder)
     )
@@ -235,7 +236,7 @@ def _evaluate(
     more = [jax.tree.map(zeros, judges.abstract)] if judges else []
     sharding = meshes.batch_sharding(mesh)
     masks = [jax.device_put(np.ones(bucket.rows, bool), sharding) for bucket in buckets]
-    batches = itertools.cycle(zip(synthetic_batches(buckets, mesh), masks, strict=True))
+    batches = itertools.cycle(zip(synthetic.batches(benchmark, buckets, mesh), masks, strict=True))
 
     def window(count: int) -> tuple[int, float]:
         rows, begin = 0, time.perf_counter()
@@ -284,35 +285,6 @@ class Constant:
         return self
 
     def __exit__(self, *error: object) -> None: ...
-
-
-def synthetic_batches(buckets: Sequence[Bucket], mesh: Mesh) -> list[dict[str, jax.Array]]:
-    """A random batch for each of these shapes, made where it lives.
-
-    Floats are normal, bytes uniform; other integers are 0 or 1, which every label and id may be.
-    """
-
-    def make(bucket: Bucket, key: jax.Array) -> dict[str, jax.Array]:
-        return {
-            name: _random(jax.random.fold_in(key, index), (bucket.rows, *leaf.shape), leaf.dtype)
-            for index, (name, leaf) in enumerate(sorted(bucket.example.items()))
-        }
-
-    sharding = meshes.batch_sharding(mesh)
-    return [
-        jax.jit(lambda key, bucket=bucket: make(bucket, key), out_shardings=sharding)(
-            jax.random.key(index)
-        )
-        for index, bucket in enumerate(buckets)
-    ]
-
-
-def _random(key: jax.Array, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
-    if jnp.issubdtype(dtype, jnp.floating):
-        return jax.random.normal(key, shape, dtype)
-    if dtype == jnp.uint8:
-        return jax.random.bits(key, shape, dtype)
-    return jax.random.bernoulli(key, 0.5, shape).astype(dtype)
 
 
 # -- compile time, memory, and where it was measured ---------------------------------------------------
