@@ -68,6 +68,7 @@ def bench(
     evaluation: bool = True,
     fit: bool = False,
     memory: float | None = None,
+    compile_only: bool = False,
 ) -> BenchReport:
     """Measures a configuration on the devices at hand; nothing is trained or kept.
 
@@ -85,6 +86,7 @@ def bench(
         evaluation: measure evaluation too.
         fit: measure the largest of the benchmark's scales that a device has room for (`core/scales.py`).
         memory: GiB of a device that may be used; default all that it has.
+        compile_only: measure nothing, but compile, for the compile cache.
 
     Raises:
         UserError: for a bad argument, missing data, a batch that the mesh does not divide, or a program that takes
@@ -99,7 +101,7 @@ def bench(
     memory = check("memory", memory, Positive | None)
     launch.connect(options)
     launch.use_compile_cache()
-    how = Passes(steps, warmup, seconds, evaluation, memory)
+    how = Passes(steps, warmup, seconds, evaluation, memory, compile_only)
     if not fit:
         return _bench(benchmark, options, data_dir, input, how)
     smallest = "nothing"
@@ -124,6 +126,7 @@ class Passes:
     seconds: float | None
     evaluation: bool
     memory: float | None
+    compile_only: bool = False
 
     def within(self, once: float) -> int:
         """Steps of a pass, where one takes so many seconds."""
@@ -193,6 +196,14 @@ def _measure_steps(
     train = _compile(lambda: loop.compile_train(assembly))
     scales.check_room(program_bytes(train.programs) or 0, room, f"a step of {benchmark.name}")
     predict = _compile(lambda: evaluation.compile_predict(assembly) if how.evaluation else {})
+    compiled = {
+        "parameters": trained_parameters(assembly),
+        "compile_seconds_train": train.seconds,
+        "compile_seconds_evaluation": predict.seconds if how.evaluation else None,
+        "compile_cached": train.cached and predict.cached,
+    }
+    if how.compile_only:
+        return {"steps": 0, **compiled}
     state = jax.block_until_ready(assembly.create(options.seed or 0))
     key = jax.device_put(jax.random.key(options.seed or 0), meshes.replicated(mesh))
     stepper = Stepper(train.programs, state, key)
@@ -214,7 +225,6 @@ def _measure_steps(
         examples = _evaluate(assembly, stepper.state, predict.programs, key, steps)
     return {
         "steps": steps,
-        "parameters": trained_parameters(assembly),
         "examples_per_second": _samples(benchmark, how.warmup, steps) / seconds,
         "step_seconds": seconds / steps,
         "step_seconds_p10": float(np.percentile(each, 10)),
@@ -223,12 +233,10 @@ def _measure_steps(
         "input_wait_share": waited / seconds,
         "memory_bytes": memory,
         "memory_source": source,
-        "compile_seconds_train": train.seconds,
-        "compile_seconds_evaluation": predict.seconds if how.evaluation else None,
-        "compile_cached": train.cached and predict.cached,
         "evaluation_examples_per_second": examples,
         "profile": profile,
         "operations": profiling.operations(profile) if profile else None,
+        **compiled,
     }
 
 

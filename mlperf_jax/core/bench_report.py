@@ -84,10 +84,12 @@ class BenchReport:
         rows = {"configuration": self._what()}
         if self.examples_per_second is not None:
             rows |= self._training_rows()
+        if self.compile_seconds_train is not None:
+            rows["compile"] = self._compiling()
         if self.input_examples_per_second is not None:
             megabytes = (self.input_bytes_per_second or 0) / 1e6
             rows["input alone"] = (
-                f"{_figure(self.input_examples_per_second)} examples/s, {_figure(megabytes)} MB/s, "
+                f"{figure(self.input_examples_per_second)} examples/s, {figure(megabytes)} MB/s, "
                 f"over {self.steps} batches"
             )
         if self.profile:
@@ -113,10 +115,10 @@ class BenchReport:
         assert self.examples_per_second is not None
         assert self.step_seconds is not None
         each = (self.step_seconds_median, self.step_seconds_p10, self.step_seconds_p90)
-        median, p10, p90 = (_figure(1e3 * (seconds or 0)) for seconds in each)
+        median, p10, p90 = (figure(1e3 * (seconds or 0)) for seconds in each)
         rows = {
-            "training": f"{_figure(self.examples_per_second)} examples/s",
-            "step": f"{_figure(1e3 * self.step_seconds)} ms, mean of {self.steps} end to end",
+            "training": f"{figure(self.examples_per_second)} examples/s",
+            "step": f"{figure(1e3 * self.step_seconds)} ms, mean of {self.steps} end to end",
             "step alone": f"{median} ms median, {p10} p10, {p90} p90, each of {self.steps} waited for",
             "waiting for input": f"{100 * (self.input_wait_share or 0):.1f} % of the time",
         }
@@ -129,17 +131,19 @@ class BenchReport:
             source = (
                 "most so far" if self.memory_source == "allocator" else "by the compiler's account"
             )
-            rows["memory"] = f"{_figure(self.memory_bytes / 2**20)} MiB per device, {source}"
+            rows["memory"] = f"{figure(self.memory_bytes / 2**20)} MiB per device, {source}"
         if self.evaluation_examples_per_second is not None:
             rows["evaluation"] = (
-                f"{_figure(self.evaluation_examples_per_second)} examples/s, forward only, "
+                f"{figure(self.evaluation_examples_per_second)} examples/s, forward only, "
                 f"batch {self.evaluation_batch_size}, synthetic input"
             )
-        rows["compile"] = f"{self.compile_seconds_train:.1f} s train"
-        if self.compile_seconds_evaluation is not None:
-            rows["compile"] += f", {self.compile_seconds_evaluation:.1f} s evaluation"
-        rows["compile"] += ", from the compile cache" if self.compile_cached else ""
         return rows
+
+    def _compiling(self) -> str:
+        told = f"{self.compile_seconds_train:.1f} s train"
+        if self.compile_seconds_evaluation is not None:
+            told += f", {self.compile_seconds_evaluation:.1f} s evaluation"
+        return told + (", from the compile cache" if self.compile_cached else "")
 
     def __str__(self) -> str:
         rows = self.rows()
@@ -157,11 +161,11 @@ class BenchReport:
         return f"<table>{cells}</table><small>{html.escape(NOTICE)}</small>"
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     """Four significant digits, thousands separated: "7,950", "12.35", "0.001235"."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _flops(value: float) -> str:
     scale, unit = (1e12, "TFLOP/s") if value >= 1e11 else (1e9, "GFLOP/s")
-    return f"{_figure(value / scale)} {unit}"
+    return f"{figure(value / scale)} {unit}"
