@@ -297,7 +297,11 @@ class Stepper:
 
 def _profile(stepper: Stepper, batches: feed.Feed | Constant, options: RunOptions) -> str:
     folder = pathlib.Path(options.output or PROFILE_FOLDER)
-    with jax.profiler.trace(str(folder)):
+    how = jax.profiler.ProfileOptions()
+    how.python_tracer_level = (
+        0  # our own loop, whose frames are many times as many as the operations
+    )
+    with jax.profiler.trace(str(folder), profiler_options=how):
         for number in range(profiling.STEPS):
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
                 stepper.step(next(batches))

@@ -108,8 +108,12 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _more(row: Measured) -> Iterator[str]:
-    """What a row of ours was changed to, and what took its time."""
-    if row.found is None or row.side != OURS:
+    """What a row of ours was changed to, and what took its time; what a twin does in another way."""
+    if row.found is None:
+        return
+    if row.side != OURS:
+        if note := row.found.get("note"):
+            yield f"  {row.side}: {note}"
         return
     changed = row.found.get("changed") or {}
     said = ", ".join(f"{name} {_short(value)}" for name, value in changed.items())
