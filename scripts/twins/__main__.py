@@ -1,4 +1,4 @@
-"""The training step that `mlperf-jax bench --all` measured, in PyTorch: `python scripts/twins ROW.json OUT.json [--eager]`.
+"""The training step that `mlperf-jax bench --all` measured, in PyTorch: `python scripts/twins ROW.json OUT.json [--no-compiled]`.
 
     mlperf-jax bench --all --twins scripts/twins --variants --json card.json
 
@@ -26,15 +26,15 @@ import numpy as np
 import torch
 
 from mlperf_jax.benchmarks import registry
-from mlperf_jax.benchmarks.benching import SECONDS
 from mlperf_jax.core.bench import Passes
+from mlperf_jax.core.bench_all import SECONDS
 from scripts.twins.step import TWINS, Twin
 
 
-def measured(row: dict[str, Any], eager: bool) -> dict[str, Any]:
+def measured(row: dict[str, Any], compiled: bool) -> dict[str, Any]:
     """The twin of a report, as a report."""
     given = registry.benchmark_class(row["benchmark"]).from_config(row["config"])
-    twin = Twin(given, compiled=torch.cuda.is_available() and not eager)
+    twin = Twin(given, compiled=compiled)
     if twin.parameters != row["parameters"]:
         sys.exit(f"the twin has {twin.parameters:,} weights and ours {row['parameters']:,}")
 
@@ -75,12 +75,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("row", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="with torch.compile; by default where CUDA is",
+    )
     arguments = parser.parse_args()
     row = json.loads(arguments.row.read_text())
     if row["benchmark"] not in TWINS:
         sys.exit(f"{row['benchmark']} has no twin")
-    arguments.out.write_text(json.dumps(measured(row, arguments.eager), indent=2) + "\n")
+    arguments.out.write_text(json.dumps(measured(row, arguments.compiled), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,18 @@ import torch
 from torch.nn import functional as F
 from torch.utils import checkpoint as checkpoints
 
+from mlperf_jax.input_pipelines.tokens.megatron import IGNORED
 from mlperf_jax.models import decoder_huggingface as huggingface
 from mlperf_jax.models.decoder import rope_frequencies
 from mlperf_jax.models.decoder_config import DecoderConfig, Lora
 from scripts.twins import training
+
+CHUNK = 1024  # tokens
+
+
+def piece_of_loss(x, labels, head):
+    """The summed cross entropy in float32 of tokens [T, D] under head [V, D]."""
+    return F.cross_entropy(F.linear(x, head).float(), labels, reduction="sum")
 
 
 class Projection(torch.nn.Module):
@@ -202,8 +210,13 @@ class Model(training.Model):
         for layer in layers:
             x = self.applied(layer, x, rope)
         head = embedding.weight if self.config.tied else self.lm_head.weight
-        logits = F.linear(norm(x), head).float()
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        x, labels = norm(x).flatten(0, 1), labels.flatten()
+        # piece by piece, as all logits at once are larger than a layer's activations
+        pieces = zip(x.split(CHUNK), labels.split(CHUNK), strict=True)
+        total = sum(
+            checkpoints.checkpoint(piece_of_loss, *p, head, use_reentrant=False) for p in pieces
+        )
+        return total / (labels != IGNORED).sum()
 
     def applied(self, layer, x, rope):
         """A layer, recomputed in the backward pass as `DecoderConfig.remat` says."""

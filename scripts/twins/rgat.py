@@ -43,12 +43,30 @@ def place(given: Any, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
+def attend(source, first, kernel, of_sources, of_targets, sources, targets):
+    """One relation: nodes [R, n, I] and [R, m, I] and its edges -> sums [R, m, N, C]."""
+    heads, width = of_sources.shape
+    z = (source @ kernel).flatten(0, 1).unflatten(1, (heads, width))
+    own = (kernel.unflatten(1, (heads, width)) * of_targets).sum(-1)
+    scores = (z * of_sources).sum(-1).float()[sources]
+    scores = F.leaky_relu(scores + (first @ own).flatten(0, 1).float()[targets], 0.2)
+    rows = first.shape[0] * first.shape[1]
+    at = targets[:, None].expand_as(scores)
+    most = scores.new_full((rows, heads), -torch.inf)
+    most = most.scatter_reduce(0, at, scores.detach(), "amax")
+    weights = torch.exp(scores - most[targets])
+    total = torch.zeros_like(most).index_add(0, targets, weights)
+    weights = (weights / total[targets])[..., None].to(z.dtype)
+    sums = z.new_zeros(rows, heads, width).index_add(0, targets, weights * z[sources])
+    return sums.unflatten(0, first.shape[:2])
+
+
 class Layer(torch.nn.Module):
     """The weights of all relations."""
 
     def __init__(self, given: Any, inputs: int, relations: Any) -> None:
         super().__init__()
-        self.relations, self.heads = relations, given.heads
+        self.relations, self.attend = relations, attend
         width = given.heads * given.head_width
         glorot = torch.nn.init.xavier_uniform_
         form = len(relations), given.heads, given.head_width
@@ -59,29 +77,16 @@ class Layer(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros(len(relations), width))
 
     def forward(self, h: Any, wanted: Mapping[str, int], edges: Any) -> dict[str, Any]:
-        """h by type [R, n, inputs]; the first `wanted` nodes of each type, [R, wanted, N C]."""
+        """h by type [R, n, I]; the first `wanted` nodes of each type, [R, wanted, N C]."""
         out = {}
-        for number, relation in enumerate(self.relations):
-            ends = edges.get(relation.key)
-            if ends is None:
+        weights = zip(self.relations, self.kernel, self.source, self.target, self.bias, strict=True)
+        for relation, kernel, of_sources, of_targets, bias in weights:
+            if relation.key not in edges:
                 continue
-            sources, targets = ends
-            source, first = h[relation.source], h[relation.target][:, : wanted[relation.target]]
-            z = (source @ self.kernel[number]).flatten(0, 1).unflatten(1, (self.heads, -1))
-            own = self.kernel[number].unflatten(1, (self.heads, -1)) * self.target[number]
-            scores = (z * self.source[number]).sum(-1).float()[sources]
-            scores = scores + (first @ own.sum(-1)).flatten(0, 1).float()[targets]
-            scores = F.leaky_relu(scores, 0.2)
-            rows = first.shape[0] * first.shape[1]
-            at = targets[:, None].expand_as(scores)
-            most = scores.new_full((rows, self.heads), -torch.inf)
-            most = most.scatter_reduce(0, at, scores.detach(), "amax")
-            weights = torch.exp(scores - most[targets])
-            total = torch.zeros_like(most).index_add(0, targets, weights)
-            weights = (weights / total[targets])[..., None].to(z.dtype)
-            sums = z.new_zeros(rows, *z.shape[1:]).index_add(0, targets, weights * z[sources])
-            sums = sums.flatten(1).unflatten(0, first.shape[:2]) + self.bias[number]
-            out[relation.target] = out.get(relation.target, 0) + sums
+            first = h[relation.target][:, : wanted[relation.target]]
+            vectors = kernel, of_sources, of_targets
+            sums = self.attend(h[relation.source], first, *vectors, *edges[relation.key])
+            out[relation.target] = out.get(relation.target, 0) + sums.flatten(2) + bias
         return out
 
 
@@ -104,8 +109,10 @@ class Model(training.Model):
                 part.copy_(torch.randn(part.shape).to(self.stored))
             self.register_buffer(f"features_{kind}", values.view(torch.uint8))
 
-    def layers_to_compile(self):
-        return self.layers
+    def compile_parts(self):
+        compiled = torch.compile(attend, dynamic=True)  # once for all relations
+        for layer in self.layers:
+            layer.attend = compiled
 
     def forward(self, batch):
         h = {}

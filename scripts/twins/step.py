@@ -73,7 +73,9 @@ class Twin:
     def step(self) -> torch.Tensor:
         """Loss, gradients, clipping and the update; returns the loss of the last part."""
         for part in self.parts:
-            with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+            # a cache would keep a second copy of all weights until the forward pass is over
+            low = {"enabled": self.dtype != torch.float32, "cache_enabled": False}
+            with torch.autocast(self.device, self.dtype, **low):
                 loss = self.model(part) / len(self.parts)
             loss.backward()
         if self.given.clip_norm is not None:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mlperf_jax.benchmarks import benching, registry
-from mlperf_jax.core import bench_suite
+from mlperf_jax.core import bench_all, bench_suite
 from mlperf_jax.core.bench_suite import OURS, TWIN, Measured, Suite
 from mlperf_jax.errors import UserError
 
@@ -33,6 +33,7 @@ json.dump(found, open(sys.argv[2], "w"))
 """
 
 
+@pytest.mark.slow
 def test_a_crash_costs_its_row_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("mine.py").write_text(CRASHES)
@@ -89,7 +90,7 @@ def ran(monkeypatch):
         pathlib.Path((told or command[-1:])[0]).write_text(json.dumps(report))
         return None
 
-    monkeypatch.setattr(benching, "_run", run)
+    monkeypatch.setattr(bench_all, "_run", run)
     return commands
 
 
@@ -154,7 +155,7 @@ def test_a_process_that_writes_nothing_is_told(monkeypatch, tmp_path, text, says
         if text is not None:
             (tmp_path / "bert-ours.json").write_text(text)
 
-    monkeypatch.setattr(benching, "_run", run)
+    monkeypatch.setattr(bench_all, "_run", run)
     suite = benching.bench_all(("bert",), output=tmp_path, jobs=1, say=quiet)
     assert says in suite.rows[0].error
 
@@ -163,7 +164,7 @@ def test_how_a_process_ended_is_told(tmp_path):
     log, end = tmp_path / "log.txt", time.monotonic() + 60
 
     def run(program, until=end, **environment):
-        return benching._run((sys.executable, "-c", program), log, environment, until)
+        return bench_all._run((sys.executable, "-c", program), log, environment, until)
 
     assert run("print('done')") is None
     assert run("import sys; print('one'); sys.exit('why not')") == f"why not (exit code 1; {log})"
@@ -182,7 +183,7 @@ def test_a_process_is_ended_with_all_that_it_began(tmp_path):
     )
     command = (sys.executable, "-c", program)
     end = time.monotonic() + 5
-    assert "it was ended after" in benching._run(command, tmp_path / "log", {}, end)
+    assert "it was ended after" in bench_all._run(command, tmp_path / "log", {}, end)
     child = pathlib.Path(f"/proc/{began.read_text()}/stat")
     deadline = time.monotonic() + 30
     while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
