@@ -126,3 +126,9 @@ def optional(module: str, extra: str, purpose: str) -> Any:
         raise UserError(
             f'{purpose} needs an extra{reason}: pip install "mlperf-jax[{extra}]"'
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of XLA's says that a device has no more memory."""
+    told = str(error)
+    return "RESOURCE_EXHAUSTED" in told or "Out of memory allocating" in told

@@ -5,9 +5,7 @@
 
 All three take the same 448 sequences of 512 tokens at most, as long as those of Wikipedia are, in micro-batches, and
 take turns in one process. Ours is the step that `run` compiles, without dropout, so that both halves give one loss,
-which is checked. PyTorch's is BertForPreTraining of `transformers` with scaled_dot_product_attention, torch.compile,
-bfloat16 autocast and the head at the masked tokens alone; it steps with fused AdamW, as PyTorch has no LAMB, which is
-less work. `--no-twin` leaves it out; so does a machine without torch.
+which is checked. PyTorch's is the twin of scripts/twins, compiled on a GPU. `--no-twin` leaves it out; so does a machine without torch.
 
 Steps are timed by the clock on an accelerator, by processor time on a CPU. The exit code is 1 when packing gains less
 than 1.8 times, or a GPU is slower than PyTorch. 998 sequences/s and H200 is the best rate in the logs of rounds, of runs
@@ -37,12 +35,8 @@ import jax
 import numpy as np
 import stepping
 
-sys.path.append(str(measuring.ROOT / "tests" / "input_pipelines"))
-import wikipedia_toys as toys
-
 from mlperf_jax.benchmarks.bert import Bert
-from mlperf_jax.input_pipelines.wikipedia import files
-from mlperf_jax.input_pipelines.wikipedia.instances import Example
+from mlperf_jax.input_pipelines.wikipedia import drawing, files
 
 PACKING_BAR, RATIO_BAR, PUBLISHED = 1.8, 1.0, 998
 SAME = {
@@ -68,87 +62,16 @@ def benchmark(arguments: argparse.Namespace) -> Bert:
 
 def write_examples(folder: str, given: Bert) -> None:
     """Random sequences with the lengths of Wikipedia's, 0.15 of them masked."""
-    rng, lengths = np.random.default_rng(0), toys.wikipedia_lengths(RECORDS).tolist()
-    target = pathlib.Path(folder) / "wikipedia"
+    rng, target = np.random.default_rng(0), pathlib.Path(folder) / "wikipedia"
     target.mkdir()
-
-    def example(length: int) -> Example:
-        count = min(given.predictions, max(1, round(0.15 * length)))
-        positions = np.sort(rng.permutation(length)[:count])
-        drawn = rng.integers(0, given.vocab, length), positions, rng.integers(0, given.vocab, count)
-        tokens, positions, ids = (array.astype(np.uint16) for array in drawn)
-        return Example(tokens, length // 2, positions, ids, int(rng.integers(2)))
-
-    made = map(example, lengths)
+    lengths = drawing.lengths(RECORDS, rng, given.sequence_length).tolist()
+    made = (drawing.example(rng, n, given.predictions, given.vocab) for n in lengths)
     files.write(files.part(target, "train", 0, 1), made, given.sequence_length, given.vocab)
 
 
 def batch_of(given: Bert, folder: str) -> Any:
     """The first batch of training."""
     return given.data().train(folder).batched(given.rows, seed=0)[0]
-
-
-class Twin:
-    """The same step in PyTorch; its weights are random, as no loss is compared."""
-
-    def __init__(self, given: Bert, batch: Any, compiled: bool) -> None:
-        import torch
-        import transformers
-
-        self.torch = torch
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.dtype = getattr(torch, given.dtype)
-        torch.set_float32_matmul_precision("high")
-        config = transformers.BertConfig(
-            vocab_size=given.vocab,
-            hidden_size=given.width,
-            num_hidden_layers=given.layers,
-            num_attention_heads=given.heads,
-            intermediate_size=given.hidden,
-            hidden_act="gelu_new",
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            max_position_embeddings=given.sequence_length,
-            attn_implementation="sdpa",
-        )
-        self.model = transformers.BertForPreTraining(config).to(self.device).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
-        self.loss = torch.compile(self._loss) if compiled else self._loss
-        self.rows, parts = len(batch["tokens"]), given.gradient_accumulation_steps
-        self.parts = [
-            {name: torch.from_numpy(part.copy()).to(self.device) for name, part in zip(batch, each)}
-            for each in zip(*(np.split(np.asarray(leaf), parts) for leaf in batch.values()))
-        ]
-        self.totals = {
-            name: float(batch[name].sum()) for name in ("masked_weights", "next_sentence_weights")
-        }
-
-    def _loss(self, part: dict[str, Any]) -> Any:
-        torch, F = self.torch, self.torch.nn.functional
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            hidden, pooled = self.model.bert(
-                part["tokens"], (part["sequences"] > 0).long(), part["types"], return_dict=False
-            )
-            at = part["masked_positions"].long()[..., None].expand(-1, -1, hidden.shape[-1])
-            masked, following = self.model.cls(hidden.gather(1, at), pooled)
-        each = F.cross_entropy(
-            masked.flatten(0, 1).float(), part["masked_ids"].long().flatten(), reduction="none"
-        )
-        first = (each * part["masked_weights"].flatten()).sum() / self.totals["masked_weights"]
-        labels = part["next_sentence"].long().flatten()
-        second = F.cross_entropy(following.float(), labels, reduction="sum")
-        return first + second / self.totals["next_sentence_weights"]
-
-    def step(self) -> None:
-        for part in self.parts:
-            self.loss(part).backward()
-        self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def wait(self) -> None:
-        if self.device == "cuda":
-            self.torch.cuda.synchronize()
 
 
 def sides_of(arguments: argparse.Namespace, folder: str) -> Iterator[tuple[str, Any]]:
@@ -158,7 +81,10 @@ def sides_of(arguments: argparse.Namespace, folder: str) -> Iterator[tuple[str, 
     yield "padded", stepping.Ours(padded, batch_of(padded, folder))
     yield "packed", stepping.Ours(given, batch_of(given, folder))
     if not arguments.no_twin and importlib.util.find_spec("torch"):
-        yield "PyTorch, padded", Twin(padded, batch_of(padded, folder), not arguments.eager)
+        from scripts.twins.step import Twin
+
+        compiled = jax.default_backend() == "gpu" and not arguments.eager
+        yield "PyTorch, padded", Twin(padded, batch_of(padded, folder), compiled=compiled)
 
 
 def report(

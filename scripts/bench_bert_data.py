@@ -5,7 +5,7 @@
 
 All by processor time in one process, so the rates are of one core. The text is the standard library's docstrings, a
 paragraph an article, with BERT's own vocabulary where it is given, and otherwise one trained on them; lengths are
-those of tests/input_pipelines/wikipedia_toys.py. "copy" is 64 MiB copied by NumPy, a yardstick.
+those of input_pipelines/wikipedia/drawing.py. "copy" is 64 MiB copied by NumPy, a yardstick.
 
 Then the rows that batches of the recipes' sizes need, of 2,000 batches, of larger ones 200.
 """
@@ -29,7 +29,7 @@ import wikipedia_toys as toys
 
 from mlperf_jax.input_pipelines import pipeline, text
 from mlperf_jax.input_pipelines.tokenizers import WordPiece, wordpiece
-from mlperf_jax.input_pipelines.wikipedia import files, instances, packing, tfrecords
+from mlperf_jax.input_pipelines.wikipedia import drawing, files, instances, packing, tfrecords
 from mlperf_jax.input_pipelines.wikipedia.rows import Rows
 
 L, MOST, S, PIECES = 512, 76, 8, 30_522
@@ -62,7 +62,7 @@ def measure(folder: pathlib.Path, vocabulary: str | None, rounds: int, seconds: 
     split = packed(files.Examples(str(folder), "train", L, PIECES))
     batches = split.batched(448)
     articles = instances.read_articles(path, tokenizer)
-    lengths = toys.wikipedia_lengths(8192)
+    lengths = drawing.lengths(8192, np.random.default_rng(0))
     source = np.ones(1 << 23)
     target = np.zeros_like(source)
     number = iter(range(1 << 30))
@@ -100,7 +100,7 @@ def packed(examples: files.Examples) -> pipeline.Split:
 
 
 def row_counts() -> None:
-    lengths = toys.wikipedia_lengths(1_000_000)
+    lengths = drawing.lengths(1_000_000, np.random.default_rng(0))
     print(
         f"  mean length {lengths.mean():.1f}, so at most {L / lengths.mean():.3f} sequences a row"
     )

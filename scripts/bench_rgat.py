@@ -1,16 +1,15 @@
-"""Times R-GAT's train step on a generated graph: alone, fed by the sampler, and beside PyG on PyTorch.
+"""Times R-GAT's train step on a generated graph: alone, fed by the sampler, and beside PyTorch.
 
     python scripts/bench_rgat.py [--json FILE]                                    # of IGBH-medium's size, on a GPU
     JAX_PLATFORMS=cpu python scripts/bench_rgat.py --size small --cores 2 --rounds 3    # a small one
 
 The graph has IGBH-medium's nodes by type and edges by power laws (bench_sampling.py), and float8 features that lie on the
 device. `ours` is the step that `run` compiles, given one batch over and over; `ours, fed` the same with batches that threads
-sample meanwhile, as many threads as cores, so that it tells what a run would do here. `PyG` is HeteroConv of GATConv on the
-same samples without padding, its rows joined into one graph, features gathered from a float16 table on the device, in
-autocast, with fused Adam; PyG's own sampler has no part in it. `--no-twin` leaves it out; so does a machine without
-torch_geometric. PyG's NeighborLoader is timed too where its compiled library (pyg-lib or torch-sparse) is installed.
+sample meanwhile, as many threads as cores, so that it tells what a run would do here. `PyTorch` is the twin of scripts/twins
+on the same samples, which are laid out beforehand. `--no-twin` leaves it out; so does a machine without torch. PyG's
+NeighborLoader is timed too where its compiled library (pyg-lib or torch-sparse) is installed.
 
-The exit code is 1 when a GPU is slower than PyG. 23,000 seeds/s and H200 is the best rate in the logs of rounds, on the
+The exit code is 1 when a GPU is slower than PyTorch. 23,000 seeds/s and H200 is the best rate in the logs of rounds, on the
 full graph.
 """
 
@@ -22,7 +21,7 @@ import functools
 import importlib.util
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 # isort: split
@@ -30,6 +29,7 @@ from typing import Any
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room beside us
 
 import bench_sampling
+import jax
 import numpy as np
 import stepping
 
@@ -115,81 +115,6 @@ class Fed:
         return self.stepper.step(next(self.feed))
 
 
-class Twin:
-    """The same step in PyG; its weights are random, as no loss is compared."""
-
-    def __init__(self, given: Generated, batch: Mapping[str, np.ndarray]) -> None:
-        import torch
-        from torch_geometric.nn import GATConv, HeteroConv
-
-        self.torch, self.given = torch, given
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.dtype = getattr(torch, given.dtype)
-        torch.set_float32_matmul_precision("high")
-        size, self.rows = given.size_of_graph, len(batch["labels"])
-        width = given.heads * given.head_width
-        layers = [
-            HeteroConv(
-                {
-                    tuple(r): GATConv(inputs, given.head_width, given.heads, add_self_loops=False)
-                    for r in size.relations
-                },
-                aggr="sum",
-            )
-            for inputs in (size.width, *(width,) * (len(given.fanouts) - 1))
-        ]
-        self.layers = torch.nn.ModuleList(layers).to(self.device)
-        self.head = torch.nn.Linear(width, given.classes).to(self.device)
-        parameters = [*self.layers.parameters(), *self.head.parameters()]
-        self.optimizer = torch.optim.Adam(parameters, lr=given.base_lr, fused=True)
-        self.features = {
-            kind: torch.zeros((count, size.width), dtype=torch.float16, device=self.device)
-            for kind, count in size.nodes.items()
-        }
-        self._join(batch)
-
-    def _join(self, batch: Mapping[str, np.ndarray]) -> None:
-        """The rows' samples as one graph, without padding."""
-        torch, size = self.torch, self.given.size_of_graph
-        number, ids = {}, {}
-        for kind in size.nodes:
-            there = batch[f"ids/{kind}"] >= 0  # [R, n], in each row the first ones
-            before = np.cumsum(there.sum(1)) - there.sum(1)
-            local = np.arange(there.shape[1])[None]
-            number[kind] = before[:, None] + batch.get(f"place/{kind}", local)
-            ids[kind] = torch.from_numpy(batch[f"ids/{kind}"][there]).long().to(self.device)
-        self.ids, self.edges = ids, {}
-        for relation in size.relations:
-            real, ends = batch[f"real/{relation.key}"], []
-            for what, kind in (("source", relation.source), ("target", relation.target)):
-                at = np.take_along_axis(number[kind], batch[f"{what}/{relation.key}"], 1)
-                ends.append(at[real])
-            if len(ends[0]):
-                pairs = torch.from_numpy(np.stack(ends)).long()
-                self.edges[tuple(relation)] = pairs.to(self.device)
-        seeds = number["paper"][:, : batch["labels"].shape[1]]
-        there = batch["labels"] >= 0
-        self.seeds = torch.from_numpy(seeds[there]).to(self.device)
-        self.labels = torch.from_numpy(batch["labels"][there]).long().to(self.device)
-
-    def step(self) -> None:
-        torch, F = self.torch, self.torch.nn.functional
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            h = {kind: table[self.ids[kind]].float() for kind, table in self.features.items()}
-            for i, layer in enumerate(self.layers):
-                h = layer(h, self.edges)
-                if i < len(self.layers) - 1:
-                    h = {k: F.dropout(F.leaky_relu(x), self.given.dropout) for k, x in h.items()}
-            logits = self.head(h["paper"][self.seeds])
-        F.cross_entropy(logits.float(), self.labels).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def wait(self) -> None:
-        if self.device == "cuda":
-            self.torch.cuda.synchronize()
-
-
 def loader_rate(given: Generated) -> float | None:
     """Seeds a second of PyG's NeighborLoader with a worker a core, where its compiled library is there."""
     if not (importlib.util.find_spec("pyg_lib") or importlib.util.find_spec("torch_sparse")):
@@ -255,8 +180,11 @@ def sides_of(arguments: argparse.Namespace, given: Generated) -> Iterator[tuple[
     ours = stepping.Ours(given, batch)
     yield "ours", ours
     yield "ours, fed", Fed(given, ours)
-    if not arguments.no_twin and importlib.util.find_spec("torch_geometric"):
-        yield "PyG", Twin(given, batch)
+    if not arguments.no_twin and importlib.util.find_spec("torch"):
+        from scripts.twins.step import Twin
+
+        compiled = jax.default_backend() == "gpu" and not arguments.eager
+        yield "PyTorch", Twin(given, batch, compiled=compiled)
 
 
 def main() -> None:
@@ -279,7 +207,7 @@ def main() -> None:
     if (rate := loader_rate(given)) is not None:
         found["NeighborLoader"] = rate
         print(f"  PyG's NeighborLoader: {rate:,.0f} seeds/s")
-    stepping.end(arguments, found, spent, "PyG")
+    stepping.end(arguments, found, spent, "PyTorch")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ import numpy as np
 from mlperf_jax.input_pipelines.igbh import csc, planted, sampling_kernels as kernels
 from mlperf_jax.input_pipelines.igbh.graph import open_graph
 from mlperf_jax.input_pipelines.igbh.in_edges import InEdges
-from mlperf_jax.input_pipelines.igbh.sampling import Sample, Sampler
-from mlperf_jax.input_pipelines.igbh.sampling_shape import mean_of, measured, pad
+from mlperf_jax.input_pipelines.igbh.sampling import Sampler
+from mlperf_jax.input_pipelines.igbh.sampling_shape import Sample, mean_of, measured, pad
 from mlperf_jax.input_pipelines.igbh.sizes import SIZES, Relation
 
 SEEDS, MANY = 512, 4096

@@ -21,55 +21,57 @@ import measuring
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import decoder_twin
 import jax
+import numpy as np
+import optax
 
-from mlperf_jax.core import bench, loop, mesh as meshes, state as states
-from mlperf_jax.models.decoder_config import DecoderConfig, RopeScaling
-from mlperf_jax.optimizers.tree import ParamTree
+from mlperf_jax import benchmarks
+from mlperf_jax.core import bench, loop, mesh as meshes, state as states, synthetic
+from scripts.twins import decoder, training
+from scripts.twins.step import Twin
 
 SAME = 1e-4  # how far the losses of the same weights may lie apart
 
 
-def decoder(arguments: argparse.Namespace) -> DecoderConfig:
-    """A Llama (rope with 3.1's scaling, grouped queries) or a GPT3 of the sizes asked for."""
+def benchmark(arguments: argparse.Namespace) -> Any:
+    """A Llama 3.1 (grouped queries) or a GPT3 of the sizes asked for."""
     a = arguments
-    llama = DecoderConfig(
-        layers=a.layers,
-        width=a.width,
-        heads=a.heads,
-        kv_heads=max(1, a.heads // 2),
-        head_dim=a.width // a.heads,
-        hidden=3 * a.width,
-        vocab=a.vocab,
-        rope_theta=500_000.0,
-        rope_scaling=RopeScaling(),
-        remat=None if a.remat == "none" else a.remat,
-    )
-    if a.kind == "llama":
-        return llama
-    return llama.replace(
-        kv_heads=a.heads,
-        hidden=4 * a.width,
-        positions="learned",
-        max_positions=a.tokens,
-        norm="layer_offset",
-        feed_forward="gelu",
-        bias=True,
-        tied=True,
-    )
+    llama = a.kind == "llama"
+    sizes = {
+        "layers": a.layers,
+        "width": a.width,
+        "heads": a.heads,
+        "kv_heads": max(1, a.heads // 2) if llama else a.heads,
+        "head_dim": a.width // a.heads,
+        "hidden": (3 if llama else 4) * a.width,
+        "vocab": a.vocab,
+        "sequence_length": a.tokens,
+        "batch_size": a.batch,
+        "remat": None if a.remat == "none" else a.remat,
+        "dtype": "float32",
+    }
+    if llama:
+        return benchmarks.get("llama31_8b", **sizes)
+    return benchmarks.get("gpt3", **sizes, max_positions=a.tokens)
 
 
 class Ours:
-    """The compiled step of the core on one device, and its state."""
+    """The compiled step of the core on one device, and its state; AdamW at the twin's rate."""
 
-    def __init__(self, benchmark: decoder_twin.Step, batch: Any):
+    def __init__(self, given: Any) -> None:
         mesh = meshes.make_mesh("data=1")
-        assembly = states.assemble(benchmark, mesh)
+        adamw = optax.adamw(
+            training.RATE,
+            given.beta_1,
+            given.beta_2,
+            given.epsilon,
+            weight_decay=given.weight_decay,
+        )
+        assembly = states.assemble(given, mesh, adamw)
         key = jax.device_put(jax.random.key(0), meshes.replicated(mesh))
         self.stepper = bench.Stepper(loop.compile_train(assembly), assembly.create(0), key)
-        self.parameters = ParamTree.from_params(assembly.abstract["params"]).count()
-        self.batch = jax.device_put(batch, meshes.batch_sharding(mesh))
+        self.parameters = bench.trained_parameters(assembly)
+        (self.batch,) = synthetic.batches(given, given.buckets(), mesh)
 
     def step(self) -> Any:
         return self.stepper.step(self.batch)
@@ -92,24 +94,18 @@ def main() -> None:
         help="what ours recomputes; new memory for what is kept costs a CPU more than that",
     )
     arguments = parser.parse_args()
-    config = decoder(arguments)
-
-    batch = decoder_twin.random_batch(config, arguments.batch, arguments.tokens)
-    benchmark = decoder_twin.Step(
-        decoder=config, tokens=arguments.tokens, batch_size=arguments.batch, dtype="float32"
-    )
-    ours = Ours(benchmark, batch)
-    theirs = decoder_twin.TwinStepper(config.replace(remat=None), device="cpu")
-    theirs.load(decoder_twin.exported(ours.stepper.state["params"], config))
-    placed = theirs.place(batch)
+    given = benchmark(arguments)
+    ours, theirs = Ours(given), Twin(given.replace(remat=None))
+    params = jax.tree.map(np.asarray, ours.stepper.state["params"])
+    decoder.load(theirs.model, decoder.exported(params, given.decoder()))
     assert ours.parameters == theirs.parameters, (ours.parameters, theirs.parameters)
     print(
-        f"{measuring.header()}\n{arguments.kind}, {config.layers} layers of {config.width}, "
-        f"{config.vocab} vocabulary rows, {arguments.batch} x {arguments.tokens} tokens, "
-        f"remat {config.remat}, float32: {ours.parameters:,} parameters in both"
+        f"{measuring.header()}\n{arguments.kind}, {given.layers} layers of {given.width}, "
+        f"{given.vocab} vocabulary rows, {arguments.batch} x {arguments.tokens} tokens, "
+        f"remat {given.remat}, float32: {ours.parameters:,} parameters in both"
     )
     for number in range(3):  # the same weights, and the same ones again after each update
-        pair = float(ours.step()), float(theirs.step(placed))
+        pair = float(ours.step()), float(theirs.step())
         print(f"loss of step {number}: ours {pair[0]:.6f}, torch {pair[1]:.6f}")
         assert abs(pair[0] - pair[1]) < SAME, "the two halves do not compute the same"
 
@@ -117,7 +113,7 @@ def main() -> None:
         ours.step()
         ours.wait()
 
-    sides = {"PyTorch eager": lambda: theirs.step(placed), "ours": our_step}
+    sides = {"PyTorch eager": theirs.step, "ours": our_step}
     spent = measuring.in_turns(sides, arguments.rounds, arguments.seconds)
     measuring.report(spent, "PyTorch eager", "a step")
     sys.exit(statistics.median(measuring.ratios(spent, "ours", "PyTorch eager")) < 1)

@@ -53,8 +53,8 @@ def labels(count: int, classes: int) -> np.ndarray:
     return np.random.RandomState(count).randint(0, classes, count)
 
 
-def build(stages, width, classes, padding):
-    """Torchvision's ResNet; padding "same" pads strided 3x3 windows by (0, 1) as TensorFlow does."""
+def network(stages, width, classes, padding):
+    """Torchvision's ResNet with random weights; padding "same" pads strided 3x3 windows by (0, 1) as TensorFlow does."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -109,7 +109,14 @@ def build(stages, width, classes, padding):
                 x = getattr(self, f"layer{i + 1}")(x)
             return self.fc(x.mean((2, 3)))
 
-    net = Net()
+    return Net()
+
+
+def build(stages, width, classes, padding):
+    """The network with `weight`s."""
+    import torch
+
+    net = network(stages, width, classes, padding)
     state = net.state_dict()
     for name, value in state.items():
         if not name.endswith("num_batches_tracked"):

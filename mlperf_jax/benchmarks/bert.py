@@ -63,6 +63,11 @@ class Bert(Benchmark):
     parameters = 336_226_108
     smooths_labels = True
     start_quality = 0.34085
+    scales = (
+        {"gradient_accumulation_steps": 4},
+        {"gradient_accumulation_steps": 8},
+        {"batch_size": 28},
+    )
     records_per_core = 27_000  # scripts/bench_bert_data.py: 38,518 (27,836 … 43,566)
     absent = ("pictures",)
 

@@ -46,6 +46,15 @@ class DlrmDcnV2(Benchmark):
     metric = metrics.Auc("auc")
     parameters = 26_151_671_809
     absent = ("pictures",)
+    scales = tuple(
+        {"table_rows": tuple(min(rows, most) for rows in criteo.ROWS), "batch_size": batch}
+        for most, batch in (
+            (40_000_000, 55_296),
+            (16_000_000, 55_296),
+            (2_000_000, 16_384),
+            (100_000, 4096),
+        )
+    )
     records_per_core = 1_100_000  # scripts/bench_input.py: 1,287,959 (1,143,884 … 1,398,433)
 
     # hyperparameters; of these the rules leave only batch size and learning rate free

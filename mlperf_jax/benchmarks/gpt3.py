@@ -35,6 +35,11 @@ class Gpt3(language_model.Pretraining):
     ruleset = "4.1.0"  # last round that ran it
     architecture = _GPT3
     parameters = 174_615_846_912
+    scales = (
+        {"layers": 3, "batch_size": 2},
+        {"layers": 1, "batch_size": 1},
+        language_model.NARROW | {"kv_heads": 16},
+    )
     tokenizer = "c4_en_301_5Mexp2_spm.model, and c4-validation_24567exp.json"
 
     # hyperparameters

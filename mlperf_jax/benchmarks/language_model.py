@@ -26,6 +26,17 @@ from mlperf_jax.optimizers import schedules
 Tokens = Annotated[int, Range(2), "tokens"]  # the last of a sequence is only predicted
 Remat = Literal["auto", "full", "dots", "dots_no_batch", "attention"]
 SIZES = ("layers", "width", "heads", "kv_heads", "head_dim", "hidden", "vocab")
+# two layers that a device of 16 GB has room for
+NARROW = {
+    "layers": 2,
+    "width": 2048,
+    "heads": 16,
+    "kv_heads": 4,
+    "head_dim": 128,
+    "hidden": 8192,
+    "sequence_length": 2048,
+    "batch_size": 1,
+}
 _OF_ARCHITECTURE: Any = object()  # stands for a size until the benchmark is made
 
 

@@ -38,6 +38,10 @@ class Llama2Lora(language_model.LanguageModel):
     metric = metrics.LogPerplexity("eval_loss", by="sequences")
     parameters = 44_564_480  # of the adapters
     frozen = decoder.FROZEN
+    scales = (
+        *({"layers": layers, "batch_size": 1} for layers in (48, 24, 8)),
+        language_model.NARROW,
+    )
 
     # hyperparameters
     batch_size: Samples = 8

@@ -36,6 +36,11 @@ class Llama31_405B(language_model.Pretraining):
     architecture = decoder.DecoderConfig.llama31_405b().replace(vocab=32_000)
     decays_norms = False  # Megatron's default
     parameters = 402_699_272_192
+    scales = (
+        {"layers": 2, "batch_size": 1},
+        {"layers": 1, "batch_size": 1},
+        language_model.NARROW,
+    )
     tokenizer = "Mixtral 8x22B's tokenizer"
 
     # hyperparameters

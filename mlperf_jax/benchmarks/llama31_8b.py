@@ -26,6 +26,10 @@ class Llama31_8B(language_model.Pretraining):
     architecture = decoder.DecoderConfig.llama31_8b()
     decays_norms = False  # Megatron's default
     parameters = 8_030_261_248
+    scales = (
+        *({"layers": layers, "batch_size": 1} for layers in (32, 16, 8)),
+        language_model.NARROW,
+    )
     tokenizer = "Llama 3.1's tokenizer.json"
 
     # hyperparameters

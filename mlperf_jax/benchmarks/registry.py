@@ -44,7 +44,10 @@ _BENCHMARKS = {
 _REGISTERED: dict[str, type[Benchmark]] = {}
 
 # words of the commands that no field may be called by, beside those of `RunOptions`
-RESERVED = frozenset("name tiny steps warmup input json optimizers tune parallel save say".split())
+RESERVED = frozenset(
+    "name tiny steps warmup input json optimizers tune parallel save say all names seconds evaluation fit memory "
+    "compile_only minutes twins variants jobs".split()
+)
 
 B = TypeVar("B", bound="Benchmark")
 

@@ -41,6 +41,10 @@ class ResNet50(Benchmark):
     pictured = 32
     smooths_labels = True
     sized_by = "image_size"
+    scales = tuple(
+        {"batch_size": batch, "bn_span": span}
+        for batch, span in ((408, 204), (204, 204), (102, 102), (32, 32), (8, 8))
+    )
     records_per_core = 360  # scripts/bench_input.py: 416 (368 … 433)
 
     # hyperparameters

@@ -50,6 +50,7 @@ class RetinaNet(Benchmark):
     metric = coco.CocoMAP("mAP")
     parameters = 36_849_004
     sized_by = "image_size"
+    scales = ({"batch_size": 32},)
     pictured = 6
     records_per_core = 88  # scripts/bench_input.py: 91.4 (88.3 … 97.4)
 

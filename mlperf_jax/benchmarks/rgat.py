@@ -45,6 +45,7 @@ class RGat(Benchmark):
     parameters = 13_115_303
     smooths_labels = True
     absent = ("pictures",)
+    scales = ({"graph": "medium", "batch_size": 4096}, {"graph": "small", "batch_size": 1024})
     records_per_core = (
         7  # of 512 papers; scripts/bench_sampling.py --papers 16000000: 7.6 (7.1 … 8.3)
     )

@@ -43,6 +43,7 @@ class UNet3D(Benchmark):
     metric: ClassVar[metrics.Dice] = metrics.Dice(("kidney", "tumour"))
     parameters = 31_190_243
     sized_by = "patch"
+    scales = ({"batch_size": 8},)
     pictured = 3
     records_per_core = 110  # scripts/bench_input.py: 144 (114 … 182)
 

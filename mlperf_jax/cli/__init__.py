@@ -27,7 +27,7 @@ from mlperf_jax.cli import (
     training,
 )
 from mlperf_jax.cli.options import PROG
-from mlperf_jax.errors import Interrupted, UserError, did_you_mean, printable
+from mlperf_jax.errors import Interrupted, UserError, did_you_mean, is_out_of_memory, printable
 
 # name -> what runs it, given the words behind it, and what it does, which is the first argument
 COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # after --help
         return stop.code if isinstance(stop.code, int) else 2
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory allocating" in str(error):
+        if is_out_of_memory(error):
             return fail(OUT_OF_MEMORY)
         raise
     finally:

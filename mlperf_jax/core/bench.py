@@ -12,10 +12,11 @@ import collections
 import contextlib
 import datetime
 import itertools
+import math
 import pathlib
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,20 +37,23 @@ from mlperf_jax.core import (
     placement,
     preflight,
     profiling,
+    scales,
     state as states,
+    synthetic,
 )
 from mlperf_jax.core.bench_report import BenchReport
-from mlperf_jax.core.benchmark import Benchmark, Bucket
-from mlperf_jax.core.fields import Count, Whole, check
+from mlperf_jax.core.benchmark import Benchmark
+from mlperf_jax.core.fields import Count, Positive, Whole, check
 from mlperf_jax.core.judges import judges_of
 from mlperf_jax.core.optimizer_argument import load_optimizer
 from mlperf_jax.core.options import Input, RunOptions
 from mlperf_jax.core.transform_argument import check_transforms, load_transforms
-from mlperf_jax.errors import UserError
+from mlperf_jax.errors import UserError, is_out_of_memory
 from mlperf_jax.results.result import versions
 
 Programs = Mapping[evaluation.ShapeKey, jax.stages.Compiled]
 PROFILE_FOLDER = "mlperf_bench_profile"
+LEAST_STEPS = 3  # of a pass, however slow
 EVALUATION_SECONDS = 10.0  # what timing evaluation may take beyond its first batch
 
 
@@ -60,7 +64,12 @@ def bench(
     data_dir: str | None = None,
     steps: int = 20,
     warmup: int = 5,
+    seconds: float | None = None,
     input: Input = "synthetic",
+    evaluation: bool = True,
+    fit: bool = False,
+    memory: float | None = None,
+    compile_only: bool = False,
 ) -> BenchReport:
     """Measures a configuration on the devices at hand; nothing is trained or kept.
 
@@ -71,20 +80,65 @@ def bench(
         data_dir: prepared data; default `options.data_dir`. Synthetic input needs none.
         steps: steps per pass.
         warmup: steps before each pass.
-        input: "synthetic", one constant random batch that is on the device already (integers are 0 or
-            1, so embedding lookups hit few rows); "real", the benchmark's pipeline as the loop reads
+        seconds: about what a pass may take; slow steps are then fewer, at least three.
+        input: "synthetic", one constant batch that is on the device already, of ids, labels and lengths such
+            as the data's where the data set draws them (`core/synthetic.py`); "real", the benchmark's pipeline as the loop reads
             it; "input-only", that pipeline with no step to wait for.
+        evaluation: measure evaluation too.
+        fit: measure the largest of the benchmark's scales that a device has room for (`core/scales.py`).
+        memory: GiB of a device that may be used; default all that it has.
+        compile_only: measure nothing, but compile, for the compile cache.
 
     Raises:
-        UserError: for a bad argument, missing data, or a batch that the mesh does not divide.
+        UserError: for a bad argument, missing data, a batch that the mesh does not divide, or a program that takes
+            more memory than a device has, by the compiler's account.
 
     Example:
         print(bench(get("resnet", batch_size=256), RunOptions(), input="synthetic"))
     """
     input = check("input", input, Input)
     steps, warmup = check("steps", steps, Count), check("warmup", warmup, Whole)
+    seconds = check("seconds", seconds, Positive | None)
+    memory = check("memory", memory, Positive | None)
     launch.connect(options)
     launch.use_compile_cache()
+    how = Passes(steps, warmup, seconds, evaluation, memory, compile_only)
+    if not fit:
+        return _bench(benchmark, options, data_dir, input, how)
+    smallest = "nothing"
+    for scaled in scales.ladder(benchmark):
+        try:
+            return _bench(scaled, options, data_dir, input, how)
+        except scales.TooLarge as error:
+            smallest = str(error)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            smallest = "the compiler's account was too low: " + str(error).splitlines()[0]
+    raise UserError(f"no scale of {benchmark.name} fits; of the smallest, {smallest}")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How much is measured: as in `bench`."""
+
+    steps: int
+    warmup: int
+    seconds: float | None
+    evaluation: bool
+    memory: float | None
+    compile_only: bool = False
+
+    def within(self, once: float) -> int:
+        """Steps of a pass, where one takes so many seconds."""
+        if self.seconds is None:
+            return self.steps
+        return min(self.steps, max(LEAST_STEPS, int(self.seconds / max(once, 1e-9))))
+
+
+def _bench(
+    benchmark: Benchmark, options: RunOptions, data_dir: str | None, input: Input, how: Passes
+) -> BenchReport:
     benchmark = preflight.resolve_dtype(benchmark)
     phases.check_steady(benchmark, "bench")
     benchmark, sizes = placement.settle(benchmark, options.mesh)
@@ -100,10 +154,10 @@ def bench(
     else:
         preflight.check_counts(benchmark, folder)
     if folder is not None and input == "input-only":
-        found = _measure_input(benchmark, options, mesh, folder, steps, warmup)
+        found = _measure_input(benchmark, options, mesh, folder, how.steps, how.warmup)
     else:
-        found = _measure_steps(benchmark, options, mesh, folder, steps, warmup)
-    return _report(benchmark, mesh, input=input, steps=steps, warmup=warmup, **found)
+        found = _measure_steps(benchmark, options, mesh, folder, how)
+    return _report(benchmark, mesh, input=input, warmup=how.warmup, **found)
 
 
 # -- what is measured --------------------------------------------------------------------------------
@@ -124,6 +178,7 @@ def _measure_input(
         seconds = time.perf_counter() - begin
     size = sum(leaf.nbytes for leaf in batch.values())
     return {
+        "steps": steps,
         "input_examples_per_second": _samples(benchmark, warmup + feed.DEPTH, steps) / seconds,
         "input_bytes_per_second": size * steps / seconds,
     }
@@ -134,32 +189,45 @@ def _measure_steps(
     options: RunOptions,
     mesh: Mesh,
     folder: str | None,
-    steps: int,
-    warmup: int,
+    how: Passes,
 ) -> dict[str, Any]:
-    optimizer = options.optimizer
+    optimizer, room = options.optimizer, scales.room(mesh, how.memory)
     optimizer = load_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
     assembly = states.assemble(benchmark, mesh, optimizer)
+    scales.check_room(_bytes_of(assembly.abstract), room, f"{benchmark.name}'s state")
     train = _compile(lambda: loop.compile_train(assembly))
-    predict = _compile(lambda: evaluation.compile_predict(assembly))
+    scales.check_room(program_bytes(train.programs) or 0, room, f"a step of {benchmark.name}")
+    predict = _compile(lambda: evaluation.compile_predict(assembly) if how.evaluation else {})
+    compiled = {
+        "parameters": trained_parameters(assembly),
+        "compile_seconds_train": train.seconds,
+        "compile_seconds_evaluation": predict.seconds if how.evaluation else None,
+        "compile_cached": train.cached and predict.cached,
+    }
+    if how.compile_only:
+        return {"steps": 0, **compiled}
     state = jax.block_until_ready(assembly.create(options.seed or 0))
     key = jax.device_put(jax.random.key(options.seed or 0), meshes.replicated(mesh))
     stepper = Stepper(train.programs, state, key)
     batches: feed.Feed | Constant = (
-        Constant(synthetic_batches(benchmark.buckets(), mesh))
+        Constant(synthetic.batches(benchmark, benchmark.buckets(), mesh))
         if folder is None
         else train_feed(benchmark, options, mesh, folder)
     )
     with batches:
-        stepper.window(batches, warmup)
+        first, _ = stepper.window(batches, how.warmup)
+        steps = how.within(first / max(1, how.warmup))
         seconds, waited = stepper.window(batches, steps)
-        stepper.window(batches, warmup)
+        stepper.window(batches, how.warmup)
         each = stepper.one_by_one(batches, steps)
         profile = _profile(stepper, batches, options) if options.profile else None
     memory, source = peak_memory(mesh, train.programs)  # before evaluation adds its own
-    examples = _evaluate(assembly, stepper.state, predict.programs, key, steps)
+    examples = None
+    if how.evaluation:
+        examples = _evaluate(assembly, stepper.state, predict.programs, key, steps)
     return {
-        "examples_per_second": _samples(benchmark, warmup, steps) / seconds,
+        "steps": steps,
+        "examples_per_second": _samples(benchmark, how.warmup, steps) / seconds,
         "step_seconds": seconds / steps,
         "step_seconds_p10": float(np.percentile(each, 10)),
         "step_seconds_median": float(np.median(each)),
@@ -167,12 +235,25 @@ def _measure_steps(
         "input_wait_share": waited / seconds,
         "memory_bytes": memory,
         "memory_source": source,
-        "compile_seconds_train": train.seconds,
-        "compile_seconds_evaluation": predict.seconds,
-        "compile_cached": train.cached and predict.cached,
         "evaluation_examples_per_second": examples,
         "profile": profile,
+        "operations": profiling.operations(profile) if profile else None,
+        **compiled,
     }
+
+
+def _bytes_of(state: states.State) -> int:
+    """Of a state's arrays, the most on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+
+
+def trained_parameters(assembly: states.Assembly) -> int:
+    """How many weights are trained, those of tables among them."""
+    tables = assembly.benchmark.tables().values()
+    return assembly.tree.count() + sum(table.parameters for table in tables)
 
 
 def _samples(benchmark: Benchmark, before: int, steps: int) -> int:
@@ -218,7 +299,11 @@ class Stepper:
 
 def _profile(stepper: Stepper, batches: feed.Feed | Constant, options: RunOptions) -> str:
     folder = pathlib.Path(options.output or PROFILE_FOLDER)
-    with jax.profiler.trace(str(folder)):
+    how = jax.profiler.ProfileOptions()
+    how.python_tracer_level = (
+        0  # our own loop, whose frames are many times as many as the operations
+    )
+    with jax.profiler.trace(str(folder), profiler_options=how):
         for number in range(profiling.STEPS):
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
                 stepper.step(next(batches))
@@ -237,7 +322,7 @@ def _evaluate(
     more = [jax.tree.map(zeros, judges.abstract)] if judges else []
     sharding = meshes.batch_sharding(mesh)
     masks = [jax.device_put(np.ones(bucket.rows, bool), sharding) for bucket in buckets]
-    batches = itertools.cycle(zip(synthetic_batches(buckets, mesh), masks, strict=True))
+    batches = itertools.cycle(zip(synthetic.batches(benchmark, buckets, mesh), masks, strict=True))
 
     def window(count: int) -> tuple[int, float]:
         rows, begin = 0, time.perf_counter()
@@ -288,35 +373,6 @@ class Constant:
     def __exit__(self, *error: object) -> None: ...
 
 
-def synthetic_batches(buckets: Sequence[Bucket], mesh: Mesh) -> list[dict[str, jax.Array]]:
-    """A random batch for each of these shapes, made where it lives.
-
-    Floats are normal, bytes uniform; other integers are 0 or 1, which every label and id may be.
-    """
-
-    def make(bucket: Bucket, key: jax.Array) -> dict[str, jax.Array]:
-        return {
-            name: _random(jax.random.fold_in(key, index), (bucket.rows, *leaf.shape), leaf.dtype)
-            for index, (name, leaf) in enumerate(sorted(bucket.example.items()))
-        }
-
-    sharding = meshes.batch_sharding(mesh)
-    return [
-        jax.jit(lambda key, bucket=bucket: make(bucket, key), out_shardings=sharding)(
-            jax.random.key(index)
-        )
-        for index, bucket in enumerate(buckets)
-    ]
-
-
-def _random(key: jax.Array, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
-    if jnp.issubdtype(dtype, jnp.floating):
-        return jax.random.normal(key, shape, dtype)
-    if dtype == jnp.uint8:
-        return jax.random.bits(key, shape, dtype)
-    return jax.random.bernoulli(key, 0.5, shape).astype(dtype)
-
-
 # -- compile time, memory, and where it was measured ---------------------------------------------------
 
 
@@ -356,6 +412,12 @@ def peak_memory(mesh: Mesh, programs: Programs) -> tuple[int | None, str | None]
     peaks_seen = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
     if peaks_seen:
         return max(peaks_seen), "allocator"
+    needed = program_bytes(programs)
+    return (None, None) if needed is None else (needed, "compiler")
+
+
+def program_bytes(programs: Programs) -> int | None:
+    """Bytes that the largest program takes on a device: arguments, results and temporaries; None if nobody says."""
     needs = []
     for program in programs.values():
         analysis = program.memory_analysis()
@@ -366,7 +428,7 @@ def peak_memory(mesh: Mesh, programs: Programs) -> tuple[int | None, str | None]
                 - analysis.alias_size_in_bytes
                 + analysis.temp_size_in_bytes
             )
-    return (max(needs), "compiler") if needs else (None, None)
+    return max(needs, default=None)
 
 
 def git_commit() -> str | None:
@@ -386,6 +448,13 @@ def git_commit() -> str | None:
         return None
 
 
+def _changed(benchmark: Benchmark) -> dict[str, Any]:
+    """The fields that are not as the recipe has them, but for the type of the computation."""
+    recipe = scales.recipe(benchmark)
+    mine, theirs = benchmark.config(), recipe.config() if recipe else benchmark.config()
+    return {n: v for n, v in mine.items() if v != theirs.get(n) and n != "dtype"}
+
+
 def _report(benchmark: Benchmark, mesh: Mesh, **found: Any) -> BenchReport:
     kind, count, dtype = mesh.devices.flat[0].device_kind, mesh.devices.size, benchmark.dtype
     rate, flops, mfu = found.get("examples_per_second"), None, None
@@ -398,6 +467,7 @@ def _report(benchmark: Benchmark, mesh: Mesh, **found: Any) -> BenchReport:
         benchmark=benchmark.name,
         tiny=benchmark.is_tiny,
         config=benchmark.config(),
+        changed=_changed(benchmark),
         batch_size=benchmark.batch_size,
         evaluation_batch_size=benchmark.eval_rows,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},

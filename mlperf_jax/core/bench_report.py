@@ -7,8 +7,10 @@ import html
 from dataclasses import dataclass
 from typing import Any
 
+from mlperf_jax.core.profiling import Operation
 from mlperf_jax.results import durable
 
+SHOWN = 5  # operations of a profile in the table; JSON has all
 NOTICE = "Speed only: nothing was trained to a target, so this is not a benchmark result."
 
 
@@ -18,6 +20,8 @@ class BenchReport:
 
     Attributes:
         config: every field of the benchmark.
+        changed: those that are not as the recipe has them, but for the type of the computation.
+        parameters: trained weights, those of tables among them.
         mesh: mesh axes larger than 1.
         examples_per_second: of the window, training.
         step_seconds: of the window, mean; the percentiles are of the steps that were waited for.
@@ -30,6 +34,7 @@ class BenchReport:
         evaluation_examples_per_second: forward only, on synthetic input.
         compile_cached: all programs came from the compile cache, so the seconds are for loading.
         profile: folder of the trace.
+        operations: of the trace, what took most of the device's time, see `core/profiling.py`.
         commit: of the checkout the package lies in.
     """
 
@@ -63,6 +68,9 @@ class BenchReport:
     compile_seconds_evaluation: float | None = None
     compile_cached: bool | None = None
     profile: str | None = None
+    operations: list[Operation] | None = None
+    parameters: int | None = None
+    changed: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str]
     date: str
     commit: str | None
@@ -76,14 +84,18 @@ class BenchReport:
         rows = {"configuration": self._what()}
         if self.examples_per_second is not None:
             rows |= self._training_rows()
+        if self.compile_seconds_train is not None:
+            rows["compile"] = self._compiling()
         if self.input_examples_per_second is not None:
             megabytes = (self.input_bytes_per_second or 0) / 1e6
             rows["input alone"] = (
-                f"{_figure(self.input_examples_per_second)} examples/s, {_figure(megabytes)} MB/s, "
+                f"{figure(self.input_examples_per_second)} examples/s, {figure(megabytes)} MB/s, "
                 f"over {self.steps} batches"
             )
         if self.profile:
             rows["profile"] = f"{self.profile} (xprof --logdir {self.profile})"
+        if self.operations:
+            rows["most time"] = ", ".join(map(str, self.operations[:SHOWN]))
         rows["versions"] = ", ".join(
             f"{name} {self.versions[name]}"
             for name in ("python", "jax", "flax")
@@ -103,10 +115,10 @@ class BenchReport:
         assert self.examples_per_second is not None
         assert self.step_seconds is not None
         each = (self.step_seconds_median, self.step_seconds_p10, self.step_seconds_p90)
-        median, p10, p90 = (_figure(1e3 * (seconds or 0)) for seconds in each)
+        median, p10, p90 = (figure(1e3 * (seconds or 0)) for seconds in each)
         rows = {
-            "training": f"{_figure(self.examples_per_second)} examples/s",
-            "step": f"{_figure(1e3 * self.step_seconds)} ms, mean of {self.steps} end to end",
+            "training": f"{figure(self.examples_per_second)} examples/s",
+            "step": f"{figure(1e3 * self.step_seconds)} ms, mean of {self.steps} end to end",
             "step alone": f"{median} ms median, {p10} p10, {p90} p90, each of {self.steps} waited for",
             "waiting for input": f"{100 * (self.input_wait_share or 0):.1f} % of the time",
         }
@@ -119,17 +131,19 @@ class BenchReport:
             source = (
                 "most so far" if self.memory_source == "allocator" else "by the compiler's account"
             )
-            rows["memory"] = f"{_figure(self.memory_bytes / 2**20)} MiB per device, {source}"
+            rows["memory"] = f"{figure(self.memory_bytes / 2**20)} MiB per device, {source}"
         if self.evaluation_examples_per_second is not None:
             rows["evaluation"] = (
-                f"{_figure(self.evaluation_examples_per_second)} examples/s, forward only, "
+                f"{figure(self.evaluation_examples_per_second)} examples/s, forward only, "
                 f"batch {self.evaluation_batch_size}, synthetic input"
             )
-        rows["compile"] = (
-            f"{self.compile_seconds_train:.1f} s train, {self.compile_seconds_evaluation:.1f} s evaluation"
-            + (", from the compile cache" if self.compile_cached else "")
-        )
         return rows
+
+    def _compiling(self) -> str:
+        told = f"{self.compile_seconds_train:.1f} s train"
+        if self.compile_seconds_evaluation is not None:
+            told += f", {self.compile_seconds_evaluation:.1f} s evaluation"
+        return told + (", from the compile cache" if self.compile_cached else "")
 
     def __str__(self) -> str:
         rows = self.rows()
@@ -147,11 +161,11 @@ class BenchReport:
         return f"<table>{cells}</table><small>{html.escape(NOTICE)}</small>"
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     """Four significant digits, thousands separated: "7,950", "12.35", "0.001235"."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _flops(value: float) -> str:
     scale, unit = (1e12, "TFLOP/s") if value >= 1e11 else (1e9, "GFLOP/s")
-    return f"{_figure(value / scale)} {unit}"
+    return f"{figure(value / scale)} {unit}"

@@ -85,6 +85,8 @@ class Benchmark:
     own_code: ClassVar[str] = ""
     # what its start weights score before any training, by the first target's metric; None: nobody says
     start_quality: ClassVar[float | None] = None
+    # what of it smaller and smaller devices are given where speed is measured, see `core/scales.py`
+    scales: ClassVar[Sequence[Mapping[str, Any]]] = ()
     pictured: ClassVar[int] = 6  # samples of a picture when nobody says how many
     # training rows that a core makes a second at full size, the least measured; None: nobody has
     records_per_core: ClassVar[float | None] = None

@@ -119,6 +119,25 @@ class NotesMaxima(Protocol):
 
 
 @runtime_checkable
+class DrawsBatches(Protocol):
+    """A data set that draws batches such as its own without its files, to measure speed with."""
+
+    def drawn(
+        self, rows: int, example: Mapping[str, Any], rng: np.random.Generator
+    ) -> Mapping[str, np.ndarray]:
+        """Arrays [B, ...] by name: labels and ids in range and as frequent as the data's, lengths, padding.
+
+        What is left out is drawn at random by the core; what the example does not have is passed over.
+
+        Args:
+            rows: B.
+            example: name -> shape and dtype of a row's array, of training or of evaluation.
+            rng: draws; the same batch comes of equal ones.
+        """
+        ...
+
+
+@runtime_checkable
 class SavesAdapter(Protocol):
     """A benchmark that trains an adapter over a base, which other libraries read."""
 

@@ -107,3 +107,35 @@ def test_evaluate_says_whether_the_target_was_reached(monkeypatch, capsys):
     monkeypatch.setattr(benchmarks, "evaluate", lambda path, bisect: result if bisect else None)
     assert cli.main(["evaluate", "--bisect", "a_run"]) == 1
     assert "log: a log" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("failed", "code"), [([], 0), ("bert", 1)])
+def test_bench_all_passes_its_options_on(monkeypatch, capsys, tmp_path, failed, code):
+    from mlperf_jax.benchmarks import benching
+
+    asked = []
+
+    def bench_all(**given):
+        asked.append(given)
+        given["say"]("a line")
+        return SimpleNamespace(failed=failed, to_dict=lambda: {"rows": []})
+
+    monkeypatch.setattr(benching, "bench_all", bench_all)
+    line = f"bench --all bert gpt3 --tiny --minutes 2 --twins here --variants --no-profile --json {tmp_path}/f"
+    assert cli.main(line.split()) == code
+    given = asked[0]
+    del given["say"]
+    assert given == {
+        "names": ("bert", "gpt3"),
+        "tiny": True,
+        "minutes": 2.0,
+        "twins": "here",
+        "variants": True,
+        "profile": False,
+    }
+    assert "a line" in capsys.readouterr().out
+    assert "rows" in json.loads((tmp_path / "f").read_text())
+    assert cli.main(["bench", "--all", "--json", "-"]) == code
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"rows": []}, "JSON alone"
+    assert "a line" in told.err

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toys
 
-from mlperf_jax.core import bench as benches, loop, mesh as meshes, peaks
+from mlperf_jax.core import bench as benches, loop, mesh as meshes, peaks, synthetic
 from mlperf_jax.core.bench import bench
 from mlperf_jax.core.benchmark import f32, i32
 from mlperf_jax.core.options import RunOptions
@@ -145,7 +145,8 @@ def test_synthetic_batches_are_valid_everywhere_and_lie_where_the_step_wants_the
                 "ok": jax.ShapeDtypeStruct((), bool),
             }
 
-    (batch,) = benches.synthetic_batches(Shapes(batch_size=16).buckets(), mesh)
+    given = Shapes(batch_size=16)
+    (batch,) = synthetic.batches(given, given.buckets(), mesh)
     assert all(leaf.sharding == meshes.batch_sharding(mesh) for leaf in batch.values())
     assert set(np.unique(batch["ids"])) == {0, 1}
     assert batch["image"].dtype == np.uint8

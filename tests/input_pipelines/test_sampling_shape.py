@@ -10,8 +10,7 @@ import sampling_toys
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.igbh import sampling_shape
-from mlperf_jax.input_pipelines.igbh.sampling import Sample
-from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape, ends, measured, pad
+from mlperf_jax.input_pipelines.igbh.sampling_shape import Sample, Shape, ends, measured, pad
 
 CITES = "paper__cites__paper"
 HOPS = 3

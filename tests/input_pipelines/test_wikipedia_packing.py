@@ -6,12 +6,12 @@ import types
 
 import numpy as np
 import pytest
-from wikipedia_toys import random_example, wikipedia_lengths
+from wikipedia_toys import random_example
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline
 from mlperf_jax.input_pipelines.shuffling import shuffled
-from mlperf_jax.input_pipelines.wikipedia import files, instances, packing
+from mlperf_jax.input_pipelines.wikipedia import drawing, files, instances, packing
 from mlperf_jax.input_pipelines.wikipedia.packing import Packer, best_fit, masked_places
 from mlperf_jax.input_pipelines.wikipedia.rows import Rows
 
@@ -74,7 +74,7 @@ def as_stored(example):
     [(448, (224, 232, 240, 264), 1.9), (3072, (1544, 1560, 1584, 1664), 1.95)],
 )
 def test_rows_of_wikipedia_are_full(batch, counts, least):
-    examples = types.SimpleNamespace(lengths=wikipedia_lengths(200_000))
+    examples = types.SimpleNamespace(lengths=drawing.lengths(200_000, np.random.default_rng(0)))
     assert abs(examples.lengths.mean() - 255.8) < 1
     packer = Packer(examples, batch, counts, 8, 512)
     rows = [packer.rows[packer[1, number].bucket] for number in range(40)]

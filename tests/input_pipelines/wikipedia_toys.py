@@ -1,4 +1,4 @@
-"""Examples and TFRecords that tests of Wikipedia's data make, and how long its sequences are."""
+"""Examples and TFRecords that tests of Wikipedia's data make."""
 
 import pathlib
 import random
@@ -9,37 +9,6 @@ import numpy as np
 from mlperf_jax.input_pipelines.wikipedia.instances import Example
 
 DATA = pathlib.Path(__file__).parent / "data"
-
-# Shares of lengths up to these, in hundredths: half of the tokens of 512-token rows are padding, more than a fifth of the
-# sequences fill a row, the short ones are the most frequent of the others (Krell et al., 2021, figure 1).
-SHARES = {
-    32: 9.0,
-    64: 10.2,
-    96: 8.8,
-    128: 7.4,
-    160: 6.2,
-    192: 5.3,
-    224: 4.6,
-    256: 4.1,
-    288: 3.7,
-    320: 3.3,
-    352: 3.0,
-    384: 2.8,
-    416: 2.6,
-    448: 2.5,
-    480: 2.4,
-    511: 3.2,
-    512: 20.9,
-}
-
-
-def wikipedia_lengths(n: int, seed: int = 0) -> np.ndarray:
-    """Lengths of so many sequences, uint16."""
-    rng = np.random.default_rng(seed)
-    last = np.array(list(SHARES))
-    first = np.append(5, last[:-1] + 1)
-    bins = rng.choice(len(last), n, p=np.array(list(SHARES.values())) / 100)
-    return rng.integers(first[bins], last[bins] + 1).astype(np.uint16)
 
 
 def random_example(rng: np.random.Generator, longest: int, most: int, vocabulary: int) -> Example:

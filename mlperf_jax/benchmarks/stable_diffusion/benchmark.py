@@ -59,6 +59,7 @@ class StableDiffusion(Benchmark):
     ruleset = "5.0.0"  # last round that ran it
     metric = metrics.FidClip()
     rules = (*RULES, *clip.RULES)
+    scales = ({"batch_size": 32},)
     parameters = 865_910_724
     records_per_core = 12_000  # scripts/bench_input.py stable_diffusion: 19,993 (16,042 … 21,043)
 

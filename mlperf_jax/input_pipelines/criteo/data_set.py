@@ -14,13 +14,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import pipeline, records
+from mlperf_jax.input_pipelines import drawing, pipeline, records
 from mlperf_jax.input_pipelines.criteo import files, tiny as criteo_tiny
 from mlperf_jax.input_pipelines.criteo.click_log import ClickLog
+from mlperf_jax.input_pipelines.sources import Batch
 
 NAME, TINY_NAME, VERSION = "criteo_multihot", "criteo_tiny", "1.0.0"
 DAYS, VALIDATION_DAY = range(24), 23
@@ -34,6 +37,8 @@ BAGS = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10
 # fmt: on
 _LOOKED_AT = 4096  # samples at either end of a part that `check` reads
 _HASHED = 1 << 34  # bytes of the largest file whose checksum `check` computes unasked
+_CLICKS = 0.034  # share of samples that are clicks
+_PRIME = 2_654_435_761  # divides no table's rows
 TINY_ROWS, TINY_BAGS = criteo_tiny.ROWS, criteo_tiny.BAGS
 COUNTS = {
     NAME: {"train": 4_195_197_692, "validation": 89_137_319},
@@ -85,6 +90,13 @@ class Criteo:
             days = [day for day in _days(self.tiny) if day != VALIDATION_DAY]
             parts = [files.open_day(found, day, self.bags) for day in days]
         return ClickLog(tuple(parts), self.rows, self.bags)
+
+    def drawn(self, rows: int, example: Mapping[str, Any], rng: np.random.Generator) -> Batch:
+        """{"ids", "label"}: ids of power laws, hashed as theirs are, and clicks as rare; see `DrawsBatches`."""
+        tables = zip(self.rows, self.bags, strict=True)
+        ids = [_hashed(drawing.log_uniform(rng, n, (rows, bag)), n) for n, bag in tables]
+        clicks = rng.random(rows) < _CLICKS
+        return {"ids": np.concatenate(ids, 1), "label": clicks.astype(np.float32)}
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """{"train": n, "validation": n} from headers and sizes alone; raises as `train`."""
@@ -200,3 +212,8 @@ def _missing(data_dir: str, tiny: bool) -> str:
         "them (mlperf-jax data fetch dlrm_dcnv2 says how), or build them from the "
         f"raw logs: mlperf-jax data build dlrm_dcnv2 --data-dir {data_dir} --source FOLDER"
     )
+
+
+def _hashed(ids: np.ndarray, rows: int) -> np.ndarray:
+    """Each id at a place of its own among so many rows, the frequent ones far from each other."""
+    return (ids.astype(np.int64) * _PRIME % rows).astype(np.int32)

@@ -10,11 +10,13 @@ Shape legend: L tokens of a row.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import pipeline, records
+from mlperf_jax.input_pipelines import drawing, pipeline, records
 from mlperf_jax.input_pipelines.govreport import builder, files
 from mlperf_jax.input_pipelines.sources import Batch
 from mlperf_jax.input_pipelines.tokens.megatron import IGNORED
@@ -105,6 +107,14 @@ class GovReport:
     def validation(self, folder: records.Folder) -> pipeline.Split:
         """Validation examples, each row once; only the summaries' tokens have labels; raises as `train`."""
         return pipeline.evaluation(self._source(folder, "validation"))
+
+    def drawn(self, rows: int, example: Mapping[str, Any], rng: np.random.Generator) -> Batch:
+        """{"inputs", "labels"}: full rows, the last position without a label; see `DrawsBatches`."""
+        if self.vocabulary is None:
+            return {}
+        found = drawing.windows(rng, rows, example["inputs"].shape[0], self.vocabulary)
+        found["labels"][:, -1] = IGNORED
+        return found
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """Rows of both splits, from headers alone; raises as `train`."""

@@ -14,15 +14,19 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline, records
 from mlperf_jax.input_pipelines.igbh import (
     compiler,
     csc,
+    drawing,
     features,
     planted,
+    rooms,
     sampling_shape,
     split,
 )
@@ -30,10 +34,12 @@ from mlperf_jax.input_pipelines.igbh.arrays import Mapped
 from mlperf_jax.input_pipelines.igbh.graph import Graph, check_replaced, open_graph, read_labels
 from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape
 from mlperf_jax.input_pipelines.igbh.sizes import CLASSES, FANOUTS, Size
+from mlperf_jax.input_pipelines.sources import Batch
 
 if TYPE_CHECKING:
     from mlperf_jax.input_pipelines.igbh.rows import Rows
-    from mlperf_jax.input_pipelines.igbh.sampling import Sample, Sampler
+    from mlperf_jax.input_pipelines.igbh.sampling import Sampler
+    from mlperf_jax.input_pipelines.igbh.sampling_shape import Sample
 
 # samples that a check draws, and standard deviations beyond their mean that must find room: one sample in three
 # million has more, and room was made for six
@@ -95,6 +101,15 @@ class Igbh:
     def validation(self, folder: records.Folder) -> pipeline.Split:
         """The papers that validate, in the order of the split; raises as `train`."""
         return pipeline.evaluation(self._rows(folder, None))
+
+    def drawn(self, rows: int, example: Mapping[str, Any], rng: np.random.Generator) -> Batch:
+        """All of a row: samples with as many nodes and edges as on average; see `DrawsBatches`."""
+        means = planted.MEANS if self.tiny else rooms.MEANS
+        mean = rooms.of(means, self.size, self.shape.seeds, self.fanouts)
+        common = mean, self.shape, self.size.nodes, self.classes, self.bins, rng
+        made = [drawing.row(*common) for _ in range(rows)]
+        found = {name: np.stack([row[name] for row in made]) for name in made[0]}
+        return {**found, "mask": np.ones(rows, bool)}
 
     def _rows(self, folder: records.Folder, batch_size: int | None) -> Rows:
         from mlperf_jax.input_pipelines.igbh.rows import Papers, Rows

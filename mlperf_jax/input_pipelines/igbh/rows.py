@@ -24,12 +24,11 @@ from mlperf_jax.input_pipelines.igbh import (
 )
 from mlperf_jax.input_pipelines.igbh.graph import Graph
 from mlperf_jax.input_pipelines.igbh.sampling import Sampler
-from mlperf_jax.input_pipelines.igbh.sampling_shape import Shape
+from mlperf_jax.input_pipelines.igbh.sampling_shape import NOBODY, Shape
 from mlperf_jax.input_pipelines.orders import BatchPlan, Latest, Planned
 from mlperf_jax.input_pipelines.shuffling import shuffled
 from mlperf_jax.input_pipelines.sources import Batch
 
-NOBODY = -1  # in place of a node's number, or of a label
 _EVALUATION = 2**63  # the sampler's seed there: no run's
 
 
@@ -123,32 +122,14 @@ class Rows:
         return self.papers.of("train")[places]
 
     def __getitem__(self, row: int) -> Batch:
-        """One row.
-
-        Returns:
-            "labels" int32 [S], -1 where there is no seed (0 in rows of padding, which are zeros); "dropped", int32,
-            nodes and edges that found no room; "ids/<type>" int32 [n], -1 where there is no node; of types that have bins these are grouped by bin, and
-            "place/<type>" int32 [n] says where each local number's is; of each relation "source/<key>" and
-            "target/<key>" int32 [e], local numbers, and "real/<key>" bool [e].
-        """
+        """One row, as `sampling_shape.laid_out` describes it."""
         seeds = self.seeds(row)
         word = self.seed if self.batch_size else _EVALUATION
         sample = self.sampler(seeds, seed=word, batch=row)
         padded, dropped = sampling_shape.pad(sample, self.shape)
         labels = np.full(self.shape.seeds, NOBODY, np.int32)
         labels[: len(seeds)] = self.papers.labels[seeds]
-        found: Batch = {"labels": labels, "dropped": np.array(dropped.total, np.int32)}
-        for kind, ids in padded.ids.items():
-            count = np.count_nonzero(padded.node_mask[kind])
-            found[f"ids/{kind}"] = ids = np.where(padded.node_mask[kind], ids, NOBODY)
-            if kind in self.bins:
-                found[f"place/{kind}"] = place = np.arange(len(ids), dtype=np.int32)
-                ids[:count], place[:count] = kernels.grouped(ids[:count], *self.bins[kind])
-        for key in padded.source:
-            found[f"source/{key}"] = padded.source[key]
-            found[f"target/{key}"] = padded.target[key]
-            found[f"real/{key}"] = padded.edge_mask[key]
-        return found
+        return sampling_shape.laid_out(padded, dropped, labels, self.bins, kernels.grouped)
 
     def describe(self, row: int) -> str:
         return f"the sample of seeds {', '.join(map(str, self.seeds(row)[:3].tolist()))} …"

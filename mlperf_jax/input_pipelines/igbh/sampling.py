@@ -28,33 +28,10 @@ from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.igbh import sampling_kernels as kernels
 from mlperf_jax.input_pipelines.igbh.arrays import Mapped
 from mlperf_jax.input_pipelines.igbh.in_edges import InEdges
+from mlperf_jax.input_pipelines.igbh.sampling_shape import Sample
 from mlperf_jax.input_pipelines.igbh.sizes import FANOUTS, MOST_NODES
 
 _WORD = 2**64 - 1
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sample:
-    """What was drawn for some seeds; nodes and edges lie in the order of the hops that brought them.
-
-    A local number is a node's place among the nodes of its type: the seeds come first, in their order, then what
-    appeared in hop 1, and so on. Nodes that hop h brought are the destinations of hop h + 1. So the outputs of
-    the seeds after H layers take all edges in layer 1, those up to hop H - 1 in layer 2, … and those of hop 1 in the
-    last; and a layer that takes the edges up to hop h computes nodes[type][h - 1] nodes from nodes[type][h].
-
-    Attributes:
-        ids: type -> nodes in the graph, int32 [n], each once.
-        nodes: type -> how many there are before the first hop and after each, H + 1 numbers; the last is n.
-        source: relation -> local numbers of its edges' sources, int32 [e].
-        target: relation -> those of their destinations, int32 [e], ascending; so the hops lie one after the other.
-        edges: relation -> how many there are after each hop, H numbers; the last is e.
-    """
-
-    ids: dict[str, np.ndarray]
-    nodes: dict[str, tuple[int, ...]]
-    source: dict[str, np.ndarray]
-    target: dict[str, np.ndarray]
-    edges: dict[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

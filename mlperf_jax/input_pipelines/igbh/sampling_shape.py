@@ -5,7 +5,8 @@ down. Room for nodes counts all hops up to one, as only the end of a type's node
 hop's own, so that the edges of the first hops are a slice of known length.
 NVIDIA's submissions pad in the same way, to the mean and five to seven deviations of their warm-up's node counts.
 
-Shape legend: B seeds, H hops, N room for nodes of a type, E room for edges of a relation.
+Shape legend: B seeds, H hops, N room for nodes of a type, E room for edges of a relation, n nodes of a type in a sample,
+e edges of a relation in it.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
+from mlperf_jax.input_pipelines.sources import Batch
 
-if TYPE_CHECKING:
-    from mlperf_jax.input_pipelines.igbh.sampling import Sample
+NOBODY = -1  # in place of a node's number, or of a label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,30 @@ class Shape:
         ]
         numbers = [pair for mine, theirs in pairs for pair in zip(mine, theirs, strict=True)]
         return max((a / b if b else math.inf for a, b in numbers if a), default=0.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """What was drawn for some seeds; nodes and edges lie in the order of the hops that brought them.
+
+    A local number is a node's place among the nodes of its type: the seeds come first, in their order, then what
+    appeared in hop 1, and so on. Nodes that hop h brought are the destinations of hop h + 1. So the outputs of
+    the seeds after H layers take all edges in layer 1, those up to hop H - 1 in layer 2, … and those of hop 1 in the
+    last; and a layer that takes the edges up to hop h computes nodes[type][h - 1] nodes from nodes[type][h].
+
+    Attributes:
+        ids: type -> nodes in the graph, int32 [n], each once.
+        nodes: type -> how many there are before the first hop and after each, H + 1 numbers; the last is n.
+        source: relation -> local numbers of its edges' sources, int32 [e].
+        target: relation -> those of their destinations, int32 [e], ascending; so the hops lie one after the other.
+        edges: relation -> how many there are after each hop, H numbers; the last is e.
+    """
+
+    ids: dict[str, np.ndarray]
+    nodes: dict[str, tuple[int, ...]]
+    source: dict[str, np.ndarray]
+    target: dict[str, np.ndarray]
+    edges: dict[str, tuple[int, ...]]
 
 
 def ends(key: str) -> tuple[str, str]:
@@ -248,6 +273,41 @@ def pad(sample: Sample, shape: Shape) -> tuple[Padded, Dropped]:
     )
     seed_mask = np.arange(shape.seeds) < sample.nodes[shape.seed_type][0]
     return Padded(seed_mask, ids, node_mask, source, target, edge_mask), dropped
+
+
+def laid_out(
+    padded: Padded,
+    dropped: Dropped,
+    labels: np.ndarray,
+    bins: Mapping[str, tuple[int, int]],
+    grouped: Callable[..., tuple[np.ndarray, np.ndarray]],
+) -> Batch:
+    """A row of a batch.
+
+    Args:
+        padded, dropped: of `pad`.
+        labels: int32 [B], `NOBODY` where there is no seed.
+        bins: type -> (block, bins) of types whose nodes are to be grouped.
+        grouped: (ids, block, bins) -> the ids by the bin that their block is dealt to, and where each is in them.
+
+    Returns:
+        "labels" int32 [B], -1 where there is no seed (0 in rows of padding, which are zeros); "dropped", int32,
+        nodes and edges that found no room; "ids/<type>" int32 [N], -1 where there is no node; of types that have bins
+        these are grouped by bin, and "place/<type>" int32 [N] says where each local number's is; of each relation
+        "source/<key>" and "target/<key>" int32 [E], local numbers, and "real/<key>" bool [E].
+    """
+    found: Batch = {"labels": labels, "dropped": np.array(dropped.total, np.int32)}
+    for kind, ids in padded.ids.items():
+        count = np.count_nonzero(padded.node_mask[kind])
+        found[f"ids/{kind}"] = ids = np.where(padded.node_mask[kind], ids, NOBODY)
+        if kind in bins:
+            found[f"place/{kind}"] = place = np.arange(len(ids), dtype=np.int32)
+            ids[:count], place[:count] = grouped(ids[:count], *bins[kind])
+    for key in padded.source:
+        found[f"source/{key}"] = padded.source[key]
+        found[f"target/{key}"] = padded.target[key]
+        found[f"real/{key}"] = padded.edge_mask[key]
+    return found
 
 
 def _check(sample: Sample, shape: Shape) -> None:

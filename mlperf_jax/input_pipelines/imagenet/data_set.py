@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import grain
@@ -20,6 +21,7 @@ import numpy as np
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import images, pipeline, records
 from mlperf_jax.input_pipelines.imagenet import files, tiny
+from mlperf_jax.input_pipelines.sources import Batch
 
 Normalise = Literal["reference", "imagenet_std"]
 
@@ -108,6 +110,10 @@ class ImageNet:
         source = files.open_split(folder, "validation", self.tiny)
         classes = self.classes or source.classes
         return pipeline.evaluation(source, EvalImage(self.image_size, self.normalise, classes))
+
+    def drawn(self, rows: int, example: Mapping[str, Any], rng: np.random.Generator) -> Batch:
+        """{"label"}: every class as frequent as the others; see `DrawsBatches`."""
+        return {"label": rng.integers(0, self.classes or 1000, rows).astype(np.int32)}
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """{"train": n, "validation": n} from the index and the listing; raises as `train`."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import building, pipeline, records
 from mlperf_jax.input_pipelines.kits19 import files, patches
+from mlperf_jax.input_pipelines.sources import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,17 @@ class Kits19:
         depth, height, width = self.shape
         whole = patches.WholeVolume((depth, height, width), self.side)
         return pipeline.evaluation(source, whole)
+
+    def drawn(self, rows: int, example: Mapping[str, Any], rng: np.random.Generator) -> Batch:
+        """{"label", "windows"}: kidneys in a tenth of the blocks, tumours in a third of them; see `DrawsBatches`."""
+        shape, block = example["label"].shape, self.side // 8
+        coarse = rng.choice(3, (rows, *(-(-side // block) for side in shape)), p=(0.9, 0.07, 0.03))
+        label = coarse.astype(np.uint8)
+        for axis, side in enumerate(shape, start=1):
+            label = np.repeat(label, block, axis).take(range(side), axis)
+        most = [patches.fit(side, self.side).windows for side in shape]
+        windows = rng.integers(1, most, (rows, len(most)), np.int32, endpoint=True)
+        return {"label": label, "windows": windows}
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """{"train": n, "validation": n} from the listing and the index; opens no volume; raises as `train`."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import building, pipeline, records
+from mlperf_jax.input_pipelines import building, drawing, pipeline, records
 from mlperf_jax.input_pipelines.laion import (
     builder,
     embeddings,
@@ -27,9 +28,12 @@ from mlperf_jax.input_pipelines.laion import (
     tiny as shapes,
 )
 from mlperf_jax.input_pipelines.laion.prompts import Prompts
+from mlperf_jax.input_pipelines.sources import Batch
 from mlperf_jax.input_pipelines.tokenizers import clip_bpe
 from mlperf_jax.input_pipelines.tokenizers.clip_bpe import ClipBpe
 
+_VOCABULARY = 49_408  # of CLIP's byte pairs; the last two begin and end a caption
+_MEAN_CAPTION = 10  # tokens between those two
 _LOOKED_AT = 4  # samples of each shard that `check` reads, and 1,024 prompts
 
 
@@ -91,6 +95,24 @@ class Laion:
         """
         source = rows.PromptRows(self.prompts(folder), self._tokenizer(folder), self.length)
         return pipeline.evaluation(source)
+
+    def drawn(self, rows: int, example: Mapping[str, Any], rng: np.random.Generator) -> Batch:
+        """{"moments", "tokens", "image_id", "id"}: captions of about twelve tokens; see `DrawsBatches`."""
+        vocabulary = shapes.VOCABULARY if self.tiny else _VOCABULARY
+        length = np.minimum(2 + rng.poisson(_MEAN_CAPTION, rows), self.length)[:, None]
+        place = np.arange(self.length)
+        words = drawing.log_uniform(rng, vocabulary - 2, (rows, self.length))
+        tokens = np.where(place < length - 1, words, np.where(place < length, vocabulary - 1, 0))
+        tokens[:, 0] = vocabulary - 2
+        form = (rows, self.side, self.side, self.channels)
+        mean, log_variance = rng.standard_normal((2, *form), np.float32)
+        number = np.arange(rows, dtype=np.int32)
+        return {
+            "moments": np.concatenate([5 * mean, log_variance - 8], -1),
+            "tokens": tokens.astype(np.int32),
+            "image_id": number,
+            "id": number,
+        }
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """Prompts; training's samples are repeated as a run asks. Raises as `train` and `validation`."""

@@ -9,9 +9,14 @@ Shape legend: S tokens of a window.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from mlperf_jax.errors import UserError
-from mlperf_jax.input_pipelines import pipeline, records
+from mlperf_jax.input_pipelines import drawing, pipeline, records
+from mlperf_jax.input_pipelines.sources import Batch
 from mlperf_jax.input_pipelines.tokens import builder, megatron
 from mlperf_jax.input_pipelines.tokens.megatron_file import TokenFile
 
@@ -78,6 +83,10 @@ class C4:
             int(self.extra_token),
         )
         return pipeline.evaluation(megatron.TokenWindows(windows, self.sequence_length))
+
+    def drawn(self, rows: int, example: Mapping[str, Any], rng: np.random.Generator) -> Batch:
+        """{"inputs", "labels"}: tokens as frequent as words; see `DrawsBatches`."""
+        return drawing.windows(rng, rows, example["inputs"].shape[0], self.vocabulary)
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """Windows of the validation file, at most those evaluated; training repeats its files; raises as `train`."""

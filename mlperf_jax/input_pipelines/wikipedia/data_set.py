@@ -11,10 +11,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines import pipeline, records
-from mlperf_jax.input_pipelines.wikipedia import builder, files, tiny
+from mlperf_jax.input_pipelines.sources import Batch
+from mlperf_jax.input_pipelines.wikipedia import builder, drawing, files, tiny
 from mlperf_jax.input_pipelines.wikipedia.packing import Packer, masked_places
 from mlperf_jax.input_pipelines.wikipedia.rows import Rows
 
@@ -78,6 +83,19 @@ class Wikipedia:
         """Evaluation's sequences in order, one a row; raises as `train`."""
         examples = self._examples(folder, "validation")
         return pipeline.evaluation(Rows(examples, self.sequence_length, self.predictions))
+
+    def drawn(self, rows: int, example: Mapping[str, Any], rng: np.random.Generator) -> Batch:
+        """All of a row: sequences as long as Wikipedia's, packed where training's are; see `DrawsBatches`."""
+        sequences, places = (example[k].shape[0] for k in ("cls_positions", "masked_positions"))
+        size = self.sequence_length
+        if sequences == 1:
+            sizes = drawing.lengths(rows, rng, size)
+        else:
+            sizes = drawing.fitting(self.batch_size, rows, sequences, rng, size)
+        limits = self.predictions, self.vocabulary
+        made = [drawing.example(rng, length, *limits) for length in sizes.tolist()]
+        found = drawing.batch(rows, places, sequences, made, size)
+        return {**found, "mask": found["sequences"][:, 0] > 0}
 
     def counts(self, folder: records.Folder) -> dict[str, int]:
         """Evaluation's sequences; those of training are repeated as a run asks; raises as `train`."""

@@ -1,8 +1,7 @@
-"""A decoder's train step twice: ours as a benchmark, and the same model in PyTorch.
+"""A decoder with AdamW, Llama's or GPT3's, whole or with LoRA adapters on a frozen base.
 
-What `compare_decoder_torch.py` and `bench_decoder_gpu.py` measure; not a script of its own. The twin
-is what one would write by hand in PyTorch: parameters in float32 under the names of `transformers`,
-autocast for bfloat16, `scaled_dot_product_attention`, `rms_norm`, fused AdamW.
+What one would write by hand in PyTorch: parameters in float32 under the names of `transformers`,
+`scaled_dot_product_attention`, `rms_norm`, layers recomputed in the backward pass as the benchmark says.
 
 B batch · T tokens · D width · V vocabulary rows · N query heads · K key/value heads · H head dimension
 """
@@ -10,84 +9,27 @@ B batch · T tokens · D width · V vocabulary rows · N query heads · K key/va
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 import torch
 from torch.nn import functional as F
 from torch.utils import checkpoint as checkpoints
 
-from mlperf_jax import metrics
-from mlperf_jax.core.benchmark import Benchmark, Target, Weighted, i32
+from mlperf_jax.input_pipelines.tokens.megatron import IGNORED
 from mlperf_jax.models import decoder_huggingface as huggingface
-from mlperf_jax.models.decoder import RULES, Decoder, rope_frequencies
-from mlperf_jax.models.decoder_config import DecoderConfig
-from mlperf_jax.ops.cross_entropy import chunked_xent, sequence_xent
+from mlperf_jax.models.decoder import rope_frequencies
+from mlperf_jax.models.decoder_config import DecoderConfig, Lora
+from scripts.twins import training
 
-ADAM = {"lr": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
-CLIP_NORM = 1.0  # every recipe of these benchmarks clips here
-
-
-# -- ours ------------------------------------------------------------------------------------------
+CHUNK = 1024  # tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step(Benchmark):
-    """One train step of a decoder as a benchmark, for the core to compile; it has no data."""
-
-    name = "decoder"
-    ruleset = "5.1.0"
-    metric = metrics.LogPerplexity()
-    rules = RULES
-
-    decoder: DecoderConfig
-    tokens: int
-    chunk: int = 1024
-    size: str = "tiny"
-    clip_norm: float | None = CLIP_NORM
-    train_samples: int = 1 << 20
-    eval_samples: int = 1
-    targets: tuple[Target, ...] = (Target("log_perplexity", at_most=0.0),)
-
-    def example(self):
-        return {"tokens": i32(self.tokens), "labels": i32(self.tokens)}
-
-    def model(self, rngs):
-        return Decoder(self.decoder, self.dtype, rngs=rngs)
-
-    def optimizer(self, tree):
-        return optax.adamw(**{"learning_rate" if k == "lr" else k: v for k, v in ADAM.items()})
-
-    def loss(self, model, batch, key):
-        hidden = model.hidden(batch["tokens"], key=key)  # [B, T, D]
-        total, count = chunked_xent(hidden, model.head_kernel(), batch["labels"], chunk=self.chunk)
-        return Weighted(total, count)
-
-    def predict(self, model, batch, key):
-        return sequence_xent(
-            model.hidden(batch["tokens"]), model.head_kernel(), batch["labels"], chunk=self.chunk
-        )
-
-    def eval_steps(self):
-        return itertools.count(1)
-
-    @property
-    def flops_per_sample(self):
-        return self.tokens * self.decoder.flops_per_token(self.tokens)
-
-
-def random_batch(config: DecoderConfig, batch: int, tokens: int) -> dict[str, np.ndarray]:
-    """Random tokens and the next ones, both [B, T] int32."""
-    draw = np.random.RandomState(0).randint(0, config.vocab, (batch, tokens + 1)).astype(np.int32)
-    return {"tokens": draw[:, :-1].copy(), "labels": draw[:, 1:].copy()}
-
-
-# -- theirs ----------------------------------------------------------------------------------------
+def piece_of_loss(x, labels, head):
+    """The summed cross entropy in float32 of tokens [T, D] under head [V, D]."""
+    return F.cross_entropy(F.linear(x, head).float(), labels, reduction="sum")
 
 
 class Projection(torch.nn.Module):
@@ -101,6 +43,19 @@ class Projection(torch.nn.Module):
 
     def forward(self, x):
         return F.linear(x, self.weight if self.bias is None else self.weight.T, self.bias)
+
+
+class Adapter(torch.nn.Module):
+    """alpha / rank B(A(dropout(x))), beside a projection."""
+
+    def __init__(self, inputs: int, outputs: int, lora: Lora):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.empty(lora.rank, inputs))
+        self.b = torch.nn.Parameter(torch.zeros(outputs, lora.rank))
+        self.scale, self.dropout = lora.scale, lora.dropout
+
+    def forward(self, x):
+        return F.linear(F.linear(F.dropout(x, self.dropout), self.a), self.scale * self.b)
 
 
 class Norm(torch.nn.Module):
@@ -150,12 +105,24 @@ class LlamaLayer(torch.nn.Module):
             }
         )
 
+        self.qkv_lora = self.out_lora = None
+        if config.lora is not None:
+            self.qkv_lora = Adapter(width, queries + 2 * shared, config.lora)
+            self.out_lora = Adapter(queries, width, config.lora)
+
     def forward(self, x, rope):
         own, mlp = self.self_attn, self.mlp
         y = self.input_layernorm(x)
-        q, k, v = own["q_proj"](y), own["k_proj"](y), own["v_proj"](y)
+        parts = own["q_proj"](y), own["k_proj"](y), own["v_proj"](y)
+        if self.qkv_lora is not None:
+            more = self.qkv_lora(y).split([z.shape[-1] for z in parts], -1)
+            parts = [z + low for z, low in zip(parts, more, strict=True)]
+        q, k, v = parts
         q, k = (self.turned(z, rope) for z in (q, k))
-        x = x + own["o_proj"](attend(q, k, v, self.config))
+        y = attend(q, k, v, self.config)
+        x = x + own["o_proj"](y)
+        if self.out_lora is not None:
+            x = x + self.out_lora(y)
         y = self.post_attention_layernorm(x)
         return x + mlp["down_proj"](F.silu(mlp["gate_proj"](y)) * mlp["up_proj"](y))
 
@@ -190,12 +157,12 @@ class GptLayer(torch.nn.Module):
         return x + self.mlp["c_proj"](y)
 
 
-class Twin(torch.nn.Module):
-    """The loss of a decoder in PyTorch, its parameters named as `huggingface.to_huggingface` does."""
+class Model(training.Model):
+    """The loss of a decoder, its parameters named as `huggingface.to_huggingface` does."""
 
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, given: Any):
         super().__init__()
-        self.config = config
+        self.config = config = given.decoder()
         rope = config.positions == "rope"
         layers = torch.nn.ModuleList(
             (LlamaLayer if rope else GptLayer)(config) for _ in range(config.layers)
@@ -213,12 +180,24 @@ class Twin(torch.nn.Module):
         if rope:
             each = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
             frequency = torch.tensor(np.tile(each, 2), dtype=torch.float32)
+            frequency = frequency.to(torch.get_default_device())
             self.register_buffer("frequency", frequency, persistent=False)
         if not config.tied:
             self.lm_head = Projection(config.width, config.vocab, False)
+        for name, parameter in self.named_parameters():
+            mean = 1.0 if "norm" in name or "ln_" in name else 0.0
+            torch.nn.init.normal_(parameter, mean, 0.02)
+            if config.lora is not None and "_lora" not in name:  # the base, as it is computed with
+                base = parameter.requires_grad_(False)
+                base.data = base.data.to(getattr(torch, given.dtype))
 
-    def forward(self, tokens, labels):
-        """Mean cross entropy of labels [B, T] in float32."""
+    def layers_to_compile(self):
+        parts = self.model if hasattr(self, "model") else self.transformer
+        return list(parts.values())[-2]
+
+    def forward(self, batch):
+        """Mean cross entropy of labels [B, T] in float32; -100 counts in none."""
+        tokens, labels = batch["inputs"], batch["labels"]
         parts = list((self.model if hasattr(self, "model") else self.transformer).values())
         embedding, layers, norm = parts[0], parts[-2], parts[-1]
         x, rope = embedding(tokens), None
@@ -231,8 +210,13 @@ class Twin(torch.nn.Module):
         for layer in layers:
             x = self.applied(layer, x, rope)
         head = embedding.weight if self.config.tied else self.lm_head.weight
-        logits = F.linear(norm(x), head).float()
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        x, labels = norm(x).flatten(0, 1), labels.flatten()
+        # piece by piece, as all logits at once are larger than a layer's activations
+        pieces = zip(x.split(CHUNK), labels.split(CHUNK), strict=True)
+        total = sum(
+            checkpoints.checkpoint(piece_of_loss, *p, head, use_reentrant=False) for p in pieces
+        )
+        return total / (labels != IGNORED).sum()
 
     def applied(self, layer, x, rope):
         """A layer, recomputed in the backward pass as `DecoderConfig.remat` says."""
@@ -260,63 +244,16 @@ class Twin(torch.nn.Module):
         return angle.cos(), angle.sin()
 
 
-class TwinStepper:
-    """Train steps of the twin, in float32 or under bfloat16 autocast."""
-
-    def __init__(
-        self, config: DecoderConfig, *, device: str, dtype: str = "float32", compiled: bool = False
-    ):
-        with torch.device(device):
-            self.twin = Twin(config)
-        self.dtype = getattr(torch, dtype)
-        self.device = device
-        for name, parameter in self.twin.named_parameters():
-            torch.nn.init.normal_(parameter, 1.0 if "norm" in name or "ln_" in name else 0.0, 0.02)
-        self.loss = torch.compile(self._loss) if compiled else self._loss
-        self.optimizer = torch.optim.AdamW(
-            self.twin.parameters(),
-            lr=ADAM["lr"],
-            betas=(ADAM["b1"], ADAM["b2"]),
-            eps=ADAM["eps"],
-            weight_decay=ADAM["weight_decay"],
-            fused=True,
-        )
-
-    @property
-    def parameters(self) -> int:
-        """How many weights are trained."""
-        return sum(parameter.numel() for parameter in self.twin.parameters())
-
-    def load(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Takes over a state dict of `huggingface.to_huggingface`, all of it."""
-        state = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
-        self.twin.load_state_dict(state, strict=True)
-
-    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        return {
-            name: torch.from_numpy(np.array(value)).long().to(self.device)
-            for name, value in batch.items()
-        }
-
-    def _loss(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            return self.twin(batch["tokens"], batch["labels"])
-
-    def step(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Loss, gradients, clipping, AdamW; returns the loss."""
-        loss = self.loss(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.twin.parameters(), CLIP_NORM, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    def wait(self) -> None:
-        """Until the device has done all that it was given."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+def load(model: Model, weights: Mapping[str, np.ndarray]) -> None:
+    """Takes over a state dict of `huggingface.to_huggingface`, all of it."""
+    state = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
+    model.load_state_dict(state, strict=True)
 
 
 def exported(params: Any, config: DecoderConfig) -> dict[str, np.ndarray]:
-    """Our parameters as the twin's state dict."""
+    """Our parameters as the model's state dict."""
     return huggingface.to_huggingface(jax.tree.map(np.asarray, params), config)
+
+
+def optimizer(model: Model, given: Any) -> Any:
+    return training.adamw(model, given, given.weight_decay)
