@@ -16,7 +16,7 @@ from mlperf_jax import metrics
 from mlperf_jax.core import brief
 from mlperf_jax.core.benchmark import Benchmark, Example, Weighted, i32
 from mlperf_jax.core.fields import Count, Fraction, Positive, Range, Rate, Several, Whole
-from mlperf_jax.core.placement import AUTO, Layers
+from mlperf_jax.core.placement import Layers
 from mlperf_jax.errors import UserError
 from mlperf_jax.input_pipelines.tokens import C4
 from mlperf_jax.models import decoder, decoder_huggingface, huggingface
@@ -82,7 +82,7 @@ class LanguageModel(Benchmark):
     hidden: Count = _OF_ARCHITECTURE
     vocab: Count = _OF_ARCHITECTURE
     # what the forward pass keeps per layer for the backward one, see `DecoderConfig.remat`; "auto": as much as fits
-    remat: Remat | None = AUTO
+    remat: Remat | None = "auto"
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -98,7 +98,7 @@ class LanguageModel(Benchmark):
 
     def decoder(self) -> decoder.DecoderConfig:
         """The model's configuration."""
-        remat = "full" if self.remat == AUTO else self.remat
+        remat = "full" if self.remat == "auto" else self.remat
         return self.architecture.replace(
             **{name: getattr(self, name) for name in SIZES}, remat=remat
         )

@@ -22,7 +22,7 @@ LIBRARIES = frozenset(
 )
 ROOMS = tuple(
     f"mlperf_jax.{room}."
-    for room in "core.brief decoding metrics models ops optimizers pictures".split()
+    for room in "core.brief core.placement decoding metrics models ops optimizers pictures".split()
 )
 # but what fields have their defaults from
 DEFAULTS = frozenset(
