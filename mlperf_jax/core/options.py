@@ -30,7 +30,10 @@ class RunOptions:
     seeds: Annotated[
         Several[Seed] | None, "of the set's runs in order, such as 1,2,3, in place of --runs"
     ] = None
-    mesh: Annotated[str | None, '"data=4,fsdp=2"; default all devices on `data`'] = None
+    mesh: Annotated[
+        str | None,
+        '"data=4,fsdp=2"; default all devices on `data`, for language models on TPUs and GPUs what suits them',
+    ] = None
     division: Annotated[Division | None, "a replaced optimizer or a transform requires open"] = None
     optimizer: Annotated[
         Any, 'an optax transformation, a function of the `ParamTree`, or a name "file.py:make"'

@@ -156,7 +156,6 @@ class UNet3D(nnx.Module):
                 f"unet3d: a patch of {'x'.join(map(str, x.shape[1:4]))} cannot be halved "
                 f"{len(self.down) + 1} times; every side must be a multiple of {times}"
             )
-        rows, x = len(x), space_to_depth.fill_rows(x)
         levels = [
             space_to_depth.fitting([side >> level for side in x.shape[1:4]], features)
             for level, features in enumerate(self.features)
@@ -171,8 +170,7 @@ class UNet3D(nnx.Module):
             self.up, reversed(skips), itertools.pairwise(levels), strict=True
         ):
             y = up(y, skip, below, here)
-        y = space_to_depth.take_rows(self.head(y, levels[-1]), rows)
-        return space_to_depth.unpack(y, levels[-1])
+        return space_to_depth.unpack(self.head(y, levels[-1]), levels[-1])
 
 
 class Layer(NamedTuple):

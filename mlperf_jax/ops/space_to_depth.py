@@ -26,13 +26,9 @@ import numpy as np
 from jax import lax
 
 from mlperf_jax.ops import conv
-from mlperf_jax.ops.shard import ROWS, free_axes, platform, row_axes, shard
+from mlperf_jax.ops.shard import platform
 
 _TPU_LANES = 128
-# The TPU's compiler lays rows into the 8 sublanes of a vector, and where there are fewer it takes parts of the volume
-# besides, by copies. Two blocks at 128^3 with 32 channels and their gradients take 44 ms for 8 rows, but 107 for
-# 7, 61 for 4, 31 for 2 and 11 for 1 (v5p, by planning's clock).
-_TPU_ROWS, _WORTH_FILLING = 8, 4
 
 
 @dataclass(frozen=True)
@@ -243,33 +239,3 @@ def pointwise(kernel: jax.Array, blocks: Blocks) -> jax.Array:
     same = jnp.eye(blocks.voxels, dtype=kernel.dtype)
     wide = same[:, None, :, None] * kernel[None, :, None, :]
     return wide.reshape(blocks.voxels * kernel.shape[0], -1)
-
-
-# -- rows ------------------------------------------------------------------------------------------
-
-
-def fill_rows(x: jax.Array) -> jax.Array:
-    """x with rows of zeros on each device where the platform computes more of them in less time.
-
-    Args:
-      x: [B, ...], B split over the mesh of the surrounding `jax.set_mesh` or not.
-
-    Returns:
-      [B', ...]; `take_rows` takes what came with x out of such an array.
-    """
-    ways = math.prod(free_axes()[axis] for axis in row_axes())
-    here = len(x) // ways
-    if platform() != "tpu" or not _WORTH_FILLING <= here < _TPU_ROWS or len(x) % ways:
-        return x
-    split = shard(x.reshape(ways, here, *x.shape[1:]), ROWS)
-    filled = jnp.pad(split, [(0, 0), (0, _TPU_ROWS - here), *[(0, 0)] * (x.ndim - 1)])
-    return shard(filled.reshape(ways * _TPU_ROWS, *x.shape[1:]), ROWS)
-
-
-def take_rows(x: jax.Array, rows: int) -> jax.Array:
-    """The `rows` rows that `fill_rows` was given, of an array [B', ...] of what it gave."""
-    if len(x) == rows:
-        return x
-    ways = len(x) // _TPU_ROWS
-    split = shard(x.reshape(ways, _TPU_ROWS, *x.shape[1:]), ROWS)
-    return shard(split[:, : rows // ways].reshape(rows, *x.shape[1:]), ROWS)

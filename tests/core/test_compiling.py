@@ -23,8 +23,14 @@ def tpus(**sizes):
 def test_tpus_gather_beside_products_where_weights_or_activations_are_split():
     assert compiling.options(tpus(data=2, fsdp=4))[GATHER] is True
     assert compiling.options(tpus(data=2, tensor=2))[GATHER] is True
-    assert compiling.options(tpus(data=8)) == {}
+    assert GATHER not in compiling.options(tpus(data=8))
     assert GATHER not in compiling.options(mesh.make_mesh("fsdp=8"))  # no TPU
+
+
+def test_no_tpu_makes_rows_of_parts_of_images(monkeypatch):
+    assert compiling.options(tpus(data=8))["xla_tpu_run_space_to_batch"] is False
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_run_space_to_batch=true")
+    assert "xla_tpu_run_space_to_batch" not in compiling.options(tpus(data=8))
 
 
 def test_sums_are_kept_from_a_library_that_reads_where_nothing_is(monkeypatch):

@@ -1,6 +1,7 @@
 """Meshes and recomputation that nobody chose: what suits the devices, and what a run says and keeps of it."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import toys
@@ -15,7 +16,7 @@ from mlperf_jax.errors import UserError
 EIGHT = Place("NVIDIA H100 80GB HBM3", 8)
 
 
-def full(name, **fields):
+def full(name, **fields) -> Any:
     return benchmarks.get(name, dtype="bfloat16", **fields)
 
 
@@ -54,7 +55,8 @@ FOUND = [
 def test_decoders_at_full_size(name, rows, place, sizes, remat):
     benchmark = full(name, batch_size=rows)
     assert placement.mesh_for(benchmark, place) == sizes
-    assert placement.with_remat(benchmark, place, sizes).remat == remat
+    settled: Any = placement.with_remat(benchmark, place, sizes)
+    assert settled.remat == remat
 
 
 def test_parts_of_an_array_are_whole_tiles():
@@ -77,12 +79,10 @@ def test_less_memory_recomputes_more():
     layers = benchmark.layered()
     needed = [placement.memory(benchmark, layers, sizes, r, state) for r in placement.REMATS]
     assert needed == sorted(needed, reverse=True) and len(set(needed)) == len(needed)
-    found = [placement.with_remat(benchmark, place, sizes).remat for place in _ever_smaller()]
+    kinds = ("TPU v5", "TPU v6 lite", "TPU v5 lite")
+    settled: list[Any] = [placement.with_remat(benchmark, Place(k, 16), sizes) for k in kinds]
+    found = [each.remat for each in settled]
     assert found == ["dots_no_batch", "attention", "full"]
-
-
-def _ever_smaller():
-    return [Place("TPU v5", 16), Place("TPU v6 lite", 16), Place("TPU v5 lite", 16)]
 
 
 def test_what_somebody_gave_stays():
@@ -97,8 +97,8 @@ def test_what_somebody_gave_stays():
 
 def test_where_nothing_is_known_of_the_devices_layers_keep_their_input():
     assert placement.here() is None  # CPUs
-    benchmark, mesh = placement.settle(full("llama31_8b"), None)
-    assert (benchmark.remat, mesh) == ("full", None)
+    settled: Any = placement.settle(full("llama31_8b"), None)
+    assert (settled[0].remat, settled[1]) == ("full", None)
     assert placement.settle(toys.Toy(), "data=2") == (toys.Toy(), "data=2")
 
 
@@ -116,8 +116,10 @@ def tiny(tmp_path, monkeypatch):
 
 def test_a_run_says_what_was_found_and_is_told_apart_by_what_was_asked(tiny, tmp_path):
     given = toys.options(tmp_path, data_dir=str(tmp_path / "data"))
-    planned = preflight.preflight(tiny, given, folders.data_folder(tiny, given))
-    sizes = placement.mesh_for(tiny, placement.here())
+    planned: Any = preflight.preflight(tiny, given, folders.data_folder(tiny, given))
+    place = placement.here()
+    assert place is not None
+    sizes = placement.mesh_for(tiny, place)
     assert "data" not in sizes
     assert {n: k for n, k in planned.assembly.mesh.shape.items() if k > 1} == sizes
     assert planned.benchmark.remat in placement.REMATS
