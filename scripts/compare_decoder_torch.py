@@ -1,4 +1,4 @@
-"""Times the tiny decoder's train step beside the same model in PyTorch eager, on a CPU.
+"""Times the tiny decoder's train step beside the same model in PyTorch, eager and compiled, on a CPU.
 
 Both halves hold the same weights, take the same batch and do the same work: loss, gradients, clipping,
 AdamW, all in float32. Ours is the step that `run` compiles.
@@ -6,7 +6,8 @@ AdamW, all in float32. Ours is the step that `run` compiles.
     python scripts/compare_decoder_torch.py --cores 1                     # a Llama of 3 layers, width 128
     python scripts/compare_decoder_torch.py --cores 1 --kind gpt3 --layers 2 --width 96 --tokens 64
 
-Ends with exit code 1 when ours is slower than PyTorch, by the median of the rounds' ratios.
+`--compiled` adds a side: the loss and its gradients by `torch.compile`, which needs a C++ compiler.
+Ends with exit code 1 when ours is slower than PyTorch eager, by the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -93,29 +94,35 @@ def main() -> None:
         default="full",
         help="what ours recomputes; new memory for what is kept costs a CPU more than that",
     )
+    parser.add_argument("--compiled", action="store_true", help="beside torch.compile too")
     arguments = parser.parse_args()
     given = benchmark(arguments)
-    ours, theirs = Ours(given), Twin(given.replace(remat=None))
+    ours = Ours(given)
     params = jax.tree.map(np.asarray, ours.stepper.state["params"])
-    decoder.load(theirs.model, decoder.exported(params, given.decoder()))
-    assert ours.parameters == theirs.parameters, (ours.parameters, theirs.parameters)
+    theirs = {}
+    for name in ("PyTorch eager", "torch.compile")[: 1 + arguments.compiled]:
+        twin = Twin(given.replace(remat=None), compiled=name == "torch.compile")
+        decoder.load(twin.model, decoder.exported(params, given.decoder()))
+        assert ours.parameters == twin.parameters, (ours.parameters, twin.parameters)
+        theirs[name] = twin.step
     print(
         f"{measuring.header()}\n{arguments.kind}, {given.layers} layers of {given.width}, "
         f"{given.vocab} vocabulary rows, {arguments.batch} x {arguments.tokens} tokens, "
         f"remat {given.remat}, float32: {ours.parameters:,} parameters in both"
     )
     for number in range(3):  # the same weights, and the same ones again after each update
-        pair = float(ours.step()), float(theirs.step())
-        print(f"loss of step {number}: ours {pair[0]:.6f}, torch {pair[1]:.6f}")
-        assert abs(pair[0] - pair[1]) < SAME, "the two halves do not compute the same"
+        losses = {"ours": float(ours.step())} | {k: float(step()) for k, step in theirs.items()}
+        print(f"loss of step {number}:", *(f"{name} {loss:.6f}" for name, loss in losses.items()))
+        apart = max(losses.values()) - min(losses.values())
+        assert apart < SAME, "the sides do not compute the same"
 
     def our_step() -> None:
         ours.step()
         ours.wait()
 
-    sides = {"PyTorch eager": theirs.step, "ours": our_step}
-    spent = measuring.in_turns(sides, arguments.rounds, arguments.seconds)
-    measuring.report(spent, "PyTorch eager", "a step")
+    spent = measuring.in_turns(theirs | {"ours": our_step}, arguments.rounds, arguments.seconds)
+    for name in theirs:
+        measuring.report({k: spent[k] for k in (name, "ours")}, name, "a step")
     sys.exit(statistics.median(measuring.ratios(spent, "ours", "PyTorch eager")) < 1)
 
 

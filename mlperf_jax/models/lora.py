@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mlperf_jax.errors import UserError
 from mlperf_jax.models import importing, quantised
 from mlperf_jax.models.decoder_config import DecoderConfig, Lora
+from mlperf_jax.ops import dense
 from mlperf_jax.ops.dropout import dropped
 
 # `Benchmark.frozen` of a model with adapters: every path without a component that ends in _lora
@@ -55,10 +56,11 @@ class LoraBranch(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> list[jax.Array]:
         """[B, T, I] -> one [B, T, O] per part, in `dtype`."""
-        low = dropped(x, self.dropout, key) @ self.a[...].astype(self.dtype)  # [B, T, R]
+        x = dropped(x, self.dropout, key)
+        low = dense.product(x, self.a[...].astype(self.dtype))  # [B, T, R]
         # B is cut, not the result, whose outputs may be split over the mesh
         b = (self.scale * self.b[...]).astype(self.dtype)
-        return [low @ part for part in jnp.split(b, np.cumsum(self.outputs)[:-1], axis=1)]
+        return [dense.product(low, p) for p in jnp.split(b, np.cumsum(self.outputs)[:-1], axis=1)]
 
 
 # -- adapters as values ----------------------------------------------------------------------------

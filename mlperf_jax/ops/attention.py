@@ -67,7 +67,7 @@ def attention(
     reaches anything else.
 
     "auto" is cuDNN's flash attention on NVIDIA GPUs and on TPUs the splash kernel, or with dropout that of whole
-    rows, where they take the arguments, else plain XLA, which holds all [B, N, T, S] scores.
+    rows, where they take the arguments, else plain XLA, which holds all [B, N, T, S] scores (on one CPU a few rows' of them).
 
     Args:
         q: [B, T, N, H] queries.

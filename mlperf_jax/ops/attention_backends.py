@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from mlperf_jax.errors import UserError
 from mlperf_jax.ops import dropout, splash as kernels, whole_attention
-from mlperf_jax.ops.shard import ROWS, row_axes, shard
+from mlperf_jax.ops.shard import ROWS, platform, row_axes, shard
 
 
 class Call(NamedTuple):
@@ -93,8 +93,12 @@ def without_blind(out: jax.Array, call: Call, own: bool) -> jax.Array:
 # --- plain XLA
 
 
+# Bytes of scores that a CPU holds at once where there are more of them: larger ones leave its caches.
+CACHED = 4 << 20
+
+
 def xla(call: Call, dropout_rate: float, dropout_key: jax.Array | None) -> jax.Array:
-    """All scores at once."""
+    """All scores at once; on one CPU those of a few rows, which are computed again in the backward pass."""
     # keys and values whole over `context`: the compiler gathers them
     q = shard(call.q, ROWS, "context", "tensor")
     k, v = (shard(x, ROWS, None, "tensor") for x in (call.k, call.v))
@@ -109,26 +113,76 @@ def xla(call: Call, dropout_rate: float, dropout_key: jax.Array | None) -> jax.A
         groups = (k.shape[2], grouped.shape[3]) if bias.shape[1] > 1 else (1, 1)
         bias = bias.reshape(bias.shape[0], *groups, *bias.shape[2:])
         bias = bias.astype(jnp.promote_types(bias.dtype, wide))
-
-    def attend(grouped: jax.Array, k: jax.Array, v: jax.Array, bias: Any, keep: Any) -> jax.Array:
-        scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=wide)
-        scores = scores * call.scale
-        weights = _softmax(scores if bias is None else scores + bias, mask)
-        if keep is not None:
-            weights = dropout.masked(weights, dropout_rate, keep)
-        return jnp.einsum(
-            "bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=wide
-        )
-
+    keep = None
     if dropout_rate > 0 and dropout_key is not None:
         shape = (batch, k.shape[2], grouped.shape[3], queries, k.shape[1])
         keep = dropout.kept(dropout_key, dropout_rate, shape)
+
+    def attend(grouped: Any, k: Any, v: Any, mask: Any, bias: Any, keep: Any) -> jax.Array:
+        scores = _scores(grouped, k, wide) * call.scale
+        weights = _softmax(scores if bias is None else scores + bias, mask)
+        if keep is not None:
+            weights = dropout.masked(weights, dropout_rate, keep)
+        return _weighted(weights.astype(v.dtype), v, wide).astype(q.dtype)
+
+    arrays = grouped, k, v, mask, bias, keep
+    pieces = _pieces(call, heads * queries * k.shape[1] * wide.itemsize)
+    if pieces > 1:
+        out = _in_pieces(jax.checkpoint(attend, prevent_cse=False), pieces, arrays)
+    elif keep is not None:
         # a byte of mask is kept for each weight, and no weights: they are computed again, as flash attention does
-        out = jax.checkpoint(attend)(grouped, k, v, bias, keep)
+        out = jax.checkpoint(attend)(*arrays)
     else:
-        out = attend(grouped, k, v, bias, None)
-    out = out.reshape(batch, queries, heads, v.shape[-1]).astype(q.dtype)
-    return shard(out, ROWS, "context", "tensor")
+        out = attend(*arrays)
+    return shard(out.reshape(batch, queries, heads, v.shape[-1]), ROWS, "context", "tensor")
+
+
+def _scores(q: jax.Array, k: jax.Array, wide: Any) -> jax.Array:
+    """[B, T, K, G, H] and [B, S, K, H] -> [B, K, G, T, S] of dtype `wide`.
+
+    XLA:CPU is given products of matrices that lie as they are multiplied, gradients too: in the form of the
+    others it copies the scores from one order to another, over and over.
+    """
+    if platform() != "cpu":
+        return jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=wide)
+    batch, queries, shared, groups, width = q.shape
+    q = q.transpose(0, 2, 3, 1, 4).reshape(batch, shared, groups * queries, width)
+    scores = jnp.einsum("bkth,bksh->bkts", q, k.swapaxes(1, 2), preferred_element_type=wide)
+    return scores.reshape(batch, shared, groups, queries, -1)
+
+
+def _weighted(weights: jax.Array, v: jax.Array, wide: Any) -> jax.Array:
+    """[B, K, G, T, S] and [B, S, K, V] -> [B, T, K, G, V], sums in dtype `wide`; see `_scores`."""
+    if platform() != "cpu":
+        return jnp.einsum("bkgts,bskh->btkgh", weights, v, preferred_element_type=wide)
+    batch, shared, groups, queries, keys = weights.shape
+    weights = weights.reshape(batch, shared, groups * queries, keys)
+    v = v.transpose(0, 2, 3, 1)
+    out = jnp.einsum("bkts,bkvs->bktv", weights, v, preferred_element_type=wide)
+    return out.reshape(batch, shared, groups, queries, -1).transpose(0, 3, 1, 2, 4)
+
+
+def _pieces(call: Call, row_bytes: int) -> int:
+    """Into how many pieces the rows are cut: more than 1 on a CPU alone, whose caches the scores exceed."""
+    batch = len(call.q)
+    alone = platform() == "cpu" and math.prod(call.parts.values()) == 1
+    if not alone or batch * row_bytes <= CACHED:
+        return 1
+    whole = (n for n in range(2, batch) if batch % n == 0 and batch // n * row_bytes <= CACHED)
+    return next(whole, batch)
+
+
+def _in_pieces(function: Callable[..., jax.Array], pieces: int, arrays: Any) -> jax.Array:
+    """function(*arrays) by pieces of the rows; an array with one row only is given whole."""
+    rows = len(arrays[0])
+    cut = [x is not None and len(x) == rows for x in arrays]
+    taken = [x.reshape(pieces, -1, *x.shape[1:]) for x, is_cut in zip(arrays, cut) if is_cut]
+
+    def piece(parts: list[jax.Array]) -> jax.Array:
+        left = iter(parts)
+        return function(*(next(left) if is_cut else x for x, is_cut in zip(arrays, cut)))
+
+    return jnp.concatenate(lax.map(piece, taken))
 
 
 @jax.custom_jvp

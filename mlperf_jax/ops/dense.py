@@ -43,6 +43,11 @@ def dot_general(
     return _product(x, kernel)
 
 
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., I] @ kernel [I, O] -> [..., O] by `dot_general`."""
+    return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _contracted(x, kernel, (x.ndim - 1,), (0,))

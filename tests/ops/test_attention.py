@@ -114,6 +114,31 @@ def test_dropout_keeps_a_byte_of_mask_for_each_weight_and_no_weights(capsys):
     assert kept == ["bool"]
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("biased", [None, (6, 4, 8, 6), (1, 4, 1, 6)], ids=str)
+def test_a_few_rows_at_a_time_give_what_all_give(monkeypatch, rows, biased):
+    with jax.enable_x64(True):
+        arrays = tensors(6, 8, 4, 2, 8, np.float64, keys=6, values=5)
+        bias = None if biased is None else bias_of(*biased, dtype=np.float64)
+        how = packed_apart(6, 8, 6) | {"dropout_rate": 0.3, "dropout_key": jax.random.key(1)}
+        whole = value_and_grads(*arrays, bias, **how)
+        monkeypatch.setattr(backends, "CACHED", rows * 4 * 8 * 6 * 8)
+        traced = jax.make_jaxpr(functools.partial(attention, bias=bias, **how))(*arrays)
+        assert f"length={6 // rows}" in str(traced)
+        for cut, uncut in zip(
+            *map(jax.tree.leaves, (value_and_grads(*arrays, bias, **how), whole))
+        ):
+            np.testing.assert_allclose(cut, uncut, rtol=1e-12, atol=1e-14)
+
+
+def test_scores_beyond_the_caches_are_never_whole_in_memory(monkeypatch):
+    q, k, v = (jax.ShapeDtypeStruct((16, 256, heads, 8), jnp.float32) for heads in (4, 2, 2))
+    step = jax.jit(jax.grad(lambda q, k, v: attention(q, k, v).sum(), (0, 1, 2)))
+    scores = 16 * 4 * 256 * 256 * 4
+    monkeypatch.setattr(backends, "CACHED", scores // 16)
+    assert step.lower(q, k, v).compile().memory_analysis().temp_size_in_bytes < scores / 2
+
+
 def test_bfloat16_rounds_the_result_only():
     q, k, v = tensors(1, 64, 4, 2, 16, jnp.bfloat16)
     out = attention(q, k, v)

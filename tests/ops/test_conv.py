@@ -143,6 +143,7 @@ def test_module_computes_in_its_dtype_and_keeps_wide_kernels():
 def test_all_forms_of_groups_are_equal(monkeypatch, platform, side, stride, groups):
     monkeypatch.setattr(conv, "platform", lambda: platform)
     monkeypatch.setattr(conv, "_TPU_LANES", 4)  # joins two groups of two channels
+    monkeypatch.setattr(conv, "_CPU_LANES", 4)
     x, kernel = normal(0, (2, side, side, 2 * groups)), normal(1, (3, 3, 2, 3 * groups))
 
     def plain(x, k):
@@ -159,7 +160,8 @@ def test_groups_are_joined_up_to_the_width_of_the_matrix_unit():
     """ResNeXt50_32x4d: 4, 8, 16 and 32 channels a group."""
     joined = [conv._joined("tpu", 32, channels) for channels in (4, 8, 16, 32, 256)]
     assert joined == [32, 16, 8, 4, 1]
-    assert conv._joined("cpu", 32, 4) == 32
+    assert [conv._joined("cpu", 32, channels) for channels in (1, 4, 8, 16, 32)] == [32, 8, 4, 4, 4]
+    assert conv._joined("cpu", 6, 8) == 6  # 4 do not divide them
     assert conv._joined("gpu", 32, 4) == 1
 
 
