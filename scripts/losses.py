@@ -28,7 +28,7 @@ ENDS = frozenset({0, 1})  # exit codes of a run that came to its end
 _ARRAYS = r"run_0/checkpoints/step_\d+(_\d+)?/arrays"
 _NAMES = re.compile(
     r"result_0\.txt|run_0(/(config|resumed|trained|scores|result)\.json|/scalars\.jsonl|/lock)?"
-    rf"|run_0/checkpoints(/newest|/step_\d+(_\d+)?(/meta\.json|/sealed)?)?|{_ARRAYS}(/.*)?"
+    rf"|run_0/checkpoints(/newest|/step_\d+(_\d+)?(/meta\.json|/sealed|/small_\d+)?)?|{_ARRAYS}(/.*)?"
 )
 # what a display, and a run that is told to stop, say on stderr
 _SAID = re.compile(

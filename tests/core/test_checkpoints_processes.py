@@ -107,7 +107,7 @@ from test_checkpoints import *
 mesh, both = mesh_of(data=8), mesh_of(data=2, fsdp=4)
 seen = {}
 
-def check(ckpt, mesh, spec, scale=20):
+def check(ckpt, mesh, spec, scale=80):
     state, meta = ckpt.restore(abstract(host_state(0, scale), mesh, spec))
     expected = host_state(meta["step"], scale)
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):

@@ -8,7 +8,7 @@ import toys
 from toy_data import Altered
 
 from mlperf_jax.core.benchmark import Target
-from mlperf_jax.core.checkpoints import arrays
+from mlperf_jax.core.checkpoints import arrays, packed
 from mlperf_jax.errors import UserError
 
 HARD = (Target("accuracy", above=1.0),)  # out of reach
@@ -40,6 +40,7 @@ def test_files_that_orbax_misses_end_the_run_in_a_sentence(tmp_path, monkeypatch
         raise ValueError("Save failed: 33/33 params are missing .zarray in checkpoint")
 
     monkeypatch.setattr(handler, "finalize", finalize)
+    monkeypatch.setattr(packed, "LIMIT", 0)  # all leaves are Orbax's
     with pytest.raises(UserError, match=r"was removed while the run wrote it|No such file"):
         toys.run(toys.Toy(targets=HARD), folder, max_samples=32 * 500)
 
