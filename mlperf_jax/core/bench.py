@@ -141,7 +141,9 @@ def _bench(
 ) -> BenchReport:
     benchmark = preflight.resolve_dtype(benchmark)
     phases.check_steady(benchmark, "bench")
-    benchmark, sizes = placement.settle(benchmark, options.mesh)
+    optimizer = options.optimizer
+    optimizer = load_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
+    benchmark, sizes = placement.settle(benchmark, options.mesh, optimizer)
     mesh = meshes.make_mesh(sizes)
     preflight.check_batches(benchmark, mesh)
     folder = options.data_dir if data_dir is None else data_dir
@@ -156,7 +158,7 @@ def _bench(
     if folder is not None and input == "input-only":
         found = _measure_input(benchmark, options, mesh, folder, how.steps, how.warmup)
     else:
-        found = _measure_steps(benchmark, options, mesh, folder, how)
+        found = _measure_steps(benchmark, options, optimizer, mesh, folder, how)
     return _report(benchmark, mesh, input=input, warmup=how.warmup, **found)
 
 
@@ -187,12 +189,12 @@ def _measure_input(
 def _measure_steps(
     benchmark: Benchmark,
     options: RunOptions,
+    optimizer: Any,
     mesh: Mesh,
     folder: str | None,
     how: Passes,
 ) -> dict[str, Any]:
-    optimizer, room = options.optimizer, scales.room(mesh, how.memory)
-    optimizer = load_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
+    room = scales.room(mesh, how.memory)
     assembly = states.assemble(benchmark, mesh, optimizer)
     scales.check_room(_bytes_of(assembly.abstract), room, f"{benchmark.name}'s state")
     train = _compile(lambda: loop.compile_train(assembly))
@@ -449,10 +451,11 @@ def git_commit() -> str | None:
 
 
 def _changed(benchmark: Benchmark) -> dict[str, Any]:
-    """The fields that are not as the recipe has them, but for the type of the computation."""
+    """The fields that are not as the recipe has them, but for the type of the computation and what devices decide."""
     recipe = scales.recipe(benchmark)
     mine, theirs = benchmark.config(), recipe.config() if recipe else benchmark.config()
-    return {n: v for n, v in mine.items() if v != theirs.get(n) and n != "dtype"}
+    same = {n for n, v in theirs.items() if n == "dtype" or v in (mine.get(n), placement.AUTO)}
+    return {n: v for n, v in mine.items() if n not in same}
 
 
 def _report(benchmark: Benchmark, mesh: Mesh, **found: Any) -> BenchReport:

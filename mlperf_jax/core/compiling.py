@@ -23,8 +23,8 @@ _OVERLAP = {
 
 
 # Where a device has fewer than eight rows a TPU's compiler makes rows out of parts of each image before it convolves,
-# and copies them there and back. By its own account its convolutions want no such thing (jax 0.10.2, libtpu 0.0.42):
-# two blocks of 3D U-Net on four volumes of a v5p take 115 ms with it and 39.6 ms without.
+# and copies them there and back. By its own account its convolutions want no such thing (jax 0.10.2, libtpu 0.0.42;
+# RetinaNet's row in docs/plan.md). Each of these alone changes nothing.
 _ROWS_AS_THEY_ARE = {
     "xla_tpu_run_space_to_batch": False,
     "xla_tpu_run_space_to_batch_after_spmd": False,

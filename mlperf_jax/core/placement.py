@@ -27,7 +27,7 @@ MOST_SPLIT = 16  # a layer's work split further has too little left to do
 _FILL = 0.85  # of the memory that an estimate may take
 _CLOSE = 1.05  # estimates of time that differ by less say nothing: then the smaller memory wins
 _TILE = 8  # parts of an array along its last but one axis are whole sublanes, or all that is gathered is padded
-_PASSED = 11  # times that activations go around over `tensor` in a layer: five products and their gradients, and again
+_PASSED = 11  # times that activations go around over `tensor` in a layer, as compiled: gathered six times, summed five
 _PRODUCTS = 0.85  # of the peak
 # Everything that a layer computes over what its products give, where nothing is recomputed.
 _ALL_KEPT = 3.2
